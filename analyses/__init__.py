@@ -1,0 +1,1 @@
+"""Analyses: one question per file, written as a script that anybody can run and read."""

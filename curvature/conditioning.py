@@ -1,0 +1,211 @@
+"""What a spectrum says about conditioning: records to records, no matrices."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from curvature.errors import ConfigurationError
+from curvature.records import ConditionNumbers, Quantity, Spectrum
+
+__all__ = ["PERCENTS", "condition_numbers", "marchenko_pastur_ratio", "sphericity"]
+
+PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
+GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
+DAMPING = 1e-6  # of the mean eigenvalue, for the damped sphericities
+_DAMPING_DECADES = range(0, 7)
+
+
+def condition_numbers(
+    spectrum: Spectrum, *, accuracy: float = GD_ACCURACY, damping: float = DAMPING
+) -> ConditionNumbers:
+    r"""Summarize a spectrum; eigenvalues $l_1 \ge l_2 \ge \dots$, $r$ the rank, $d$ the dimension.
+
+    ======================  =========================================================================================
+    ``kappa_rank``          $l_1 / l_r$: a lower bound where $l_r$ is below the noise floor; not a headline
+    ``kappa_50, 80, 95``    $l_1 / l_{\lceil p r \rceil}$ (headline)
+    ``gd_time``             steps $t$ of gradient descent at rate $1/l_1$ until $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$
+                            falls to ``accuracy`` times its value at 0, $c_i$ the gradient along $q_i$ (headline; needs
+                            ``spectrum(..., gradient=True)``)
+    ``am_gm``               $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple of I
+    ``ai_distance``         standard deviation of $\log l$ on the rank: affine-invariant distance to multiples of I
+    ``am_gm_damped``, ``ai_distance_damped``  the same for $l + \delta$ over all $d$, $\delta$ = ``damping`` times the mean
+    ``bures``               $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$, in [0, 1)
+    ``l1_over_mean``        $d\, l_1 / \operatorname{tr}$
+    ``participation_ratio`` $(\sum l)^2 / \sum l^2$
+    ``effective_rank``      $\exp$ of the entropy of $l / \sum l$ (Roy & Vetterli 2007)
+    ``stable_rank``         $\sum l^2 / l_1^2$
+    ``intrinsic_dimension`` $\sum l / l_1$
+    ======================  =========================================================================================
+
+    and, for $\delta$ in decades of the mean eigenvalue, $(l_1 + \delta)/(l_d + \delta)$ and $\sum l / (l + \delta)$.
+
+    An indefinite matrix has no condition number: then ``kappa_rank`` and the rest are *undefined*, and the ratios of
+    absolute values appear under their own names, ``abs_kappa_50`` and so on; ``stable_rank`` and ``participation_ratio``
+    (of the squares) stay.
+    """
+    if not 0 < accuracy < 1:
+        raise ConfigurationError(f"accuracy must lie between 0 and 1, got {accuracy}.")
+    if not damping > 0:
+        raise ConfigurationError(f"damping must be positive, got {damping}.")
+    sizes = np.abs(spectrum.on_rank)
+    values: dict[str, Quantity] = {}
+    damped: dict[float, tuple[Quantity, Quantity]] = {}
+    definite = spectrum.positive_semidefinite or bool((spectrum.eigenvalues >= -spectrum.noise_floor).all())
+    if not len(sizes) or sizes[0] == 0:
+        nothing = Quantity(math.nan, "undefined", "the matrix is zero")
+        values = dict.fromkeys(("kappa_rank", *(f"kappa_{p}" for p in PERCENTS)), nothing)
+    elif definite:
+        values["kappa_rank"] = _ratio(sizes, len(sizes), spectrum)
+        values |= {f"kappa_{p}": _ratio(sizes, _percentile(p, len(sizes)), spectrum) for p in PERCENTS}
+        if spectrum.gradient_weights is not None:
+            values["gd_time"] = _gd_time(spectrum, accuracy)
+        values |= _on_rank_spread(sizes, spectrum)
+        clipped = np.clip(spectrum.eigenvalues[::-1], 0, None)
+        values |= sphericity(clipped, damping)
+        values |= _ranks(clipped)
+        damped = _damped(clipped)
+    else:
+        note = "the matrix is indefinite"
+        undefined = ("kappa_rank", *(f"kappa_{p}" for p in PERCENTS))
+        values = dict.fromkeys(undefined, Quantity(math.nan, "undefined", note))
+        values |= {f"abs_kappa_{p}": _ratio(sizes, _percentile(p, len(sizes)), spectrum) for p in PERCENTS}
+        squares = sizes**2
+        values["stable_rank"] = Quantity(float(squares.sum() / squares[0]))
+        values["participation_ratio"] = Quantity(
+            float(spectrum.trace**2 / squares.sum()), "resolved", "(sum l)^2 / sum l^2 with signs"
+        )
+    return ConditionNumbers(
+        matrix=spectrum.matrix,
+        chart=spectrum.chart,
+        gauge=spectrum.gauge,
+        block=spectrum.block,
+        effective=spectrum.effective,
+        dim=spectrum.dim,
+        rank=spectrum.rank,
+        rank_rule=spectrum.rank_rule,
+        noise_floor=spectrum.noise_floor,
+        num_examples=spectrum.num_examples,
+        method=spectrum.method,
+        values=values,
+        damped=damped,
+    )
+
+
+def sphericity(eigenvalues: np.ndarray, damping: float = DAMPING) -> dict[str, Quantity]:
+    """Distances of a positive semidefinite spectrum from a multiple of the identity; 0 (or 1) at equality.
+
+    ``eigenvalues`` in any order, zeros included: they count, for a singular matrix is not spherical.
+    """
+    total, dim = float(eigenvalues.sum()), len(eigenvalues)
+    if total <= 0:
+        return dict.fromkeys(
+            ("bures", "l1_over_mean", "am_gm_damped", "ai_distance_damped"),
+            Quantity(math.nan, "undefined", "the matrix is zero"),
+        )
+    logs = np.log(eigenvalues + damping * total / dim)
+    note = f"eigenvalues shifted by {damping:g} of their mean"
+    return {
+        "bures": Quantity(max(0.0, 1 - float(np.sqrt(eigenvalues).sum()) ** 2 / (dim * total))),
+        "l1_over_mean": Quantity(dim * float(eigenvalues.max()) / total),
+        "am_gm_damped": Quantity(max(0.0, math.log((1 + damping) * total / dim) - float(logs.mean())), note=note),
+        "ai_distance_damped": Quantity(float(logs.std()), note=note),
+    }
+
+
+def marchenko_pastur_ratio(dim: int, num_examples: int) -> float:
+    r"""Largest over smallest *non-zero* eigenvalue expected of a sample covariance when the truth is the identity.
+
+    $((1 + \sqrt q)/(1 - \sqrt q))^2$ with $q = \min(d/N, N/d)$; infinite at $d = N$ (Marchenko & Pastur 1967).
+
+    >>> round(marchenko_pastur_ratio(100, 10000), 3)
+    1.494
+    """
+    if dim < 1 or num_examples < 1:
+        raise ConfigurationError(f"dim and num_examples must be at least 1, got {dim} and {num_examples}.")
+    root = math.sqrt(min(dim, num_examples) / max(dim, num_examples))
+    return math.inf if root == 1 else ((1 + root) / (1 - root)) ** 2
+
+
+def _percentile(percent: int, rank: int) -> int:
+    """``ceil(p r)`` in integers: 0.95 * 20 is 19, not 20."""
+    return -(-percent * rank // 100)
+
+
+def _ratio(sizes: np.ndarray, position: int, spectrum: Spectrum) -> Quantity:
+    """``l_1 / l_position`` of descending sizes, or the lower bound that the noise floor leaves."""
+    small = sizes[position - 1]
+    if small > spectrum.noise_floor:
+        return Quantity(float(sizes[0] / small))
+    return Quantity(
+        float(sizes[0] / spectrum.noise_floor),
+        "lower_bound",
+        f"eigenvalue {position} of {spectrum.rank} is below the noise floor {spectrum.noise_floor:.1e}",
+    )
+
+
+def _gd_time(spectrum: Spectrum, accuracy: float) -> Quantity:
+    kept = spectrum.eigenvalues > 0  # a zero mode carries no gradient: it drops out of the sum
+    values, weights = spectrum.eigenvalues[kept], spectrum.gradient_weights[kept]
+    gaps = weights / values
+    below = values <= spectrum.noise_floor
+    noise = float(gaps[below].sum() / gaps.sum()) if gaps.sum() > 0 else math.nan
+    if not gaps.sum() > 0:
+        return Quantity(math.nan, "undefined", "the gradient vanishes in the range of the matrix")
+    # log((1 - l/l_1)^2) without cancellation at small l/l_1; the top mode is gone after one step.
+    with np.errstate(divide="ignore"):
+        rates = 2 * np.log1p(-values / values[-1])
+
+    def remaining(steps: float) -> float:
+        return float((gaps * np.exp(steps * rates)).sum() / gaps.sum()) if steps else 1.0
+
+    high = 1.0
+    while remaining(high) > accuracy and high < 1e18:
+        high *= 2
+    low = high / 2 if high > 1 else 0.0
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if remaining(middle) > accuracy else (low, middle)
+    note = f"to {accuracy:g} of the initial gap"
+    if noise > accuracy / 10:
+        return Quantity(high, "unresolved", f"{note}; {noise:.0%} of the gap lies below the noise floor")
+    return Quantity(high, "resolved", note)
+
+
+def _on_rank_spread(sizes: np.ndarray, spectrum: Spectrum) -> dict[str, Quantity]:
+    resolved = bool(sizes[-1] > spectrum.noise_floor)
+    if not resolved:
+        note = f"{int((sizes <= spectrum.noise_floor).sum())} of {len(sizes)} eigenvalues are below the noise floor"
+        kept = sizes[sizes > 0]
+        status = "unresolved"
+    else:
+        note, kept, status = "", sizes, "resolved"
+    logs = np.log(kept)
+    return {
+        "am_gm": Quantity(max(0.0, float(np.log(kept.mean()) - logs.mean())), status, note),
+        "ai_distance": Quantity(float(logs.std()), status, note),
+    }
+
+
+def _ranks(values: np.ndarray) -> dict[str, Quantity]:
+    total, top = float(values.sum()), float(values[0])
+    shares = values[values > 0] / total
+    return {
+        "participation_ratio": Quantity(total**2 / float((values**2).sum())),
+        "effective_rank": Quantity(math.exp(-float((shares * np.log(shares)).sum()))),
+        "stable_rank": Quantity(float((values**2).sum()) / top**2),
+        "intrinsic_dimension": Quantity(total / top),
+    }
+
+
+def _damped(values: np.ndarray) -> dict[float, tuple[Quantity, Quantity]]:
+    mean = float(values.mean())
+    found = {}
+    for decade in _DAMPING_DECADES:
+        delta = mean * 10.0**-decade
+        found[delta] = (
+            Quantity(float((values[0] + delta) / (values[-1] + delta))),
+            Quantity(float((values / (values + delta)).sum())),
+        )
+    return found

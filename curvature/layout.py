@@ -1,0 +1,149 @@
+"""Where each named tensor lies in a flat vector, and which coordinates form a layer or a neuron."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvature.errors import ConfigurationError
+
+__all__ = ["Entry", "Layout"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One named tensor of a layout.
+
+    Attributes
+    ----------
+    name
+        The parameter's name in the user's module, e.g. ``"0.weight"``.
+    shape
+        Its shape.
+    layer
+        Path of the module that owns it, e.g. ``"0"``.
+    neuron_axis
+        Axis whose index is the neuron (0 for weights and biases); None if it belongs to no single one.
+    normalized
+        Whether weight normalization applies to it.
+    norm_axis
+        Axis that survives the norm (PyTorch's ``dim``); None: one norm for the whole tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: str
+    neuron_axis: int | None = None
+    normalized: bool = False
+    norm_axis: int | None = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of scalars."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def num_rows(self) -> int:
+        """Number of vectors that weight normalization normalizes in this tensor."""
+        return 1 if self.norm_axis is None else self.shape[self.norm_axis]
+
+    def rows(self, block: Tensor) -> Tensor:
+        """View ``(numel, ...)`` as ``(rows, row length, ...)``: one row per normalized vector."""
+        if self.norm_axis is None:
+            return block.reshape(1, self.numel, *block.shape[1:])
+        tensor = block.reshape(*self.shape, *block.shape[1:]).movedim(self.norm_axis, 0)
+        return tensor.reshape(self.num_rows, self.numel // self.num_rows, *block.shape[1:])
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Invert :meth:`rows`."""
+        if self.norm_axis is None:
+            return rows.reshape(self.numel, *rows.shape[2:])
+        rest = [size for axis, size in enumerate(self.shape) if axis != self.norm_axis]
+        tensor = rows.reshape(self.num_rows, *rest, *rows.shape[2:]).movedim(0, self.norm_axis)
+        return tensor.reshape(self.numel, *rows.shape[2:])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of named tensors in a flat vector of length ``dim``."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def dim(self) -> int:
+        """Length of the flat vector."""
+        return sum(entry.numel for entry in self.entries)
+
+    @cached_property
+    def slices(self) -> dict[str, slice]:
+        """Slice of each entry, by name."""
+        found, start = {}, 0
+        for entry in self.entries:
+            found[entry.name] = slice(start, start + entry.numel)
+            start += entry.numel
+        return found
+
+    def pairs(self) -> list[tuple[Entry, slice]]:
+        """Entries with their slices, in order."""
+        return [(entry, self.slices[entry.name]) for entry in self.entries]
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Split a ``(dim,)`` vector into named tensors (views)."""
+        if vector.shape != (self.dim,):
+            raise ConfigurationError(f"a flat vector here has shape ({self.dim},), got {tuple(vector.shape)}.")
+        return {entry.name: vector[where].view(entry.shape) for entry, where in self.pairs()}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Join named tensors into a ``(dim,)`` vector; the names must be exactly the layout's."""
+        expected, given = set(self.slices), set(tensors)
+        if expected != given:
+            raise ConfigurationError(
+                f"the names do not match: missing {sorted(expected - given)}, unknown {sorted(given - expected)}."
+            )
+        for entry in self.entries:
+            if tuple(tensors[entry.name].shape) != entry.shape:
+                raise ConfigurationError(
+                    f"{entry.name!r} has shape {entry.shape}, got {tuple(tensors[entry.name].shape)}."
+                )
+        return torch.cat([tensors[entry.name].reshape(-1) for entry in self.entries])
+
+    def blocks(self, by: str) -> dict[str, Tensor]:
+        """Index sets of the blocks of a matrix in these coordinates.
+
+        ``by`` is ``"all"``, ``"layer"``, ``"neuron"`` (an output row with its bias), or a regular
+        expression searched in the entries' names, whose matches form one block.
+        """
+        everything = torch.arange(self.dim)
+        if by == "all":
+            return {"all": everything}
+        found: dict[str, list[Tensor]] = {}
+        if by in ("layer", "neuron"):
+            for entry, where in self.pairs():
+                indices = everything[where]
+                if by == "layer":
+                    found.setdefault(entry.layer, []).append(indices)
+                elif entry.neuron_axis is None or not entry.shape:
+                    found.setdefault(entry.name, []).append(indices)
+                else:
+                    neurons = entry.shape[entry.neuron_axis]
+                    rows = indices.view(entry.shape).movedim(entry.neuron_axis, 0).reshape(neurons, -1)
+                    for neuron, row in enumerate(rows):
+                        found.setdefault(f"{entry.layer}[{neuron}]", []).append(row)
+        else:
+            try:
+                pattern = re.compile(by)
+            except re.error as error:
+                raise ConfigurationError(f"block {by!r} is not a regular expression: {error}.") from None
+            matching = [everything[where] for entry, where in self.pairs() if pattern.search(entry.name)]
+            if not matching:
+                raise ConfigurationError(
+                    f"block {by!r} matches no parameter; the names are {', '.join(self.slices)}. "
+                    "Use 'all', 'layer', 'neuron' or a pattern that matches."
+                )
+            found[by] = matching
+        return {name: torch.cat(parts) for name, parts in found.items()}

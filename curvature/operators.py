@@ -1,0 +1,239 @@
+"""Symmetric matrices known by their block products, their factor or their entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import psutil
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from curvature.errors import ConfigurationError, InputError, NonFiniteError, ResourceError, SelfCheckError
+from curvature.layout import Layout
+
+__all__ = ["SymmetricOperator", "blocks", "ensure_memory", "symmetrized"]
+
+_COLUMNS_AT_ONCE = 256  # of the identity, when a dense matrix is built from products
+
+
+@dataclass(frozen=True, eq=False)
+class SymmetricOperator:
+    r"""A real symmetric matrix $A \in \mathbb{R}^{D \times D}$, known by its products.
+
+    Attributes
+    ----------
+    name
+        What matrix this is: ``"hessian"``, ``"ggn"``, ...
+    dim
+        $D$.
+    matmat
+        $V \mapsto A V$ for ``V`` of shape ``(D, K)``: the primitive; a single product is one column.
+    dtype, device
+        Of the entries and of the vectors it multiplies.
+    positive_semidefinite
+        True where the definition guarantees it.
+    chart, gauge
+        The coordinates it is written in. A condition number without them is meaningless.
+    layout
+        Names of its coordinates; needed for blocks by layer, neuron or name.
+    num_examples
+        Number of examples behind the mean.
+    rank_bound
+        An upper bound of the rank that holds by construction, e.g. ``N (C - 1)``.
+    gradient
+        Gradient of the loss in the same coordinates, ``(D,)``, computed when asked.
+    dense_form
+        A cheaper route to the entries than ``D`` products.
+    factor_blocks
+        Yields blocks $B_k$ of shape ``(D, r_k)`` with $A = \sum_k B_k B_k^T$.
+    factor_columns
+        $\sum_k r_k$.
+    structural_rank
+        ``operator -> (rank, what was counted)``: rank by formula, verified by products with the operator.
+    to_chart
+        ``(operator, chart, effective) -> operator``: how this matrix moves to other coordinates. Matrices
+        of a problem have it; a matrix from anywhere else does not.
+    details
+        What else a record should say (number of sampled labels, damping, ...).
+
+    Examples
+    --------
+    >>> import torch
+    >>> A = SymmetricOperator.from_dense(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
+    >>> (A @ torch.tensor([1.0, -1.0])).tolist()
+    [1.0, -1.0]
+    >>> A
+    SymmetricOperator(matrix, 2 x 2, chart='given', gauge='-')
+    """
+
+    name: str
+    dim: int
+    matmat: Callable[[Tensor], Tensor] = field(repr=False)
+    dtype: torch.dtype
+    device: torch.device
+    positive_semidefinite: bool = False
+    chart: str = "given"
+    gauge: str = "-"
+    layout: Layout | None = field(default=None, repr=False)
+    num_examples: int | None = None
+    rank_bound: int | None = None
+    gradient: Callable[[], Tensor] | None = field(default=None, repr=False)
+    dense_form: Callable[[], Tensor] | None = field(default=None, repr=False)
+    factor_blocks: Callable[[], Iterator[Tensor]] | None = field(default=None, repr=False)
+    factor_columns: int | None = None
+    structural_rank: Callable[[SymmetricOperator], tuple[int, str]] | None = field(default=None, repr=False)
+    to_chart: Callable[..., SymmetricOperator] | None = field(default=None, repr=False)
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"SymmetricOperator({self.name}, {self.dim} x {self.dim}, chart={self.chart!r}, gauge={self.gauge!r})"
+
+    @classmethod
+    def from_dense(cls, matrix: Tensor, *, name: str = "matrix", **about: Any) -> SymmetricOperator:
+        """Wrap a symmetric ``(D, D)`` tensor; asymmetry beyond rounding is an error.
+
+        Further keywords are the attributes above (``chart``, ``layout``, ``positive_semidefinite``, ...).
+        """
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.shape[0]:
+            raise InputError(f"{name} must be a square matrix, got shape {tuple(matrix.shape)}.")
+        if not matrix.dtype.is_floating_point:
+            raise InputError(f"{name} must hold real floating-point numbers, got {matrix.dtype}.")
+        matrix = symmetrized(matrix.detach().clone(), name)
+        return cls(
+            name=name,
+            dim=len(matrix),
+            matmat=lambda block: matrix @ block,
+            dtype=matrix.dtype,
+            device=matrix.device,
+            dense_form=lambda: matrix.clone(),
+            **about,
+        )
+
+    def __matmul__(self, block: Tensor) -> Tensor:
+        """Multiply a vector ``(D,)`` or a block of columns ``(D, K)``."""
+        if not isinstance(block, Tensor):
+            raise ConfigurationError(f"{self.name} multiplies torch tensors, got {type(block).__name__}.")
+        if block.ndim not in (1, 2) or block.shape[0] != self.dim:
+            raise ConfigurationError(
+                f"{self.name} is {self.dim} x {self.dim}: it multiplies shape ({self.dim},) or ({self.dim}, K), "
+                f"got {tuple(block.shape)}."
+            )
+        if block.dtype != self.dtype or block.device != self.device:
+            raise ConfigurationError(
+                f"{self.name} is {self.dtype} on {self.device}, the vector is {block.dtype} on {block.device}: "
+                "convert the vector."
+            )
+        product = self.matmat(block[:, None] if block.ndim == 1 else block)
+        if not torch.isfinite(product).all():
+            raise NonFiniteError(f"a product with {self.name} is NaN or infinite; look at the model at this point.")
+        return product[:, 0] if block.ndim == 1 else product
+
+    def dense(self) -> Tensor:
+        """All entries, ``(D, D)``, exactly symmetric.
+
+        Built by the cheapest route the operator knows, else by ``D`` products. Asymmetry beyond
+        rounding means wrong derivatives, and is an error rather than averaged away.
+        """
+        ensure_memory(3 * self.dim**2 * self.dtype.itemsize, f"the dense {self.name} ({self.dim} x {self.dim})")
+        if self.dense_form is not None:
+            return symmetrized(self.dense_form(), self.name)
+        columns = []
+        for start in range(0, self.dim, _COLUMNS_AT_ONCE):
+            width = min(_COLUMNS_AT_ONCE, self.dim - start)
+            identity = torch.zeros(self.dim, width, dtype=self.dtype, device=self.device)
+            identity[start : start + width] = torch.eye(width, dtype=self.dtype, device=self.device)
+            columns.append(self @ identity)
+        return symmetrized(torch.cat(columns, dim=1), self.name)
+
+    def materialized(self) -> SymmetricOperator:
+        """The same matrix with its entries computed now and kept: many charts, blocks or products follow cheaply."""
+        matrix = self.dense()
+        return replace(self, matmat=lambda block: matrix @ block, dense_form=lambda: matrix.clone())
+
+    def to_scipy(self) -> LinearOperator:
+        """Present as a SciPy ``LinearOperator`` of the same precision (ARPACK, LOBPCG, ...)."""
+        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
+
+        def matmat(block: Any) -> Any:
+            columns = torch.as_tensor(block, dtype=self.dtype).to(self.device)
+            return (self @ columns).cpu().numpy()
+
+        def matvec(vector: Any) -> Any:
+            return matmat(vector.reshape(-1))
+
+        return LinearOperator((self.dim, self.dim), matvec=matvec, rmatvec=matvec, matmat=matmat, dtype=numpy_dtype)
+
+    def principal(self, indices: Tensor, name: str) -> SymmetricOperator:
+        """Restrict to some coordinates: rows and columns ``indices``, called ``name`` in records."""
+        return self._principal(indices, name, self.dense_form)
+
+    def _principal(self, indices: Tensor, name: str, dense_form: Callable[[], Tensor] | None) -> SymmetricOperator:
+        where = indices.to(self.device)
+
+        def matmat(block: Tensor) -> Tensor:
+            padded = torch.zeros(self.dim, block.shape[1], dtype=self.dtype, device=self.device)
+            padded[where] = block
+            return self.matmat(padded)[where]
+
+        return replace(
+            self,
+            dim=len(where),
+            matmat=matmat,
+            layout=None,
+            rank_bound=None if self.rank_bound is None else min(self.rank_bound, len(where)),
+            gradient=None if self.gradient is None else lambda: self.gradient()[where],
+            dense_form=None if dense_form is None else lambda: dense_form()[where][:, where],
+            factor_blocks=None
+            if self.factor_blocks is None
+            else lambda: (block[where] for block in self.factor_blocks()),
+            structural_rank=None,
+            to_chart=None,
+            details={**self.details, "block": name},
+        )
+
+
+def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]:
+    """Principal blocks of a matrix: ``by="all"``, ``"layer"``, ``"neuron"`` or a regular expression.
+
+    The entries of the whole matrix are computed once, when the first block needs them, and shared.
+    A neuron is one output row of a weight tensor together with its bias.
+    """
+    if operator.layout is None:
+        raise ConfigurationError(f"{operator.name} has no named coordinates, so it has no blocks by {by!r}.")
+    if by == "all":
+        return {"all": operator}
+    shared = cache(operator.dense)
+    return {name: operator._principal(index, name, shared) for name, index in operator.layout.blocks(by).items()}
+
+
+def symmetrized(matrix: Tensor, name: str) -> Tensor:
+    """Return the symmetric part; refuse what is not symmetric up to rounding, or not finite.
+
+    In place, to save memory. The tolerance is relative to the largest entry and grows with the
+    square root of the dimension, as rounding in sums of random signs does.
+    """
+    if not torch.isfinite(matrix).all():
+        raise NonFiniteError(f"{name} has NaN or infinite entries; look at the model and the data at this point.")
+    scale = matrix.abs().max()
+    asymmetry = (matrix - matrix.T).abs().max()
+    allowed = 100 * torch.finfo(matrix.dtype).eps * max(1.0, len(matrix) ** 0.5) * scale
+    if asymmetry > allowed:
+        raise SelfCheckError(
+            f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
+            f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative; freeze or replace it."
+        )
+    return matrix.add_(matrix.T.clone()).mul_(0.5)
+
+
+def ensure_memory(num_bytes: float, what: str) -> None:
+    """Refuse, before allocating, what does not fit into the memory that is free now."""
+    available = psutil.virtual_memory().available
+    if num_bytes > 0.9 * available:
+        raise ResourceError(
+            f"{what} needs about {num_bytes / 2**30:.1f} GB, {available / 2**30:.1f} GB are free. "
+            "Use a smaller model, a block (block='layer'), or products instead of the dense matrix."
+        )

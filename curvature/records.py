@@ -1,0 +1,473 @@
+"""Frozen results. They hold NumPy arrays and say what they are; they hold no model, no data, no operator.
+
+The three doors upstairs (:meth:`Spectrum.condition_numbers`, the plots, the table in a notebook) import the room they
+open only when they are used.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curvature.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "Alignment",
+    "Check",
+    "ConditionNumbers",
+    "GaugeState",
+    "Measured",
+    "Quantity",
+    "Spectrum",
+    "StepComparison",
+    "Study",
+    "TrainingCurve",
+    "Whitening",
+]
+
+_SCHEMA = "curvature/spectrum/1"
+_MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues do not happen, a zip bomb might
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number with its status; never a bare float.
+
+    Attributes
+    ----------
+    value
+        The number; NaN where ``status`` is ``"undefined"``.
+    status
+        ``"resolved"``, ``"lower_bound"`` (the truth is at least this: what it divides by is below the noise
+        floor), ``"unresolved"`` (computed, but it depends on digits that are not there), or ``"undefined"``.
+    note
+        Why, where it is not resolved.
+    """
+
+    value: float
+    status: str = "resolved"
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.status == "undefined":
+            return "undefined"
+        shown = f"{self.value:.4g}"
+        return {"lower_bound": f"> {shown}", "unresolved": f"({shown})"}.get(self.status, shown)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """All eigenvalues of one matrix in one chart, and how far they can be trusted.
+
+    Attributes
+    ----------
+    matrix, chart, gauge, block
+        What was decomposed. Eigenvalues without a gauge mean nothing.
+    effective
+        True for ``K^(1/2) A K^(1/2)`` (no gauge zeros), False for the chart's own coordinates.
+    eigenvalues
+        Ascending, ``(dim,)``, unit loss / coordinate**2.
+    num_examples
+        Examples behind the mean.
+    num_samples
+        Sampled labels per example; None unless Monte Carlo.
+    positive_semidefinite
+        Whether the definition guarantees it.
+    method
+        ``"dense"`` (LAPACK on the entries) or ``"factor"`` (singular values of ``B``, ``A = B B^T``).
+    noise_floor
+        Eigenvalues below it in absolute value cannot be told from zero.
+    rank, rank_rule
+        Rank and where it comes from: a structural formula with verified null vectors, or the threshold.
+    gradient_weights
+        Squared components of the loss gradient along the eigenvectors, where they were asked for.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    eigenvalues: np.ndarray = field(repr=False)
+    positive_semidefinite: bool
+    method: str
+    noise_floor: float
+    rank: int
+    rank_rule: str
+    dtype: str = "float64"
+    block: str = "all"
+    effective: bool = False
+    num_examples: int | None = None
+    num_samples: int | None = None
+    gradient_weights: np.ndarray | None = field(default=None, repr=False)
+    seconds: float = math.nan
+
+    @property
+    def dim(self) -> int:
+        """Number of eigenvalues."""
+        return len(self.eigenvalues)
+
+    @property
+    def inertia(self) -> tuple[int, int, int]:
+        """Numbers of negative, zero and positive eigenvalues; zero means not above the noise floor."""
+        negative = int((self.eigenvalues < -self.noise_floor).sum())
+        positive = int((self.eigenvalues > self.noise_floor).sum())
+        return negative, self.dim - negative - positive, positive
+
+    @property
+    def num_resolved(self) -> int:
+        """Number of eigenvalues above the noise floor in absolute value."""
+        negative, _, positive = self.inertia
+        return negative + positive
+
+    @property
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return float(self.eigenvalues.sum())
+
+    @property
+    def on_rank(self) -> np.ndarray:
+        """The ``rank`` largest eigenvalues in absolute value, by descending absolute value, signs kept."""
+        return self.eigenvalues[np.argsort(-np.abs(self.eigenvalues), kind="stable")][: self.rank]
+
+    @property
+    def label(self) -> str:
+        """Matrix, chart and gauge in a few words."""
+        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
+        return f"{self.matrix}, {self.chart}{gauge}" + ("" if self.block == "all" else f", {self.block}")
+
+    def condition_numbers(self, **options: Any) -> ConditionNumbers:
+        """Every summary of :mod:`curvature.conditioning` that is defined for this spectrum."""
+        from curvature.conditioning import condition_numbers
+
+        return condition_numbers(self, **options)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the eigenvalues by rank on ``ax`` (new if None); returns the Axes."""
+        from curvature.figures import plot_spectrum
+
+        return plot_spectrum(self, ax=ax)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.npz`` file: the arrays, and the rest as JSON. No pickle."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ConfigurationError(f"a spectrum is saved as .npz, got {path.name!r}.")
+        about = {key: value for key, value in _fields(self).items() if not isinstance(value, np.ndarray)}
+        arrays = {key: value for key, value in _fields(self).items() if isinstance(value, np.ndarray)}
+        np.savez(path, about=np.array(json.dumps({"schema": _SCHEMA} | about)), **arrays)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Spectrum:
+        """Read what :meth:`save` wrote."""
+        path = Path(path)
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigurationError(f"{path} is larger than any spectrum ({_MAX_BYTES / 2**30:.0f} GB): not read.")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
+                arrays = {key: stored[key] for key in stored.files if key != "about"}
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(f"{path} is not a saved spectrum: {error}") from error
+        if about.pop("schema", None) != _SCHEMA:
+            raise ConfigurationError(f"{path} is not a spectrum of schema {_SCHEMA}.")
+        return cls(**about, **arrays)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per eigenvalue, ascending, with its index and whether it is above the noise floor."""
+        import pandas as pd
+
+        columns = {
+            "index": np.arange(self.dim),
+            "eigenvalue": self.eigenvalues,
+            "resolved": np.abs(self.eigenvalues) > self.noise_floor,
+        }
+        return pd.DataFrame(columns).assign(matrix=self.matrix, chart=self.chart, gauge=self.gauge, block=self.block)
+
+    def to_xarray(self) -> xr.DataArray:
+        """Label the eigenvalues; everything else becomes attributes."""
+        import xarray as xr
+
+        about = {
+            key: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+            for key, value in _fields(self).items()
+            if not isinstance(value, np.ndarray)
+        }
+        return xr.DataArray(
+            self.eigenvalues, dims="index", coords={"index": np.arange(self.dim)}, name="eigenvalue", attrs=about
+        )
+
+    def __repr__(self) -> str:
+        low, high = self.eigenvalues[[0, -1]]
+        return (
+            f"Spectrum({self.label}: {self.dim} eigenvalues in [{low:.4g}, {high:.4g}], rank {self.rank}, "
+            f"noise floor {self.noise_floor:.1e}, {self.method})"
+        )
+
+    def _repr_html_(self) -> str:
+        from curvature.figures import spectrum_svg
+
+        summary = self.condition_numbers()
+        negative, zero, positive = self.inertia
+        rows = {
+            "eigenvalues": f"{self.dim} ({negative} negative, {zero} below the noise floor, {positive} positive)",
+            "extremes": f"{self.eigenvalues[0]:.4g} to {self.eigenvalues[-1]:.4g}",
+            "rank": f"{self.rank} ({self.rank_rule})",
+            "trace": f"{self.trace:.4g}",
+            "noise floor": f"{self.noise_floor:.1e}",
+            **{name: str(quantity) for name, quantity in summary.headline.items()},
+            "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
+        }
+        body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        return (
+            f"<div><b>{html.escape(self.label)}</b><div style='display:flex;gap:1em;align-items:center'>"
+            f"<table>{body}</table>{spectrum_svg(self)}</div></div>"
+        )
+
+
+@dataclass(frozen=True)
+class ConditionNumbers:
+    """Summaries of one spectrum, each a :class:`Quantity` under its own name.
+
+    ``values`` maps name to quantity (see :func:`curvature.conditioning.condition_numbers` for the formulas); ``damped``
+    maps ``delta`` to ``(kappa_damped, effective_dimension)``.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    block: str
+    effective: bool
+    dim: int
+    rank: int
+    rank_rule: str
+    noise_floor: float
+    num_examples: int | None
+    method: str
+    values: Mapping[str, Quantity]
+    damped: Mapping[float, tuple[Quantity, Quantity]]
+
+    def __getitem__(self, name: str) -> Quantity:
+        if name not in self.values:
+            raise ConfigurationError(f"no quantity {name!r} for {self.matrix}; there are {', '.join(self.values)}.")
+        return self.values[name]
+
+    @property
+    def headline(self) -> dict[str, Quantity]:
+        """The quantities to quote: ``kappa_p`` and ``gd_time`` (or their absolute forms if indefinite)."""
+        wanted = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95")
+        return {name: self.values[name] for name in wanted if name in self.values}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} = {quantity}" for name, quantity in self.headline.items())
+        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
+        return f"ConditionNumbers({self.matrix}, {self.chart}{gauge}, rank {self.rank}: {shown})"
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(quantity))}</td><td>{html.escape(quantity.note)}</td></tr>"
+            for name, quantity in self.values.items()
+        )
+        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
+        title = f"{self.matrix}, {self.chart}{gauge}, rank {self.rank}"
+        return f"<div><b>{html.escape(title)}</b><table>{body}</table></div>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and CSV."""
+        about = {key: value for key, value in _fields(self).items() if key not in ("values", "damped")}
+        return about | {name: asdict(quantity) for name, quantity in self.values.items()}
+
+
+@dataclass(frozen=True)
+class StepComparison:
+    r"""How close one chart's gradient step is to the damped natural-gradient step, at one damping.
+
+    Attributes
+    ----------
+    chart, gauge, block
+        Which steps, in which scope.
+    damping
+        $a$: relative damping, $\lambda = a \operatorname{tr}(F) / P$.
+    lambda_
+        $\lambda$, unit loss / weight**2, added to $F$ *on the weights*.
+    efficiency
+        $E \in [0, 1]$: the best line-search decrease of the quadratic model along the chart's step, over that of the
+        full damped natural-gradient step.
+    index
+        $R = (E - E_\text{SGD}) / (E_\text{neuron-block} - E_\text{SGD})$: 0 is gradient descent, 1 neuron-block natural
+        gradient; NaN where the two ends coincide.
+    kappa
+        Condition number of $K^{1/2}(F + \lambda I)K^{1/2}$: 1 where $K \propto (F + \lambda I)^{-1}$.
+    am_gm, ai_distance
+        Distance of the same matrix from a multiple of the identity; 0 at the natural gradient.
+    """
+
+    chart: str
+    gauge: str
+    damping: float
+    lambda_: float
+    efficiency: float
+    block: str = "all"
+    index: float = math.nan
+    kappa: float = math.nan
+    am_gm: float = math.nan
+    ai_distance: float = math.nan
+    num_examples: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Chart and gauge in a few words."""
+        return self.chart if self.gauge == "-" else f"{self.chart} ({self.gauge})"
+
+
+@dataclass(frozen=True)
+class Alignment:
+    r"""Where one neuron's weights lie in the eigenbasis of its gradient covariance $C$ (claim C2).
+
+    ``cosine`` is $|\cos(x, e_1)|$ with the top eigenvector; ``rayleigh`` is $(x^T C x / x^T x) / (\operatorname{tr} C / d)$,
+    1 for a random direction in expectation. ``null_cosine`` is the mean of $|\cos|$ for a random direction.
+    """
+
+    neuron: str
+    direction: str
+    cosine: float
+    rayleigh: float
+    null_cosine: float
+    dim: int
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Whitening:
+    r"""Sphericity of one neuron's gradient covariance before and after removing one direction (claim C3).
+
+    ``bures`` in [0, 1) and ``am_gm_damped`` are 0 for a multiple of the identity; ``projection`` says which direction was
+    projected out: ``"none"``, ``"w"``, ``"random"`` or ``"e1"``.
+    """
+
+    neuron: str
+    projection: str
+    bures: float
+    am_gm_damped: float
+    l1_over_mean: float
+    dim: int
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class GaugeState:
+    r"""The stretches $\|v\| / |g|$ of all normalized rows at one point: what gauge "checkpoint" means in numbers."""
+
+    chart: str
+    gauge: str
+    minimum: float
+    median: float
+    maximum: float
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """One self-check or identity: what was compared, how far apart it was, and how far it may be."""
+
+    name: str
+    value: float
+    tolerance: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within the tolerance (NaN is not)."""
+        return bool(self.value <= self.tolerance)
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """One run of one arm: mean loss over all data, ``(T,)``, at the optimizer steps ``steps``."""
+
+    arm: str
+    seed: int
+    steps: np.ndarray = field(repr=False)
+    losses: np.ndarray = field(repr=False)
+    accuracies: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One record and where it was taken: arm (whose weights), seed, checkpoint and optimizer step."""
+
+    arm: str
+    seed: int
+    checkpoint: str
+    step: int
+    record: Spectrum | ConditionNumbers | StepComparison | Alignment | Whitening | GaugeState
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything one command measured: what the run directory and the report are made from.
+
+    Attributes
+    ----------
+    command
+        ``"spectrum"`` or ``"compare"``.
+    config
+        The resolved configuration; running it again gives the same numbers.
+    model, data
+        One line each, for people.
+    num_weights, num_examples
+        ``P`` and ``N``.
+    measurements
+        All records, each with its place.
+    curves
+        Training curves, if anything was trained.
+    checks
+        Identities and self-checks with their values.
+    warnings
+        What a reader must know before quoting a number.
+    provenance
+        Versions, seeds, hashes, machine, times.
+    """
+
+    command: str
+    config: Mapping[str, Any]
+    model: str
+    data: str
+    num_weights: int
+    num_examples: int
+    measurements: tuple[Measured, ...] = field(repr=False)
+    curves: tuple[TrainingCurve, ...] = field(default=(), repr=False)
+    checks: tuple[Check, ...] = field(default=(), repr=False)
+    warnings: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def of(self, kind: type, **where: Any) -> list[Measured]:
+        """Measurements of one kind of record; ``where`` filters by place or by the record's own fields.
+
+        >>> study.of(Spectrum, matrix="ggn", checkpoint="late")  # doctest: +SKIP
+        """
+
+        def value(measured: Measured, key: str) -> Any:
+            owner = measured if hasattr(measured, key) else measured.record
+            return getattr(owner, key)
+
+        return [
+            measured
+            for measured in self.measurements
+            if isinstance(measured.record, kind) and all(value(measured, k) == v for k, v in where.items())
+        ]
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {item.name: getattr(record, item.name) for item in fields(record)}

@@ -1,0 +1,199 @@
+"""All eigenvalues of a symmetric matrix, with the floor below which they say nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvature.errors import ConfigurationError, ResourceError, SelfCheckError
+from curvature.operators import SymmetricOperator, ensure_memory
+from curvature.records import Spectrum
+
+__all__ = ["METHODS", "spectrum"]
+
+METHODS = ("auto", "dense", "factor")
+_FLOOR = 10  # units of rounding of the norm: what LAPACK and the products before it leave behind
+
+
+def spectrum(
+    operator: SymmetricOperator,
+    *,
+    chart: Any = None,
+    effective: bool = False,
+    method: str = "auto",
+    gradient: bool = False,
+) -> Spectrum:
+    r"""Compute every eigenvalue, exactly up to rounding.
+
+    Parameters
+    ----------
+    operator
+        The matrix, ``D x D``.
+    chart
+        Write the matrix in this chart first (``curvature.pullback``); None leaves it as it is.
+    effective
+        With a chart: take ``K^(1/2) A K^(1/2)`` instead (``curvature.effective``), which has no gauge zeros.
+    method
+        ``"dense"``: LAPACK on the entries, eigenvalues to about $u \|A\|$ absolutely. ``"factor"``: singular values of
+        $B$, $A = B B^T$, which resolves eigenvalues down to about $u^2 \|A\|$; a factor with more columns than rows is
+        first reduced by a streamed QR. ``"auto"``: the factor where it has at most ``D`` columns, else dense.
+    gradient
+        Also compute the squared components of the loss gradient along the eigenvectors, which ``gd_time`` needs;
+        costs the eigenvectors.
+
+    Returns
+    -------
+    Spectrum
+        Eigenvalues ascending, unit loss / coordinate**2. The noise floor is the largest of ten units of rounding of the
+        norm, what the known null space shows, and (dense, semidefinite) the most negative eigenvalue.
+
+    Raises
+    ------
+    SelfCheckError
+        If a matrix that must be positive semidefinite has a negative eigenvalue beyond rounding, or the eigenvalues do
+        not add up to the trace.
+    ResourceError
+        Before allocating, if the matrix does not fit in memory.
+
+    Notes
+    -----
+    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by the Gram
+    matrix of the factor, which would halve the digits.
+
+    Examples
+    --------
+    >>> import torch
+    >>> A = SymmetricOperator.from_dense(torch.diag(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)))
+    >>> spectrum(A).eigenvalues.tolist()
+    [1.0, 2.0, 3.0]
+    """
+    if method not in METHODS:
+        raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if chart is not None or effective:
+        if operator.to_chart is None or chart is None:
+            raise ConfigurationError(
+                f"{operator.name} in chart {operator.chart!r} cannot be moved: a chart needs a whole matrix on the weights, "
+                "made from a problem, and effective=True needs a chart."
+            )
+        operator = operator.to_chart(operator, chart, effective)
+    if gradient and operator.gradient is None:
+        raise ConfigurationError(f"{operator.name} was not made from a problem: it has no gradient.")
+    if method == "factor" and operator.factor_blocks is None:
+        raise ConfigurationError(f"{operator.name} has no factor; use method='dense'.")
+
+    started = time.perf_counter()
+    by_factor = method == "factor" or (
+        method == "auto" and operator.factor_columns is not None and operator.factor_columns <= operator.dim
+    )
+    slope = operator.gradient() if gradient else None
+    try:
+        values, weights = _by_factor(operator, slope) if by_factor else _dense(operator, slope)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(f"the spectrum of {operator.name} ran out of memory: {error}") from error
+    return _record(operator, values, weights, "factor" if by_factor else "dense", time.perf_counter() - started)
+
+
+def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+    matrix = operator.dense()
+    trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
+    if slope is None:
+        values, weights = _eigenvalues(matrix), None
+    else:
+        values, vectors = _eigenvectors(matrix)
+        weights = (vectors.T @ slope.cpu().numpy()) ** 2
+    eps = torch.finfo(operator.dtype).eps
+    if abs(values.sum() - trace) > 100 * len(values) * eps * size:
+        raise SelfCheckError(
+            f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
+        )
+    return values, weights
+
+
+def _eigenvalues(matrix: Tensor) -> np.ndarray:
+    # numpy's OpenBLAS is the fastest LAPACK here on the CPU; on another device the matrix stays there.
+    if matrix.device.type == "cpu":
+        return np.linalg.eigvalsh(matrix.numpy())
+    return torch.linalg.eigvalsh(matrix).cpu().numpy()
+
+
+def _eigenvectors(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    if matrix.device.type == "cpu":
+        return np.linalg.eigh(matrix.numpy())
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.cpu().numpy(), vectors.cpu().numpy()
+
+
+def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+    rows = min(operator.dim, operator.factor_columns or operator.dim)
+    ensure_memory(4 * rows * operator.dim * operator.dtype.itemsize, f"the factor of {operator.name}")
+    short = _short_factor(operator.factor_blocks(), operator.dim)  # (r, D), A = short^T short
+    if slope is None:
+        singular, weights = torch.linalg.svdvals(short), None
+    else:
+        _, singular, right = torch.linalg.svd(short, full_matrices=short.shape[0] < operator.dim)
+        weights = ((right @ slope) ** 2).cpu().numpy()[::-1].copy()
+    values = np.zeros(operator.dim, dtype=singular.cpu().numpy().dtype)
+    values[operator.dim - len(singular) :] = (singular.cpu().numpy() ** 2)[::-1]
+    return values, weights
+
+
+def _short_factor(blocks: Iterator[Tensor], dim: int) -> Tensor:
+    """Stack ``B^T``, reduced by QR to at most ``dim`` rows whenever it grows past twice that."""
+    held: list[Tensor] = []
+    for block in blocks:
+        held.append(block.T)
+        if sum(len(part) for part in held) > 2 * dim:
+            held = [torch.linalg.qr(torch.cat(held), mode="r").R]
+    stacked = torch.cat(held)
+    return torch.linalg.qr(stacked, mode="r").R if len(stacked) > dim else stacked
+
+
+def _record(
+    operator: SymmetricOperator, values: np.ndarray, weights: np.ndarray | None, method: str, seconds: float
+) -> Spectrum:
+    eps = torch.finfo(operator.dtype).eps
+    norm = float(np.abs(values).max())
+    floor = (_FLOOR * eps) ** 2 * norm if method == "factor" else _FLOOR * eps * norm
+    sizes = np.sort(np.abs(values))
+    rank, rule = None, ""
+    if operator.structural_rank is not None:
+        rank, rule = operator.structural_rank(operator)
+        if rank < operator.dim:
+            # What is known to be zero shows what zero looks like after rounding.
+            floor = max(floor, float(sizes[operator.dim - rank - 1]))
+    if operator.positive_semidefinite:
+        allowed = 100 * max(1.0, len(values) ** 0.5) * eps * norm
+        if -values.min() > allowed:
+            raise SelfCheckError(
+                f"{operator.name} must be positive semidefinite but has the eigenvalue {values.min():.3g} (largest "
+                f"{values.max():.3g}): a derivative or the loss is wrong."
+            )
+        floor = max(floor, -float(values.min()))
+    if rank is None:
+        threshold = max(floor, len(values) * eps * norm if method == "dense" else floor)
+        rank = int((sizes > threshold).sum())
+        rule = f"threshold: absolute value above {threshold:.2e}"
+    details = operator.details
+    return Spectrum(
+        matrix=operator.name,
+        chart=operator.chart,
+        gauge=operator.gauge,
+        eigenvalues=np.ascontiguousarray(values),
+        positive_semidefinite=operator.positive_semidefinite,
+        method=method,
+        noise_floor=floor,
+        rank=rank,
+        rank_rule=rule,
+        dtype=str(operator.dtype).removeprefix("torch."),
+        block=str(details.get("block", "all")),
+        effective=bool(details.get("effective", False)),
+        num_examples=operator.num_examples,
+        num_samples=details.get("num_samples"),
+        gradient_weights=weights,
+        seconds=seconds,
+    )

@@ -1,0 +1,166 @@
+"""Small seeded models and embedded data; some with curvature known on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from curvature.errors import ConfigurationError
+from curvature.problem import Problem
+
+__all__ = [
+    "MODELS",
+    "cnn",
+    "digits",
+    "digits_problem",
+    "linear_regression",
+    "mlp",
+    "softmax_regression",
+    "two_layer_linear",
+]
+
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "identity": nn.Identity}
+
+
+def digits(num_examples: int | None = None, *, image: bool = False) -> tuple[Tensor, Tensor]:
+    """The 1797 handwritten 8 x 8 digits of scikit-learn, pixels in [0, 1], in their own order.
+
+    Real data that come with the package: no download. Some pixels are 0 on every image, so every model on them has
+    known null directions. ``num_examples`` takes the first ones; ``image=True`` gives ``(N, 1, 8, 8)``.
+    """
+    from sklearn.datasets import load_digits  # slow to import, and not every user needs it
+
+    inputs, targets = load_digits(return_X_y=True)
+    if num_examples is not None and not 1 <= num_examples <= len(inputs):
+        raise ConfigurationError(f"num_examples must be between 1 and {len(inputs)}, got {num_examples}.")
+    pixels = torch.as_tensor(inputs[:num_examples], dtype=torch.float64) / 16
+    labels = torch.as_tensor(targets[:num_examples])
+    return (pixels.view(-1, 1, 8, 8) if image else pixels), labels
+
+
+def mlp(
+    widths: Sequence[int] = (64, 16, 10), *, activation: str = "tanh", seed: int = 0, dtype: torch.dtype = torch.float64
+) -> nn.Sequential:
+    """Fully connected network with these widths (inputs, hidden layers, outputs); PyTorch's default initialization.
+
+    >>> sum(p.numel() for p in mlp((4, 3, 2)).parameters())
+    23
+    """
+    if len(widths) < 2 or any(int(width) < 1 for width in widths):
+        raise ConfigurationError(f"widths must list at least inputs and outputs, all positive, got {tuple(widths)}.")
+    layers: list[nn.Module] = []
+    with _seeded(seed):
+        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(fan_in, fan_out, dtype=dtype), _activation(activation)]
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+def cnn(
+    channels: Sequence[int] = (4, 8), *, activation: str = "tanh", seed: int = 0, dtype: torch.dtype = torch.float64
+) -> nn.Sequential:
+    """Small convolutional network for ``(N, 1, 8, 8)`` digits: 3 x 3 convolutions with stride 2, then one linear layer."""
+    layers: list[nn.Module] = []
+    with _seeded(seed):
+        sizes = (1, *channels)
+        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, dtype=dtype), _activation(activation)]
+        side = 8
+        for _ in channels:
+            side = (side + 1) // 2
+        layers += [nn.Flatten(), nn.Linear(sizes[-1] * side**2, 10, dtype=dtype)]
+    return nn.Sequential(*layers).eval()
+
+
+def digits_problem(
+    num_examples: int | None = None,
+    *,
+    widths: Sequence[int] = (16,),
+    activation: str = "tanh",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> Problem:
+    """Digits with a fully connected classifier of these hidden widths, softmax cross-entropy, at initialization."""
+    model = mlp((64, *widths, 10), activation=activation, seed=seed)
+    return Problem.from_module(model, loss="cross-entropy", data=digits(num_examples), dtype=dtype)
+
+
+def linear_regression(num_examples: int = 200, dim: int = 20, *, noise: float = 0.1, seed: int = 0) -> Problem:
+    r"""Least squares with half squared error at its optimum: Hessian = GGN = Fisher $= X^T X / N$, no bias.
+
+    Gaussian inputs, so the spectrum lies between the Marchenko-Pastur edges $(1 \pm \sqrt{d/N})^2$.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(num_examples, dim, generator=generator, dtype=torch.float64)
+    truth = torch.randn(dim, 1, generator=generator, dtype=torch.float64)
+    targets = inputs @ truth + noise * torch.randn(num_examples, 1, generator=generator, dtype=torch.float64)
+    layer = nn.Linear(dim, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linalg.lstsq(inputs, targets).solution.T)
+    return Problem.from_module(layer, loss="half-squared-error", data=(inputs, targets))
+
+
+def softmax_regression(num_examples: int = 100, dim: int = 5, num_classes: int = 3, *, seed: int = 0) -> Problem:
+    r"""Softmax regression at zero weights: $H = \frac1C (I - \frac1C 1 1^T) \otimes \Sigma$, $\Sigma = X^T X / N$, no bias.
+
+    Eigenvalues: those of $\Sigma / C$, each ``C - 1`` times, and ``dim`` zeros.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(num_examples, dim, generator=generator, dtype=torch.float64)
+    targets = torch.randint(num_classes, (num_examples,), generator=generator)
+    layer = nn.Linear(dim, num_classes, bias=False, dtype=torch.float64)
+    nn.init.zeros_(layer.weight)
+    return Problem.from_module(layer, loss="cross-entropy", data=(inputs, targets))
+
+
+def two_layer_linear(
+    widths: tuple[int, int, int] = (5, 4, 3), *, num_examples: int = 50, seed: int = 0
+) -> tuple[Problem, tuple[Tensor, Tensor]]:
+    r"""Linear network $W_2 W_1 x$ on exactly whitened inputs with half squared error, and its ``(W_1, W_2)``.
+
+    The non-zero GGN eigenvalues are $\{\sigma_i(W_2)^2 + \sigma_j(W_1)^2\}$, singular values padded with zeros.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    fan_in, hidden, fan_out = widths
+    if num_examples < fan_in:
+        raise ConfigurationError(f"whitening {fan_in} inputs needs at least {fan_in} examples, got {num_examples}.")
+    inputs = torch.randn(num_examples, fan_in, generator=generator, dtype=torch.float64)
+    inputs = torch.linalg.qr(inputs).Q * num_examples**0.5
+    targets = torch.randn(num_examples, fan_out, generator=generator, dtype=torch.float64)
+    model = nn.Sequential(
+        nn.Linear(fan_in, hidden, bias=False, dtype=torch.float64),
+        nn.Linear(hidden, fan_out, bias=False, dtype=torch.float64),
+    )
+    with torch.no_grad():
+        for layer in model:
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
+    problem = Problem.from_module(model, loss="half-squared-error", data=(inputs, targets))
+    return problem, (model[0].weight.detach().clone(), model[1].weight.detach().clone())
+
+
+def _digits_mlp(widths: Sequence[int] = (16,), activation: str = "tanh", seed: int = 0) -> nn.Module:
+    return mlp((64, *widths, 10), activation=activation, seed=seed)
+
+
+MODELS = {"digits-mlp": _digits_mlp, "digits-cnn": cnn}
+
+
+def _activation(name: str) -> nn.Module:
+    if name not in _ACTIVATIONS:
+        raise ConfigurationError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {name!r}.")
+    return _ACTIVATIONS[name]()
+
+
+class _seeded:  # noqa: N801 - reads as a verb in a with statement
+    """Initialize layers from a seed and put the global generator back."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.state)
