@@ -19,6 +19,7 @@ _HOMES = {
     "conditioning": ("condition_numbers", "marchenko_pastur_ratio", "sphericity"),
     "errors": (
         "ConfigurationError",
+        "ConvergenceError",
         "CurvatureError",
         "InputError",
         "NonFiniteError",
@@ -26,6 +27,7 @@ _HOMES = {
         "ResourceError",
         "SelfCheckError",
     ),
+    "krylov": ("conjugate_gradients", "extremal_eigenvalues", "spectral_density"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "HalfSquaredError", "MeanSquaredError", "PerExample"),
     "matrices": (
         "effective",

@@ -6,6 +6,7 @@ from enum import IntEnum
 
 __all__ = [
     "ConfigurationError",
+    "ConvergenceError",
     "CurvatureError",
     "ExitCode",
     "InputError",
@@ -60,6 +61,12 @@ class SelfCheckError(CurvatureError, RuntimeError):
 
 class NonFiniteError(SelfCheckError, ArithmeticError):
     """A product or a derivative is NaN or infinite: look at the model at this point."""
+
+
+class ConvergenceError(CurvatureError, RuntimeError):
+    """An iteration did not reach its tolerance within its budget: raise the budget or lower the demand."""
+
+    exit_code = ExitCode.RESOURCES
 
 
 class ResourceError(CurvatureError, MemoryError):

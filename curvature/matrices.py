@@ -76,7 +76,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     return _on_weights(
         problem,
         "hessian",
-        matmat,
+        _linearized_once(chain, problem.loss.hessian, second_order=True),
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
     )
 
@@ -313,6 +313,8 @@ def _output_space(
     def contracted() -> Tensor:
         return structured.curvature(chain, matrix, second_order=False)
 
+    if chain is not None and matrix is not None:
+        matmat = _linearized_once(chain, matrix, second_order=False)
     if factor is None:
         return _on_weights(problem, name, matmat, dense_form=None if chain is None else contracted)
 
@@ -341,6 +343,14 @@ def _output_space(
         if chain is not None and matrix is not None and num_columns > 2
         else lambda: _accumulate(factor_blocks(), problem),
     )
+
+
+def _linearized_once(
+    chain: structured.Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool
+) -> Callable[[Tensor], Tensor]:
+    """Products by hand-linearized passes; what does not depend on the vectors is computed at the first product."""
+    products = cache(lambda: structured.Products(chain, output_hessian, second_order=second_order))
+    return lambda block: products()(block)
 
 
 def _chain(problem: Problem, method: str) -> structured.Chain | None:

@@ -18,6 +18,7 @@ from curvature.layout import Layout
 __all__ = ["SymmetricOperator", "blocks", "ensure_memory", "symmetrized"]
 
 _COLUMNS_AT_ONCE = 256  # of the identity, when a dense matrix is built from products
+_TILE = 256  # rows and columns of a tile that fits into cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,22 +212,35 @@ def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]
 
 
 def symmetrized(matrix: Tensor, name: str) -> Tensor:
-    """Return the symmetric part; refuse what is not symmetric up to rounding, or not finite.
+    """Make a nearly symmetric matrix exactly symmetric, in place; refuse asymmetry beyond rounding, and NaN.
 
-    In place, to save memory. The tolerance is relative to the largest entry and grows with the
-    square root of the dimension, as rounding in sums of random signs does.
+    The tolerance is relative to the largest entry and grows with the square root of the dimension, as rounding in sums of
+    random signs does. One pass in tiles: the transposed tile is read while it is in cache.
     """
-    if not torch.isfinite(matrix).all():
+    scale = matrix.new_zeros(())
+    asymmetry = matrix.new_zeros(())
+    for rows in _tiles(len(matrix)):
+        for cols in _tiles(len(matrix), rows.start):
+            upper, lower = matrix[rows, cols], matrix[cols, rows].T
+            scale = torch.maximum(scale, torch.maximum(upper.abs().max(), lower.abs().max()))  # NaN propagates
+            difference = (upper - lower).abs_().max()
+            if difference > 0:
+                mean = (upper + lower).mul_(0.5)
+                asymmetry = torch.maximum(asymmetry, difference)
+                matrix[rows, cols], matrix[cols, rows] = mean, mean.T
+    if not torch.isfinite(scale):
         raise NonFiniteError(f"{name} has NaN or infinite entries; look at the model and the data at this point.")
-    scale = matrix.abs().max()
-    asymmetry = (matrix - matrix.T).abs().max()
-    allowed = 100 * torch.finfo(matrix.dtype).eps * max(1.0, len(matrix) ** 0.5) * scale
+    allowed = 100 * torch.finfo(matrix.dtype).eps * len(matrix) ** 0.5 * scale
     if asymmetry > allowed:
         raise SelfCheckError(
             f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
             f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative; freeze or replace it."
         )
-    return matrix.add_(matrix.T.clone()).mul_(0.5)
+    return matrix
+
+
+def _tiles(size: int, start: int = 0) -> Iterator[slice]:
+    return (slice(k, min(k + _TILE, size)) for k in range(start, size, _TILE))
 
 
 def ensure_memory(num_bytes: float, what: str) -> None:

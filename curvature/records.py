@@ -27,9 +27,11 @@ __all__ = [
     "Alignment",
     "Check",
     "ConditionNumbers",
+    "ExtremalEigenvalues",
     "GaugeState",
     "Measured",
     "Quantity",
+    "SpectralDensity",
     "Spectrum",
     "StepComparison",
     "Study",
@@ -287,6 +289,54 @@ class ConditionNumbers:
         """Plain values for JSON and CSV."""
         about = {key: value for key, value in _fields(self).items() if key not in ("values", "damped")}
         return about | {name: asdict(quantity) for name, quantity in self.values.items()}
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """A density of eigenvalues, held as the quadrature that produced it; smoothing is a choice of the picture.
+
+    ``nodes`` (Ritz values, unit loss / coordinate**2) and ``weights`` (each row sums to one) have shape
+    ``(num_probes, num_matvecs)``.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    dim: int
+    nodes: np.ndarray = field(repr=False)
+    weights: np.ndarray = field(repr=False)
+    num_examples: int | None = None
+    num_products: int = 0
+    seconds: float = math.nan
+
+    def moment(self, power: int) -> tuple[float, float]:
+        """Estimate of ``mean(eigenvalue**power)`` and its standard error over probes (NaN for one probe)."""
+        per_probe = (self.weights * self.nodes**power).sum(axis=1)
+        spread = per_probe.std(ddof=1) if len(per_probe) > 1 else math.nan
+        return float(per_probe.mean()), float(spread / len(per_probe) ** 0.5)
+
+
+@dataclass(frozen=True)
+class ExtremalEigenvalues:
+    """Ritz values at the ends of a spectrum, with what is known of their errors.
+
+    ``largest`` descending, ``smallest`` ascending. ``residuals`` and ``error_bounds`` are for ascending values (smallest
+    first); the bounds hold given the gaps that the Ritz values show. ``converged`` says that all bounds meet the tolerance,
+    not that no eigenvalue was missed.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    dim: int
+    largest: np.ndarray
+    smallest: np.ndarray
+    residuals: np.ndarray = field(repr=False)
+    error_bounds: np.ndarray = field(repr=False)
+    converged: bool
+    num_products: int
+    num_examples: int | None = None
+    seconds: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < layout provenance records < operators parameterization losses < problem krylov"
-    " < layers structured estimators spectra < nullspace < zoo matrices < checks conditioning < preconditioners"
+    "_version errors < layout provenance records < operators parameterization losses < problem"
+    " < layers structured krylov estimators spectra < nullspace < zoo matrices < checks conditioning < preconditioners"
     " < steps noise < training < study < figures < report < loading < cli"
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}

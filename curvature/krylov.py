@@ -1,0 +1,378 @@
+"""Krylov methods on block products: extremal eigenvalues, spectral densities, linear solves.
+
+Every basis is kept orthogonal by full reorthogonalization, twice in each step; nothing is differentiated, nothing is
+specific to a network.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
+from curvature.operators import SymmetricOperator, ensure_memory
+from curvature.records import ExtremalEigenvalues, SpectralDensity
+
+__all__ = ["conjugate_gradients", "extremal_eigenvalues", "lanczos", "spectral_density"]
+
+
+def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
+    """Tridiagonalize a matrix on the Krylov space of each column of ``starts``.
+
+    The columns, shape ``(D, P)``, advance together: one block product per step. Returns the diagonals, ``(P, num_matvecs)``,
+    and off-diagonals, ``(P, num_matvecs - 1)``. A column whose Krylov space is exhausted goes on with zeros, which
+    decouple. Memory: ``num_matvecs * P`` vectors of length ``D``.
+    """
+    dim, num_probes = starts.shape
+    ensure_memory(num_matvecs * num_probes * dim * operator.dtype.itemsize, "the Lanczos basis")
+    basis = torch.empty(num_probes, num_matvecs, dim, dtype=operator.dtype, device=operator.device)
+    diagonal = starts.new_zeros(num_probes, num_matvecs)
+    off_diagonal = starts.new_zeros(num_probes, num_matvecs)
+    vectors = (starts / torch.linalg.vector_norm(starts, dim=0)).T.contiguous()
+    scale = starts.new_zeros(num_probes)
+    for step in range(num_matvecs):
+        basis[:, step] = vectors
+        residual = (operator @ vectors.T).T
+        diagonal[:, step] = (vectors * residual).sum(dim=1)
+        scale = torch.maximum(scale, torch.linalg.vector_norm(residual, dim=1))
+        if step + 1 == num_matvecs:
+            break
+        span = basis[:, : step + 1]
+        for _ in range(2):  # twice is enough (Giraud, Langou & Rozloznik 2005)
+            inner = torch.matmul(span, residual[:, :, None])
+            residual = residual - torch.matmul(span.mT, inner)[:, :, 0]
+        length = torch.linalg.vector_norm(residual, dim=1)
+        alive = length > dim * torch.finfo(operator.dtype).eps * scale
+        off_diagonal[:, step] = torch.where(alive, length, 0)
+        vectors = torch.where(alive[:, None], residual / torch.where(alive, length, 1)[:, None], 0)
+    return diagonal, off_diagonal[:, : num_matvecs - 1]
+
+
+def spectral_density(
+    operator: SymmetricOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator
+) -> SpectralDensity:
+    r"""Estimate the eigenvalue density by stochastic Lanczos quadrature (SLQ).
+
+    $$p(\lambda) = \frac{1}{D} \sum_{i=1}^{D} \delta(\lambda - \lambda_i).$$
+
+    A random unit vector weighs the eigenvalues by its squared components in the eigenbasis; in expectation that is $p$.
+    Lanczos from it gives the Gauss quadrature of the weighted density (Golub & Meurant 2010).
+
+    Parameters
+    ----------
+    num_matvecs
+        Lanczos steps $m$ per probe, ``1 <= m <= D``: the resolution; exact for polynomials up to degree $2m - 1$.
+    num_probes
+        Independent probes: the statistics.
+    generator
+        Source of the probes, drawn on the CPU; the caller owns the seed.
+
+    Notes
+    -----
+    Costs ``num_matvecs`` block products with ``num_probes`` columns. The middle of the spectrum is resolved to about
+    ``(max - min) / num_matvecs`` and nothing finer should be read from it; never take a smallest eigenvalue, hence a
+    condition number, from a density.
+
+    Examples
+    --------
+    >>> A = SymmetricOperator.from_dense(torch.diag(torch.tensor([1.0, 1.0, 1.0, 5.0], dtype=torch.float64)))
+    >>> density = spectral_density(A, num_matvecs=2, num_probes=100, generator=torch.Generator().manual_seed(0))
+    >>> density.nodes[0].round(6).tolist()
+    [1.0, 5.0]
+    >>> mean, standard_error = density.moment(1)
+    >>> abs(mean - 2.0) < 4 * standard_error
+    True
+    """
+    if not 1 <= num_matvecs <= operator.dim:
+        raise ConfigurationError(
+            f"num_matvecs must be between 1 and the dimension {operator.dim} of {operator.name}, got {num_matvecs}."
+        )
+    if num_probes < 1:
+        raise ConfigurationError(f"num_probes must be at least 1, got {num_probes}.")
+    started = time.perf_counter()
+    probes = torch.randn(operator.dim, num_probes, generator=generator, dtype=torch.float64)
+    diagonal, off_diagonal = lanczos(operator, probes.to(operator.device, operator.dtype), num_matvecs)
+    tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
+    nodes, vectors = torch.linalg.eigh(tridiagonal)
+    return SpectralDensity(
+        matrix=operator.name,
+        chart=operator.chart,
+        gauge=operator.gauge,
+        dim=operator.dim,
+        nodes=nodes.cpu().numpy(),
+        weights=(vectors[:, 0] ** 2).cpu().numpy(),
+        num_examples=operator.num_examples,
+        num_products=num_matvecs * num_probes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def extremal_eigenvalues(
+    operator: SymmetricOperator,
+    *,
+    num_largest: int = 10,
+    num_smallest: int = 0,
+    tolerance: float = 1e-6,
+    block_size: int = 1,
+    max_basis: int | None = None,
+    max_products: int | None = None,
+    generator: torch.Generator,
+) -> ExtremalEigenvalues:
+    r"""Largest and smallest (most negative) eigenvalues by thick-restart block Lanczos.
+
+    Parameters
+    ----------
+    num_largest, num_smallest
+        How many at each end, algebraically; both ends come from the same basis.
+    tolerance
+        Wanted error of each eigenvalue relative to the largest absolute Ritz value.
+    block_size
+        Vectors multiplied at once. One finds each multiple eigenvalue once; a block of ``b`` finds up to ``b`` copies.
+        One vector needs the fewest products.
+    max_basis
+        Basis vectors kept before a restart keeps only the best Ritz vectors. None: as many as fit in half a gigabyte, at
+        least ``3 k + 20``.
+    max_products
+        Budget; beyond it the values are returned with ``converged`` False where they are not. None: ``20 D``.
+
+    Returns
+    -------
+    ExtremalEigenvalues
+        For each Ritz pair the residual $r = \|A y - \theta y\|$, computed explicitly, and the error bound
+        $\min(r, r^2 / \delta)$: some eigenvalue lies within $r$ always, and within $r^2/\delta$ *if* the gap $\delta$ to the
+        rest of the spectrum is what the other Ritz intervals say (Kato-Temple). A small residual does not prove that no
+        eigenvalue was missed.
+    """
+    wanted = num_largest + num_smallest
+    if num_largest < 0 or num_smallest < 0 or not 1 <= wanted <= operator.dim:
+        raise ConfigurationError(
+            f"num_largest + num_smallest must be between 1 and the dimension {operator.dim}, got {num_largest} + "
+            f"{num_smallest}."
+        )
+    if not tolerance > 0 or block_size < 1:
+        raise ConfigurationError(f"tolerance and block_size must be positive, got {tolerance} and {block_size}.")
+    started = time.perf_counter()
+    dim, itemsize = operator.dim, operator.dtype.itemsize
+    if max_basis is None:
+        max_basis = max(3 * wanted + 20, 2**29 // (dim * itemsize))
+    max_basis = min(dim, max(max_basis, wanted + 2 * block_size))
+    ensure_memory(2 * max_basis * dim * itemsize, "the Lanczos basis")
+    max_products = 20 * dim if max_products is None else max_products
+
+    basis = torch.empty(max_basis + block_size, dim, dtype=operator.dtype, device=operator.device)
+    projected = torch.zeros(max_basis + block_size, max_basis + block_size, dtype=operator.dtype)
+    start = torch.randn(dim, block_size, generator=generator, dtype=torch.float64).to(basis)
+    block = torch.linalg.qr(start).Q.T
+    size, products, scale = 0, 0, 0.0
+    check = min(dim, 2 * wanted + block_size)
+    agreed: np.ndarray | None = None
+    while True:
+        width = len(block)
+        basis[size : size + width] = block
+        image = (operator @ block.T).T
+        products += width
+        scale = max(scale, float(torch.linalg.vector_norm(image, dim=1).max()))
+        span = basis[: size + width]
+        inner = image @ span.T
+        image = image - inner @ span
+        again = image @ span.T
+        image = image - again @ span
+        coefficients = (inner + again).cpu()
+        projected[size : size + width, : size + width] = coefficients
+        projected[: size + width, size : size + width] = coefficients.T
+        size += width
+        block, coupling = _next_block(image, span, dim * torch.finfo(operator.dtype).eps * max(scale, 1e-300))
+        invariant = not len(block)
+        if invariant and size < dim:
+            # An invariant subspace: whatever else there is, copies of its eigenvalues included, needs a new start.
+            block = _new_start(basis[:size], min(block_size, dim - size), generator)
+        exhausted = size >= dim
+        block = block[: dim - size]
+        full = size + block_size > max_basis or products >= max_products
+        if not (exhausted or full or size >= check):
+            continue
+        small = projected[:size, :size]
+        values, vectors = torch.linalg.eigh((small + small.T) / 2)
+        chosen = _ends(size, num_largest, num_smallest)
+        residuals = (
+            values.new_zeros(size) if exhausted or invariant else torch.linalg.vector_norm(coupling.cpu() @ vectors[size - width :], dim=0)
+        )
+        bounds = _bounds(values.numpy(), residuals.numpy())
+        largest = float(values.abs().max())
+        met = size >= wanted and bool((bounds[chosen] <= tolerance * largest).all())
+        found = values[chosen].numpy()
+        # A start vector with little of one eigenvector finds it late: what has converged must still be the answer a tenth
+        # of the work later.
+        done = met and agreed is not None and bool(np.allclose(found, agreed, rtol=0, atol=2 * tolerance * largest))
+        agreed = found if met else None
+        if done or exhausted or products >= max_products:
+            break
+        check = size + (max(8, products // 10) if met else max(block_size, wanted // 4))
+        if full:
+            keep = _ends(size, *_kept(num_largest, num_smallest, max_basis - 2 * block_size))
+            ritz = vectors[:, keep].to(basis)
+            basis[: len(keep)] = ritz.T @ basis[:size]
+            projected.zero_()
+            projected[: len(keep), : len(keep)] = torch.diag(values[keep])
+            size = len(keep)
+            check = size + max(block_size, wanted // 4)
+    return _ritz_record(
+        operator, basis[:size], values, vectors, chosen, num_largest, tolerance, products, time.perf_counter() - started
+    )
+
+
+def _new_start(span: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Random orthonormal rows, orthogonal to ``span``."""
+    rows = torch.randn(width, span.shape[1], generator=generator, dtype=torch.float64).to(span)
+    for _ in range(2):
+        rows = rows - (rows @ span.T) @ span
+        rows = torch.linalg.qr(rows.T).Q.T
+    return rows
+
+
+def _next_block(image: Tensor, span: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows that continue the basis, and ``R`` with ``image = R^T block``; empty if nothing is left."""
+    if len(image) == 1:
+        length = torch.linalg.vector_norm(image)
+        if length <= threshold:
+            return image[:0], image.new_zeros(0, 1)
+        return image / length, length.reshape(1, 1)
+    q, r = torch.linalg.qr(image.T)
+    alive = r.diagonal().abs() > threshold
+    if not alive.any():
+        return image[:0], image.new_zeros(0, len(image))
+    block = q[:, alive].T
+    block = block - (block @ span.T) @ span
+    block = torch.linalg.qr(block.T).Q.T
+    return block, block @ image.T
+
+
+def _ends(size: int, num_largest: int, num_smallest: int) -> np.ndarray:
+    """Indices of the smallest and the largest of ascending values."""
+    low = min(num_smallest, size)
+    high = min(num_largest, size - low)
+    return np.concatenate([np.arange(low), np.arange(size - high, size)])
+
+
+def _kept(num_largest: int, num_smallest: int, room: int) -> tuple[int, int]:
+    """How many Ritz vectors survive a restart at each end: the wanted ones and half of the room beside them."""
+    wanted = num_largest + num_smallest
+    extra = max(0, room // 2 - wanted)
+    share = num_largest / wanted
+    return num_largest + (round(extra * share) if num_largest else 0), num_smallest + (
+        round(extra * (1 - share)) if num_smallest else 0
+    )
+
+
+def _bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
+    """``min(r, r^2 / gap)`` per ascending Ritz value; the gap reaches to the nearest other Ritz interval."""
+    low, high = values - residuals, values + residuals
+    gap = np.full(len(values), np.inf)
+    gap[1:] = np.minimum(gap[1:], values[1:] - np.maximum.accumulate(high)[:-1])
+    gap[:-1] = np.minimum(gap[:-1], np.minimum.accumulate(low[::-1])[::-1][1:] - values[:-1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quadratic = np.where(gap > 0, residuals**2 / gap, np.inf)
+    return np.minimum(residuals, quadratic)
+
+
+def _ritz_record(
+    operator: SymmetricOperator,
+    basis: Tensor,
+    values: Tensor,
+    vectors: Tensor,
+    chosen: np.ndarray,
+    num_largest: int,
+    tolerance: float,
+    products: int,
+    seconds: float,
+) -> ExtremalEigenvalues:
+    """Residuals are computed again from the vectors themselves: what the recursion says can drift."""
+    ritz = (vectors[:, chosen].to(basis).T @ basis).T
+    theta = values[chosen].to(basis)
+    residuals = torch.linalg.vector_norm(operator @ ritz - ritz * theta, dim=0).cpu().numpy()
+    every = np.abs(values.numpy())
+    full_residuals = np.zeros(len(values))
+    full_residuals[chosen] = residuals
+    bounds = np.minimum(residuals, _bounds(values.numpy(), full_residuals)[chosen])
+    floor = 10 * torch.finfo(operator.dtype).eps * float(every.max())
+    bounds = np.maximum(bounds, floor)
+    return ExtremalEigenvalues(
+        matrix=operator.name,
+        chart=operator.chart,
+        gauge=operator.gauge,
+        dim=operator.dim,
+        largest=theta.cpu().numpy()[len(chosen) - min(num_largest, len(chosen)) :][::-1].copy(),
+        smallest=theta.cpu().numpy()[: len(chosen) - min(num_largest, len(chosen))].copy(),
+        residuals=residuals,
+        error_bounds=bounds,
+        converged=bool((bounds <= max(tolerance * float(every.max()), floor)).all()),
+        num_products=products + len(chosen),
+        num_examples=operator.num_examples,
+        seconds=seconds,
+    )
+
+
+def conjugate_gradients(
+    operator: SymmetricOperator,
+    right_hand_sides: Tensor,
+    *,
+    shift: float = 0.0,
+    tolerance: float = 1e-10,
+    max_products: int | None = None,
+) -> Tensor:
+    r"""Solve $(A + \text{shift}\, I) X = B$ for a positive definite left side, all columns of ``(D, K)`` together.
+
+    Stops when every true residual is below ``tolerance`` times its right-hand side; the residual is recomputed before that
+    is believed.
+
+    Raises
+    ------
+    ConvergenceError
+        If the budget (``10 D`` block products by default) is not enough, or a direction of negative curvature shows that
+        the matrix is not positive definite.
+    """
+    sides = right_hand_sides[:, None] if right_hand_sides.ndim == 1 else right_hand_sides
+    budget = 10 * operator.dim if max_products is None else max_products
+
+    def apply(block: Tensor) -> Tensor:
+        return operator @ block + shift * block
+
+    solution = torch.zeros_like(sides)
+    residual = sides.clone()
+    direction = residual.clone()
+    squares = (residual**2).sum(dim=0)
+    goal = (tolerance * torch.linalg.vector_norm(sides, dim=0)) ** 2
+    used = 0
+    while True:
+        if (squares <= goal).all():
+            residual = sides - apply(solution)
+            squares = (residual**2).sum(dim=0)
+            if (squares <= 4 * goal).all():
+                return solution[:, 0] if right_hand_sides.ndim == 1 else solution
+            direction = residual.clone()
+        if used >= budget:
+            worst = float((squares / (goal / tolerance**2).clamp(min=1e-300)).max().sqrt())
+            raise ConvergenceError(
+                f"conjugate gradients on {operator.name} stopped after {used} products with a relative residual of "
+                f"{worst:.1e}; raise max_products, the shift, or the tolerance."
+            )
+        image = apply(direction)
+        used += 1
+        curvature = (direction * image).sum(dim=0)
+        active = squares > goal
+        if (curvature[active] <= 0).any():
+            raise ConvergenceError(
+                f"{operator.name} + {shift:g} I is not positive definite (a direction of negative curvature appeared): "
+                "raise the shift."
+            )
+        step = torch.where(active, squares / torch.where(active, curvature, 1), 0)
+        solution = solution + step * direction
+        residual = residual - step * image
+        new = (residual**2).sum(dim=0)
+        if not torch.isfinite(new).all():
+            raise NonFiniteError(f"conjugate gradients on {operator.name} met NaN or infinity.")
+        direction = residual + torch.where(active, new / torch.where(squares > 0, squares, 1), 0) * direction
+        squares = new
