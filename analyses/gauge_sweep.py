@@ -1,9 +1,9 @@
 r"""How much does the gauge of weight normalization change the conditioning of the GGN, with the function fixed?
 
-Claim tested: at stretch 1 (``||v|| = |g|``, what PyTorch's wrapper produces) weight norm changes no non-zero eigenvalue; any
-other stretch does, in either direction, by at most the factor of Ostrowski's bound ``max(1, rho) / min(1, rho)``, ``rho``
-= stretch**-2. An answer is a curve of condition numbers against the stretch with the standard value as a line through its
-point at 1, and the bound as a cone around it.
+Claim tested: at stretch 1 (``||v|| = |g|``, what PyTorch's wrapper produces) weight norm changes no non-zero
+eigenvalue; any other stretch does, in either direction, by at most the factor of Ostrowski's bound ``max(1, rho) /
+min(1, rho)``, ``rho`` = stretch**-2. An answer is a curve of condition numbers against the stretch with the standard
+value as a line through its point at 1, and the bound as a cone around it.
 
     python -m analyses.gauge_sweep --out results/gauge_sweep [--fast]
 

@@ -14,7 +14,7 @@ __all__ = ["PERCENTS", "condition_numbers", "marchenko_pastur_ratio", "sphericit
 PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
 GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
 DAMPING = 1e-6  # of the mean eigenvalue, for the damped sphericities
-_DAMPING_DECADES = range(0, 7)
+_DAMPING_DECADES = range(7)
 
 
 def condition_numbers(
@@ -22,28 +22,28 @@ def condition_numbers(
 ) -> ConditionNumbers:
     r"""Summarize a spectrum; eigenvalues $l_1 \ge l_2 \ge \dots$, $r$ the rank, $d$ the dimension.
 
-    ======================  =========================================================================================
+    ======================  ======================================================================================
     ``kappa_rank``          $l_1 / l_r$: a lower bound where $l_r$ is below the noise floor; not a headline
     ``kappa_50, 80, 95``    $l_1 / l_{\lceil p r \rceil}$ (headline)
-    ``gd_time``             steps $t$ of gradient descent at rate $1/l_1$ until $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$
-                            falls to ``accuracy`` times its value at 0, $c_i$ the gradient along $q_i$ (headline; needs
-                            ``spectrum(..., gradient=True)``)
-    ``am_gm``               $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple of I
+    ``gd_time``             steps $t$ of gradient descent at rate $1/l_1$ until
+                            $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ falls to ``accuracy`` times its value at 0,
+                            $c_i$ the gradient along $q_i$ (headline; needs ``spectrum(..., gradient=True)``)
+    ``am_gm``               $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple
     ``ai_distance``         standard deviation of $\log l$ on the rank: affine-invariant distance to multiples of I
-    ``am_gm_damped``, ``ai_distance_damped``  the same for $l + \delta$ over all $d$, $\delta$ = ``damping`` times the mean
+    ``..._damped``          both for $l + \delta$ over all $d$, $\delta$ = ``damping`` times the mean eigenvalue
     ``bures``               $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$, in [0, 1)
     ``l1_over_mean``        $d\, l_1 / \operatorname{tr}$
     ``participation_ratio`` $(\sum l)^2 / \sum l^2$
     ``effective_rank``      $\exp$ of the entropy of $l / \sum l$ (Roy & Vetterli 2007)
     ``stable_rank``         $\sum l^2 / l_1^2$
     ``intrinsic_dimension`` $\sum l / l_1$
-    ======================  =========================================================================================
+    ======================  ======================================================================================
 
     and, for $\delta$ in decades of the mean eigenvalue, $(l_1 + \delta)/(l_d + \delta)$ and $\sum l / (l + \delta)$.
 
-    An indefinite matrix has no condition number: then ``kappa_rank`` and the rest are *undefined*, and the ratios of
-    absolute values appear under their own names, ``abs_kappa_50`` and so on; ``stable_rank`` and ``participation_ratio``
-    (of the squares) stay.
+    An indefinite matrix has no condition number: then ``kappa_rank`` and the rest are *undefined*, and the ratios
+    of absolute values appear under their own names, ``abs_kappa_50`` and so on; ``stable_rank`` and
+    ``participation_ratio`` stay.
     """
     if not 0 < accuracy < 1:
         raise ConfigurationError(f"accuracy must lie between 0 and 1, got {accuracy}.")

@@ -22,9 +22,9 @@ __all__ = ["conjugate_gradients", "extremal_eigenvalues", "lanczos", "spectral_d
 def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
     """Tridiagonalize a matrix on the Krylov space of each column of ``starts``.
 
-    The columns, shape ``(D, P)``, advance together: one block product per step. Returns the diagonals, ``(P, num_matvecs)``,
-    and off-diagonals, ``(P, num_matvecs - 1)``. A column whose Krylov space is exhausted goes on with zeros, which
-    decouple. Memory: ``num_matvecs * P`` vectors of length ``D``.
+    The columns, shape ``(D, P)``, advance together: one block product per step. Returns the diagonals, ``(P,
+    num_matvecs)``, and off-diagonals, ``(P, num_matvecs - 1)``. A column whose Krylov space is exhausted goes on with
+    zeros, which decouple. Memory: ``num_matvecs * P`` vectors of length ``D``.
     """
     dim, num_probes = starts.shape
     ensure_memory(num_matvecs * num_probes * dim * operator.dtype.itemsize, "the Lanczos basis")
@@ -133,18 +133,18 @@ def extremal_eigenvalues(
         Vectors multiplied at once. One finds each multiple eigenvalue once; a block of ``b`` finds up to ``b`` copies.
         One vector needs the fewest products.
     max_basis
-        Basis vectors kept before a restart keeps only the best Ritz vectors. None: as many as fit in half a gigabyte, at
-        least ``3 k + 20``.
+        Basis vectors kept before a restart keeps only the best Ritz vectors. None: as many as fit in half a gigabyte,
+        at least ``3 k + 20``.
     max_products
         Budget; beyond it the values are returned with ``converged`` False where they are not. None: ``20 D``.
 
     Returns
     -------
     ExtremalEigenvalues
-        For each Ritz pair the residual $r = \|A y - \theta y\|$, computed explicitly, and the error bound
-        $\min(r, r^2 / \delta)$: some eigenvalue lies within $r$ always, and within $r^2/\delta$ *if* the gap $\delta$ to the
-        rest of the spectrum is what the other Ritz intervals say (Kato-Temple). A small residual does not prove that no
-        eigenvalue was missed.
+        For each Ritz pair the residual $r = \|A y - \theta y\|$, computed explicitly, and the error bound $\min(r,
+        r^2 / \delta)$: some eigenvalue lies within $r$ always, and within $r^2/\delta$ *if* the gap $\delta$ to the
+        rest of the spectrum is what the other Ritz intervals say (Kato-Temple). A small residual does not prove that
+        no eigenvalue was missed.
     """
     wanted = num_largest + num_smallest
     if num_largest < 0 or num_smallest < 0 or not 1 <= wanted <= operator.dim:
@@ -198,14 +198,16 @@ def extremal_eigenvalues(
         values, vectors = torch.linalg.eigh((small + small.T) / 2)
         chosen = _ends(size, num_largest, num_smallest)
         residuals = (
-            values.new_zeros(size) if exhausted or invariant else torch.linalg.vector_norm(coupling.cpu() @ vectors[size - width :], dim=0)
+            values.new_zeros(size)
+            if exhausted or invariant
+            else torch.linalg.vector_norm(coupling.cpu() @ vectors[size - width :], dim=0)
         )
         bounds = _bounds(values.numpy(), residuals.numpy())
         largest = float(values.abs().max())
         met = size >= wanted and bool((bounds[chosen] <= tolerance * largest).all())
         found = values[chosen].numpy()
-        # A start vector with little of one eigenvector finds it late: what has converged must still be the answer a tenth
-        # of the work later.
+        # A start vector with little of one eigenvector finds it late: what has converged must still be
+        # the answer a tenth of the work later.
         done = met and agreed is not None and bool(np.allclose(found, agreed, rtol=0, atol=2 * tolerance * largest))
         agreed = found if met else None
         if done or exhausted or products >= max_products:
@@ -325,14 +327,14 @@ def conjugate_gradients(
 ) -> Tensor:
     r"""Solve $(A + \text{shift}\, I) X = B$ for a positive definite left side, all columns of ``(D, K)`` together.
 
-    Stops when every true residual is below ``tolerance`` times its right-hand side; the residual is recomputed before that
-    is believed.
+    Stops when every true residual is below ``tolerance`` times its right-hand side; the residual is recomputed before
+    that is believed.
 
     Raises
     ------
     ConvergenceError
-        If the budget (``10 D`` block products by default) is not enough, or a direction of negative curvature shows that
-        the matrix is not positive definite.
+        If the budget (``10 D`` block products by default) is not enough, or a direction of negative curvature shows
+        that the matrix is not positive definite.
     """
     sides = right_hand_sides[:, None] if right_hand_sides.ndim == 1 else right_hand_sides
     budget = 10 * operator.dim if max_products is None else max_products

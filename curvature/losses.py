@@ -271,7 +271,7 @@ class _Elementwise(Loss):
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(_Elementwise):
-    """Binary cross-entropy with logits, mean over all elements, as ``torch.nn.functional.binary_cross_entropy_with_logits``.
+    """Binary cross-entropy with logits, mean over all elements, as ``torch.nn.BCEWithLogitsLoss``.
 
     Targets in [0, 1]. The likelihood is an independent Bernoulli per output.
     """
@@ -312,7 +312,7 @@ class BinaryCrossEntropy(_Elementwise):
 
 @dataclass(frozen=True)
 class HalfSquaredError(_Elementwise):
-    r"""$\ell_n = \tfrac12 \|f_n - y_n\|^2$, summed over outputs, mean over examples: its GGN is its Fisher at unit variance."""
+    r"""$\ell_n = \tfrac12 \|f_n - y_n\|^2$, summed over outputs: its GGN is its Fisher at unit variance."""
 
     name: str = "half-squared-error"
 
@@ -333,7 +333,10 @@ class HalfSquaredError(_Elementwise):
 
 @dataclass(frozen=True)
 class MeanSquaredError(HalfSquaredError):
-    r"""PyTorch's ``nn.MSELoss()``: mean over examples *and* outputs, no 1/2; curvature ``2 / C`` times that of half squared error."""
+    r"""PyTorch's ``nn.MSELoss()``: mean over examples *and* outputs, no 1/2.
+
+    Its curvature is ``2 / C`` times that of half squared error.
+    """
 
     name: str = "mean-squared-error"
 

@@ -196,8 +196,8 @@ def effective(operator: SymmetricOperator, chart: Parameterization) -> Symmetric
 def _move(operator: SymmetricOperator, chart: Parameterization, on_weights: bool) -> SymmetricOperator:
     if operator.to_chart is None:
         raise ConfigurationError(
-            f"{operator.name} ({operator.chart}) was not made from a problem, or is already in a chart or a block: only a "
-            "whole matrix on the weights can be moved to a chart. Move first, then take blocks."
+            f"{operator.name} ({operator.chart}) was not made from a problem, or is already in a chart or a block: "
+            "only a whole matrix on the weights can be moved to a chart. Move first, then take blocks."
         )
     if not isinstance(chart, Parameterization):
         raise ConfigurationError(f"chart must be a Parameterization such as WeightNorm(), got {type(chart).__name__}.")
@@ -359,8 +359,8 @@ def _chain(problem: Problem, method: str) -> structured.Chain | None:
     chain = None if method == "generic" else structured.chain_of(problem)
     if chain is None and method == "structured":
         raise ConfigurationError(
-            "method='structured' needs a torch.nn.Sequential of Linear layers and elementwise activations; this model is "
-            "something else. Use method='auto'."
+            "method='structured' needs a torch.nn.Sequential of Linear layers and elementwise activations; this model "
+            "is something else. Use method='auto'."
         )
     return chain
 

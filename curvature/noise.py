@@ -1,10 +1,10 @@
 r"""Gradient noise per neuron: where the weights lie in it, and what removing one direction does to its shape.
 
-$C$ is one neuron's block of the centred gradient covariance, over its incoming weights (bias left out), ``d x d``. Weight
-normalization projects the gradient in $v$ onto the complement of $w$; the claims are that $w$ is close to the dominant
-eigenvector of $C$, and that the projected covariance is closer to a multiple of the identity (Salimans & Kingma 2016,
-section 2.1). Projecting out *any* direction helps weakly (Cauchy interlacing), so each is measured beside a random
-direction, the mean input and the top eigenvector.
+$C$ is one neuron's block of the centred gradient covariance, over its incoming weights (bias left out), ``d x d``.
+Weight normalization projects the gradient in $v$ onto the complement of $w$; the claims are that $w$ is close to the
+dominant eigenvector of $C$, and that the projected covariance is closer to a multiple of the identity (Salimans &
+Kingma 2016, section 2.1). Projecting out *any* direction helps weakly (Cauchy interlacing), so each is measured
+beside a random direction, the mean input and the top eigenvector.
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]
 def symmetrized(matrix: Tensor, name: str) -> Tensor:
     """Make a nearly symmetric matrix exactly symmetric, in place; refuse asymmetry beyond rounding, and NaN.
 
-    The tolerance is relative to the largest entry and grows with the square root of the dimension, as rounding in sums of
-    random signs does. One pass in tiles: the transposed tile is read while it is in cache.
+    The tolerance is relative to the largest entry and grows with the square root of the dimension, as rounding in
+    sums of random signs does. One pass in tiles: the transposed tile is read while it is in cache.
     """
     scale = matrix.new_zeros(())
     asymmetry = matrix.new_zeros(())

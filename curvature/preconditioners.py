@@ -6,8 +6,8 @@ Gradient descent in such a chart is preconditioned by $K = M M^T$. With damping 
 ``jacobi``        $K = \operatorname{diag}(F + \lambda I)^{-1}$
 ``neuron-block``  inverse of each neuron's block of $F + \lambda I$ (row of weights and its bias): the most that any
                   chart with a neuron-block $K$, weight normalization included, could do for those blocks
-``layer-block``   inverse of each layer's block
-``kfac``          $(A + \pi\sqrt\lambda I)^{-1} \otimes (G + \sqrt\lambda/\pi\, I)^{-1}$ per layer (Martens & Grosse 2015,
+``layer-block``   inverse of each layer's block ``kfac``          $(A + \pi\sqrt\lambda I)^{-1} \otimes (G +
+\sqrt\lambda/\pi\, I)^{-1}$ per layer (Martens & Grosse 2015,
                   arXiv:1503.05671; convolutions as Grosse & Martens 2016, arXiv:1602.01407)
 ``prong``         inputs of every layer whitened, function kept (Desjardins et al. 2015, arXiv:1507.00210):
                   $(A + \epsilon I)^{-1} \otimes I$ with $A$ the second moment of the inputs and the constant 1

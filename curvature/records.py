@@ -320,9 +320,9 @@ class SpectralDensity:
 class ExtremalEigenvalues:
     """Ritz values at the ends of a spectrum, with what is known of their errors.
 
-    ``largest`` descending, ``smallest`` ascending. ``residuals`` and ``error_bounds`` are for ascending values (smallest
-    first); the bounds hold given the gaps that the Ritz values show. ``converged`` says that all bounds meet the tolerance,
-    not that no eigenvalue was missed.
+    ``largest`` descending, ``smallest`` ascending. ``residuals`` and ``error_bounds`` are for ascending values
+    (smallest first); the bounds hold given the gaps that the Ritz values show. ``converged`` says that all bounds
+    meet the tolerance, not that no eigenvalue was missed.
     """
 
     matrix: str
@@ -385,8 +385,8 @@ class StepComparison:
 class Alignment:
     r"""Where one neuron's weights lie in the eigenbasis of its gradient covariance $C$ (claim C2).
 
-    ``cosine`` is $|\cos(x, e_1)|$ with the top eigenvector; ``rayleigh`` is $(x^T C x / x^T x) / (\operatorname{tr} C / d)$,
-    1 for a random direction in expectation. ``null_cosine`` is the mean of $|\cos|$ for a random direction.
+    ``cosine`` is $|\cos(x, e_1)|$ with the top eigenvector; ``rayleigh`` is $(x^T C x / x^T x) / (\operatorname{tr} C
+    / d)$, 1 for a random direction in expectation. ``null_cosine`` is the mean of $|\cos|$ for a random direction.
     """
 
     neuron: str
@@ -402,8 +402,8 @@ class Alignment:
 class Whitening:
     r"""Sphericity of one neuron's gradient covariance before and after removing one direction (claim C3).
 
-    ``bures`` in [0, 1) and ``am_gm_damped`` are 0 for a multiple of the identity; ``projection`` says which direction was
-    projected out: ``"none"``, ``"w"``, ``"random"`` or ``"e1"``.
+    ``bures`` in [0, 1) and ``am_gm_damped`` are 0 for a multiple of the identity; ``projection`` says which direction
+    was projected out: ``"none"``, ``"w"``, ``"random"`` or ``"e1"``.
     """
 
     neuron: str

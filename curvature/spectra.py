@@ -62,8 +62,8 @@ def spectrum(
 
     Notes
     -----
-    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by the Gram
-    matrix of the factor, which would halve the digits.
+    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by
+    the Gram matrix of the factor, which would halve the digits.
 
     Examples
     --------
@@ -77,8 +77,8 @@ def spectrum(
     if chart is not None or effective:
         if operator.to_chart is None or chart is None:
             raise ConfigurationError(
-                f"{operator.name} in chart {operator.chart!r} cannot be moved: a chart needs a whole matrix on the weights, "
-                "made from a problem, and effective=True needs a chart."
+                f"{operator.name} in chart {operator.chart!r} cannot be moved: a chart needs a whole matrix on "
+                "the weights, made from a problem, and effective=True needs a chart."
             )
         operator = operator.to_chart(operator, chart, effective)
     if gradient and operator.gradient is None:

@@ -1,7 +1,7 @@
 r"""Gradient, natural-gradient and chart steps, compared where they meet: on the weights.
 
-Damping is not invariant under a chart: $(F_\theta + \lambda I)^{-1}$ pushes forward to $(F + \lambda K^{-1})^{-1}$. So one damping
-metric is fixed on the weights, $A = F + \lambda I$, and pushed-forward steps are compared in its norm.
+Damping is not invariant under a chart: $(F_\theta + \lambda I)^{-1}$ pushes forward to $(F + \lambda K^{-1})^{-1}$.
+So one damping metric is fixed on the weights, $A = F + \lambda I$, and pushed-forward steps are compared in its norm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def chart_step(problem: Problem, chart: Parameterization) -> Tensor:
 def natural_gradient_step(
     problem: Problem, *, damping: float, block: str = "all", fisher: SymmetricOperator | None = None
 ) -> Tensor:
-    r"""The damped natural-gradient step on the weights, $-(F + \lambda I)^{-1} \nabla L$, $\lambda = a \operatorname{tr}(F)/P$.
+    r"""The damped natural-gradient step $-(F + \lambda I)^{-1} \nabla L$ on the weights; $\lambda = a \operatorname{tr}(F)/P$.
 
     ``block`` is ``"all"``, ``"layer"`` or ``"neuron"`` (block-diagonal $F$). ``damping=0`` gives the minimum-norm step
     $-F^+ \nabla L$, the only one that does not depend on the chart; it needs a well separated null space.
@@ -80,9 +80,9 @@ def efficiency(
 
     $$E = \frac{(g^T K g)^2}{g^T K A K g \; g^T A^{-1} g} \in [0, 1], \quad A = F + \lambda I:$$
 
-    the best line-search decrease of the quadratic model along $-K g$, over that of the full damped natural-gradient step;
-    the squared cosine between the two steps in the $A$-norm. At least $4\kappa/(1 + \kappa)^2$ with $\kappa$ the condition
-    number of $K^{1/2} A K^{1/2}$ (Kantorovich).
+    the best line-search decrease of the quadratic model along $-K g$, over that of the full damped natural-gradient
+    step; the squared cosine between the two steps in the $A$-norm. At least $4\kappa/(1 + \kappa)^2$ with $\kappa$
+    the condition number of $K^{1/2} A K^{1/2}$ (Kantorovich).
 
     Parameters
     ----------
@@ -134,8 +134,8 @@ def compare_charts(
     controls
         What is shared between calls at one point (Fisher and covariance factorized once); made here if None.
     closeness
-        For ``by="all"``: also the distance of $K$ from a multiple of $A^{-1}$, at the cost of one set of eigenvalues per
-        chart and damping.
+        For ``by="all"``: also the distance of $K$ from a multiple of $A^{-1}$, at the cost of one set of eigenvalues
+        per chart and damping.
 
     Cost: the Fisher once, one factorization per block and damping.
     """
@@ -206,9 +206,10 @@ def control_charts(
 ) -> list[Parameterization]:
     """The charts between gradient descent and the natural gradient that make an efficiency mean something.
 
-    Gradient descent; weight norm at the canonical gauge, at the paper's (or ``stretch``) and at the module's own; the same
-    ``rho`` around random directions (placebo) and around the top eigenvector of each neuron's gradient covariance; the
-    best single ``rho``; Jacobi, neuron-block and layer-block natural gradient, K-FAC, PRONG, full natural gradient.
+    Gradient descent; weight norm at the canonical gauge, at the paper's (or ``stretch``) and at the module's own; the
+    same ``rho`` around random directions (placebo) and around the top eigenvector of each neuron's gradient
+    covariance; the best single ``rho``; Jacobi, neuron-block and layer-block natural gradient, K-FAC, PRONG, full
+    natural gradient.
     """
     controls = controls or Controls(problem)
     gauge: dict = {"stretch": stretch} if stretch is not None else {"gauge": "paper"}
@@ -229,8 +230,8 @@ def control_charts(
 def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | None = None) -> float:
     r"""The one stretch $\|v\|/|g|$ for all neurons that maximizes the efficiency: how much the gauge could do at all.
 
-    With $K = P + \rho Q$ the efficiency is a ratio of quadratics in $\rho$ with one stationary point, in closed form. The
-    supremum can lie at an end; then the end of the range 1e-4 to 1e4 is returned.
+    With $K = P + \rho Q$ the efficiency is a ratio of quadratics in $\rho$ with one stationary point, in closed form.
+    The supremum can lie at an end; then the end of the range 1e-4 to 1e4 is returned.
     """
     matrix = fisher_matrix(problem).dense() if fisher is None else fisher
     shift = absolute_damping(matrix, damping)

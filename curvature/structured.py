@@ -1,14 +1,15 @@
 r"""Exact dense matrices of feed-forward networks by contractions over examples: the fast path.
 
-For a chain of linear layers with elementwise activations, pre-activations are linear in the weights. With $a_l$ the input of
-layer $l$ (a 1 appended for the bias), $z_l$ its output, $g_l = \partial \ell_n / \partial z_l$, $J_{lk} = \partial z_l / \partial z_k$
-and $B_{lk} = \partial g_l / \partial z_k$, for $k \le l$
+For a chain of linear layers with elementwise activations, pre-activations are linear in the weights. With $a_l$ the
+input of layer $l$ (a 1 appended for the bias), $z_l$ its output, $g_l = \partial \ell_n / \partial z_l$, $J_{lk} =
+\partial z_l / \partial z_k$ and $B_{lk} = \partial g_l / \partial z_k$, for $k \le l$
 
 $$\frac{\partial^2 \ell_n}{\partial W_l[o,i]\, \partial W_k[o',i']}
   = B_{lk}[o,o']\, a_l[i]\, a_k[i'] + [l > k]\; g_l[o]\, \frac{\partial a_l[i]}{\partial z_k[o']}\, a_k[i'] .$$
 
 Summed over examples each term is one matrix product between two row-wise Kronecker products, about $N P^2$
-multiplications in all, instead of $P$ passes through the network. Without the terms that hold $\phi''$ or $g$ it is the GGN.
+multiplications in all, instead of $P$ passes through the network. Without the terms that hold $\phi''$ or $g$ it is
+the GGN.
 """
 
 from __future__ import annotations
@@ -132,9 +133,9 @@ def _flat(model: nn.Module, path: str = "") -> list[tuple[str, nn.Module]] | Non
 def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
     r"""Dense Hessian (``second_order=True``) or GGN-type matrix of the mean loss, ``(P, P)``.
 
-    ``output_hessian(outputs, targets)`` gives $\nabla_f^2 \ell_n$ (or another symmetric matrix in output space), ``(n, C, C)``.
-    Streams the examples in chunks; memory is the result, its blocks before they are put in place (half of it), and
-    a bounded buffer.
+    ``output_hessian(outputs, targets)`` gives $\nabla_f^2 \ell_n$ (or another symmetric matrix in output space),
+    ``(n, C, C)``. Streams the examples in chunks; memory is the result, its blocks before they are put in place (half
+    of it), and a bounded buffer.
     """
     problem, layers = chain.problem, chain.layers
     pairs = [(row, col) for row in range(len(layers)) for col in range(row + 1)]
@@ -336,11 +337,11 @@ def factor_rows(chain: Chain, where: slice, factor: Callable[[Tensor, Tensor, sl
 class Products:
     r"""Products of the Hessian or a GGN-type matrix with blocks of vectors, the network linearized once.
 
-    The forward and the backward pass are linearized by hand (the R-operator of Pearlmutter 1994): with tangents
-    $\dot W$, $\dot z_l = W_l \dot a_l + \dot W_l a_l$ and $\dot g_l = \partial_{\dot W} g_l$ the product is
-    $\sum_n \dot g_l a_l^T + g_l \dot a_l^T$; without the terms in $g$ and $\phi''$ it is the GGN's. Everything that does
-    not depend on the tangents is computed when the object is made, and takes memory for it: about
-    ``6 N`` times the sum of the widths.
+    The forward and the backward pass are linearized by hand (the R-operator of Pearlmutter 1994): with tangents $\dot
+    W$, $\dot z_l = W_l \dot a_l + \dot W_l a_l$ and $\dot g_l = \partial_{\dot W} g_l$ the product is $\sum_n \dot
+    g_l a_l^T + g_l \dot a_l^T$; without the terms in $g$ and $\phi''$ it is the GGN's. Everything that does not
+    depend on the tangents is computed when the object is made, and takes memory for it: about ``6 N`` times the sum
+    of the widths.
     """
 
     def __init__(self, chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool):
@@ -392,8 +393,10 @@ class Products:
             weight_dots.append(weight_dot)
             z_dots.append(dot)
             signal_dots.append(self.slopes[k] * dot)
-        slope_dot = (self.curved @ z_dots[-1][..., None])[..., 0] if count == 1 else torch.einsum(
-            "noc, knc -> kno", self.curved, z_dots[-1]
+        slope_dot = (
+            (self.curved @ z_dots[-1][..., None])[..., 0]
+            if count == 1
+            else torch.einsum("noc, knc -> kno", self.curved, z_dots[-1])
         )
         for k in range(len(layers) - 1, -1, -1):
             layer = layers[k]

@@ -1,4 +1,4 @@
-"""From problems to a :class:`~curvature.records.Study`: which matrices, in which charts, at which points, for which seeds."""
+"""From problems to a :class:`~curvature.records.Study`: which matrices, charts, points and seeds."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def compare(
     matrices
         Names from ``curvature.matrices.MATRICES``.
     effective
-        ``K^(1/2) A K^(1/2)`` instead of the chart's own coordinates: no gauge zeros, the Hessian on the horizontal space.
+        ``K^(1/2) A K^(1/2)`` instead of the chart's own coordinates: no gauge zeros, the Hessian on the horizontal
+        space.
     gradient
         Also ``gd_time``; costs eigenvectors.
 
@@ -128,10 +129,10 @@ def run_spectrum(
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Study:
-    """Measure chosen matrices of one problem in chosen charts, in the chart's own coordinates; see ``curvature spectrum``.
+    """Measure chosen matrices of one problem in the own coordinates of chosen charts; see ``curvature spectrum``.
 
-    ``block`` is ``"all"``, ``"layer"``, ``"neuron"`` or a pattern; ``seed`` and ``num_samples`` matter for the Monte Carlo
-    Fisher alone.
+    ``block`` is ``"all"``, ``"layer"``, ``"neuron"`` or a pattern; ``seed`` and ``num_samples`` matter for the Monte
+    Carlo Fisher alone.
     """
     found = _Collector(progress)
     place = _Place("given", 0, "given", 0)
@@ -166,8 +167,8 @@ def run_compare(
 ) -> Study:
     r"""Train the standard and the weight-normalized arm from the same weights, and measure both along the way.
 
-    Per seed: one initialization, one order of the data, two arms (weight norm starts at the canonical gauge, which is what
-    PyTorch's wrapper does), the same learning rate. At each checkpoint of each arm:
+    Per seed: one initialization, one order of the data, two arms (weight norm starts at the canonical gauge, which is
+    what PyTorch's wrapper does), the same learning rate. At each checkpoint of each arm:
 
     * every matrix in the standard chart and in weight norm at the canonical, the paper's and (in the weight-normalized
       arm) the gauge that training has reached, as effective matrices; the Hessian also in the chart's full coordinates;
@@ -275,8 +276,8 @@ def _spectra(
         for chart in charts:
             plain = isinstance(chart, Standard)
             canonical = type(chart) is WeightNorm and chart.gauge == "canonical"
-            # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would test nothing:
-            # there the chart's own coordinates are measured, with one more zero per neuron.
+            # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would
+            # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
             moved = operator if plain else operator.to_chart(operator, chart, effective and not canonical)
             record = spectrum(moved, gradient=with_gradient)
             found.add(place, record)
@@ -303,8 +304,8 @@ def _check_canonical(found: _Collector, place: _Place, standard: Spectrum, canon
     )
     if not found.checks[-1].passed:
         raise SelfCheckError(
-            f"the {standard.matrix} spectrum at the canonical gauge differs from the standard one by {deviation:.1e} of its "
-            "largest eigenvalue; the two are identical by theory, so one of them is wrong."
+            f"the {standard.matrix} spectrum at the canonical gauge differs from the standard one by {deviation:.1e} "
+            "of its largest eigenvalue; the two are identical by theory, so one of them is wrong."
         )
 
 

@@ -49,8 +49,8 @@ def train(
 ) -> Run:
     r"""Minibatch gradient descent on the coordinates of a chart that starts at the problem's weights.
 
-    $\theta \leftarrow \theta - \eta\, J(\theta)^T \nabla L_B$ with (heavy-ball) momentum; the batch loss is the mean over the
-    batch. Only first derivatives are taken through the chart.
+    $\theta \leftarrow \theta - \eta\, J(\theta)^T \nabla L_B$ with (heavy-ball) momentum; the batch loss is the mean
+    over the batch. Only first derivatives are taken through the chart.
 
     Parameters
     ----------

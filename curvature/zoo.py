@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def mlp(
         raise ConfigurationError(f"widths must list at least inputs and outputs, all positive, got {tuple(widths)}.")
     layers: list[nn.Module] = []
     with _seeded(seed):
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out, dtype=dtype), _activation(activation)]
     return nn.Sequential(*layers[:-1]).eval()
 
@@ -60,11 +61,11 @@ def mlp(
 def cnn(
     channels: Sequence[int] = (4, 8), *, activation: str = "tanh", seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> nn.Sequential:
-    """Small convolutional network for ``(N, 1, 8, 8)`` digits: 3 x 3 convolutions with stride 2, then one linear layer."""
+    """Small convolutional network for ``(N, 1, 8, 8)`` digits: 3 x 3 convolutions, stride 2, then one linear layer."""
     layers: list[nn.Module] = []
     with _seeded(seed):
         sizes = (1, *channels)
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Conv2d(fan_in, fan_out, 3, stride=2, padding=1, dtype=dtype), _activation(activation)]
         side = 8
         for _ in channels:
@@ -102,9 +103,9 @@ def linear_regression(num_examples: int = 200, dim: int = 20, *, noise: float = 
 
 
 def softmax_regression(num_examples: int = 100, dim: int = 5, num_classes: int = 3, *, seed: int = 0) -> Problem:
-    r"""Softmax regression at zero weights: $H = \frac1C (I - \frac1C 1 1^T) \otimes \Sigma$, $\Sigma = X^T X / N$, no bias.
+    r"""Softmax regression at zero weights: $H = \frac1C (I - \frac1C 1 1^T) \otimes \Sigma$, no bias.
 
-    Eigenvalues: those of $\Sigma / C$, each ``C - 1`` times, and ``dim`` zeros.
+    Eigenvalues with $\Sigma = X^T X / N$: those of $\Sigma / C$, each ``C - 1`` times, and ``dim`` zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num_examples, dim, generator=generator, dtype=torch.float64)
@@ -152,7 +153,7 @@ def _activation(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-class _seeded:  # noqa: N801 - reads as a verb in a with statement
+class _seeded:  # reads as a verb in a with statement
     """Initialize layers from a seed and put the global generator back."""
 
     def __init__(self, seed: int):

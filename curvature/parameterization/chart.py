@@ -1,0 +1,189 @@
+"""The two nouns: a parameterization, and a chart, which is a parameterization at a point."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvature.errors import InputError, SelfCheckError
+from curvature.layout import Entry, Layout
+
+__all__ = ["Chart", "Parameterization"]
+
+
+class Chart(ABC):
+    r"""A parameterization at a point: coordinates $\theta$ with their map to the weights.
+
+    Attributes
+    ----------
+    name, gauge
+        For records and figures.
+    coordinates
+        The point, ``(Q,)``.
+    layout
+        Names of the coordinates.
+    flat
+        True where the map is affine, so that its second derivatives vanish.
+    """
+
+    name: str
+    gauge: str
+    coordinates: Tensor
+    layout: Layout
+    flat: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Number of coordinates."""
+        return len(self.coordinates)
+
+    @property
+    def null_dim(self) -> int:
+        r"""Dimension of $\ker J$: coordinates that do not move the weights to first order."""
+        return self.dim - self._polar[1].numel()
+
+    @abstractmethod
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        """Weights ``(P,)`` at these coordinates ``(Q,)``; differentiable."""
+
+    @abstractmethod
+    def moved(self, coordinates: Tensor) -> Parameterization:
+        """Give the parameterization whose chart has these coordinates: its own gauge after training."""
+
+    def push(self, tangents: Tensor) -> Tensor:
+        """Push tangents forward, $J V$: ``(Q, K)`` to ``(P, K)``."""
+        return _derivative_along(self.to_weights, self.coordinates, tangents)
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """Pull cotangents back, $J^T R$: ``(P, K)`` to ``(Q, K)``."""
+        _, transposed = torch.func.vjp(self.to_weights, self.coordinates)
+        return torch.func.vmap(lambda cotangent: transposed(cotangent)[0], in_dims=1, out_dims=1)(cotangents)
+
+    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+        r"""Multiply :meth:`second_order` by a block ``(Q, K)``."""
+        projected = torch.func.grad(lambda coordinates: self.to_weights(coordinates) @ gradient)
+        return _derivative_along(projected, self.coordinates, tangents)
+
+    def second_order(self, gradient: Tensor) -> Tensor:
+        r"""Give $\sum_k r_k\, \partial^2 w_k / \partial\theta^2$, shape ``(Q, Q)``, for the weight gradient $r$."""
+        return self.second_order_product(gradient, torch.eye(self.dim, dtype=gradient.dtype, device=gradient.device))
+
+    @cached_property
+    def _polar(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thin singular value decomposition ``J = U S W^T`` on the rank of ``J``."""
+        jacobian = self.push(torch.eye(self.dim, dtype=self.coordinates.dtype, device=self.coordinates.device))
+        left, values, right = torch.linalg.svd(jacobian, full_matrices=False)
+        kept = values > max(jacobian.shape) * torch.finfo(values.dtype).eps * values[0]
+        return left[:, kept], values[kept], right[kept].T
+
+    def metric_root(self, block: Tensor) -> Tensor:
+        r"""Multiply by $K^{1/2}$, $K = J J^T$: ``(P, K)`` to ``(P, K)``."""
+        left, values, _ = self._polar
+        return left @ (values[:, None] * (left.T @ block))
+
+    def metric(self, block: Tensor) -> Tensor:
+        r"""Multiply by $K = J J^T$: ``(P, K)`` to ``(P, K)``."""
+        return self.metric_root(self.metric_root(block))
+
+    def horizontal(self, block: Tensor) -> Tensor:
+        r"""Map weight space onto the horizontal space $(\ker J)^\perp$: ``(P, K)`` to ``(Q, K)``.
+
+        This is $O^T$ of the polar decomposition $J = K^{1/2} O$.
+        """
+        left, _, right = self._polar
+        return right @ (left.T @ block)
+
+    def horizontal_transpose(self, block: Tensor) -> Tensor:
+        """Multiply by the transpose of :meth:`horizontal`: ``(Q, K)`` to ``(P, K)``."""
+        left, _, right = self._polar
+        return left @ (right.T @ block)
+
+
+class Parameterization:
+    """A way to write the weights of any model; :meth:`at` makes it a :class:`Chart` at given weights.
+
+    Subclasses define ``name``, ``to_weights`` and ``from_weights``; flat vectors of length ``P`` and ``Q``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> class Exponential(Parameterization):
+    ...     name = "exponential"
+    ...
+    ...     def to_weights(self, coordinates):
+    ...         return coordinates.exp()
+    ...
+    ...     def from_weights(self, weights):
+    ...         return weights.log()
+    >>> layout = Layout((Entry("scale", (2,), layer=""),))
+    >>> chart = Exponential().at(layout, torch.tensor([1.0, 2.0]))
+    >>> chart.push(torch.eye(2)).tolist()
+    [[1.0, 0.0], [0.0, 2.0]]
+    """
+
+    name: str = "custom"
+    gauge: str = "-"
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        """Weights at these coordinates; differentiable by ``torch.func``."""
+        raise NotImplementedError
+
+    def from_weights(self, weights: Tensor) -> Tensor:
+        """Any coordinates of these weights."""
+        raise NotImplementedError
+
+    def at(self, layout: Layout, weights: Tensor) -> Chart:
+        """Build the chart whose point has these weights."""
+        del layout
+        coordinates = self.from_weights(weights).detach()
+        if coordinates.ndim != 1:
+            raise InputError(f"from_weights of {self.name} must return a vector, got shape {tuple(coordinates.shape)}.")
+        returned = self.to_weights(coordinates)
+        if returned.shape != weights.shape:
+            raise InputError(
+                f"to_weights of {self.name} must return shape {tuple(weights.shape)}, got {tuple(returned.shape)}."
+            )
+        error = torch.linalg.vector_norm(returned - weights)
+        scale = torch.linalg.vector_norm(weights)
+        if not error <= 1e3 * torch.finfo(weights.dtype).eps * scale:
+            raise SelfCheckError(
+                f"{self.name}: to_weights(from_weights(w)) differs from w by {error / scale:.1e} (relative); "
+                "the chart does not pass through the point."
+            )
+        return _AutodiffChart(self, coordinates)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.gauge!r})" if self.gauge != "-" else f"{type(self).__name__}()"
+
+
+class _AutodiffChart(Chart):
+    """A user's parameterization at a point, differentiated by ``torch.func``."""
+
+    def __init__(self, parameterization: Parameterization, coordinates: Tensor):
+        self.parameterization = parameterization
+        self.name, self.gauge = parameterization.name, parameterization.gauge
+        self.coordinates = coordinates
+        self.layout = Layout((Entry("coordinates", tuple(coordinates.shape), layer=""),))
+
+    def moved(self, coordinates: Tensor) -> Parameterization:
+        fixed = copy.copy(self.parameterization)
+        fixed.gauge = "checkpoint"
+        fixed.from_weights = lambda _weights: coordinates.detach()
+        return fixed
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.parameterization.to_weights(coordinates)
+
+
+def _derivative_along(function: Callable[[Tensor], Tensor], point: Tensor, tangents: Tensor) -> Tensor:
+    """Directional derivatives of a vector function, one per column of ``tangents``."""
+
+    def along(tangent: Tensor) -> Tensor:
+        return torch.func.jvp(function, (point,), (tangent,))[1]
+
+    return torch.func.vmap(along, in_dims=1, out_dims=1)(tangents)
