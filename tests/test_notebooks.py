@@ -32,4 +32,6 @@ def test_notebook_runs_and_ends_in_assertions(script, monkeypatch):
     monkeypatch.setenv("CURVATURE_FAST", "1")
     notebook = jupytext.read(script)
     assert "assert " in notebook.cells[-1].source
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+    ).execute()
