@@ -71,10 +71,10 @@ def condition_numbers(
         undefined = ("kappa_rank", *(f"kappa_{p}" for p in PERCENTS))
         values = dict.fromkeys(undefined, Quantity(math.nan, "undefined", note))
         values |= {f"abs_kappa_{p}": _ratio(sizes, _percentile(p, len(sizes)), spectrum) for p in PERCENTS}
-        squares = sizes**2
-        values["stable_rank"] = Quantity(float(squares.sum() / squares[0]))
+        relative = spectrum.on_rank / sizes[0]
+        values["stable_rank"] = Quantity(float((relative**2).sum()))
         values["participation_ratio"] = Quantity(
-            float(spectrum.trace**2 / squares.sum()), "resolved", "(sum l)^2 / sum l^2 with signs"
+            float(relative.sum() ** 2 / (relative**2).sum()), "resolved", "(sum l)^2 / sum l^2 with signs"
         )
     return ConditionNumbers(
         matrix=spectrum.matrix,
@@ -98,17 +98,20 @@ def sphericity(eigenvalues: np.ndarray, damping: float = DAMPING) -> dict[str, Q
 
     ``eigenvalues`` in any order, zeros included: they count, for a singular matrix is not spherical.
     """
-    total, dim = float(eigenvalues.sum()), len(eigenvalues)
-    if total <= 0:
+    dim = len(eigenvalues)
+    largest = float(eigenvalues.max())
+    if largest <= 0:
         return dict.fromkeys(
             ("bures", "l1_over_mean", "am_gm_damped", "ai_distance_damped"),
             Quantity(math.nan, "undefined", "the matrix is zero"),
         )
-    logs = np.log(eigenvalues + damping * total / dim)
+    relative = eigenvalues / largest
+    total = float(relative.sum())
+    logs = np.log(relative + damping * total / dim)
     note = f"eigenvalues shifted by {damping:g} of their mean"
     return {
-        "bures": Quantity(max(0.0, 1 - float(np.sqrt(eigenvalues).sum()) ** 2 / (dim * total))),
-        "l1_over_mean": Quantity(dim * float(eigenvalues.max()) / total),
+        "bures": Quantity(max(0.0, 1 - float(np.sqrt(relative).sum()) ** 2 / (dim * total))),
+        "l1_over_mean": Quantity(dim / total),
         "am_gm_damped": Quantity(max(0.0, math.log((1 + damping) * total / dim) - float(logs.mean())), note=note),
         "ai_distance_damped": Quantity(float(logs.std()), note=note),
     }
@@ -146,31 +149,43 @@ def _ratio(sizes: np.ndarray, position: int, spectrum: Spectrum) -> Quantity:
 
 
 def _gd_time(spectrum: Spectrum, accuracy: float) -> Quantity:
-    kept = spectrum.eigenvalues > 0  # a zero mode carries no gradient: it drops out of the sum
-    values, weights = spectrum.eigenvalues[kept], spectrum.gradient_weights[kept]
-    gaps = weights / values
-    below = values <= spectrum.noise_floor
-    noise = float(gaps[below].sum() / gaps.sum()) if gaps.sum() > 0 else math.nan
-    if not gaps.sum() > 0:
-        return Quantity(math.nan, "undefined", "the gradient vanishes in the range of the matrix")
-    # log((1 - l/l_1)^2) without cancellation at small l/l_1; the top mode is gone after one step.
-    with np.errstate(divide="ignore"):
+    """Steps for the modes above the noise floor; unresolved where the modes below it could change the answer."""
+    above = spectrum.eigenvalues > spectrum.noise_floor
+    below = (spectrum.eigenvalues > 0) & ~above
+    values = spectrum.eigenvalues[above]
+    # A gradient in the range of a singular direction has c^2 / l of ordinary size however small l is, but eigenvectors
+    # below the floor are mixed by rounding: their share is only an estimate.
+    gaps = spectrum.gradient_weights[above] / values
+    hidden = float((spectrum.gradient_weights[below] / spectrum.eigenvalues[below]).sum())
+    total = float(gaps.sum())
+    if not total > 0:
+        return Quantity(math.nan, "undefined", "the gradient vanishes in the resolved range of the matrix")
+    with np.errstate(divide="ignore"):  # the top mode is gone after one step
         rates = 2 * np.log1p(-values / values[-1])
 
-    def remaining(steps: float) -> float:
-        return float((gaps * np.exp(steps * rates)).sum() / gaps.sum()) if steps else 1.0
+    def steps_until(share: float) -> float:
+        if share <= 0:
+            return math.inf
+        high = 1.0  # at least one step: that is when the top mode goes
+        while (remaining := float((gaps * np.exp(high * rates)).sum()) / total) > share and high < 1e300:
+            high *= 2
+        if remaining > share:
+            return math.inf
+        low = max(1.0, high / 2)
+        while high - low > 1e-9 * high:
+            middle = (low + high) / 2
+            late = float((gaps * np.exp(middle * rates)).sum()) / total > share
+            low, high = (middle, high) if late else (low, middle)
+        return high
 
-    high = 1.0
-    while remaining(high) > accuracy and high < 1e18:
-        high *= 2
-    low = high / 2 if high > 1 else 0.0
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if remaining(middle) > accuracy else (low, middle)
+    fast = steps_until(accuracy)
+    slow = steps_until(accuracy - (1 - accuracy) * hidden / total)
     note = f"to {accuracy:g} of the initial gap"
-    if noise > accuracy / 10:
-        return Quantity(high, "unresolved", f"{note}; {noise:.0%} of the gap lies below the noise floor")
-    return Quantity(high, "resolved", note)
+    if slow > 1.02 * fast:
+        return Quantity(
+            fast, "unresolved", f"{note}; {hidden / (hidden + total):.0%} of the gap lies below the noise floor"
+        )
+    return Quantity(fast, "resolved", note)
 
 
 def _on_rank_spread(sizes: np.ndarray, spectrum: Spectrum) -> dict[str, Quantity]:
@@ -189,13 +204,14 @@ def _on_rank_spread(sizes: np.ndarray, spectrum: Spectrum) -> dict[str, Quantity
 
 
 def _ranks(values: np.ndarray) -> dict[str, Quantity]:
-    total, top = float(values.sum()), float(values[0])
-    shares = values[values > 0] / total
+    relative = values / values[0]  # squares neither overflow nor vanish
+    total, squares = float(relative.sum()), float((relative**2).sum())
+    shares = relative[relative > 0] / total
     return {
-        "participation_ratio": Quantity(total**2 / float((values**2).sum())),
+        "participation_ratio": Quantity(total**2 / squares),
         "effective_rank": Quantity(math.exp(-float((shares * np.log(shares)).sum()))),
-        "stable_rank": Quantity(float((values**2).sum()) / top**2),
-        "intrinsic_dimension": Quantity(total / top),
+        "stable_rank": Quantity(squares),
+        "intrinsic_dimension": Quantity(total),
     }
 
 

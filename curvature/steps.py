@@ -48,7 +48,7 @@ def chart_step(problem: Problem, chart: Parameterization) -> Tensor:
 def natural_gradient_step(
     problem: Problem, *, damping: float, block: str = "all", fisher: SymmetricOperator | None = None
 ) -> Tensor:
-    r"""The damped natural-gradient step $-(F + \lambda I)^{-1} \nabla L$ on the weights; $\lambda = a \operatorname{tr}(F)/P$.
+    r"""The damped natural-gradient step $-(F + \lambda I)^{-1} \nabla L$, $\lambda = a \operatorname{tr}(F)/P$.
 
     ``block`` is ``"all"``, ``"layer"`` or ``"neuron"`` (block-diagonal $F$). ``damping=0`` gives the minimum-norm step
     $-F^+ \nabla L$, the only one that does not depend on the chart; it needs a well separated null space.

@@ -96,9 +96,12 @@ def chain_of(problem: Problem) -> Chain | None:
             before.append(module)
     plain = all(isinstance(m, _ELEMENTWISE + _NEUTRAL) for *_, after in groups for m in after)
     flattens = all(isinstance(m, (nn.Flatten, *_NEUTRAL)) for m in before)
-    if not groups or not plain or not flattens or any(m.start_dim != 1 for m in before if isinstance(m, nn.Flatten)):
+    if not groups or not plain or not flattens:
         return None
-    if problem.inputs.ndim > 2 and not any(isinstance(m, nn.Flatten) for m in before):
+    signal = problem.inputs[:1]
+    for module in before:
+        signal = module(signal)
+    if signal.ndim != 2 or len(signal) != 1:  # one vector per example; a linear layer on positions shares its weights
         return None
     if any(isinstance(m, _ELEMENTWISE) for m in groups[-1][2]):
         return None

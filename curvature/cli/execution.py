@@ -1,0 +1,330 @@
+"""One command: load, measure, write, print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from curvature._version import __version__
+from curvature.cli import tables
+from curvature.cli.configuration import (
+    KINDS,
+    MATRICES,
+    CompareConfiguration,
+    Configuration,
+    SpectrumConfiguration,
+    resolve,
+)
+from curvature.cli.terminal import Terminal, count, printable, short_warnings
+from curvature.errors import ConfigurationError, ExitCode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from curvature.records import Study
+
+__all__ = ["execute"]
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def execute(command: str, options: dict[str, Any]) -> None:
+    """Resolve, measure, write, print."""
+    measure = {"spectrum": _spectrum_study, "compare": _compare_study}[command]
+    show = {"spectrum": tables.print_spectrum, "compare": tables.print_compare}[command]
+    terminal = Terminal(options["quiet"], options["verbose"])
+    flags = {name: value for name, value in options.items() if name in KINDS[command].model_fields}
+    config = resolve(
+        command,
+        flags,
+        file=options["config"],
+        settings=options["settings"] or (),
+        trust=options["trust_config"],
+        warn=terminal.warn,
+    )
+    out, started = options["out"], time.time()
+    # What user code prints is no result; a warning of a library is one line.
+    with contextlib.redirect_stdout(sys.stderr), short_warnings(terminal, options["debug"]):
+        from curvature import report
+
+        if out is not None:
+            report.check_target(out, overwrite=options["overwrite"])
+        with _limited_threads(config.threads):
+            study = measure(config, terminal, started)
+        document = report.study_document(study)
+        if out is not None:
+            out = report.write_run(study, out, overwrite=options["overwrite"])
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a sign still shows the numbers
+    if options["as_json"]:
+        typer.echo(json.dumps(document, allow_nan=False))
+    else:
+        show(study, document, options["verbose"])
+    sys.stdout.flush()
+    _close(command, study, config, terminal, out)
+    failed = [check for check in study.checks if not check.passed]
+    if failed:
+        terminal.error(
+            f"a self-check failed, do not trust the numbers: {failed[0].name}: {failed[0].value:.3g}, allowed "
+            f"{failed[0].tolerance:.3g}."
+        )
+        raise typer.Exit(int(ExitCode.SELF_CHECK))
+    open_ones = _unresolved(study) if options["strict"] else []
+    if open_ones:
+        terminal.error(f"--strict: {len(open_ones)} headline numbers are not resolved, first {open_ones[0]}.")
+        raise typer.Exit(int(ExitCode.UNRESOLVED))
+
+
+def _close(command: str, study: Study, config: Configuration, terminal: Terminal, out: Path | None) -> None:
+    for warning in study.warnings:
+        terminal.warn(warning)
+    if terminal.verbose:
+        for check in study.checks:
+            verdict = "passed" if check.passed else "FAILED"
+            terminal.note(f"check {verdict}: {check.name}: {check.value:.2g} (allowed {check.tolerance:.2g})")
+    else:
+        passed = sum(check.passed for check in study.checks)
+        if study.checks:
+            terminal.note(f"checks: {passed} of {len(study.checks)} passed (-v lists them)")
+    terminal.note(f"time: {study.provenance['seconds']:.1f} s")
+    if out is not None:
+        terminal.note(f"report: {out / 'report.html'}")
+        terminal.note(f"next: curvature {command} --config {out / 'config.toml'} --out {out}-again repeats it")
+        return
+    changed = config.model_dump(exclude_defaults=True)
+    given = "".join(f" --{name} {changed[name]}" for name in ("model", "weights", "data", "loss") if name in changed)
+    if command == "spectrum":
+        terminal.note(f"next: add --out runs/NAME for a report with figures, or train: curvature compare{given}")
+    else:
+        terminal.note("next: add --out runs/NAME for a report with figures and every number")
+
+
+def _unresolved(study: Study) -> list[str]:
+    from curvature.records import ConditionNumbers
+
+    return [
+        f"{name} of {measured.record.matrix} in {measured.record.chart} ({quantity.status.replace('_', ' ')})"
+        for measured in study.of(ConditionNumbers)
+        for name, quantity in measured.record.headline.items()
+        if quantity.status in {"lower_bound", "unresolved"}
+    ]
+
+
+def _spectrum_study(config: SpectrumConfiguration, terminal: Terminal, started: float) -> Study:
+    import torch
+
+    from curvature import loading
+    from curvature.problem import Problem
+    from curvature.study import run_spectrum
+
+    _header(config, terminal)
+    loss = loading.load_loss(config.loss, terminal.say)
+    model = _model_builder(config, terminal)(config.seed)
+    data = _load_data(config, loss, model, terminal)
+    problem = Problem.from_module(model, loss=loss, data=data, dtype=getattr(torch, config.dtype))
+    config = _with_charts(config, problem.chart)
+    charts = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
+    about_model = _about_model(config, f"seed {config.seed}" if config.weights is None else None)
+    about_data = _about_data(config, data)
+    terminal.note(f"model: {about_model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
+    terminal.note(f"data:  {about_data}")
+    size = max(chart.at(problem.layout, problem.weights).dim for chart in charts)
+    terminal.note(
+        f"plan:  {count(len(config.matrix), 'matrix', 'matrices')} in {count(len(charts), 'chart')}, blocks: "
+        f"{config.block}; up to {size} x {size}, {3 * problem.dtype.itemsize * size**2 / 2**30:.2g} GB"
+    )
+    with terminal.progress() as progress:
+        study = run_spectrum(
+            problem,
+            matrices=[MATRICES[name] for name in config.matrix],
+            charts=charts,
+            block=config.block,
+            method=config.method,
+            seed=config.seed,
+            num_samples=config.num_samples,
+            gradient=config.gradient,
+            model=about_model,
+            data=about_data,
+            config=_written(config, "spectrum"),
+            progress=progress,
+        )
+    return _with_provenance(study, config, model, data, started)
+
+
+def _compare_study(config: CompareConfiguration, terminal: Terminal, started: float) -> Study:
+    import torch
+
+    from curvature import loading
+    from curvature.study import CompareSettings, run_compare
+
+    _header(config, terminal)
+    settings = CompareSettings(
+        seeds=tuple(range(config.seeds)),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        matrices=tuple(MATRICES[name] for name in config.matrix),
+        stretches=config.stretches,
+        dampings=config.dampings,
+        damping=config.damping,
+    )
+    loss = loading.load_loss(config.loss, terminal.say)
+    build = _model_builder(config, terminal)
+    first = build(settings.seeds[0])
+    data = _load_data(config, loss, first, terminal)
+    about_model, about_data = _about_model(config), _about_data(config, data)
+    terminal.note(f"model: {about_model}: {sum(p.numel() for p in first.parameters())} parameters")
+    terminal.note(f"data:  {about_data}")
+    terminal.note(
+        f"plan:  {count(config.seeds, 'paired seed')} x 2 arms (standard, weight-norm), {config.epochs} epochs of SGD "
+        f"at {config.learning_rate:g}; {count(len(config.matrix), 'matrix', 'matrices')} at 3 checkpoints each"
+    )
+    if config.weights is not None and config.seeds > 1:
+        terminal.warn("every seed starts from the same --weights: the seeds differ in the order of the data alone")
+    with terminal.progress() as progress:
+        study = run_compare(
+            build,
+            data,
+            loss,
+            settings,
+            model=about_model,
+            data_name=about_data,
+            config=_written(config, "compare"),
+            dtype=getattr(torch, config.dtype),
+            progress=progress,
+        )
+    return _with_provenance(study, config, first, data, started)
+
+
+def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:
+    """From a seed to the model on its device, with the user's weights in it."""
+    from curvature import loading
+
+    device = _device(config)
+    build = loading.load_model(config.model, config.arg, terminal.say)
+    if config.key is not None and config.weights is None:
+        raise ConfigurationError("--key says where in a file of --weights to look; --weights is missing.")
+    tensors = None if config.weights is None else loading.load_weights(config.weights, config.key, terminal.say)
+
+    def built(seed: int) -> nn.Module:
+        model = build(seed)
+        return (model if tensors is None else loading.apply_weights(model, tensors, terminal.say)).to(device)
+
+    return built
+
+
+def _load_data(config: Configuration, loss: Any, model: nn.Module, terminal: Terminal) -> Any:
+    from curvature import loading
+
+    return loading.load_data(
+        config.data,
+        loss,
+        target=config.target,
+        num_examples=config.num_examples,
+        image=loading.takes_images(model),
+        say=terminal.say,
+    )
+
+
+def _device(config: Configuration) -> Any:
+    import torch
+
+    if config.device.partition(":")[0] not in _DEVICES:
+        raise ConfigurationError(f"--device {config.device!r} is unknown; choose {', '.join(_DEVICES)}, or cuda:1.")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigurationError(f"--device {config.device!r} cannot be used: {reason}. Use --device cpu.") from error
+    if device.type == "mps" and config.dtype == "float64":
+        raise ConfigurationError("--device mps has no float64: add --dtype float32, or use --device cpu.")
+    return device
+
+
+def _with_charts(config: SpectrumConfiguration, own: Any) -> SpectrumConfiguration:
+    """Fill in the charts that were left open: the model's own, and weight norm where a gauge was asked for."""
+    has_own = own.name == "weight-norm"
+    charts = config.chart or (("standard", "weight-norm") if has_own or config.gauge else ("standard",))
+    gauges = config.gauge
+    if not gauges and "weight-norm" in charts:
+        gauges = ("checkpoint",) if has_own else ("canonical",)
+        gauges += ("paper",) if "placebo" in charts else ()
+    return config.model_copy(update={"chart": charts, "gauge": gauges})
+
+
+def _written(config: Configuration, command: str) -> dict[str, Any]:
+    """Write the configuration as ``--config`` reads it; TOML has no null, so what is None is left out."""
+    return {"command": command} | config.model_dump(mode="json", exclude_none=True)
+
+
+def _with_provenance(study: Study, config: Configuration, model: nn.Module, data: Any, started: float) -> Study:
+    from curvature import provenance
+
+    named = (
+        config.model.rpartition(":")[0] or config.model,
+        config.weights,
+        config.data,
+        config.loss.rpartition(":")[0],
+    )
+    about = provenance.collect(
+        started=started,
+        device=config.device,
+        dtype=config.dtype,
+        model_sha256=provenance.hash_tensors(dict(model.named_parameters()) | dict(model.named_buffers())),
+        data_sha256=provenance.hash_tensors(data),
+        files_sha256={name: provenance.hash_file(name) for name in named if name and Path(name).is_file()},
+    )
+    return replace(study, provenance={**study.provenance, **about})
+
+
+def _about_model(config: Configuration, detail: str | None = None) -> str:
+    arguments = ", ".join(f"{name}={value}" for name, value in config.arg.items())
+    text = config.model + (f"({arguments})" if arguments else "")
+    text += f" with {config.weights}" if config.weights else ""
+    return printable(text + (f", {detail}" if detail else ""))
+
+
+def _about_data(config: Configuration, data: Any) -> str:
+    inputs, targets = data
+    shape = " x ".join(map(str, inputs.shape[1:])) or "1"
+    classes = f", classes {int(targets.min())} to {int(targets.max())}" if not targets.is_floating_point() else ""
+    return printable(f"{config.data}: {len(inputs)} examples of {shape}{classes}, loss {config.loss}")
+
+
+def _header(config: Configuration, terminal: Terminal) -> None:
+    import torch
+
+    terminal.note(
+        f"curvature {__version__}, python {platform.python_version()}, torch {torch.__version__}, {config.device}, "
+        f"{count(torch.get_num_threads(), 'thread')}, {config.dtype}"
+    )
+
+
+@contextlib.contextmanager
+def _limited_threads(threads: int | None) -> Iterator[None]:
+    """Limit torch and the BLAS under NumPy, which computes the eigenvalues on the CPU."""
+    if threads is None:
+        yield
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,245 @@
+"""Results as text on standard output."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from curvature.cli.terminal import count, printable
+
+if TYPE_CHECKING:
+    from curvature.records import ConditionNumbers, Quantity, Spectrum, Study
+
+__all__ = ["print_compare", "print_spectrum"]
+
+MOST_PICTURES = 12
+
+
+def print_spectrum(study: Study, _document: Mapping[str, Any], verbose: bool) -> None:
+    """Print each matrix in its charts, and the stretches behind the gauges."""
+    from curvature.records import ConditionNumbers, GaugeState, Spectrum
+
+    spectra = [measured.record for measured in study.of(Spectrum)]
+    summaries = {_identity(measured.record): measured.record for measured in study.of(ConditionNumbers)}
+    for matrix in dict.fromkeys(record.matrix for record in spectra):
+        records = [record for record in spectra if record.matrix == matrix]
+        _print_matrix(records, [summaries[_identity(record)] for record in records], verbose)
+    for measured in study.of(GaugeState):
+        state = measured.record
+        typer.echo(
+            f"{_chart(state.chart, state.gauge)}: stretch ||v|| / |g| {state.minimum:.4g} to {state.maximum:.4g}, "
+            f"median {state.median:.4g}, in {state.num_rows} rows"
+        )
+
+
+def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> None:
+    """Print what the report says too, from the same document: medians and ranges over seeds."""
+    typer.echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
+    rows = []
+    for arm in dict.fromkeys(run["arm"] for run in document["training"]):
+        runs = [run for run in document["training"] if run["arm"] == arm]
+        numbers = ([run[name] for run in runs] for name in ("first_loss", "last_loss", "last_accuracy"))
+        rows.append((f"{arm} arm", *map(_median_and_range, numbers), str(runs[0]["steps"])))
+    _print_table(("Training", "loss before", "loss after", "accuracy", "steps"), rows)
+    typer.echo()
+    equal = {row["matrix"] for row in document["equality"]}
+    for matrix in dict.fromkeys(row["matrix"] for row in document["table"]):
+        _print_conditions(matrix, document, "sweep" if verbose else "canonical" if matrix not in equal else "brief")
+    for row in document["equality"]:
+        typer.echo(
+            f"{_matrix_name(row['matrix'])}: at the canonical gauge (||v|| = |g|) the spectrum of the standard chart, "
+            f"as theory says;\n  largest difference {row['largest_difference']:.1e} of the largest eigenvalue, in "
+            f"{count(row['spectra'], 'pair')} of spectra"
+        )
+    typer.echo()
+    _print_efficiencies(document, study.config.get("damping", 1e-3))
+    for finding in document["findings"]:
+        if finding["kind"] == "limit" or verbose:
+            typer.echo(printable(finding["text"]) + "\n")
+
+
+def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], verbose: bool) -> None:
+    """Print one matrix in its charts: eigenvalues, condition numbers, pictures."""
+    from curvature.figures import text_picture
+
+    first = records[0]
+    about = [f"N = {first.num_examples}", first.dtype, "/".join(dict.fromkeys(record.method for record in records))]
+    about += [count(first.num_samples, "sampled label")] if first.num_samples else []
+    about += ["positive semidefinite"] if first.positive_semidefinite else []
+    typer.echo(f"{_matrix_name(first.matrix)} ({', '.join(about)})\n")
+    labels = [_chart(r.chart, r.gauge) + ("" if r.block == "all" else f", {r.block}") for r in records]
+    columns = ("chart", "dim", "rank", "smallest", "largest", "< 0", "= 0", "> 0")
+    rows = [
+        (label, str(r.dim), str(r.rank), *(f"{r.eigenvalues[k]:.4g}" for k in (0, -1)), *map(str, r.inertia))
+        for label, r in zip(labels, records, strict=True)
+    ]
+    _print_table(columns, rows)
+    typer.echo()
+    chosen = [summary.values if verbose else summary.headline for summary in summaries]
+    defined = [name for values in chosen for name, quantity in values.items() if quantity.status != "undefined"]
+    names = list(dict.fromkeys(defined))
+    for start in range(0, len(names), 4):
+        part = names[start : start + 4]
+        rows = [
+            (label, *(str(values.get(name, "-")) for name in part))
+            for label, values in zip(labels, chosen, strict=True)
+        ]
+        _print_table(("chart", *part), rows)
+        typer.echo()
+    _print_notes([item for values in chosen for item in values.items()])
+    rules: dict[str, list[str]] = {}
+    for label, record in zip(labels, records, strict=True):
+        rules.setdefault(record.rank_rule, []).append(label)
+    for rule, where in list(rules.items())[: None if verbose else 4]:
+        typer.echo(f"rank: {rule}" if len(rules) == 1 else f"rank, {'; '.join(where[:3])}: {rule}")
+    typer.echo(f"= 0: not above the noise floor, {max(record.noise_floor for record in records):.1e} or less\n")
+    pictured = records if verbose else records[:MOST_PICTURES]
+    for record in pictured:
+        typer.echo(printable(text_picture(record, bar="█" if _can_print("█") else "#")) + "\n")
+    if len(pictured) < len(records):
+        typer.echo(f"({len(records) - len(pictured)} more pictures: -v)\n")
+
+
+def _print_notes(quantities: list[tuple[str, Quantity]]) -> None:
+    """Say what stands behind a number that is not resolved."""
+    signs = {"lower_bound": "> x: at least x", "unresolved": "(x): not resolved"}
+    for status in (*signs, "undefined"):
+        found = [(name, q.note) for name, q in quantities if q.status == status]
+        if found:
+            names, notes = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
+            more = f", and {count(len(notes) - 1, 'other reason')}" if len(notes) > 1 else ""
+            typer.echo(f"{signs.get(status) or 'undefined: ' + ', '.join(names)}; {notes[0]}{more}")
+
+
+def _identity(record: Any) -> tuple[Any, ...]:
+    return record.matrix, record.chart, record.gauge, record.block, record.effective
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _print_conditions(matrix: str, document: Mapping[str, Any], extent: str) -> None:
+    """Print one table per matrix: condition numbers by checkpoint, then their log-ratios to the standard chart.
+
+    ``extent``: ``"brief"`` leaves out the canonical gauge, which equals the standard chart, and the gauge sweep.
+    """
+    checkpoints = document["checkpoints"]
+
+    def shown(row: Mapping[str, Any]) -> bool:
+        sweep, canonical = row["gauge"].startswith("stretch="), row["gauge"] == "canonical"
+        return (
+            row["matrix"] == matrix
+            and row["block"] == "all"
+            and (row["effective"] or row["chart"] == "standard")
+            and (extent == "sweep" or not sweep)
+            and (extent != "brief" or not canonical)
+        )
+
+    numbers: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in filter(shown, document["table"]):
+        for name, spread in row["numbers"].items():
+            if spread["count"]:
+                place = name, row["arm"], _chart(row["chart"], row["gauge"])
+                numbers.setdefault(place, {})[row["checkpoint"]] = _spread(spread)
+    ratios: dict[tuple[str, ...], dict[str, str]] = {}
+    compared = [row for row in document["ratios"] if shown(row)]
+    for row in compared if any(row["compared"] for row in compared) else ():
+        against = "standard arm" if row["design"] == "own training" else "same weights"
+        place = row["quantity"], row["arm"], f"{_chart(row['chart'], row['gauge'])}, {against}"
+        cell = _log_ratio(row) if row["compared"] else row["excluded"]
+        ratios.setdefault(place, {})[row["checkpoint"]] = cell
+
+    names = dict.fromkeys(place[0] for place in numbers)
+    for title, cells in (("", numbers), ("log of the ratio to the standard chart", ratios)):
+        lines = []
+        for name in names:
+            of_name = [(place, found) for place, found in cells.items() if place[0] == name]
+            lines += [[name, *[""] * len(checkpoints)]] if of_name else []
+            for (_, arm, place), found in of_name:
+                lines.append((f"  {arm} arm, {place}", *(found.get(checkpoint, "-") for checkpoint in checkpoints)))
+        if lines:
+            _print_table((": ".join(filter(None, (_matrix_name(matrix), title))), *checkpoints), lines)
+            typer.echo()
+    if compared and not ratios:
+        reasons = ", ".join(sorted({row["excluded"] for row in compared}))
+        typer.echo(f"{_matrix_name(matrix)}: no log-ratios to the standard chart ({reasons})\n")
+
+
+def _print_efficiencies(document: Mapping[str, Any], damping: float) -> None:
+    steps = [row for row in document["efficiencies"] if row["block"] == "all"]
+    if not steps:
+        return
+    nearest = min((row["damping"] for row in steps), key=lambda one: abs(math.log(one / damping)))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in steps:
+        if row["damping"] == nearest:
+            place = row["arm"], _chart(row["chart"], row["gauge"])
+            cells.setdefault(place, {})[row["checkpoint"]] = _spread(row["efficiency"])
+    checkpoints = document["checkpoints"]
+    rows = [
+        (f"{arm} arm, {chart}", *(found.get(checkpoint, "-") for checkpoint in checkpoints))
+        for (arm, chart), found in cells.items()
+    ]
+    _print_table((f"Efficiency of one step (damping {nearest:g})", *checkpoints), rows)
+    typer.echo(
+        "1: as far as the damped natural gradient; standard is gradient descent; placebo has random directions for w\n"
+    )
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """First column left, the others right; as wide as it needs to be, since a pipe has no width."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for k, name in enumerate(header):
+        table.add_column(printable(name), justify="right" if k else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(printable, row))
+    console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    console.width = 10_000
+    console.width = max(20, Measurement.get(console, console.options, table).maximum)
+    console.print(table)
+
+
+def _spread(spread: Mapping[str, Any]) -> str:
+    if not spread["count"]:
+        return "undefined"
+    median = f"{spread['median']:.3g}"
+    median = {"lower_bound": f"> {median}", "unresolved": f"({median})"}.get(spread["status"], median)
+    return median if spread["count"] == 1 else f"{median} [{spread['low']:.3g}, {spread['high']:.3g}]"
+
+
+def _log_ratio(row: Mapping[str, Any]) -> str:
+    if row["reading"] == "equal":
+        return "equal"
+    median = f"{row['median']:+.2f}"
+    text = median if row["compared"] == 1 else f"{median} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    return text + ("" if row["compared"] == row["pairs"] else f" ({row['compared']} of {row['pairs']})")
+
+
+def _median_and_range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return f"{known[0]:.4g}" if known else "-"
+    return f"{statistics.median(known):.4g} [{min(known):.4g}, {max(known):.4g}]"
+
+
+def _chart(chart: str, gauge: str) -> str:
+    return chart if gauge == "-" else f"{chart} ({gauge})"
+
+
+def _matrix_name(matrix: str) -> str:
+    from curvature.figures import matrix_name
+
+    return matrix_name(matrix)

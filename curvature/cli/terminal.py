@@ -1,0 +1,103 @@
+"""Standard error: notes, warnings, progress; and text that cannot rewrite the screen."""
+
+from __future__ import annotations
+
+import contextlib
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+__all__ = ["Terminal", "count", "printable", "short_warnings"]
+
+
+class Terminal:
+    """Standard error: notes, warnings, progress."""
+
+    def __init__(self, quiet: bool = False, verbose: bool = False):
+        self.quiet, self.verbose = quiet, verbose
+        self.console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        self.said: set[str] = set()
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(printable(text))
+
+    def warn(self, text: str) -> None:
+        self._label("warning", "yellow", text)
+
+    def error(self, text: str) -> None:
+        self._label("error", "bold red", text)
+
+    def say(self, text: str) -> None:
+        """Tell what loading did: that code runs is said even to those who want quiet."""
+        if text in self.said:
+            return
+        self.said.add(text)
+        if text.startswith("warning: "):
+            self.warn(text.removeprefix("warning: "))
+        elif text.startswith(("executing", "loading")):
+            self.console.print(printable(text))
+        else:
+            self.note(text)
+
+    def _label(self, label: str, style: str, text: str) -> None:
+        self.console.print(f"{label}: ", style=style, end="")
+        self.console.print(printable(text))
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Callable[[str, float], None] | None]:
+        """Give a function of a message and the fraction done: a bar on a terminal, plain lines elsewhere."""
+        if self.quiet:
+            yield None
+        elif self.console.is_terminal:
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+            )
+            with Progress(*columns, console=self.console, transient=True) as bar:
+                task = bar.add_task("", total=1.0)
+                yield lambda message, done: bar.update(task, description=printable(message), completed=done)
+        else:
+            last = ""
+
+            def line(message: str, done: float) -> None:
+                nonlocal last
+                if message != last:
+                    self.note(f"[{done:4.0%}] {message}")
+                last = message
+
+            yield line
+
+
+@contextlib.contextmanager
+def short_warnings(terminal: Terminal, debug: bool) -> Iterator[None]:
+    """Make a warning of a library one line, and leave out what only its authors can act on."""
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("default")
+            for kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
+                warnings.simplefilter("ignore", kind)  # a user cannot act on what torch will change
+            warnings.filterwarnings("ignore", module=r"torch\.fx")
+            warnings.showwarning = lambda message, *_, **__: terminal.warn(" ".join(str(message).split()))
+        yield
+
+
+def printable(text: str) -> str:
+    """Write control, direction-changing and unpaired characters as escapes: a name could rewrite the terminal."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character != "\n" and unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+        else character
+        for character in text
+    )
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Write a number with its noun: one chart, 2 charts."""
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,89 @@
+"""Plain values: what JSON, TOML and CSV can hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from curvature.report.document import HEADLINE
+
+
+def plain_values(value: Any) -> Any:
+    """Reduce to mappings, lists, text and finite numbers; NaN and infinity become null with a reason beside them."""
+    if isinstance(value, Mapping):
+        found = {str(key): plain_values(item) for key, item in value.items()}
+        odd = {key: _why(item) for key, item in value.items() if _is_odd(item)}
+        if odd and "status" in value:
+            return found | {"note": value.get("note") or next(iter(odd.values()))}
+        return found | {f"{key}_reason": reason for key, reason in odd.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return [{"value": None, "reason": _why(item)} if _is_odd(item) else plain_values(item) for item in items]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain_values(value.tolist())
+    if _is_odd(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and not math.isfinite(value)
+
+
+def _why(value: float) -> str:
+    return "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinity"
+
+
+def json_text(value: Any) -> str:
+    """JSON of plain values; ASCII, so that any text survives."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def without_none(value: Any) -> Any:
+    """Fit values into TOML, which has no null; keys without a value are left out."""
+    if isinstance(value, Mapping):
+        return {str(key): without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, np.ndarray | np.generic):
+        return without_none(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
+        return [without_none(item) for item in items if item is not None]
+    if isinstance(value, PurePath):
+        value = str(value)
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # a path may hold bytes that are no text
+    return value if isinstance(value, bool | int | float) or hasattr(value, "isoformat") else str(value)
+
+
+def csv_text(spectra: list[dict[str, Any]]) -> str:
+    """One line per spectrum (RFC 4180); text that a spreadsheet would take for a formula is prefixed with ``'``."""
+    names = [name for name in HEADLINE if any(name in row["numbers"] for row in spectra)]
+    about = [key for row in spectra for key in row if key not in ("numbers", "damped", "method", "seconds")]
+    about = [key for key in dict.fromkeys(about) if not key.endswith("_reason")]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\r\n")
+    writer.writerow([*about, *(part for name in names for part in (name, f"{name}_status")), "method", "seconds"])
+    for row in spectra:
+        numbers = [row["numbers"].get(name, {"value": None, "status": ""}) for name in names]
+        cells = [row.get(key) for key in about]
+        cells += [part for number in numbers for part in (number["value"], number["status"])]
+        writer.writerow([_csv_cell(cell) for cell in (*cells, row.get("method"), row.get("seconds"))])
+    return stream.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if value is None or value == "-":  # no gauge, and not a formula either
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        return value
+    text = value.encode(errors="backslashreplace").decode()
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\0") else text

@@ -1,0 +1,178 @@
+"""The result file: everything numeric about a study as NetCDF, and back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curvature.figures import printable
+from curvature.records import (
+    Alignment,
+    Check,
+    ConditionNumbers,
+    GaugeState,
+    Measured,
+    Quantity,
+    Spectrum,
+    StepComparison,
+    Study,
+    TrainingCurve,
+    Whitening,
+)
+from curvature.report.document import place_of
+
+SCHEMA = "curvature/1"
+_KINDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
+_PLACE = {"arm": "str", "seed": "int", "checkpoint": "str", "step": "int", "order": "int"}
+_ARRAYS = ("eigenvalues", "gradient_weights")
+_CURVE = ("steps", "losses", "accuracies")
+
+
+def write_result(study: Study, path: Path) -> None:
+    """Write NetCDF: a node per spectrum and curve, one table per other kind of record."""
+    import xarray as xr
+
+    about = {name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")}
+    about |= {"schema": SCHEMA, "warnings": list(study.warnings)}
+    nodes = {"/": xr.Dataset(attrs=_attributes(about))}
+    groups: dict[str, list[tuple[int, Measured]]] = {}
+    for order, m in enumerate(study.measurements):
+        groups.setdefault(type(m.record).__name__, []).append((order, m))
+    for number, (order, m) in enumerate(groups.pop("Spectrum", [])):
+        about = place_of(m) | {"order": order} | {f.name: getattr(m.record, f.name) for f in fields(m.record)}
+        arrays = {name: about.pop(name) for name in ("eigenvalues", "gradient_weights")}
+        arrays = {name: ("index", values) for name, values in arrays.items() if values is not None}
+        nodes[f"/spectra/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
+    if "ConditionNumbers" in groups:
+        nodes["/condition_numbers"] = _number_table(groups.pop("ConditionNumbers"))
+    for kind, members in groups.items():
+        nodes[f"/{kind}"] = _row_table([place_of(m) | {"order": order} | asdict(m.record) for order, m in members])
+    if study.checks:
+        nodes["/checks"] = _row_table([asdict(check) for check in study.checks])
+    for number, curve in enumerate(study.curves):
+        arrays = {name: ("record", getattr(curve, name)) for name in ("steps", "losses", "accuracies")}
+        attributes = _attributes({"arm": curve.arm, "seed": curve.seed})
+        nodes[f"/curves/{number:04d}"] = xr.Dataset(arrays, attrs=attributes)
+    try:
+        xr.DataTree.from_dict(nodes).to_netcdf(path, engine="h5netcdf")
+    except RuntimeError as error:  # what HDF5 says when the disk fails
+        raise OSError(errno.EIO, str(error)) from error
+
+
+def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _stored(value) for name, value in values.items()}
+
+
+def _stored(value: Any) -> Any:
+    """Keep numbers and text; write None, booleans and containers, which NetCDF does not know, as JSON."""
+    if isinstance(value, str):
+        return value if "\0" not in value and value.isprintable() else printable(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value)
+
+
+def _row_table(rows: list[dict[str, Any]]) -> Any:
+    import xarray as xr
+
+    columns = {}
+    for key in rows[0]:
+        values = [_stored(row[key]) for row in rows]
+        if any(isinstance(value, str) for value in values):
+            texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+            columns[key] = ("row", np.array(texts, dtype=object))
+        else:
+            columns[key] = ("row", np.array(values))
+    return xr.Dataset(columns)
+
+
+def _number_table(members: list[tuple[int, Measured]]) -> Any:
+    """Condition numbers: one row each, with value, status and note by the name of the quantity."""
+    names = list(dict.fromkeys(name for _, m in members for name in m.record.values))
+    rows = []
+    for order, m in members:
+        about = {f.name: getattr(m.record, f.name) for f in fields(m.record) if f.name not in ("values", "damped")}
+        damped = [[delta, *(list(asdict(q).values()) for q in pair)] for delta, pair in m.record.damped.items()]
+        rows.append(place_of(m) | {"order": order} | about | {"damped": damped})
+    missing = Quantity(math.nan, "", "")
+    cells = [[m.record.values.get(name, missing) for name in names] for _, m in members]
+    grids = {"value": float, "status": object, "note": object}
+    return _row_table(rows).assign(
+        quantity=("quantity", np.array(names, dtype=object)),
+        **{
+            key: (("row", "quantity"), np.array([[getattr(q, key) for q in row] for row in cells], dtype=dtype))
+            for key, dtype in grids.items()
+        },
+    )
+
+
+def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
+    """Read a study from an open result file, given its configuration and provenance."""
+    children = {name: [*node.children.values()] for name, node in tree.children.items()}
+    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - {"spectra", "curves"}}
+    found: list[tuple[int, Measured]] = []
+    for node in children.get("spectra", ()):
+        arrays = {name: node[name].to_numpy() if name in node.data_vars else None for name in _ARRAYS}
+        found.append(_measured(Spectrum, dict(node.attrs), arrays))
+    if "condition_numbers" in tables:
+        found += _decoded_numbers(tables["condition_numbers"])
+    for kind in _KINDS.keys() & tables.keys():
+        found += [_measured(_KINDS[kind], row) for row in _rows(tables[kind])]
+    curves = [
+        TrainingCurve(str(node.attrs["arm"]), int(node.attrs["seed"]), *(node[name].to_numpy() for name in _CURVE))
+        for node in children.get("curves", ())
+    ]
+    checks = [Check(**_typed(row, Check)) for row in _rows(tables["checks"])] if "checks" in tables else []
+    return Study(
+        **{name: str(tree.attrs[name]) for name in ("command", "model", "data")},
+        **{name: int(tree.attrs[name]) for name in ("num_weights", "num_examples")},
+        config=config,
+        measurements=tuple(m for _, m in sorted(found, key=lambda pair: pair[0])),
+        curves=tuple(curves),
+        checks=tuple(checks),
+        warnings=tuple(json.loads(tree.attrs["warnings"])),
+        provenance=provenance,
+    )
+
+
+def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
+    names = [str(name) for name in table["quantity"].to_numpy()]
+    value, status, note = (table[key].to_numpy() for key in ("value", "status", "note"))
+    for index, row in enumerate(_rows(table.drop_vars(["quantity", "value", "status", "note"]))):
+        values = {
+            name: Quantity(float(value[index, k]), str(status[index, k]), str(note[index, k]))
+            for k, name in enumerate(names)
+            if status[index, k]
+        }
+        damped = {float(delta): (Quantity(*one), Quantity(*two)) for delta, one, two in json.loads(row.pop("damped"))}
+        yield _measured(ConditionNumbers, row, {"values": values, "damped": damped})
+
+
+def _measured(kind: type, row: dict[str, Any], more: Mapping[str, Any] | None = None) -> tuple[int, Measured]:
+    place = {name: _restored(row.pop(name), declared) for name, declared in _PLACE.items()}
+    order = place.pop("order")
+    return order, Measured(**place, record=kind(**_typed(row, kind), **(more or {})))
+
+
+def _typed(row: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    declared = {item.name: str(item.type) for item in fields(kind)}
+    return {name: _restored(value, declared[name]) for name, value in row.items()}
+
+
+def _restored(value: Any, declared: str) -> Any:
+    """Undo :func:`_stored` by the declared type of the field."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if declared == "str":
+        return str(value)
+    value = json.loads(value) if isinstance(value, str) else value
+    return float(value) if declared == "float" else value
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    columns = {str(name): table[name].to_numpy().tolist() for name in table.data_vars}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -1,0 +1,98 @@
+"""Seeded factories shared by the tests: networks and data in float64; nothing here touches global seeds."""
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import nn
+
+# Derandomized: a test that passes here passes everywhere. No deadline: machines differ.
+settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _global_seed_does_not_leak():
+    """Start every test from one state of the global generator, and give back the state it found."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(20160225)
+
+
+def seeded(build, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().double()
+
+
+@pytest.fixture(scope="session")
+def mlp():
+    """``mlp(3, 4, 2)``: two linear layers with tanh between."""
+
+    def build(*widths, activation=nn.Tanh, bias=True, seed=0):
+        def layers():
+            pairs = list(zip(widths, widths[1:], strict=False))
+            for number, (fan_in, fan_out) in enumerate(pairs):
+                yield nn.Linear(fan_in, fan_out, bias=bias)
+                if number + 1 < len(pairs):
+                    yield activation()
+
+        return seeded(lambda: nn.Sequential(*layers()), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cnn():
+    """Two convolutions and a linear layer on ``(N, 1, 4, 4)`` images, three outputs."""
+
+    def build(activation=nn.Tanh, seed=0):
+        return seeded(
+            lambda: nn.Sequential(
+                nn.Conv2d(1, 2, 2),
+                activation(),
+                nn.Conv2d(2, 2, 2, stride=2, padding=1),
+                activation(),
+                nn.Flatten(),
+                nn.Linear(8, 3),
+            ),
+            seed,
+        )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def regression_data():
+    """``regression_data(8, 3, 2)``: Gaussian inputs ``(8, 3)`` and targets ``(8, 2)``."""
+
+    def draw(num_examples, fan_in, num_outputs, seed=1):
+        generator = torch.Generator().manual_seed(seed)
+        inputs = torch.randn(num_examples, fan_in, generator=generator, dtype=torch.float64)
+        return inputs, torch.randn(num_examples, num_outputs, generator=generator, dtype=torch.float64)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def classification_data():
+    """``classification_data(8, 3, 2)``: Gaussian inputs ``(8, 3)`` and integer labels below 2."""
+
+    def draw(num_examples, fan_in, num_classes, seed=1):
+        generator = torch.Generator().manual_seed(seed)
+        shape = fan_in if isinstance(fan_in, tuple) else (fan_in,)
+        inputs = torch.randn(num_examples, *shape, generator=generator, dtype=torch.float64)
+        return inputs, torch.randint(num_classes, (num_examples,), generator=generator)
+
+    return draw
