@@ -63,7 +63,7 @@ class Loss(ABC):
         variable = outputs.detach().requires_grad_()
         with torch.enable_grad():
             total = self.terms(variable, targets).sum()
-        return torch.autograd.grad(total, variable)[0].flatten(1)
+        return _flat(torch.autograd.grad(total, variable)[0])
 
     @abstractmethod
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -165,6 +165,15 @@ class CrossEntropy(Loss):
                 f"targets must be classes 0 to {num_classes - 1} (the model has {num_classes} outputs), got "
                 f"{low} to {high}."
             )
+        if self.label_smoothing and self.weight is not None:
+            used = targets[valid].unique()
+            silent = used[self._class_weights(outputs)[used] == 0].tolist()
+            if silent:
+                raise InputError(
+                    f"class {silent[0]} has weight 0: with label smoothing its examples add to the loss but not to the "
+                    "denominator of the mean, so no share of the mean is theirs. Leave these examples out, or give "
+                    "the class a weight."
+                )
         return targets
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -261,12 +270,12 @@ class _Elementwise(Loss):
 
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         del targets
-        return torch.diag_embed(self.second_derivative(outputs).sqrt().flatten(1))
+        return torch.diag_embed(_flat(self.second_derivative(outputs)).sqrt())
 
     def _gaussian_scores(self, outputs: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         shape = (len(outputs), outputs[0].numel(), num_samples)
         noise = torch.randn(shape, generator=generator, dtype=torch.float64).to(outputs)
-        return noise * (self.second_derivative(outputs).flatten(1)[:, :, None] / num_samples).sqrt()
+        return noise * (_flat(self.second_derivative(outputs))[:, :, None] / num_samples).sqrt()
 
 
 @dataclass(frozen=True)
@@ -300,12 +309,12 @@ class BinaryCrossEntropy(_Elementwise):
     def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # Scores sigma - 1 with probability sigma and sigma - 0 with probability 1 - sigma, per output.
         del targets
-        one, zero = torch.sigmoid(outputs).flatten(1), torch.sigmoid(-outputs).flatten(1)
+        one, zero = torch.sigmoid(_flat(outputs)), torch.sigmoid(-_flat(outputs))
         return torch.cat([torch.diag_embed(-zero * one.sqrt()), torch.diag_embed(one * zero.sqrt())], dim=2)
 
     def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         del targets
-        chance = torch.sigmoid(outputs).flatten(1)[:, :, None]
+        chance = torch.sigmoid(_flat(outputs))[:, :, None]
         uniform = torch.rand((*chance.shape[:2], num_samples), generator=generator, dtype=torch.float64).to(outputs)
         return (chance - (uniform < chance).to(outputs)) / num_samples**0.5
 
@@ -450,6 +459,11 @@ def _from_torch(module: nn.Module) -> Loss:
             "loss(output, target) for one example instead."
         )
     return BinaryCrossEntropy()
+
+
+def _flat(outputs: Tensor) -> Tensor:
+    """Outputs ``(N, ...)`` as ``(N, M)``; a model that returns ``(N,)`` has one output."""
+    return outputs.reshape(len(outputs), -1)
 
 
 def _without_classes(outputs: Tensor) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from curvature import structured
-from curvature.errors import ConfigurationError, InputError
+from curvature.errors import ConfigurationError
 from curvature.nullspace import known_null_space, verified
 from curvature.operators import SymmetricOperator
 from curvature.parameterization import Parameterization, Standard
@@ -58,6 +58,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     Products cost one graph of the gradient per chunk of examples plus one backward pass through it per
     column (reverse over reverse). At a ReLU kink it is the almost-everywhere second derivative.
     """
+    batched = _batches_backward(problem)
 
     def matmat(block: Tensor) -> Tensor:
         total = torch.zeros_like(block)
@@ -67,7 +68,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
                 gradient = torch.autograd.grad(
                     loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
                 )
-            total += _backward_columns(gradient, leaves, _split_columns(problem, block), problem)
+            total += _backward_columns(gradient, leaves, _split_columns(problem, block), batched=batched)
         return total
 
     chain = _chain(problem, method)
@@ -282,7 +283,7 @@ def _output_space(
     matrix: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> SymmetricOperator:
     """Build ``sum_n J_n^T M_n J_n`` from a factor ``S_n`` (``M_n = S_n S_n^T``) or from ``D M_n`` in output space."""
-    chain = _chain(problem, method)
+    chain, batched = _chain(problem, method), _batches_backward(problem)
 
     def middle(outputs: Tensor, where: slice, tangents: Tensor) -> Tensor:
         targets = problem.targets[where]
@@ -303,11 +304,11 @@ def _output_space(
                 pulled = torch.autograd.grad(
                     outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
                 )
-            pushed = _backward_columns(pulled, [cotangent], _split_columns(problem, block), problem)
+            pushed = _backward_columns(pulled, [cotangent], _split_columns(problem, block), batched=batched)
             pushed = pushed.reshape(len(outputs), -1, block.shape[1])
             weighted = middle(outputs.detach(), where, pushed)
             columns = [weighted.permute(2, 0, 1).reshape(block.shape[1], *outputs.shape)]
-            total += _backward_columns([outputs], leaves, columns, problem)
+            total += _backward_columns([outputs], leaves, columns, batched=batched)
         return total
 
     def contracted() -> Tensor:
@@ -371,6 +372,18 @@ def _factor_block(problem: Problem, where: slice, factor: _OutputMap) -> Tensor:
     with torch.no_grad():
         outputs = problem.predict(problem.weights, inputs)
         columns = factor(outputs, targets, where)
+    rows = _vectorized_rows(problem, inputs, columns)
+    if rows is None:
+        rows = torch.stack([_example_rows(problem, *pair) for pair in zip(inputs, columns.mT, strict=True)])
+    return rows.reshape(-1, problem.dim).T
+
+
+def _vectorized_rows(problem: Problem, inputs: Tensor, columns: Tensor) -> Tensor | None:
+    """Rows ``(n, R, P)`` by vmap over examples and columns; None where torch cannot, or cannot be trusted to.
+
+    Some layers fail under nested vmap (recurrent ones), others give wrong numbers in silence (the gradient of a PReLU
+    weight, torch 2.13), so the first and the last example are compared with plain backward passes.
+    """
 
     def pulled(example: Tensor, cotangents: Tensor) -> Tensor:
         def single(weights: Tensor) -> Tensor:
@@ -379,14 +392,30 @@ def _factor_block(problem: Problem, where: slice, factor: _OutputMap) -> Tensor:
         _, transposed = torch.func.vjp(single, problem.weights)
         return torch.func.vmap(lambda cotangent: transposed(cotangent)[0])(cotangents)
 
+    cotangents = columns.mT
     try:
-        rows = torch.func.vmap(pulled)(inputs, columns.mT)
-    except RuntimeError as error:
-        raise InputError(
-            f"the model cannot be evaluated example by example under torch.func.vmap ({str(error).splitlines()[0]}). "
-            "Avoid data-dependent control flow and in-place writes into fresh tensors."
-        ) from error
-    return rows.reshape(-1, problem.dim).T
+        rows = torch.func.vmap(pulled)(inputs, cotangents)
+    except RuntimeError:
+        return None
+    if rows.shape != (*cotangents.shape[:2], problem.dim):
+        return None
+    checked = {0, len(inputs) - 1}
+    trusted = all(_agree(rows[n], _example_rows(problem, inputs[n], cotangents[n])) for n in checked)
+    return rows if trusted else None
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Equal up to rounding, relative to the largest entry."""
+    return bool((found - expected).abs().max() <= 1e4 * torch.finfo(found.dtype).eps * expected.abs().max())
+
+
+def _example_rows(problem: Problem, example: Tensor, cotangents: Tensor) -> Tensor:
+    """Rows ``(R, P)`` of one example by one backward pass per column."""
+    named = problem.leaves()
+    with torch.enable_grad():
+        outputs = problem.predict(named, example[None])
+    columns = [cotangents.reshape(len(cotangents), *outputs.shape)]
+    return _backward_columns([outputs], list(named.values()), columns, batched=False).T
 
 
 def _accumulate(factor_blocks: Iterator[Tensor], problem: Problem) -> Tensor:
@@ -422,31 +451,44 @@ def _require_likelihood(problem: Problem) -> None:
         problem.loss.fisher_factor(problem.targets, problem.targets)
 
 
+def _batches_backward(problem: Problem) -> bool:
+    # vmap over the backward of a convolution is slower than a loop on the CPU (measured 1.2x).
+    return not any(isinstance(layer, _CONVOLUTIONS) for layer in problem.model.modules())
+
+
 def _split_columns(problem: Problem, block: Tensor) -> list[Tensor]:
     """``(P, K)`` to one ``(K, *shape)`` tensor per parameter."""
     return [block[where].T.reshape(-1, *entry.shape) for entry, where in problem.layout.pairs()]
 
 
-def _backward_columns(outputs: list[Tensor], leaves: list[Tensor], columns: list[Tensor], problem: Problem) -> Tensor:
+def _backward_columns(outputs: list[Tensor], leaves: list[Tensor], columns: list[Tensor], *, batched: bool) -> Tensor:
     """Pull ``K`` cotangents back through a kept graph: ``(sum of leaf sizes, K)``."""
     num_columns = len(columns[0])
-    # vmap over the backward of a convolution is slower than a loop on the CPU (measured 1.2x).
-    batched = num_columns > 1 and not any(isinstance(layer, _CONVOLUTIONS) for layer in problem.model.modules())
-    outputs, columns = zip(*[(o, c) for o, c in zip(outputs, columns, strict=True) if o.requires_grad], strict=True)
+    sizes = [leaf.numel() for leaf in leaves]
+    kept = [(output, column) for output, column in zip(outputs, columns, strict=True) if output.requires_grad]
+    if not kept:
+        return columns[0].new_zeros(sum(sizes), num_columns)
+    outputs, columns = zip(*kept, strict=True)
 
-    def pull(cotangents: list[Tensor], is_batched: bool) -> Tensor:
+    def pull(cotangents: list[Tensor], lead: tuple[int, ...]) -> Tensor:
         parts = torch.autograd.grad(
             outputs,
             leaves,
             cotangents,
             retain_graph=True,
-            is_grads_batched=is_batched,
+            is_grads_batched=bool(lead),
             allow_unused=True,
             materialize_grads=True,
         )
-        lead = num_columns if is_batched else 1
-        return torch.cat([part.reshape(lead, -1) for part in parts], dim=1)
+        if any(part.shape != (*lead, *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)):
+            raise RuntimeError("a batched backward pass returned a wrong shape")
+        return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
 
-    if batched:
-        return pull(list(columns), True).T
-    return torch.cat([pull([c[k] for c in columns], False) for k in range(num_columns)]).T
+    if batched and num_columns > 1:
+        try:
+            found = pull(list(columns), (num_columns,))
+            if _agree(found[-1], pull([column[-1] for column in columns], ())):
+                return found.T
+        except RuntimeError:
+            pass  # some layers have no batched second derivative; one column at a time they do
+    return torch.stack([pull([column[k] for column in columns], ()) for k in range(num_columns)], dim=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from scipy.sparse.linalg import LinearOperator
@@ -160,7 +161,7 @@ class SymmetricOperator:
         numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
 
         def matmat(block: Any) -> Any:
-            columns = torch.as_tensor(block, dtype=self.dtype).to(self.device)
+            columns = torch.from_numpy(np.array(block, dtype=numpy_dtype)).to(self.device)
             return (self @ columns).cpu().numpy()
 
         def matvec(vector: Any) -> Any:

@@ -1,5 +1,7 @@
 """Seeded factories shared by the tests: networks and data in float64; nothing here touches global seeds."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -42,7 +44,7 @@ def mlp():
 
     def build(*widths, activation=nn.Tanh, bias=True, seed=0):
         def layers():
-            pairs = list(zip(widths, widths[1:], strict=False))
+            pairs = list(itertools.pairwise(widths))
             for number, (fan_in, fan_out) in enumerate(pairs):
                 yield nn.Linear(fan_in, fan_out, bias=bias)
                 if number + 1 < len(pairs):

@@ -1,5 +1,6 @@
-"""Condition numbers against their formulas in fifty digits, gradient descent run step by step, and what they must obey."""
+"""Condition numbers against formulas in fifty digits, gradient descent step by step, and what they must obey."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -97,7 +98,9 @@ def test_damped_sphericity_equals_its_formula(damping):
         assert f"{damping:g}" in found[name].note
 
 
-@pytest.mark.parametrize(("percent", "rank", "position"), [(95, 20, 19), (95, 21, 20), (50, 5, 3), (80, 5, 4), (50, 1, 1)])
+@pytest.mark.parametrize(
+    ("percent", "rank", "position"), [(95, 20, 19), (95, 21, 20), (50, 5, 3), (80, 5, 4), (50, 1, 1)]
+)
 def test_percentiles_count_eigenvalues_without_rounding(percent, rank, position):
     """``ceil(0.95 * 20)`` is 19, though ``0.95 * 20`` is a little more in binary in some libraries."""
     values = 2.0 ** -np.arange(rank)
@@ -118,7 +121,7 @@ def test_damped_condition_numbers_are_those_of_the_shifted_matrix():
 
 
 def descend(values, components, accuracy):
-    """Steps of gradient descent at rate ``1 / l_1`` on ``sum l x^2 / 2`` until the gap falls to ``accuracy`` of its start."""
+    """Steps of gradient descent at rate ``1 / l_1`` on ``sum l x^2 / 2`` until ``accuracy`` of the gap is left."""
     x = np.array(components) / np.array(values)  # gradient l x
     start = float(np.sum(values * x**2) / 2)
     steps = 0
@@ -154,9 +157,9 @@ def test_gradient_descent_on_one_eigenvalue_takes_one_step(values, weights):
 @pytest.mark.parametrize("kappa", [1e2, 1e6, 1e12, 1e17, 1e20])
 def test_gd_time_of_one_slow_direction_is_its_decay_time(kappa):
     """All the gap in one eigenvalue: ``t = log(accuracy) / (2 log(1 - 1/kappa))``."""
-    found = cv.condition_numbers(
-        spectrum_of([1.0, 1 / kappa], weights=[0.0, 1.0], floor=1e-30, method="factor")
-    )["gd_time"]
+    found = cv.condition_numbers(spectrum_of([1.0, 1 / kappa], weights=[0.0, 1.0], floor=1e-30, method="factor"))[
+        "gd_time"
+    ]
     with mpmath.workdps(50):
         expected = mpmath.log(mpmath.mpf("0.01")) / (2 * mpmath.log(1 - 1 / mpmath.mpf(kappa)))
     assert found.value == pytest.approx(float(expected), rel=1e-7)
@@ -247,7 +250,7 @@ def test_effective_dimensions_are_ordered(values):
     found = {name: quantity.value for name, quantity in cv.condition_numbers(spectrum_of(values)).values.items()}
     names = ("stable_rank", "intrinsic_dimension", "participation_ratio", "effective_rank")
     chain = [1.0, *(found[name] for name in names), float(len(values))]
-    assert all(small <= large * (1 + 1e-12) for small, large in zip(chain, chain[1:], strict=False)), chain
+    assert all(small <= large * (1 + 1e-12) for small, large in itertools.pairwise(chain)), chain
 
 
 @given(values=positive())
@@ -297,7 +300,15 @@ def test_extreme_scales_neither_overflow_nor_vanish(scale):
 def test_zeros_outside_the_rank_change_only_what_counts_the_dimension(values, zeros):
     once = cv.condition_numbers(spectrum_of(values))
     more = cv.condition_numbers(spectrum_of(np.concatenate([values, np.zeros(zeros)]), rank=len(values)))
-    for name in ("kappa_rank", "kappa_80", "am_gm", "ai_distance", "effective_rank", "participation_ratio", "stable_rank"):
+    for name in (
+        "kappa_rank",
+        "kappa_80",
+        "am_gm",
+        "ai_distance",
+        "effective_rank",
+        "participation_ratio",
+        "stable_rank",
+    ):
         assert more[name].value == pytest.approx(once[name].value, rel=1e-12, abs=1e-14), name
     share = len(values) / (len(values) + zeros)
     assert 1 - more["bures"].value == pytest.approx(share * (1 - once["bures"].value), rel=1e-12)

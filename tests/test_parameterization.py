@@ -456,12 +456,18 @@ def changed(values, name, value):
 @pytest.mark.parametrize(
     ("parameterization", "message"),
     [
-        (cv.WeightNorm(layers="conv"), r"applies to no weight here \(layers='conv'\); the parameters are 0\.bias, 0\.weight"),
+        (
+            cv.WeightNorm(layers="conv"),
+            r"applies to no weight here \(layers='conv'\); the parameters are 0\.bias, 0\.weight",
+        ),
         (
             cv.WeightNorm(stretch={"0.weight": torch.ones(3)}),
             "stretch for '1.weight' must hold 3 row values",
         ),
-        (cv.WeightNorm(stretch=changed(positive_rows(0), "0.weight", torch.ones(4))), "'0.weight' must hold 3 row values"),
+        (
+            cv.WeightNorm(stretch=changed(positive_rows(0), "0.weight", torch.ones(4))),
+            "'0.weight' must hold 3 row values",
+        ),
         (
             cv.WeightNorm(stretch=changed(positive_rows(0), "0.weight", torch.tensor([1.0, 0.0, 1.0]))),
             "stretch for '0.weight' must be positive and finite",
@@ -483,10 +489,16 @@ def changed(values, name, value):
             cv.WeightNorm(v=changed(explicit(0)["v"], "0.weight", torch.ones(4, 3)), g=explicit(0)["g"]),
             r"'0.weight' needs v of shape \(3, 4\) and g with 3 entries, got \(4, 3\)",
         ),
-        (cv.WeightNorm(**explicit(3), log_scale=True), r"g = exp\(s\) needs positive g; row \d of '\d.weight' has g = -"),
+        (
+            cv.WeightNorm(**explicit(3), log_scale=True),
+            r"g = exp\(s\) needs positive g; row \d of '\d.weight' has g = -",
+        ),
         (cv.LinearChart(torch.ones(3)), rf"factor of linear must have {LAYOUT.dim} rows, got shape \(3,\)"),
         (cv.LinearChart(torch.ones(3, 3)), rf"factor of linear must have {LAYOUT.dim} rows, got shape \(3, 3\)"),
-        (cv.LinearChart([(torch.arange(2), torch.ones(3, 3))]), "block of linear must be symmetric and square of size 2"),
+        (
+            cv.LinearChart([(torch.arange(2), torch.ones(3, 3))]),
+            "block of linear must be symmetric and square of size 2",
+        ),
         (
             cv.LinearChart([(torch.arange(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))]),
             "block of linear must be symmetric and square of size 2",
@@ -518,7 +530,9 @@ def test_charts_that_would_be_silently_wrong_are_refused(build):
         build().at(LAYOUT, WEIGHTS)
 
 
-@pytest.mark.parametrize("parameterization", [cv.WeightNorm(), cv.WeightNorm("paper"), cv.Placebo(), cv.ScaledStandard()])
+@pytest.mark.parametrize(
+    "parameterization", [cv.WeightNorm(), cv.WeightNorm("paper"), cv.Placebo(), cv.ScaledStandard()]
+)
 def test_a_zero_row_is_an_error_that_names_layer_and_row(parameterization):
     weights = WEIGHTS.clone()
     weights[LAYOUT.slices["0.weight"]].view(3, 4)[1] = 0
@@ -576,7 +590,7 @@ NETWORKS = [(kind, form, dim) for kind in INPUT_SHAPES for form in FORMS for dim
 
 @pytest.mark.parametrize(("kind", "form", "dim"), NETWORKS)
 def test_hessian_equals_differences_of_the_first_derivative_of_pytorch(kind, form, dim):
-    """PyTorch's gradient of weight norm is right, so its differences are the Hessian that double backward should give."""
+    """PyTorch's gradient of weight norm is right, so its differences are what double backward should give."""
     module, inputs, targets = normalized_network(kind, form, dim)
     problem = cv.Problem.from_module(module, loss="mse", data=(inputs, targets))
     point, columns, h = parameters_to_vector(module.parameters()).detach(), [], 1e-5
@@ -664,7 +678,7 @@ def test_dropping_the_second_order_term_would_be_a_large_error():
     assert distance(chart.pull(chart.pull(cv.hessian(problem).dense()).T), whole) > 0.1
 
 
-# ------------------------------------------------------------------------------------------------ facts about weight norm
+# ------------------------------------------------------------------------------------------------ facts
 
 
 @pytest.fixture(scope="module")
@@ -691,7 +705,10 @@ def test_canonical_gauge_changes_no_nonzero_eigenvalue(name, classifier):
 @pytest.mark.parametrize("name", SEMIDEFINITE)
 def test_other_gauges_do_change_it(name, classifier):
     standard = cv.spectrum(MATRICES[name](classifier)).eigenvalues[-1]
-    assert abs(cv.spectrum(MATRICES[name](classifier), chart=cv.WeightNorm(stretch=3.0)).eigenvalues[-1] / standard - 1) > 0.1
+    assert (
+        abs(cv.spectrum(MATRICES[name](classifier), chart=cv.WeightNorm(stretch=3.0)).eigenvalues[-1] / standard - 1)
+        > 0.1
+    )
 
 
 def null_vectors(chart):
@@ -711,7 +728,12 @@ def null_vectors(chart):
     return torch.stack(columns, dim=1)
 
 
-GAUGES = [cv.WeightNorm(), cv.WeightNorm(stretch=0.3), cv.WeightNorm("paper"), cv.WeightNorm(stretch=2.0, log_scale=True)]
+GAUGES = [
+    cv.WeightNorm(),
+    cv.WeightNorm(stretch=0.3),
+    cv.WeightNorm("paper"),
+    cv.WeightNorm(stretch=2.0, log_scale=True),
+]
 
 
 @pytest.mark.parametrize("name", SEMIDEFINITE)
@@ -746,7 +768,7 @@ def test_stretching_v_costs_the_hessian_minus_the_gradient(gauge, classifier):
     stretches=st.lists(st.floats(0.05, 20.0), min_size=ROWS, max_size=ROWS),
 )
 def test_each_eigenvalue_moves_by_a_factor_between_the_extremes_of_rho(classifier, name, stretches):
-    """Ostrowski: eigenvalue ``i`` of ``K^(1/2) A K^(1/2)`` is ``theta_i l_i``, ``theta_i`` between the extremes of ``K``."""
+    """Ostrowski: eigenvalue ``i`` of ``K^(1/2) A K^(1/2)`` is ``theta l_i`` with ``theta`` in the range of ``K``."""
     stretch = {"0.weight": torch.tensor(stretches[:5]), "2.weight": torch.tensor(stretches[5:])}
     before = eigenvalues(MATRICES[name](classifier).dense())
     after = eigenvalues(cv.effective(MATRICES[name](classifier), cv.WeightNorm(stretch=stretch)).dense())
@@ -801,7 +823,7 @@ def test_effective_gradient_and_matrix_are_written_in_one_basis(classifier):
 
 @pytest.mark.parametrize("name", SEMIDEFINITE)
 def test_v_blocks_scale_with_the_inverse_square_of_the_stretch(name, classifier):
-    """``v -> c v`` leaves the function alone and multiplies the (v, v) block by ``c^-2``, the (g, v) block by ``1/c``."""
+    """``v -> c v`` leaves the function alone; the (v, v) block gains ``c^-2``, the (g, v) block ``1/c``."""
     once, thrice = (cv.pullback(MATRICES[name](classifier), cv.WeightNorm(stretch=c)) for c in (1.0, 3.0))
     powers = torch.cat(
         [

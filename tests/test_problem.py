@@ -1,4 +1,4 @@
-"""Modules as users have them: what is accepted, what is refused and by which name, and that nothing of theirs changes."""
+"""Modules as users have them: what is accepted, what is refused by which name, and that nothing of theirs changes."""
 
 import hashlib
 import warnings
@@ -114,7 +114,9 @@ def dense_references(module, inputs, targets):
     def mean_loss(vector, examples=slice(None)):
         parts = vector.split([shape.numel() for shape in shapes])
         named = {n: part.view(shape) for n, part, shape in zip(parameters, parts, shapes, strict=True)}
-        return functional.mse_loss(torch.func.functional_call(module, named, (inputs[examples].clone(),)), targets[examples])
+        return functional.mse_loss(
+            torch.func.functional_call(module, named, (inputs[examples].clone(),)), targets[examples]
+        )
 
     def slope(*examples):
         gradient = torch.autograd.functional.jacobian(lambda vector: mean_loss(vector, *examples), point)
@@ -244,7 +246,7 @@ def fingerprint(module):
     parts = []
     for path, layer in module.named_modules():
         parts += [path, layer.training, id(layer), id(type(layer)), sorted(vars(layer))]
-        parts += [{n: property for n, property in vars(type(layer)).items() if n in ("weight", "bias")}]
+        parts += [{n: value for n, value in vars(type(layer)).items() if n in ("weight", "bias")}]
         for hooks in (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks):
             parts.append([id(hook) for hook in hooks.values()])
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -296,7 +298,12 @@ def test_the_users_module_data_and_globals_are_never_touched(with_state):
 def test_the_users_module_is_not_touched_when_it_is_refused(with_state):
     module, inputs, targets = with_state
     before, global_before = fingerprint(module), global_state()
-    for data in ((inputs[:, :2], targets), (inputs, targets[:, :1]), (inputs, targets[:3]), (inputs * torch.nan, targets)):
+    for data in (
+        (inputs[:, :2], targets),
+        (inputs, targets[:, :1]),
+        (inputs, targets[:3]),
+        (inputs * torch.nan, targets),
+    ):
         with pytest.raises(cv.InputError):
             cv.Problem.from_module(module, loss="mse", data=data)
     with pytest.raises(cv.ConfigurationError):
@@ -434,10 +441,18 @@ INPUTS, REALS, LABELS = torch.zeros(4, 3), torch.zeros(4, 2), torch.tensor([0, 1
         ("mse", INPUTS, r"must be a pair of tensors .* got Tensor"),
         ("mse", (INPUTS.numpy(), REALS), "must be a pair of tensors"),
         ("mse", (INPUTS.index_fill(0, torch.tensor([2]), torch.nan), REALS), "inputs contain NaN.*1 of 4.*example 2"),
-        ("mse", (INPUTS, REALS.index_fill(0, torch.tensor([1, 3]), torch.inf)), "targets contain NaN.*2 of 4.*example 1"),
+        (
+            "mse",
+            (INPUTS, REALS.index_fill(0, torch.tensor([1, 3]), torch.inf)),
+            "targets contain NaN.*2 of 4.*example 1",
+        ),
         ("mse", (INPUTS[:, :2], REALS), r"model failed on inputs of shape \(4, 2\): RuntimeError"),
         ("mse", (INPUTS, REALS[:, :1]), r"targets of the outputs' shape \(4, 2\), got \(4, 1\)"),
-        ("mse", (INPUTS, REALS.T.reshape(4, 1, 2)), r"got \(4, 1, 2\).* Reshape the targets with y.reshape\(\(4, 2\)\)"),
+        (
+            "mse",
+            (INPUTS, REALS.T.reshape(4, 1, 2)),
+            r"got \(4, 1, 2\).* Reshape the targets with y.reshape\(\(4, 2\)\)",
+        ),
         ("mse", (INPUTS, LABELS), r"targets of the outputs' shape \(4, 2\), got \(4,\)"),
         ("mse", (INPUTS, REALS + 0j), "real targets, got torch.complex64"),
         ("bce", (INPUTS, REALS + 1.5), r"must be in \[0, 1\], got 1.5 to 1.5"),
@@ -451,7 +466,11 @@ INPUTS, REALS, LABELS = torch.zeros(4, 3), torch.zeros(4, 2), torch.tensor([0, 1
         ("cross-entropy", (INPUTS, LABELS * 0 - 100), "every target equals ignore_index = -100"),
         (nn.CrossEntropyLoss(torch.ones(3)), (INPUTS, LABELS), "3 class weights were given, the model has 2 outputs"),
         (nn.CrossEntropyLoss(torch.tensor([0.0, 1.0])), (INPUTS, 0 * LABELS), "denominator of the mean loss is zero"),
-        (lambda f, y: (f - y) ** 2, (INPUTS, REALS), r"'<lambda>' must return one scalar per example, got shape \(2,\)"),
+        (
+            lambda f, y: (f - y) ** 2,
+            (INPUTS, REALS),
+            r"'<lambda>' must return one scalar per example, got shape \(2,\)",
+        ),
         (lambda f, y: f @ y.T @ f, (INPUTS, LABELS), r"'<lambda>' failed on one example \(output of shape \(2,\)"),
     ],
 )
@@ -592,14 +611,22 @@ def all_frozen():
         (lambda: nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.1)), "InputError", r"layer '1' \(Dropout\) is random"),
         (lambda: nn.Sequential(nn.Dropout2d(0.1)), "InputError", r"layer '0' \(Dropout2d\) is random"),
         (lambda: nn.Sequential(nn.Linear(3, 2), nn.RReLU()), "InputError", r"layer '1' \(RReLU\) is random"),
-        (lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), "InputError", r"'0' \(BatchNorm1d\) is in training"),
+        (
+            lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)),
+            "InputError",
+            r"'0' \(BatchNorm1d\) is in training",
+        ),
         (
             lambda: nn.Sequential(nn.InstanceNorm1d(3, track_running_stats=True)),
             "InputError",
             r"'0' \(InstanceNorm1d\) would update its running statistics",
         ),
         (lambda: nn.LSTM(3, 2, 2, dropout=0.1), "InputError", r"the module \(LSTM\) is random in training mode"),
-        (lambda: nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)), "InputError", r"layer '1' \(LazyLinear\) is not init"),
+        (
+            lambda: nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2)),
+            "InputError",
+            r"layer '1' \(LazyLinear\) is not init",
+        ),
         (lambda: FunctionalDropout(), "SelfCheckError", "not deterministic: two passes over the same data differ"),
         (lambda: Centred(3, 2), "SelfCheckError", "depends on the other examples in its batch"),
         (lambda: PairedUp(3, 2), "SelfCheckError", "depends on the other examples in its batch"),

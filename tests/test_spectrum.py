@@ -1,5 +1,6 @@
-"""Eigenvalues: prescribed spectra, hostile operators, saved records, and networks whose spectrum is known by formula."""
+"""Eigenvalues: prescribed spectra, hostile operators, saved records, networks whose spectrum is known by formula."""
 
+import itertools
 import json
 import math
 from dataclasses import fields
@@ -244,7 +245,7 @@ def test_negative_eigenvalues_of_a_semidefinite_matrix_are_refused(generator):
         cv.spectrum(cv.SymmetricOperator.from_dense(matrix, positive_semidefinite=True))
 
 
-def test_options_that_cannot_be_met_are_refused(generator):
+def test_options_that_cannot_be_met_are_refused():
     given_matrix = cv.SymmetricOperator.from_dense(torch.eye(3, dtype=torch.float64))
     for options, message in [
         ({"method": "lanczos"}, "method must be one of auto, dense, factor, got 'lanczos'"),
@@ -296,7 +297,9 @@ def test_gradient_weights_of_both_routes_agree(problem):
 
 @pytest.fixture
 def record(problem):
-    return cv.spectrum(cv.monte_carlo_fisher(problem, 2, torch.Generator().manual_seed(0)), chart=cv.WeightNorm("paper"))
+    return cv.spectrum(
+        cv.monte_carlo_fisher(problem, 2, torch.Generator().manual_seed(0)), chart=cv.WeightNorm("paper")
+    )
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -312,7 +315,9 @@ def test_saving_and_loading_give_the_same_spectrum(gradient, problem, tmp_path):
 
 
 def test_records_made_by_hand_survive_saving_too(tmp_path):
-    before = cv.Spectrum("Åß", "given", "-", np.array([0.0, 1.0], dtype=np.float32), True, "dense", 1e-7, 1, "by <hand>")
+    before = cv.Spectrum(
+        "Åß", "given", "-", np.array([0.0, 1.0], dtype=np.float32), True, "dense", 1e-7, 1, "by <hand>"
+    )
     after = cv.Spectrum.load(before.save(tmp_path / "x.npz"))
     assert (after.matrix, after.rank_rule, after.num_examples) == ("Åß", "by <hand>", None)
     assert after.eigenvalues.dtype == np.float32
@@ -498,7 +503,7 @@ def test_two_layer_linear_network_with_whitened_inputs_has_sums_of_squared_singu
     assert np.abs(found.eigenvalues[: -len(expected)]).max() < 1e-13
 
 
-# ------------------------------------------------------------------------------------------------ weight norm by formula
+# ------------------------------------------------------------------------------------------------ weight norm
 
 
 @pytest.mark.parametrize("which", [0, 2, 4])
@@ -540,7 +545,9 @@ def test_at_any_least_squares_optimum_the_spectrum_is_that_of_the_preconditioned
 
 def changed(module, change):
     """A copy of a three-layer network with other weights."""
-    copy = nn.Sequential(*(type(layer)(*reversed(layer.weight.shape)) if hasattr(layer, "weight") else layer for layer in module))
+    copy = nn.Sequential(
+        *(type(layer)(*reversed(layer.weight.shape)) if hasattr(layer, "weight") else layer for layer in module)
+    )
     copy.double().load_state_dict(change({name: tensor.clone() for name, tensor in module.state_dict().items()}))
     return copy
 
@@ -668,7 +675,9 @@ def karakida(activation, depth, num_examples):
     backward = [(1.0, 1.0)]
     for q1, q2 in reversed(pre):
         t1, t2 = backward[0]
-        backward.insert(0, (weight_variance * t1 * gauss_mean(slope, q1), weight_variance * t2 * gauss_mean(slope, q1, q2)))
+        backward.insert(
+            0, (weight_variance * t1 * gauss_mean(slope, q1), weight_variance * t2 * gauss_mean(slope, q1, q2))
+        )
     alpha = depth - 1
     k1, k2 = (sum(b[i] * f[i] for b, f in zip(backward, forward, strict=True)) / alpha for i in (0, 1))
     return k1, k2, alpha * ((num_examples - 1) / num_examples * k2 + k1 / num_examples)
@@ -681,7 +690,7 @@ def test_wide_random_networks_have_the_mean_and_largest_eigenvalue_of_mean_field
     layer, _, _, weight_variance, bias_variance = MEAN_FIELD[activation]
     widths = [width, width, width, outputs]
     layers = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         linear = nn.Linear(fan_in, fan_out).double()
         linear.weight.data.copy_((weight_variance / fan_in) ** 0.5 * normal(generator, fan_out, fan_in))
         linear.bias.data.copy_(bias_variance**0.5 * normal(generator, fan_out))

@@ -186,4 +186,5 @@ def _derivative_along(function: Callable[[Tensor], Tensor], point: Tensor, tange
     def along(tangent: Tensor) -> Tensor:
         return torch.func.jvp(function, (point,), (tangent,))[1]
 
-    return torch.func.vmap(along, in_dims=1, out_dims=1)(tangents)
+    # Stacked in front: torch's vmap misplaces an output that does not depend on the tangent (a linear map) elsewhere.
+    return torch.func.vmap(along, in_dims=1)(tangents).T

@@ -187,19 +187,18 @@ class _AffineChart(Chart):
         return torch.zeros_like(tangents)
 
     @cached_property
-    def _spectral(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Eigenvalues and vectors of each symmetric block; a diagonal is its own."""
-        return [
-            (where, *(torch.linalg.eigh(block) if block.ndim == 2 else (block, None))) for where, block in self.blocks
-        ]
+    def _spectral(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Eigenvalues and vectors of each symmetric block, rounding set to zero; a diagonal is its own."""
+        found = []
+        for where, block in self.blocks:
+            values, vectors = torch.linalg.eigh(block) if block.ndim == 2 else (block, None)
+            null = values.abs() <= len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+            found.append((where, torch.where(null, 0, values), vectors))
+        return found
 
     @property
     def null_dim(self) -> int:
-        count = 0
-        for _, values, _ in self._spectral:
-            largest = values.abs().max()
-            count += int((values.abs() <= len(values) * torch.finfo(values.dtype).eps * largest).sum())
-        return count
+        return sum(int((values == 0).sum()) for _, values, _ in self._spectral)
 
     def _apply(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
         mapped = block.clone()

@@ -171,6 +171,9 @@ def unwrap(
             frozen.append(name)
             continue
         neuron_axis = 0 if value.ndim else None
+        transposed = isinstance(module.get_submodule(layer_path), nn.modules.conv._ConvTransposeNd)
+        if transposed and value.ndim > 1:  # its weight is (in, out / groups, ...): an output channel is a column
+            neuron_axis = 1 if module.get_submodule(layer_path).groups == 1 else None
         entries.append(Entry(name, tuple(value.shape), layer_path, neuron_axis, normalizes, axis))
         values[name] = value
     model.requires_grad_(False)
