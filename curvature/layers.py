@@ -73,8 +73,8 @@ def trace_layers(
         gradients: dict[str, list[Tensor]] = {path: [] for path in single}
         if output_factor is not None:
             factor = output_factor(outputs.detach(), problem.targets[where])
-            reached = [path for path, (_, z) in single.items() if z.requires_grad]
-            for column in factor.unbind(dim=2):
+            reached = [path for path, (_, z, *_) in single.items() if z.requires_grad]
+            for column in factor.unbind(dim=2) if reached else ():
                 found = torch.autograd.grad(
                     outputs,
                     [single[path][1] for path in reached],
@@ -85,10 +85,9 @@ def trace_layers(
                 )
                 for path, gradient in zip(reached, found, strict=True):
                     gradients[path].append(gradient)
-        for path, (a, z) in single.items():
+        for path, (a, _, depends, passed_on) in single.items():
             stacked = torch.stack(gradients[path], dim=1).detach() if gradients[path] else None
-            is_output = z is outputs
-            pieces.setdefault(path, []).append((a.detach(), stacked, a.requires_grad, is_output))
+            pieces.setdefault(path, []).append((a, stacked, depends, passed_on is outputs))
     traces = {}
     for path, parts in pieces.items():
         layer = problem.model.get_submodule(path)
@@ -96,7 +95,7 @@ def trace_layers(
         bias = f"{path}.bias" if path else "bias"
         if weight not in problem.layout.slices or weight in problem.aliases.values():
             continue
-        if sum(other is layer.weight for other in problem.model.parameters()) != 1:
+        if sum(p is layer.weight for _, p in problem.model.named_parameters(remove_duplicate=False)) != 1:
             continue
         inputs = torch.cat([_patches(layer, a) for a, *_ in parts])
         has_bias = layer.bias is not None and bias in problem.layout.slices
@@ -108,18 +107,25 @@ def trace_layers(
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """Collect ``(input, output)`` of every supported layer while the block runs; ``model`` is the private copy."""
-    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
+def _recorded(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor, bool, Tensor]]]]:
+    """Record every supported layer while the block runs; ``model`` is the private copy.
+
+    Per call: the input, the output, whether the input depends on weights, and what was passed on.
+    """
+    seen: dict[str, list[tuple[Tensor, Tensor, bool, Tensor]]] = {}
     handles = []
     for path, layer in model.named_modules():
         if not _supported(layer):
             continue
 
-        def record(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor, path: str = path) -> None:
-            seen.setdefault(path, []).append((inputs[0], output))
+        def record(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor, path: str = path) -> Tensor:
+            given = args[0] if args else kwargs["input"]
+            # What comes later may write in place: it gets a copy of the output, and the input is copied here.
+            passed_on = output.clone()
+            seen.setdefault(path, []).append((given.detach().clone(), output, given.requires_grad, passed_on))
+            return passed_on
 
-        handles.append(layer.register_forward_hook(record))
+        handles.append(layer.register_forward_hook(record, with_kwargs=True))
     try:
         yield seen
     finally:

@@ -163,7 +163,7 @@ def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tup
         if not isinstance(container, nn.Sequential):
             continue
         paths = {id(layer): path for path, layer in problem.model.named_modules()}
-        steps = [layer for layer in container if not isinstance(layer, nn.Identity | nn.Dropout)]
+        steps = [layer for layer in _leaves(container) if not isinstance(layer, nn.Identity | nn.Dropout)]
         linear = [i for i, layer in enumerate(steps) if isinstance(layer, nn.Linear) and paths[id(layer)] in traces]
         for i, j in pairwise(linear):
             between = steps[i + 1 : j]
@@ -184,3 +184,18 @@ def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tup
                 vectors[rows_out[:, b], k] -= problem.weights[rows_out[:, a]]
             reason = "of rescaling across an activation" if between else "of mixing between linear layers"
             yield reason, vectors
+            if not between and first.bias is not None and second.bias is not None:
+                # The hidden units can also be shifted, and the next bias takes it back.
+                shifts = problem.weights.new_zeros(problem.dim, hidden)
+                shifts[rows_in[:, -1]] = torch.eye(hidden).to(shifts)
+                shifts[rows_out[:, -1]] -= problem.weights[rows_out[:, :hidden]]
+                yield reason, shifts
+
+
+def _leaves(container: nn.Sequential) -> Iterator[nn.Module]:
+    """Modules in the order of their calls, nested containers opened."""
+    for layer in container:
+        if type(layer) is nn.Sequential:
+            yield from _leaves(layer)
+        else:
+            yield layer

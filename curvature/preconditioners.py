@@ -120,7 +120,8 @@ class Preconditioners:
                 output_root = torch.eye(len(rows), dtype=inputs.dtype, device=inputs.device)
             else:
                 # pi balances the two factors by their mean eigenvalues (Martens & Grosse 2015, section 6.3).
-                pi = float((inputs.trace() / len(inputs)) / (scores.trace() / len(scores))) ** 0.5
+                means = float(inputs.trace()) / len(inputs), float(scores.trace()) / len(scores)
+                pi = (means[0] / means[1]) ** 0.5 if min(means) > 0 else 1.0
                 input_root = _inverse_root(*torch.linalg.eigh(inputs), pi * shift**0.5)
                 output_root = _inverse_root(*torch.linalg.eigh(scores), shift**0.5 / pi)
             where = rows.reshape(-1)

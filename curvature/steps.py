@@ -236,6 +236,8 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | No
     matrix = fisher_matrix(problem).dense() if fisher is None else fisher
     shift = absolute_damping(matrix, damping)
     slope = problem.gradient()
+    if not slope.any():
+        raise NotDefinedError("the gradient is zero here: there is no step to stretch.")
     # K g = p + rho q, and K = I at rho = 1: two gauges give both parts.
     tangential = (-chart_step(problem, WeightNorm(stretch=0.5)) - slope) / 3
     radial = slope - tangential

@@ -143,6 +143,11 @@ class LinearChart(Parameterization):
             if self.factor.ndim == 1:
                 return _AffineChart(self, layout, weights, [(slice(None), self.factor)])
             return _DenseChart(self, layout, weights, self.factor)
+        covered = torch.cat([torch.as_tensor(indices).cpu() for indices, _ in self.factor] or [torch.arange(0)])
+        if len(covered.unique()) < len(covered) or (
+            len(covered) and not 0 <= int(covered.min()) <= int(covered.max()) < len(weights)
+        ):
+            raise ConfigurationError(f"the blocks of {self.name} overlap, or reach outside the {len(weights)} weights.")
         for indices, block in self.factor:
             if block.shape != (len(indices), len(indices)) or not torch.allclose(block, block.T):
                 raise ConfigurationError(

@@ -66,6 +66,10 @@ class WeightNorm(Parameterization):
             raise ConfigurationError(
                 f"gauge must be 'canonical' or 'paper' (or pass stretch=, or v= and g=), got {gauge!r}."
             )
+        if isinstance(stretch, Tensor):
+            if stretch.numel() != 1:
+                raise ConfigurationError("stretch per row must be a mapping from weight names to row values.")
+            stretch = float(stretch)
         if isinstance(stretch, int | float) and not (math.isfinite(stretch) and stretch > 0):
             raise ConfigurationError(f"stretch = ||v|| / |g| must be a positive number, got {stretch}.")
         self.stretch, self.v, self.g = stretch, v, g
@@ -185,7 +189,13 @@ class Placebo(WeightNorm):
             if self.directions is None:
                 drawn = torch.randn(rows.unit.shape, generator=generator, dtype=torch.float64)
             else:
-                drawn = entry.rows(self.directions[entry.name].detach().reshape(-1))
+                given = self.directions.get(entry.name)
+                if given is None or tuple(given.shape) != entry.shape:
+                    raise ConfigurationError(
+                        f"directions must hold a tensor of shape {entry.shape} for {entry.name!r}, got "
+                        f"{None if given is None else tuple(given.shape)}."
+                    )
+                drawn = entry.rows(given.detach().reshape(-1))
             drawn = drawn.to(weights)
             lengths = row_norms(drawn)
             refuse_zero_rows(lengths, entry, "the direction of")
