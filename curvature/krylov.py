@@ -222,7 +222,17 @@ def extremal_eigenvalues(
             size = len(keep)
             check = size + max(block_size, wanted // 4)
     return _ritz_record(
-        operator, basis[:size], values, vectors, chosen, num_largest, tolerance, products, time.perf_counter() - started
+        operator,
+        basis[:size],
+        values,
+        vectors,
+        residuals.numpy(),
+        chosen,
+        wanted,
+        num_largest,
+        tolerance,
+        products,
+        time.perf_counter() - started,
     )
 
 
@@ -242,11 +252,12 @@ def _next_block(image: Tensor, span: Tensor, threshold: float) -> tuple[Tensor, 
         if length <= threshold:
             return image[:0], image.new_zeros(0, 1)
         return image / length, length.reshape(1, 1)
+    # Singular vectors, not columns of Q: where columns depend on each other, a small pivot hides a later direction.
     q, r = torch.linalg.qr(image.T)
-    alive = r.diagonal().abs() > threshold
-    if not alive.any():
-        return image[:0], image.new_zeros(0, len(image))
-    block = q[:, alive].T
+    left, values, _ = torch.linalg.svd(r)
+    block = (q @ left[:, values > threshold]).T
+    if not len(block):
+        return block, image.new_zeros(0, len(image))
     block = block - (block @ span.T) @ span
     block = torch.linalg.qr(block.T).Q.T
     return block, block @ image.T
@@ -285,7 +296,9 @@ def _ritz_record(
     basis: Tensor,
     values: Tensor,
     vectors: Tensor,
+    estimates: np.ndarray,
     chosen: np.ndarray,
+    wanted: int,
     num_largest: int,
     tolerance: float,
     products: int,
@@ -296,7 +309,7 @@ def _ritz_record(
     theta = values[chosen].to(basis)
     residuals = torch.linalg.vector_norm(operator @ ritz - ritz * theta, dim=0).cpu().numpy()
     every = np.abs(values.numpy())
-    full_residuals = np.zeros(len(values))
+    full_residuals = estimates.copy()  # the gap also depends on values that were not asked for
     full_residuals[chosen] = residuals
     bounds = np.minimum(residuals, _bounds(values.numpy(), full_residuals)[chosen])
     floor = 10 * torch.finfo(operator.dtype).eps * float(every.max())
@@ -310,7 +323,7 @@ def _ritz_record(
         smallest=theta.cpu().numpy()[: len(chosen) - min(num_largest, len(chosen))].copy(),
         residuals=residuals,
         error_bounds=bounds,
-        converged=bool((bounds <= max(tolerance * float(every.max()), floor)).all()),
+        converged=len(chosen) == wanted and bool((bounds <= max(tolerance * float(every.max()), floor)).all()),
         num_products=products + len(chosen),
         num_examples=operator.num_examples,
         seconds=seconds,

@@ -47,9 +47,10 @@ def alignments(
     means = {trace.weight: trace.inputs.flatten(0, 1).mean(dim=0) for trace in trace_layers(problem).values()}
     found = []
     for entry, neuron, weights, block in _neurons(problem, covariance):
+        rows_are_neurons = entry.norm_axis == 0
         values, vectors = torch.linalg.eigh(block)
         directions = {"w": weights, "random": _drawn(weights, generator)}
-        if entry.name in means:
+        if entry.name in means and rows_are_neurons:
             directions["mean input"] = means[entry.name][: len(weights)]
         for name, direction in directions.items():
             length = torch.linalg.vector_norm(direction)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -177,14 +178,17 @@ class Spectrum:
         if path.stat().st_size > _MAX_BYTES:
             raise ConfigurationError(f"{path} is larger than any spectrum ({_MAX_BYTES / 2**30:.0f} GB): not read.")
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 about = json.loads(str(stored["about"]))
                 arrays = {key: stored[key] for key in stored.files if key != "about"}
-        except (OSError, ValueError, KeyError) as error:
+            schema = about.pop("schema")
+            found = cls(**about, **arrays) if schema == _SCHEMA else None
+        # A damaged file fails in as many ways as there are layers: archive, array, JSON, fields.
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise ConfigurationError(f"{path} is not a saved spectrum: {error}") from error
-        if about.pop("schema", None) != _SCHEMA:
-            raise ConfigurationError(f"{path} is not a spectrum of schema {_SCHEMA}.")
-        return cls(**about, **arrays)
+        if found is None:
+            raise ConfigurationError(f"{path} holds schema {schema}, this version reads {_SCHEMA}.")
+        return found
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per eigenvalue, ascending, with its index and whether it is above the noise floor."""

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError, ResourceError, SelfCheckError
+from curvature.errors import ConfigurationError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.operators import SymmetricOperator, ensure_memory
 from curvature.records import Spectrum
 
 __all__ = ["METHODS", "spectrum"]
 
 METHODS = ("auto", "dense", "factor")
-_FLOOR = 10  # units of rounding of the norm: what LAPACK and the products before it leave behind
+_FLOOR = 10  # units of rounding of the norm, sqrt(D) if that is more: what LAPACK and the sums before it leave
 
 
 def spectrum(
@@ -49,8 +49,9 @@ def spectrum(
     Returns
     -------
     Spectrum
-        Eigenvalues ascending, unit loss / coordinate**2. The noise floor is the largest of ten units of rounding of the
-        norm, what the known null space shows, and (dense, semidefinite) the most negative eigenvalue.
+        Eigenvalues ascending, unit loss / coordinate**2. The noise floor is the largest of ten (or sqrt(D))
+        units of rounding of the norm, what the known null space shows, and (dense, semidefinite) the most
+        negative eigenvalue.
 
     Raises
     ------
@@ -150,6 +151,8 @@ def _short_factor(blocks: Iterator[Tensor], dim: int) -> Tensor:
         if sum(len(part) for part in held) > 2 * dim:
             held = [torch.linalg.qr(torch.cat(held), mode="r").R]
     stacked = torch.cat(held)
+    if not torch.isfinite(stacked).all():
+        raise NonFiniteError("the factor has NaN or infinite entries; look at the model and the data at this point.")
     return torch.linalg.qr(stacked, mode="r").R if len(stacked) > dim else stacked
 
 
@@ -158,7 +161,8 @@ def _record(
 ) -> Spectrum:
     eps = torch.finfo(operator.dtype).eps
     norm = float(np.abs(values).max())
-    floor = (_FLOOR * eps) ** 2 * norm if method == "factor" else _FLOOR * eps * norm
+    rounding = max(_FLOOR, len(values) ** 0.5) * eps
+    floor = rounding**2 * norm if method == "factor" else rounding * norm
     sizes = np.sort(np.abs(values))
     rank, rule = None, ""
     if operator.structural_rank is not None:
@@ -175,7 +179,8 @@ def _record(
             )
         floor = max(floor, -float(values.min()))
     if rank is None:
-        threshold = max(floor, len(values) * eps * norm if method == "dense" else floor)
+        worst = len(values) * eps
+        threshold = max(floor, (worst if method == "dense" else worst**2) * norm)
         rank = int((sizes > threshold).sum())
         rule = f"threshold: absolute value above {threshold:.2e}"
     details = operator.details

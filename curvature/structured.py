@@ -41,7 +41,8 @@ _ELEMENTWISE = (
     nn.Tanhshrink,
     nn.Hardtanh,
 )
-_NEUTRAL = (nn.Identity, nn.modules.dropout._DropoutNd)  # dropout in eval mode: training mode was refused
+# Dropout in eval mode: training mode was refused.
+_NEUTRAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _CHUNK_BYTES = 64 * 2**20
 _TANGENT_BYTES = 4 * 2**20
 
@@ -80,8 +81,6 @@ def chain_of(problem: Problem) -> Chain | None:
     """Read the model as a chain; None if it is anything else (then the generic path does the work)."""
     modules = _flat(problem.model)
     if modules is None or problem.aliases or problem.inputs.ndim < 2 or not problem.inputs.is_floating_point():
-        return None
-    if len({id(module) for _, module in modules}) < len(modules):
         return None
     parameters = [p for _, module in modules for p in module.parameters()]
     if len({id(p) for p in parameters}) < len(parameters):
@@ -122,15 +121,13 @@ def _flat(model: nn.Module, path: str = "") -> list[tuple[str, nn.Module]] | Non
         return None
     if type(model) is nn.Sequential:
         found = []
-        for name, child in model.named_children():
+        for name, child in model._modules.items():  # named_children() would leave out a module that is used again
             inner = _flat(child, f"{path}.{name}" if path else name)
             if inner is None:
                 return None
             found += inner
         return found
-    known = (nn.Linear, nn.Flatten, *_ELEMENTWISE, *_NEUTRAL)
-    exact = any(type(model) is kind for kind in known) or isinstance(model, _NEUTRAL)
-    return [(path, model)] if exact else None
+    return [(path, model)] if type(model) in (nn.Linear, nn.Flatten, *_ELEMENTWISE, *_NEUTRAL) else None
 
 
 def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:

@@ -202,7 +202,7 @@ def run_compare(
             )
             found.curves.append(run.curve)
             _measure_run(found, start, run, seed, settings, done, 1 / (2 * len(settings.seeds)))
-    _check_matched_start(found)
+    _check_matched_start(found, dtype)
     return found.study("compare", problem, dict(config or {}), model=model, data=data_name)
 
 
@@ -309,7 +309,7 @@ def _check_canonical(found: _Collector, place: _Place, standard: Spectrum, canon
         )
 
 
-def _check_matched_start(found: _Collector) -> None:
+def _check_matched_start(found: _Collector, dtype: torch.dtype) -> None:
     first = {(curve.arm, curve.seed): curve.losses[0] for curve in found.curves}
     gaps = [
         abs(first["standard", seed] - first["weight-norm", seed]) / abs(first["standard", seed])
@@ -317,7 +317,10 @@ def _check_matched_start(found: _Collector) -> None:
     ]
     found.checks.append(
         Check(
-            "both arms start at the same function", max(gaps), 1e-12, "largest relative difference of the initial loss"
+            "both arms start at the same function",
+            float(max(gaps)),
+            5e3 * torch.finfo(dtype).eps,
+            "largest relative difference of the initial loss",
         )
     )
 

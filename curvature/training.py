@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,6 +88,8 @@ def train(
         losses.append(float(problem.loss.terms(outputs, problem.targets).sum()) / problem.denominator)
         accuracies.append(_accuracy(outputs, problem.targets))
         steps.append(step)
+        if not np.isfinite(losses[-1]):
+            raise NonFiniteError(_diverged(arm, step, learning_rate))
         for name, at in checkpoints.items():
             if at == epoch:
                 reached.append(Checkpoint(name, step, weights.clone(), chart.moved(coordinates)))
@@ -96,30 +98,33 @@ def train(
     for epoch in range(1, epochs + 1):
         order = torch.randperm(problem.num_examples, generator=generator)
         for batch in order.split(batch_size):
-            gradient = _batch_gradient(problem, chart.to_weights, coordinates, batch.to(problem.device))
+            loss, gradient = _batch_gradient(problem, chart.to_weights, coordinates, batch.to(problem.device))
             velocity = momentum * velocity + gradient
             coordinates = coordinates - learning_rate * velocity
             step += 1
-            if not torch.isfinite(coordinates).all():
-                raise NonFiniteError(
-                    f"training of the arm {arm!r} diverged at step {step}: use a smaller learning rate than "
-                    f"{learning_rate:g}."
-                )
+            if not (torch.isfinite(coordinates).all() and torch.isfinite(loss)):
+                raise NonFiniteError(_diverged(arm, step, learning_rate))
         observe(epoch)
     curve = TrainingCurve(arm, seed, np.array(steps), np.array(losses), np.array(accuracies))
     return Run(curve, tuple(reached))
 
 
-def _batch_gradient(problem: Problem, to_weights: object, coordinates: Tensor, batch: Tensor) -> Tensor:
+def _diverged(arm: str, step: int, learning_rate: float) -> str:
+    return f"training of the arm {arm!r} diverged at step {step}: use a smaller learning rate than {learning_rate:g}."
+
+
+def _batch_gradient(
+    problem: Problem, to_weights: Callable[[Tensor], Tensor], coordinates: Tensor, batch: Tensor
+) -> tuple[Tensor, Tensor]:
     variable = coordinates.detach().requires_grad_()
     targets = problem.targets[batch]
     with torch.enable_grad():
         outputs = problem.predict(to_weights(variable), problem.inputs[batch])
         share = float(problem.loss.denominators(outputs.detach(), targets).sum())
         if share == 0:  # every target of this batch is ignored
-            return torch.zeros_like(coordinates)
+            return coordinates.new_zeros(()), torch.zeros_like(coordinates)
         loss = problem.loss.terms(outputs, targets).sum() / share
-    return torch.autograd.grad(loss, variable)[0]
+    return loss.detach(), torch.autograd.grad(loss, variable)[0]
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:

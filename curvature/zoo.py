@@ -96,7 +96,8 @@ def linear_regression(num_examples: int = 200, dim: int = 20, *, noise: float = 
     inputs = torch.randn(num_examples, dim, generator=generator, dtype=torch.float64)
     truth = torch.randn(dim, 1, generator=generator, dtype=torch.float64)
     targets = inputs @ truth + noise * torch.randn(num_examples, 1, generator=generator, dtype=torch.float64)
-    layer = nn.Linear(dim, 1, bias=False, dtype=torch.float64)
+    with _seeded(seed):
+        layer = nn.Linear(dim, 1, bias=False, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.linalg.lstsq(inputs, targets).solution.T)
     return Problem.from_module(layer, loss="half-squared-error", data=(inputs, targets))
@@ -110,7 +111,8 @@ def softmax_regression(num_examples: int = 100, dim: int = 5, num_classes: int =
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(num_examples, dim, generator=generator, dtype=torch.float64)
     targets = torch.randint(num_classes, (num_examples,), generator=generator)
-    layer = nn.Linear(dim, num_classes, bias=False, dtype=torch.float64)
+    with _seeded(seed):
+        layer = nn.Linear(dim, num_classes, bias=False, dtype=torch.float64)
     nn.init.zeros_(layer.weight)
     return Problem.from_module(layer, loss="cross-entropy", data=(inputs, targets))
 
@@ -129,10 +131,11 @@ def two_layer_linear(
     inputs = torch.randn(num_examples, fan_in, generator=generator, dtype=torch.float64)
     inputs = torch.linalg.qr(inputs).Q * num_examples**0.5
     targets = torch.randn(num_examples, fan_out, generator=generator, dtype=torch.float64)
-    model = nn.Sequential(
-        nn.Linear(fan_in, hidden, bias=False, dtype=torch.float64),
-        nn.Linear(hidden, fan_out, bias=False, dtype=torch.float64),
-    )
+    with _seeded(seed):
+        model = nn.Sequential(
+            nn.Linear(fan_in, hidden, bias=False, dtype=torch.float64),
+            nn.Linear(hidden, fan_out, bias=False, dtype=torch.float64),
+        )
     with torch.no_grad():
         for layer in model:
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))

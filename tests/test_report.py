@@ -380,6 +380,25 @@ def test_a_failing_disk_leaves_the_earlier_run_as_it_was(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_everything_is_on_the_disk_before_the_name_is_given(tmp_path, monkeypatch):
+    synced, named, fsync, rename = set(), [], os.fsync, Path.rename
+
+    def note(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def give_name(path, target):
+        named.extend(held.stat().st_ino for held in (path, *path.rglob("*")))
+        assert synced.issuperset(named)
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", give_name)
+    report.write_run(single(), tmp_path / "run")
+    assert len(named) == 1 + 8 + 1  # the directory, its files and figures/, the one figure
+    assert tmp_path.stat().st_ino in synced
+
+
 @pytest.mark.parametrize("victim", ["report.html", "result.nc"])
 def test_a_full_disk_in_earnest(tmp_path, victim):
     """A limit on file size, which the kernel enforces on every writer, HDF5 included."""

@@ -60,6 +60,8 @@ def _pair(item: object, what: str) -> tuple[Tensor, Tensor]:
 
 def _from_loader(loader: DataLoader) -> tuple[Tensor, Tensor]:
     sampler = loader.sampler
+    if loader.batch_size is None and loader.batch_sampler is None:
+        raise InputError("the data loader does not batch (batch_size=None): pass its dataset instead.")
     if loader.batch_sampler is not None and type(loader.batch_sampler) is not torch.utils.data.BatchSampler:
         raise InputError(
             f"the data loader uses {type(loader.batch_sampler).__name__}, whose order and coverage are unknown. "

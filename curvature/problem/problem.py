@@ -101,6 +101,19 @@ class Problem:
         SelfCheckError
             If the model is not a fixed function of one example (random, or coupled through the batch).
         """
+        # A sampler, or a random layer before it is refused, draws from the global generator: put it back.
+        cuda = (
+            sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
+            if hasattr(module, "parameters")
+            else []
+        )
+        with torch.random.fork_rng(devices=cuda):
+            return cls._from_module(module, loss, data, dtype, chunk_size)
+
+    @classmethod
+    def _from_module(
+        cls, module: nn.Module, loss: object, data: object, dtype: torch.dtype | None, chunk_size: int | None
+    ) -> Problem:
         loss = resolve_loss(loss)
         refuse_module(module)
         if chunk_size is not None and chunk_size < 1:
@@ -222,8 +235,11 @@ class Problem:
         return outputs, list(named.values()), loss
 
     def _find_unused(self) -> tuple[str, ...]:
-        _, leaves, loss = self._chunk_loss(slice(0, 1))
-        parts = torch.autograd.grad(loss, leaves, allow_unused=True)
+        try:
+            _, leaves, loss = self._chunk_loss(slice(0, 1))
+            parts = torch.autograd.grad(loss, leaves, allow_unused=True)
+        except RuntimeError as error:
+            raise InputError(f"the model cannot be differentiated: {error}") from error
         return tuple(entry.name for entry, part in zip(self.layout.entries, parts, strict=True) if part is None)
 
     def _outputs_checked(self) -> Tensor:
@@ -232,7 +248,7 @@ class Problem:
             with torch.no_grad():
                 first = self.predict(self.weights, self.inputs)
                 second = self.predict(self.weights, self.inputs)
-                half = self.predict(self.weights, self.inputs[: max(1, self.num_examples // 2)])
+                parts = [self.predict(self.weights, self.inputs[:few]) for few in {1, max(1, self.num_examples // 2)}]
         except Exception as error:  # anything may come out of a user's module
             raise InputError(
                 f"the model failed on inputs of shape {tuple(self.inputs.shape)}: {type(error).__name__}: {error}"
@@ -254,9 +270,11 @@ class Problem:
                 f"the model is not deterministic: two passes over the same data differ by {difference / scale:.1e} "
                 "(relative). Something in it is random; call model.eval() or remove the noise."
             )
-        if (difference := (first[: len(half)] - half).abs().max()) > tolerance:
-            raise SelfCheckError(
-                "the output for an example depends on the other examples in its batch: half the data alone differs by "
-                f"{difference / scale:.1e} (relative). A mean over examples needs a model that treats them one by one."
-            )
+        for part in parts:
+            if (difference := (first[: len(part)] - part).abs().max()) > tolerance:
+                raise SelfCheckError(
+                    f"the output for an example depends on the other examples in its batch: {len(part)} of "
+                    f"{len(first)} alone differ by {difference / scale:.1e} (relative). A mean over examples needs a "
+                    "model that treats them one by one."
+                )
         return first
