@@ -105,6 +105,7 @@ class Scale:
     growth_examples: tuple[int, ...] = (224, 448, 896, 1792)
     growth_widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     matrix_product: int = 2048
+    dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
 
 
 FAST = Scale(
@@ -122,6 +123,7 @@ FAST = Scale(
     growth_examples=(30, 60),
     growth_widths=(3, 6),
     matrix_product=256,
+    dtypes=(torch.float64,),
 )
 
 
@@ -587,7 +589,7 @@ def product_flops(net: Net) -> float:
 
 def work_hessian(scale: Scale) -> Iterator[Case]:
     """Dense Hessian of the small network."""
-    for dtype in (torch.float64, torch.float32):
+    for dtype in scale.dtypes:
         net = network(scale, "small", dtype)
         ours = _ours("curvature", lambda net=net: cv.hessian(net.problem).dense())
         others = (curvlinops_dense(net, "Hessian"), *torch_hessians(net))
@@ -597,7 +599,7 @@ def work_hessian(scale: Scale) -> Iterator[Case]:
 
 def work_hessian_large(scale: Scale) -> Iterator[Case]:
     """Dense Hessian of the large network."""
-    for dtype in (torch.float64, torch.float32):
+    for dtype in scale.dtypes:
         net = network(scale, "large", dtype)
         ours = _ours("curvature", lambda net=net: cv.hessian(net.problem).dense())
         check = matrix_check(net, hessian_products)
@@ -638,7 +640,7 @@ def work_spectrum_large(scale: Scale) -> Iterator[Case]:
 
 def work_weight_norm(scale: Scale) -> Iterator[Case]:
     """Dense Hessian in the coordinates of weight norm; peers on a composite weight norm, then on torch's own."""
-    for dtype in (torch.float64, torch.float32):
+    for dtype in scale.dtypes:
         fused, composite = (normalized(scale, dtype, fused=fused) for fused in (True, False))
         problem = fused.problem
 
@@ -694,7 +696,7 @@ def dense_batched(net: Net) -> Tensor:
 
 def work_ggn(scale: Scale) -> Iterator[Case]:
     """Dense GGN of the small network."""
-    for dtype in (torch.float64, torch.float32):
+    for dtype in scale.dtypes:
         net = network(scale, "small", dtype)
         contenders = (
             _ours("curvature", lambda net=net: cv.ggn(net.problem).dense()),
@@ -758,7 +760,7 @@ def gram(operator: cv.SymmetricOperator) -> Tensor:
 
 def work_gradients(scale: Scale) -> Iterator[Case]:
     """Gram matrix ``G G^T / N`` of the per-example gradients (empirical Fisher), large network."""
-    for dtype in (torch.float64, torch.float32):
+    for dtype in scale.dtypes:
         net = network(scale, "large", dtype)
 
         def per_example(net: Net = net) -> Tensor:
@@ -850,7 +852,7 @@ def work_top(scale: Scale) -> Iterator[Case]:
 
 
 def _densities(scale: Scale, work: str, name: str, settings: tuple[int, int]) -> Iterator[Case]:
-    for dtype in (torch.float64, torch.float32):
+    for dtype in scale.dtypes:
         net = network(scale, name, dtype)
         operator = cv.hessian(net.problem)
 
@@ -877,7 +879,7 @@ def work_density_large(scale: Scale) -> Iterator[Case]:
 def work_products(scale: Scale) -> Iterator[Case]:
     """Hessian products with one vector and with a block."""
     for name in ("small", "large"):
-        for dtype in (torch.float64, torch.float32):
+        for dtype in scale.dtypes:
             for count in (1, scale.block):
                 net = network(scale, name, dtype)
                 vectors = probes(net, count).to(dtype)
@@ -1028,10 +1030,10 @@ def _first_run(case: Case, entrant: _Entrant, repetitions: int) -> None:
     seconds, result = _clock(entrant.run, 1)
     entrant.relative_error = (contender.check or case.check)(result)
     entrant.wanted = repetitions if seconds < 10 or contender.is_ours else 2 if seconds < 30 else 1
-    if seconds >= 10:
+    if seconds >= 10 or repetitions == 1:
         entrant.times.append(seconds)
         entrant.wanted = min(entrant.wanted, 5)
-    elif repetitions > 1:
+    else:
         entrant.calls = max(1, math.ceil(0.05 / _clock(entrant.run, 1)[0]))
 
 
@@ -1302,7 +1304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for curves.json, table.md and figure.svg")
     parser.add_argument("--only", action="append", choices=[*WORKS, "growth"], help="one work; may be repeated")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of every library (default 2)")
+    parser.add_argument("--threads", type=int, help="of every library (default 2; --fast: 1)")
     parser.add_argument("--fast", action="store_true", help="toy sizes, one repetition: for tests")
     parser.add_argument("--growth-point", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -1312,6 +1314,7 @@ def main() -> None:
     if arguments.out is None:
         parser.error("the following arguments are required: --out")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    arguments.threads = arguments.threads or (1 if arguments.fast else min(2, os.cpu_count() or 1))
     missing = [name for name in PEERS if not available(name)]
     print(f"{arguments.threads} threads" + (f"; not installed, left out: {', '.join(missing)}" if missing else ""))
     print("work, size, dtype, method: seconds, repetitions, over fastest peer, over floor, relative error")

@@ -325,8 +325,8 @@ class ExtremalEigenvalues:
     """Ritz values at the ends of a spectrum, with what is known of their errors.
 
     ``largest`` descending, ``smallest`` ascending. ``residuals`` and ``error_bounds`` are for ascending values
-    (smallest first); the bounds hold given the gaps that the Ritz values show. ``converged`` says that all bounds
-    meet the tolerance, not that no eigenvalue was missed.
+    (smallest first): some eigenvalue lies within the bound. ``converged`` says that all values asked for meet the
+    tolerance given the gaps that the Ritz values show, not that no eigenvalue was missed.
     """
 
     matrix: str

@@ -102,7 +102,8 @@ def train(
             velocity = momentum * velocity + gradient
             coordinates = coordinates - learning_rate * velocity
             step += 1
-            if not (torch.isfinite(coordinates).all() and torch.isfinite(loss)):
+            # The norm, not the entries: where ||v|| overflows, g v / ||v|| is a silent zero.
+            if not (torch.isfinite(torch.linalg.vector_norm(coordinates)) and torch.isfinite(loss)):
                 raise NonFiniteError(_diverged(arm, step, learning_rate))
         observe(epoch)
     curve = TrainingCurve(arm, seed, np.array(steps), np.array(losses), np.array(accuracies))
