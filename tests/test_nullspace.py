@@ -338,6 +338,20 @@ def test_rescaling_is_not_null_for_the_hessian_away_from_stationary_points():
     assert float((cv.ggn(problem) @ problem.flatten(direction)).abs().max()) < 1e-15
 
 
+def test_equal_hidden_units_free_directions_in_the_ggn_but_not_in_the_hessian():
+    """Their outgoing weights can be exchanged for each other only as long as the units stay equal."""
+    module = with_weights(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+    with torch.no_grad():
+        module[0].weight[1] = module[0].weight[0]
+        module[0].bias[1] = module[0].bias[0]
+    problem = problem_of(module, loss="mse")
+    space = assert_all_null(problem, SEMIDEFINITE)
+    assert space.reasons == {"of constant or dependent layer inputs": 3}
+    assert problem.dim - numerical_rank(problem) == 3
+    assert known_null_space(problem, second_order=True).dim == 0
+    assert float((cv.hessian(problem) @ space.basis).abs().max()) > 1e-3
+
+
 def test_a_direction_that_is_not_null_is_dropped_and_said():
     module = relu_network()
     module[0].bias.requires_grad_(False)  # then scaling the weights alone is no symmetry

@@ -733,6 +733,9 @@ def test_blocks_are_reported_as_a_heat_map(tmp_path):
     )
     out = report.write_run(replace(single(), measurements=places), tmp_path / "run")
     assert {path.stem for path in (out / "figures").iterdir()} == {"eigenvalues", "layers"}
+    (finding,) = [f for f in report.load_summary(out)["findings"] if f["kind"] == "result"]
+    assert "block by block" in finding["text"]
+    assert finding["items"] == ["weight-norm (paper): 0 to 0, larger in 0 of 5 blocks"]
 
 
 def test_a_study_without_measurements_is_reported_as_such(tmp_path):

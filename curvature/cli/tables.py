@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -215,9 +216,14 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def _spread(spread: Mapping[str, Any]) -> str:
     if not spread["count"]:
         return "undefined"
-    median = f"{spread['median']:.3g}"
+    median = _short(spread["median"])
     median = {"lower_bound": f"> {median}", "unresolved": f"({median})"}.get(spread["status"], median)
-    return median if spread["count"] == 1 else f"{median} [{spread['low']:.3g}, {spread['high']:.3g}]"
+    return median if spread["count"] == 1 else f"{median} [{_short(spread['low'])}, {_short(spread['high'])}]"
+
+
+def _short(number: float) -> str:
+    """Three digits, and an exponent without its padding: three of these and a range stand in one row."""
+    return re.sub(r"e([+-])0*(\d)", lambda found: f"e{found[1].replace('+', '')}{found[2]}", f"{number:.3g}")
 
 
 def _log_ratio(row: Mapping[str, Any]) -> str:

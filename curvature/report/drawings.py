@@ -15,7 +15,7 @@ from curvature import figures
 from curvature.figures import chart_label, grouped, matrix_name, spread, stretch_of
 from curvature.records import Alignment, GaugeState, Measured, Spectrum, StepComparison, Study, Whitening
 from curvature.report.document import last_checkpoint, numbers_of, quartiles
-from curvature.report.findings import arm_words, capital, point_words
+from curvature.report.findings import arm_words, block_words, capital, point_words
 
 MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
 _SPREAD_HEADER = ("median", "smallest", "largest", "status")
@@ -58,14 +58,14 @@ def _draw_eigenvalues(study: Study) -> Drawing | None:
     panels = grouped(spectra, lambda m: (m.arm, m.record.block, m.record.matrix))
     if not panels or len(panels) > MAX_PANELS:
         return None
-    rows_of_panels = len({(arm, block) for arm, block, _ in panels})
-    columns = -(-len(panels) // rows_of_panels) if rows_of_panels > 1 else min(len(panels), 3)
+    matrices = len({matrix for _, _, matrix in panels})
+    columns = matrices if 1 < matrices < len(panels) else min(len(panels), 3)
     overlaid = any(len(members) > 1 for members in panels.values())
     figure, axes = _grid(len(panels), columns, height=3.1)
     rows = []
     for ax, ((arm, block, matrix), members) in zip(axes, panels.items(), strict=True):
-        where = _chart(members[0]) if arm == "given" and not overlaid else arm_words(arm)
-        title = ", ".join(filter(None, (capital(matrix_name(matrix)), "" if block == "all" else block, where)))
+        where = arm_words(arm) if arm != "given" else "" if overlaid else _chart(members[0])
+        title = ", ".join(filter(None, (capital(matrix_name(matrix)), block_words(block), where)))
         if overlaid:
             figures.plot_spectra(members, ax, legend=False, title=title)
         else:
@@ -78,12 +78,13 @@ def _draw_eigenvalues(study: Study) -> Drawing | None:
         _same_limits(axes, [matrix for _, _, matrix in panels])
         _outer_labels(figure)
         _shared_legend(figure)
+    canonical = any(m.record.gauge == "canonical" for m in spectra)
     caption = (
-        ("" if len(panels) == 1 else "One panel per matrix and per set of weights. ")
+        ("" if len(panels) == 1 else "One panel per matrix, block and set of weights. ")
         + "Eigenvalues by descending absolute value, both axes logarithmic: a straight line is a power law, and the "
         "steep end is what condition numbers measure. Hollow markers are negative eigenvalues. What lies below the "
         "noise floor (hatched, where it is near) cannot be told from zero."
-        + (" At the canonical gauge every matrix but the Hessian has the standard spectrum." if overlaid else "")
+        + (" At the canonical gauge every matrix but the Hessian has the standard spectrum." if canonical else "")
         + (f" Seed {first}, {last}." if last != "given" else "")
     )
     header = ("weights", "block", "matrix", "chart", "rank", "eigenvalue")

@@ -18,6 +18,7 @@ def findings_of(study: Study, document: dict[str, Any]) -> list[dict[str, Any]]:
         *_say_failures(study),
         *_say_equality(document["equality"]),
         *_say_ratios(document["ratios"], last_checkpoint(study)),
+        *_say_blocks(document["ratios"], last_checkpoint(study)),
         *_say_efficiencies(study, document),
         *_say_spectra(document),
         *_say_limits(study, document),
@@ -92,6 +93,27 @@ def _say_ratios(ratios: list[dict[str, Any]], last: str) -> Iterable[dict[str, A
             "result",
             f"{capital(matrix_name(matrix))}{point}: log-ratio of κ₉₅ to the standard chart{spread_words}; above 0 "
             "is worse conditioned.",
+            items,
+        )
+
+
+def _say_blocks(ratios: list[dict[str, Any]], last: str) -> Iterable[dict[str, Any]]:
+    """Quote the range of the 95 % condition number over diagonal blocks."""
+    chosen = [row for row in ratios if row["quantity"] == "kappa_95" and row["checkpoint"] == last and row["compared"]]
+    chosen = [row for row in chosen if row["block"] != "all" and stretch_of(row["gauge"]) is None]
+    for matrix, rows in grouped(chosen, lambda row: row["matrix"]).items():
+        items = []
+        for chart, members in grouped(rows, lambda row: (row["chart"], row["gauge"])).items():
+            medians = sorted(row["median"] for row in members)
+            larger = sum(median > EQUAL for median in medians)
+            items.append(
+                f"{chart_label(*chart)}: {signed(medians[0])} to {signed(medians[-1])}, larger in {larger} of "
+                f"{len(medians)} blocks"
+            )
+        yield _finding(
+            "result",
+            f"{capital(matrix_name(matrix))}, block by block: log-ratio of κ₉₅ to the standard chart; above 0 is worse "
+            "conditioned. Blocks say nothing about the coupling between them.",
             items,
         )
 
@@ -196,6 +218,11 @@ def _in_words(item: Mapping[str, Any]) -> str:
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def block_words(block: str) -> str:
+    """Name of a block in a heading; nothing for the whole matrix."""
+    return "" if block == "all" else f"block {block}"
 
 
 def capital(text: str) -> str:

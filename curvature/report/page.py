@@ -17,7 +17,7 @@ from curvature.errors import ResourceError
 from curvature.figures import chart_label, grouped, matrix_name, printable, short_number
 from curvature.report.document import HEADLINE
 from curvature.report.drawings import Drawing
-from curvature.report.findings import arm_words, capital, point_words, signed
+from curvature.report.findings import arm_words, block_words, capital, point_words, signed
 from curvature.report.plain import without_none
 
 MAX_HTML = 5_000_000
@@ -114,7 +114,7 @@ def _ratio_tables(ratios: list[dict[str, Any]], last: str) -> list[dict[str, Any
             row = dict(zip(key, place, strict=True))
             row["cells"] = {cell["quantity"].removeprefix("abs_"): cell for cell in cells}
             row["absolute"] = any(cell["quantity"].startswith("abs_") for cell in cells)
-            row["name"] = matrix_name(row["matrix"]) + ("" if row["block"] == "all" else f", {row['block']}")
+            row["name"] = ", ".join(filter(None, (matrix_name(row["matrix"]), block_words(row["block"]))))
             if all(cell["reading"] in ("equal", "not comparable") for cell in cells):
                 reason = "equal to rounding" if cells[0]["compared"] else f"not comparable ({cells[0]['excluded']})"
                 left_out.setdefault(reason, []).append(f"{row['name']} in {chart_label(row['chart'], row['gauge'])}")
@@ -141,8 +141,7 @@ def _tables(document: dict[str, Any], last: str) -> list[dict[str, Any]]:
             several = len({r["form"] for r in rows if r["matrix"] == row["matrix"]} - {""}) > 1
             form = (row["form"] or "on the weights") if several else ""
             form = "in all coordinates of the chart" if form == "all coordinates" else form
-            block = "" if row["block"] == "all" else row["block"]
-            name = ", ".join(filter(None, (capital(matrix_name(row["matrix"])), block, form)))
+            name = ", ".join(filter(None, (capital(matrix_name(row["matrix"])), block_words(row["block"]), form)))
             kappas = {name: row["numbers"].get(f"abs_{name}", row["numbers"].get(name)) for name in HEADLINE[:4]}
             tags = {name: f"abs_{name}" in row["numbers"] for name in HEADLINE[:4]}
             numbers = [rules.index(rule) + 1 for rule in row["rank_rules"]]
