@@ -24,6 +24,7 @@ REQUIRES = [
     "safetensors",
     "jinja2",
     "psutil",
+    "threadpoolctl",
     "tqdm",
     "tomli-w",
 ]

@@ -144,7 +144,8 @@ def _ratio(sizes: np.ndarray, position: int, spectrum: Spectrum) -> Quantity:
     return Quantity(
         float(sizes[0] / spectrum.noise_floor),
         "lower_bound",
-        f"eigenvalue {position} of {spectrum.rank} is below the noise floor {spectrum.noise_floor:.1e}",
+        f"eigenvalue {position} of {spectrum.rank} is below the noise floor {spectrum.noise_floor:.1e}: a bound if the "
+        "rank is right, nothing if the eigenvalue is zero for a reason that the rank formula does not know",
     )
 
 

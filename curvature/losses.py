@@ -24,6 +24,7 @@ from torch.nn import functional
 from curvature.errors import ConfigurationError, InputError, NotDefinedError
 
 __all__ = [
+    "LOSSES",
     "BinaryCrossEntropy",
     "CrossEntropy",
     "HalfSquaredError",
@@ -406,7 +407,7 @@ class PerExample(Loss):
         return vectors * values.clamp(min=0).sqrt()[:, None]
 
 
-_NAMES: dict[str, type[Loss]] = {
+LOSSES: dict[str, type[Loss]] = {
     "cross-entropy": CrossEntropy,
     "binary-cross-entropy": BinaryCrossEntropy,
     "bce": BinaryCrossEntropy,
@@ -425,11 +426,11 @@ def resolve_loss(loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tenso
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        if loss not in _NAMES:
+        if loss not in LOSSES:
             raise ConfigurationError(
-                f"loss {loss!r} is unknown; choose one of {', '.join(_NAMES)}, or pass a callable."
+                f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}, or pass a callable."
             )
-        return _NAMES[loss]()
+        return LOSSES[loss]()
     if isinstance(loss, nn.Module):
         return _from_torch(loss)
     if callable(loss):

@@ -53,8 +53,8 @@ class Quantity:
     value
         The number; NaN where ``status`` is ``"undefined"``.
     status
-        ``"resolved"``, ``"lower_bound"`` (the truth is at least this: what it divides by is below the noise
-        floor), ``"unresolved"`` (computed, but it depends on digits that are not there), or ``"undefined"``.
+        ``"resolved"``, ``"lower_bound"`` (what it divides by is below the noise floor: at least this, if the rank
+        is right), ``"unresolved"`` (computed, but it depends on digits that are not there), or ``"undefined"``.
     note
         Why, where it is not resolved.
     """

@@ -50,8 +50,9 @@ def natural_gradient_step(
 ) -> Tensor:
     r"""The damped natural-gradient step $-(F + \lambda I)^{-1} \nabla L$, $\lambda = a \operatorname{tr}(F)/P$.
 
-    ``block`` is ``"all"``, ``"layer"`` or ``"neuron"`` (block-diagonal $F$). ``damping=0`` gives the minimum-norm step
-    $-F^+ \nabla L$, the only one that does not depend on the chart; it needs a well separated null space.
+    ``block`` is ``"all"``, ``"layer"`` or ``"neuron"`` (block-diagonal $F$). ``damping=0`` gives the minimum-norm
+    step $-F^+ \nabla L$. Without damping the step does not depend on the chart, up to the null space of $F$; with
+    damping it does. It needs a well separated null space.
     """
     matrix = (fisher or fisher_matrix(problem)).dense()
     slope = problem.gradient()

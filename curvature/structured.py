@@ -117,7 +117,8 @@ def chain_of(problem: Problem) -> Chain | None:
 
 def _flat(model: nn.Module, path: str = "") -> list[tuple[str, nn.Module]] | None:
     """Leaves of nested ``Sequential`` containers in order; None where something else calls them."""
-    if model._forward_hooks or model._forward_pre_hooks:
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
+    if any(hooks):
         return None
     if type(model) is nn.Sequential:
         found = []

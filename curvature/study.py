@@ -290,13 +290,14 @@ def _spectra(
 def _check_canonical(found: _Collector, place: _Place, standard: Spectrum, canonical: Spectrum) -> None:
     """At ``v = w, g = ||w||`` the map is an isometry onto the weights: non-zero spectra are identical."""
     extra = canonical.dim - standard.dim
+    words = standard.matrix.replace("_", " ").replace("ggn", "GGN")
     values = np.sort(np.abs(canonical.eigenvalues))[extra:]
     reference = np.sort(np.abs(standard.eigenvalues))
     deviation = float(np.abs(values - reference).max() / max(reference[-1], np.finfo(float).tiny))
     tolerance = CANONICAL_TOLERANCE if standard.dtype == "float64" else 1e-4
     found.checks.append(
         Check(
-            f"canonical gauge leaves the {standard.matrix} spectrum unchanged ({place.words})",
+            f"canonical gauge leaves the {words} spectrum unchanged ({place.words})",
             deviation,
             tolerance,
             "largest difference of eigenvalues over the largest eigenvalue",

@@ -14,8 +14,10 @@
 # %% [markdown]
 # # Five minutes, one spectrum
 #
-# A network, its data, its loss: that is a `Problem`. Its curvature is a matrix on the *weights*; a parameterization is a
-# *chart* in which the same matrix is written. This notebook computes one exact spectrum and looks at it in three charts.
+# A network, its data, its loss: that is a `Problem`. Its curvature is a matrix on the *weights*; a
+# parameterization is a
+# *chart* in which the same matrix is written. This notebook computes one exact spectrum and looks at it in three
+# charts.
 
 # %%
 import os
@@ -30,7 +32,8 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## What is measured?
 #
-# Any `nn.Module` will do; here is a small classifier of scikit-learn's 8 x 8 digits, not trained yet. The data are read once, in
+# Any `nn.Module` will do; here is a small classifier of scikit-learn's 8 x 8 digits, not trained yet. The data
+# are read once, in
 # order; the module is copied, never changed; everything is computed in float64.
 
 # %%
@@ -42,7 +45,8 @@ problem.dim, problem.num_examples, problem.value()
 # %% [markdown]
 # ## What does the curvature look like?
 #
-# The generalized Gauss-Newton matrix (GGN) has no negative eigenvalues, and for this loss it is the Fisher information. Its
+# The generalized Gauss-Newton matrix (GGN) has no negative eigenvalues, and for this loss it is the Fisher
+# information. Its
 # spectrum knows its matrix, chart, gauge, rank and the noise floor below which eigenvalues cannot be told from zero.
 
 # %%
@@ -51,11 +55,11 @@ standard = cv.spectrum(ggn)
 standard
 
 # %%
-standard.plot();
-
+standard.plot()
 # %% [markdown]
 # Digits has pixels that are 0 on every image, and a softmax does not notice a vector added to all its rows: those
-# directions are null by construction. They are counted by formula and verified, so the rank is not a matter of tolerance.
+# directions are null by construction. They are counted by formula and verified, so the rank is not a matter of
+# tolerance.
 
 # %%
 print(standard.rank_rule)
@@ -63,7 +67,8 @@ print(standard.rank_rule)
 # %% [markdown]
 # ## How well conditioned is it?
 #
-# Largest over smallest would be rounding noise. `kappa_80` is the largest eigenvalue over the one at 80 % of the rank.
+# Largest over smallest would be rounding noise. `kappa_80` is the largest eigenvalue over the one at 80 % of the
+# rank.
 
 # %%
 standard.condition_numbers()
@@ -71,7 +76,8 @@ standard.condition_numbers()
 # %% [markdown]
 # ## Does weight normalization change that?
 #
-# At the *canonical* gauge, $v = w$ and $g = \|w\|$, which is what PyTorch's wrapper produces, it does not: the non-zero
+# At the *canonical* gauge, $v = w$ and $g = \|w\|$, which is what PyTorch's wrapper produces, it does not: the
+# non-zero
 # eigenvalues are the same, and each neuron adds one exact zero. At another gauge, same function, it does.
 
 # %%

@@ -62,7 +62,8 @@ def plot_efficiency(
             values, row + fanned(len(values), 0.36), linestyle="none", marker=style.marker, color=style.color,
             markersize=5.5, alpha=0.85,
         )  # fmt: skip
-        ax.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color=style.color, linewidth=2)
+        if len(values) > 1:
+            ax.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color=style.color, linewidth=2)
     for name, members, dashes in (
         ("gradient descent (median)", [m for m in steps if m.record.chart == "standard"], ":"),
         ("neuron-block natural gradient (median)", [m for m in steps if "neuron" in m.record.chart], "--"),

@@ -135,9 +135,9 @@ def layer_of(neuron: str) -> str:
 
 
 def form_of(item: Any) -> str:
-    """Whether the chart's matrix was taken on the weights; the standard chart has no two forms."""
+    """Whether a Hessian was taken on the weights; the non-zero spectra of the other matrices do not depend on it."""
     record = record_of(item)
-    if record.chart == "standard" or not hasattr(record, "effective"):
+    if record.chart == "standard" or getattr(record, "matrix", "") != "hessian":
         return ""
     return "on the weights" if record.effective else "all coordinates"
 

@@ -22,12 +22,12 @@ GAUGES = ("canonical", "paper", "checkpoint")
 def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
     """Find a loss by name, or by ``package.module:function`` a callable ``loss(output, target)`` for one example."""
     if ":" not in spec:
-        return resolve_loss(choice(spec, {name: name for name in losses._NAMES}, "loss"))
-    function = find(spec, "loss", f"{', '.join(losses._NAMES)}, or package.module:function", say)
+        return resolve_loss(choice(spec, {name: name for name in losses.LOSSES}, "loss"))
+    function = find(spec, "loss", f"{', '.join(losses.LOSSES)}, or package.module:function", say)
     if isinstance(function, type):
         raise ConfigurationError(
             f"{spec} is a class; name a function loss(output, target) for one example, or one of "
-            f"{', '.join(losses._NAMES)}."
+            f"{', '.join(losses.LOSSES)}."
         )
     return resolve_loss(function)
 

@@ -114,7 +114,7 @@ def _ratio_tables(ratios: list[dict[str, Any]], last: str) -> list[dict[str, Any
             row = dict(zip(key, place, strict=True))
             row["cells"] = {cell["quantity"].removeprefix("abs_"): cell for cell in cells}
             row["absolute"] = any(cell["quantity"].startswith("abs_") for cell in cells)
-            row["name"] = ", ".join(filter(None, (matrix_name(row["matrix"]), block_words(row["block"]))))
+            row["name"] = ", ".join(filter(None, (matrix_name(row["matrix"]), block_words(row["block"]), row["form"])))
             if all(cell["reading"] in ("equal", "not comparable") for cell in cells):
                 reason = "equal to rounding" if cells[0]["compared"] else f"not comparable ({cells[0]['excluded']})"
                 left_out.setdefault(reason, []).append(f"{row['name']} in {chart_label(row['chart'], row['gauge'])}")
