@@ -265,7 +265,7 @@ def _on_weights(problem: Problem, name: str, matmat: Callable[[Tensor], Tensor],
         layout=problem.layout,
         num_examples=problem.num_examples,
         gradient=cache(problem.gradient),
-        structural_rank=lambda operator: verified(null_space(), operator),
+        structural_rank=cache(lambda operator: verified(null_space(), operator)),  # once for all charts
         to_chart=lambda operator, chart, on_weights: _in_chart(operator, problem, chart, on_weights),
         **about,
     )

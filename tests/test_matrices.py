@@ -881,6 +881,25 @@ def test_neurons_of_a_transposed_convolution_are_its_output_channels():
     assert found == expected
 
 
+class TwoWeights(nn.Module):
+    """A whole network in one module, as people write it by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Parameter(torch.randn(4, 3))
+        self.outer = nn.Parameter(torch.randn(2, 4))
+
+    def forward(self, inputs):
+        return torch.tanh(inputs @ self.inner.T) @ self.outer.T
+
+
+def test_rows_of_two_weights_in_one_module_are_different_neurons(regression_data):
+    problem = cv.Problem.from_module(TwoWeights(), loss="mse", data=regression_data(5, 3, 2))
+    found = sorted(sorted(indices.tolist()) for indices in problem.layout.blocks("neuron").values())
+    inner, outer = torch.arange(12).view(4, 3), torch.arange(12, 20).view(2, 4)
+    assert found == sorted([*inner.tolist(), *outer.tolist()])
+
+
 @pytest.mark.parametrize("name", ["ggn", "gradient_covariance"])
 def test_layer_blocks_are_principal_submatrices(name, case):
     module, objective, inputs, targets, expected = case("mlp-tanh", "cross-entropy")

@@ -3,9 +3,11 @@
 import itertools
 import json
 import math
+import sys
 from dataclasses import fields
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -708,3 +710,18 @@ def test_wide_random_networks_have_the_mean_and_largest_eigenvalue_of_mean_field
     assert lifted.dim == found.dim + 2 * width + outputs
     resolved = slice(-num_examples * outputs, None)
     assert relative_error(lifted.eigenvalues[resolved], found.eigenvalues[resolved]) < 1e-9
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit on the address space")
+def test_few_examples_of_a_wide_network_need_memory_for_their_factor_only(mlp, regression_data):
+    """40 columns of 29 thousand weights are 9 MB; the null directions are a thousand times as many."""
+    import resource
+
+    problem = cv.Problem.from_module(mlp(120, 120, 120, 2), loss="mse", data=regression_data(20, 120, 2))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2 * 2**30, before[1]))
+    try:
+        found = cv.spectrum(cv.ggn(problem))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert (found.method, found.rank) == ("factor", 40)

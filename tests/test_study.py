@@ -239,7 +239,7 @@ def test_all_checks_pass_and_name_their_place(study):
         for seed in (0, 4)
         for arm in ("standard", "weight-norm")
         for checkpoint in ("init", "early", "late")
-        for matrix in ("ggn", "gradient_covariance")
+        for matrix in ("GGN", "gradient covariance")
     ]
     assert names == [*expected, "both arms start at the same function"]
     assert all(check.passed for check in study.checks)
