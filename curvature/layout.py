@@ -132,8 +132,9 @@ class Layout:
                 else:
                     neurons = entry.shape[entry.neuron_axis]
                     rows = indices.view(entry.shape).movedim(entry.neuron_axis, 0).reshape(neurons, -1)
+                    owner = entry.layer if self._has_one_weight(entry.layer) else entry.name
                     for neuron, row in enumerate(rows):
-                        found.setdefault(f"{entry.layer}[{neuron}]", []).append(row)
+                        found.setdefault(f"{owner}[{neuron}]", []).append(row)
         else:
             try:
                 pattern = re.compile(by)
@@ -147,3 +148,7 @@ class Layout:
                 )
             found[by] = matching
         return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def _has_one_weight(self, layer: str) -> bool:
+        """Whether the rows and the bias of a module are one set of neurons; with two weights they are not."""
+        return sum(entry.layer == layer and len(entry.shape) > 1 for entry in self.entries) == 1

@@ -30,6 +30,7 @@ from curvature.problem import Problem
 __all__ = ["NullSpace", "known_null_space", "verified"]
 
 _MAX_VECTORS = 4096
+_MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
 
 
@@ -151,7 +152,10 @@ def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | No
     fan_out, fan_in = rows.shape
     out = torch.eye(fan_out).to(problem.weights) if out is None else out
     inner = torch.eye(fan_in).to(problem.weights) if inner is None else inner
-    vectors = problem.weights.new_zeros(problem.dim, out.shape[1] * inner.shape[1])
+    count = out.shape[1] * inner.shape[1]
+    if count > min(_MAX_VECTORS, _MAX_ENTRIES // problem.dim):
+        return problem.weights.new_zeros(problem.dim, 0)
+    vectors = problem.weights.new_zeros(problem.dim, count)
     vectors[rows.reshape(-1)] = torch.kron(out, inner)
     return vectors
 
