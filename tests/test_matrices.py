@@ -1007,6 +1007,18 @@ def test_asymmetry_is_judged_against_rounding(generator):
         cv.SymmetricOperator.from_dense(clearly)
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_a_materialized_matrix_is_the_same_matrix(name, case):
+    module, objective, inputs, targets, expected = case("mlp-tanh", "cross-entropy")
+    kept = MATRICES[name](problem_of(module, objective, inputs, targets)).materialized()
+    kept.dense().zero_()  # a copy
+    assert distance(kept.dense(), expected[name]) < ROUNDING
+    assert distance(kept @ expected[name], expected[name] @ expected[name]) < ROUNDING
+    moved = cv.pullback(kept, cv.ScaledStandard(2.0)).dense()
+    again = cv.pullback(MATRICES[name](problem_of(module, objective, inputs, targets)), cv.ScaledStandard(2.0)).dense()
+    assert distance(moved, again) < ROUNDING
+
+
 def test_arpack_finds_the_extreme_eigenvalues_of_a_problem(case):
     module, objective, inputs, targets, expected = case("mlp-tanh", "cross-entropy")
     operator = cv.hessian(problem_of(module, objective, inputs, targets)).to_scipy()

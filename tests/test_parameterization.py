@@ -520,10 +520,19 @@ OVERLAPPING = [(torch.arange(3), spd(1, 3)), (torch.arange(2, 4), spd(2, 2))]  #
         lambda: cv.LinearChart([(torch.arange(2), torch.full((2, 2), torch.nan, dtype=torch.float64))]),
         lambda: cv.LinearChart(OVERLAPPING),
         lambda: cv.WeightNorm(stretch=torch.tensor(-1.0)),
+        lambda: cv.WeightNorm(stretch=torch.ones(3)),
         lambda: cv.Placebo(directions={}),
         lambda: cv.Placebo(directions={entry.name: torch.ones(2) for entry in LAYOUT.entries}),
     ],
-    ids=["nan", "nan-block", "overlapping-blocks", "negative-tensor", "no-directions", "short-directions"],
+    ids=[
+        "nan",
+        "nan-block",
+        "overlapping-blocks",
+        "negative-tensor",
+        "tensor-of-rows",
+        "no-directions",
+        "short-directions",
+    ],
 )
 def test_charts_that_would_be_silently_wrong_are_refused(build):
     with pytest.raises(cv.CurvatureError):

@@ -1,6 +1,7 @@
 """Modules as users have them: what is accepted, what is refused by which name, and that nothing of theirs changes."""
 
 import hashlib
+import threading
 import warnings
 
 import pytest
@@ -525,12 +526,18 @@ def test_smoothing_outside_the_unit_interval_is_refused(smoothing):
         cv.CrossEntropy(label_smoothing=smoothing)
 
 
-def test_names_modules_and_classes_of_one_loss_are_the_same(mlp, classification_data):
-    data = classification_data(5, 3, 2)
-    first, *others = (
-        cv.hessian(cv.Problem.from_module(mlp(3, 2), loss=loss, data=data)).dense()
-        for loss in ("cross-entropy", nn.CrossEntropyLoss(), cv.CrossEntropy())
-    )
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ("cross-entropy", nn.CrossEntropyLoss(), cv.CrossEntropy()),
+        ("mse", "mean-squared-error", nn.MSELoss(), cv.MeanSquaredError()),
+        ("bce", "binary-cross-entropy", nn.BCEWithLogitsLoss(), cv.BinaryCrossEntropy()),
+    ],
+)
+def test_names_modules_and_classes_of_one_loss_are_the_same(losses, mlp, classification_data):
+    inputs, labels = classification_data(5, 3, 2)
+    data = inputs, labels if losses[0] == "cross-entropy" else functional.one_hot(labels).double()
+    first, *others = (cv.hessian(cv.Problem.from_module(mlp(3, 2), loss=loss, data=data)).dense() for loss in losses)
     assert all(torch.equal(other, first) for other in others)
 
 
@@ -665,6 +672,34 @@ def test_torchscript_is_refused():
         scripted = torch.jit.trace(nn.Linear(3, 2), INPUTS)
     with pytest.raises(cv.InputError, match="TorchScript modules cannot be differentiated twice here"):
         cv.Problem.from_module(scripted, loss="mse", data=(INPUTS, REALS))
+
+
+def test_modules_that_cannot_be_copied_are_refused(mlp):
+    module = mlp(3, 2)
+    module.lock = threading.Lock()
+    with pytest.raises(cv.InputError, match=r"module cannot be copied \(TypeError: cannot pickle '_thread.lock'"):
+        cv.Problem.from_module(module, loss="mse", data=(INPUTS, REALS))
+
+
+class Root(nn.Linear):
+    """Finite at zero, with an infinite slope."""
+
+    def forward(self, inputs):
+        return super().forward(inputs).sqrt()
+
+
+def test_gradients_that_are_not_finite_are_refused_by_parameter():
+    module = Root(3, 2).double()
+    with torch.no_grad():
+        module.weight.zero_()
+        module.bias.copy_(torch.tensor([0.0, 1.0]))
+    problem = cv.Problem.from_module(module, loss="mse", data=(INPUTS + 1, REALS + 1))
+    with pytest.raises(cv.NonFiniteError, match="gradient is NaN or infinite in weight, bias"):
+        problem.gradient()
+    with pytest.raises(cv.NonFiniteError):
+        cv.hessian(problem).dense()
+    with pytest.raises(cv.NonFiniteError):
+        cv.ggn(problem).dense()
 
 
 def test_precision_and_chunks_are_checked(mlp):
