@@ -17,6 +17,8 @@ from curvature import structured
 from curvature.errors import ConfigurationError
 from curvature.losses import CrossEntropy
 from curvature.matrices import MATRICES
+from curvature.structured import dense, products
+from curvature.structured.chain import ELEMENTWISE
 
 ROUNDING = 1e-12  # relative to the Frobenius norm: a few thousand units of rounding in float64
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
@@ -157,12 +159,12 @@ def chains(draw):
     return module, loss, (inputs, targets), draw(st.sampled_from((None, 1, 3, 64)))
 
 
-@given(case=chains(), chunk_bytes=st.sampled_from((1, structured._CHUNK_BYTES)))
+@given(case=chains(), chunk_bytes=st.sampled_from((1, dense._CHUNK_BYTES)))
 @settings(max_examples=50)
 def test_structured_matrices_equal_generic_ones_for_every_chain(case, chunk_bytes):
     module, loss, data, chunk_size = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structured, "_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(dense, "_CHUNK_BYTES", chunk_bytes)
         assert_same_matrices(cv.Problem.from_module(module, loss=loss, data=data, chunk_size=chunk_size))
 
 
@@ -183,18 +185,18 @@ def deep_problem(activation, loss="cross-entropy", num_examples=6, dtype=torch.f
     return cv.Problem.from_module(module, loss=loss, data=(inputs, targets), dtype=dtype)
 
 
-@given(case=chains(), tangent_bytes=st.sampled_from((1, structured._TANGENT_BYTES)))
+@given(case=chains(), tangent_bytes=st.sampled_from((1, products._TANGENT_BYTES)))
 @settings(max_examples=30)
 def test_structured_products_equal_those_with_the_generic_matrix(case, tangent_bytes):
     module, loss, data, chunk_size = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(structured, "_TANGENT_BYTES", tangent_bytes)
+        patch.setattr(products, "_TANGENT_BYTES", tangent_bytes)
         problem = cv.Problem.from_module(module, loss=loss, data=data, chunk_size=chunk_size)
         assert_same_products(problem, torch.Generator().manual_seed(4), names=("hessian", "ggn"))
 
 
 def test_every_activation_of_the_whitelist_is_tested_here():
-    assert {type(build()) for build in ACTIVATIONS.values()} == set(structured._ELEMENTWISE)
+    assert {type(build()) for build in ACTIVATIONS.values()} == set(ELEMENTWISE)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -220,7 +222,7 @@ def test_no_activation_and_two_in_a_row_give_the_generic_matrices(between):
 def test_cutting_the_data_into_chunks_changes_nothing(num_examples, monkeypatch):
     problem = deep_problem(nn.Tanh, num_examples=num_examples)
     whole = matrices(problem, "structured")
-    monkeypatch.setattr(structured, "_CHUNK_BYTES", 1)  # then 32 examples at a time
+    monkeypatch.setattr(dense, "_CHUNK_BYTES", 1)  # then 32 examples at a time
     for name, matrix in matrices(problem, "structured").items():
         assert distance(matrix, whole[name], whole["empirical_fisher"] + whole["ggn"]) < ROUNDING, name
 
