@@ -75,6 +75,11 @@ class Loss(ABC):
         factor = self.hessian_factor(outputs, targets)
         return factor @ factor.mT
 
+    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""$T \mapsto \nabla_f^2 \ell_n T$ on rows, ``(N, K, M)`` to ``(N, K, M)``; made once for many products."""
+        matrices = self.hessian(outputs, targets)
+        return lambda rows: torch.bmm(rows, matrices)
+
     def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Factor of the second moment of the score over *all* labels of the model, ``(N, M, R)``."""
         del outputs, targets
@@ -224,6 +229,14 @@ class CrossEntropy(Loss):
         mass = self._label_mass(outputs, targets).reshape(len(outputs), 1, 1, -1)
         return self._block_diagonal(columns * mass.sqrt())
 
+    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        if outputs.ndim > 2:
+            return super().hessian_product(outputs, targets)
+        probabilities = torch.softmax(outputs, dim=1)[:, None]
+        scaled = probabilities * self._label_mass(outputs, targets)[:, None, None]
+        # m (diag(p) - p p^T) t = m p (t - p.t)
+        return lambda rows: (rows - (rows * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)
+
     def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # The score for label y is p - e_y, drawn with probability p_y: one column per label.
         logits = outputs.flatten(2) if outputs.ndim > 2 else outputs[:, :, None]
@@ -272,6 +285,11 @@ class _Elementwise(Loss):
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         del targets
         return torch.diag_embed(_flat(self.second_derivative(outputs)).sqrt())
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        del targets
+        diagonal = _flat(self.second_derivative(outputs))[:, None]
+        return lambda rows: diagonal * rows
 
     def _gaussian_scores(self, outputs: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         shape = (len(outputs), outputs[0].numel(), num_samples)

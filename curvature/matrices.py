@@ -77,7 +77,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     return _on_weights(
         problem,
         "hessian",
-        _linearized_once(chain, problem.loss.hessian, second_order=True),
+        _linearized_once(chain, problem.loss.hessian_product, second_order=True),
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
     )
 
@@ -89,10 +89,15 @@ def ggn(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     """
     loss = problem.loss
     if not loss.convex:
-        return _output_space(problem, "ggn", method, matrix=loss.hessian)
+        return _output_space(problem, "ggn", method, matrix=loss.hessian, product=loss.hessian_product)
     scale = problem.denominator**-0.5
     return _output_space(
-        problem, "ggn", method, factor=lambda f, y, _: loss.hessian_factor(f, y) * scale, matrix=loss.hessian
+        problem,
+        "ggn",
+        method,
+        factor=lambda f, y, _: loss.hessian_factor(f, y) * scale,
+        matrix=loss.hessian,
+        product=loss.hessian_product,
     )
 
 
@@ -281,8 +286,12 @@ def _output_space(
     *,
     factor: _OutputMap | None = None,
     matrix: Callable[[Tensor, Tensor], Tensor] | None = None,
+    product: structured.OutputProduct | None = None,
 ) -> SymmetricOperator:
-    """Build ``sum_n J_n^T M_n J_n`` from a factor ``S_n`` (``M_n = S_n S_n^T``) or from ``D M_n`` in output space."""
+    """Build ``sum_n J_n^T M_n J_n`` from a factor ``S_n`` (``M_n = S_n S_n^T``) or from ``D M_n`` in output space.
+
+    ``product`` multiplies by ``D M_n`` where that is cheaper than with its entries.
+    """
     chain, batched = _chain(problem, method), _batches_backward(problem)
 
     def middle(outputs: Tensor, where: slice, tangents: Tensor) -> Tensor:
@@ -315,7 +324,7 @@ def _output_space(
         return structured.curvature(chain, matrix, second_order=False)
 
     if chain is not None and matrix is not None:
-        matmat = _linearized_once(chain, matrix, second_order=False)
+        matmat = _linearized_once(chain, product or _products_with(matrix), second_order=False)
     if factor is None:
         return _on_weights(problem, name, matmat, dense_form=None if chain is None else contracted)
 
@@ -346,11 +355,19 @@ def _output_space(
     )
 
 
+def _products_with(matrix: Callable[[Tensor, Tensor], Tensor]) -> structured.OutputProduct:
+    def product(outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        matrices = matrix(outputs, targets)
+        return lambda rows: torch.bmm(rows, matrices)
+
+    return product
+
+
 def _linearized_once(
-    chain: structured.Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool
+    chain: structured.Chain, output_product: structured.OutputProduct, *, second_order: bool
 ) -> Callable[[Tensor], Tensor]:
     """Products by hand-linearized passes; what does not depend on the vectors is computed at the first product."""
-    products = cache(lambda: structured.Products(chain, output_hessian, second_order=second_order))
+    products = cache(lambda: structured.Products(chain, output_product, second_order=second_order))
     return lambda block: products()(block)
 
 
