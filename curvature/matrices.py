@@ -227,10 +227,8 @@ def _in_chart(
         return product + second_order(block) if bends else product
 
     def dense_form() -> Tensor:
-        matrix = back(back(operator.dense()).T)
-        if bends:
-            matrix += second_order(torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
-        return matrix
+        move = chart.effective if on_weights else chart.pulled_back
+        return move(operator.entries(), operator.gradient() if bends else None)
 
     def gradient() -> Tensor:
         slope = problem.gradient()[:, None]
@@ -254,6 +252,7 @@ def _in_chart(
         structural_rank=structural_rank if keeps_rank else None,
         to_chart=None,
         details={**operator.details, "effective": on_weights},
+        kept=None,
     )
 
 

@@ -103,7 +103,7 @@ def whitening(
 
 def _neurons(problem: Problem, covariance: SymmetricOperator | None) -> list[tuple[Entry, str, Tensor, Tensor]]:
     """``(entry, name, weights, covariance block)`` of every neuron whose gradient varies."""
-    matrix = (covariance or gradient_covariance(problem)).dense()
+    matrix = (covariance or gradient_covariance(problem)).entries()
     found = []
     for entry, where in problem.layout.pairs():
         if not entry.normalized:

@@ -61,6 +61,8 @@ class SymmetricOperator:
         of a problem have it; a matrix from anywhere else does not.
     details
         What else a record should say (number of sampled labels, damping, ...).
+    kept
+        The entries, where :meth:`materialized` has computed them.
 
     Examples
     --------
@@ -90,6 +92,7 @@ class SymmetricOperator:
     structural_rank: Callable[[SymmetricOperator], tuple[int, str]] | None = field(default=None, repr=False)
     to_chart: Callable[..., SymmetricOperator] | None = field(default=None, repr=False)
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    kept: Tensor | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"SymmetricOperator({self.name}, {self.dim} x {self.dim}, chart={self.chart!r}, gauge={self.gauge!r})"
@@ -154,7 +157,11 @@ class SymmetricOperator:
     def materialized(self) -> SymmetricOperator:
         """The same matrix with its entries computed now and kept: many charts, blocks or products follow cheaply."""
         matrix = self.dense()
-        return replace(self, matmat=lambda block: matrix @ block, dense_form=lambda: matrix.clone())
+        return replace(self, matmat=lambda block: matrix @ block, dense_form=lambda: matrix.clone(), kept=matrix)
+
+    def entries(self) -> Tensor:
+        """All entries, for reading only: what :meth:`materialized` kept, else :meth:`dense`."""
+        return self.dense() if self.kept is None else self.kept
 
     def to_scipy(self) -> LinearOperator:
         """Present as a SciPy ``LinearOperator`` of the same precision (ARPACK, LOBPCG, ...)."""
@@ -195,6 +202,7 @@ class SymmetricOperator:
             structural_rank=None,
             to_chart=None,
             details={**self.details, "block": name},
+            kept=None,
         )
 
 
@@ -208,7 +216,7 @@ def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]
         raise ConfigurationError(f"{operator.name} has no named coordinates, so it has no blocks by {by!r}.")
     if by == "all":
         return {"all": operator}
-    shared = cache(operator.dense)
+    shared = cache(operator.entries)
     return {name: operator._principal(index, name, shared) for name, index in operator.layout.blocks(by).items()}
 
 

@@ -38,7 +38,7 @@ def absolute_damping(fisher: SymmetricOperator | Tensor, damping: float) -> floa
     r"""Give $\lambda = a \operatorname{tr}(F) / P$ for the relative damping ``a``; unit loss / weight**2."""
     if not damping > 0:
         raise ConfigurationError(f"damping must be positive (it is relative to tr(F)/P), got {damping}.")
-    matrix = fisher if isinstance(fisher, Tensor) else fisher.dense()
+    matrix = fisher if isinstance(fisher, Tensor) else fisher.entries()
     return damping * float(matrix.trace()) / len(matrix)
 
 
@@ -65,7 +65,7 @@ class Preconditioners:
 
     def __init__(self, problem: Problem, fisher: SymmetricOperator | None = None):
         self.problem = problem
-        self.matrix = (fisher or fisher_matrix(problem)).dense()
+        self.matrix = (fisher or fisher_matrix(problem)).entries()
         self._spectra: dict[str, list[_Block]] = {}
 
     def chart(self, kind: str, damping: float) -> LinearChart:

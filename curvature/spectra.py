@@ -100,7 +100,7 @@ def spectrum(
 
 
 def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
-    matrix = operator.dense()
+    matrix = operator.entries()
     trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
     if slope is None:
         values, weights = _eigenvalues(matrix), None

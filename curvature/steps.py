@@ -54,7 +54,7 @@ def natural_gradient_step(
     step $-F^+ \nabla L$. Without damping the step does not depend on the chart, up to the null space of $F$; with
     damping it does. It needs a well separated null space.
     """
-    matrix = (fisher or fisher_matrix(problem)).dense()
+    matrix = (fisher or fisher_matrix(problem)).entries()
     slope = problem.gradient()
     step = torch.zeros_like(slope)
     shift = absolute_damping(matrix, damping) if damping else 0.0
@@ -234,7 +234,7 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | No
     With $K = P + \rho Q$ the efficiency is a ratio of quadratics in $\rho$ with one stationary point, in closed form.
     The supremum can lie at an end; then the end of the range 1e-4 to 1e4 is returned.
     """
-    matrix = fisher_matrix(problem).dense() if fisher is None else fisher
+    matrix = fisher_matrix(problem).entries() if fisher is None else fisher
     shift = absolute_damping(matrix, damping)
     slope = problem.gradient()
     if not slope.any():
@@ -259,7 +259,7 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | No
 
 def top_directions(problem: Problem, covariance: SymmetricOperator | None = None) -> dict[str, Tensor]:
     """Top eigenvector of each neuron's gradient covariance, shaped like the normalized weights."""
-    matrix = (covariance or gradient_covariance(problem)).dense()
+    matrix = (covariance or gradient_covariance(problem)).entries()
     found = {}
     for entry, where in problem.layout.pairs():
         if not entry.normalized:

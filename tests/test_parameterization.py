@@ -20,7 +20,7 @@ from torch.nn.utils import parameters_to_vector, parametrizations
 import curvature as cv
 from curvature.layout import Entry, Layout
 from curvature.matrices import MATRICES
-from curvature.parameterization import Chart
+from curvature.parameterization import Chart, sweep
 
 SEMIDEFINITE = ("ggn", "fisher", "empirical_fisher", "gradient_covariance")
 
@@ -193,6 +193,43 @@ def test_horizontal_is_the_orthogonal_factor_of_the_jacobian(chart):
     assert distance(eigenvalues(across @ across.T).sum(), torch.tensor(float(rank))) < 1e-12
     assert distance(across @ across.T @ across, across) < 1e-12
     assert distance(chart.horizontal_transpose(across), across.T @ across) < 1e-12
+
+
+@pytest.mark.parametrize("cache_bytes", [1, sweep._CACHE_BYTES])
+def test_a_matrix_moves_as_its_definition_says(chart, cache_bytes, generator, monkeypatch):
+    """Against products with explicit Jacobians; a tiny cache sends every row through the sweep on its own."""
+    monkeypatch.setattr(sweep, "_CACHE_BYTES", cache_bytes)
+    matrix, slope = random_matrix(5, LAYOUT.dim, LAYOUT.dim), normal(generator, LAYOUT.dim)
+    matrix = matrix + matrix.T
+    kept = matrix.clone()
+    jacobian = chart.push(torch.eye(chart.dim, dtype=torch.float64))
+    pulled = jacobian.T @ matrix @ jacobian
+    assert distance(chart.pulled_back(matrix), pulled) < 1e-14
+    assert distance(chart.pulled_back(matrix, slope), pulled + chart.second_order(slope)) < 1e-14
+    identity = torch.eye(LAYOUT.dim, dtype=torch.float64)
+    root, across = chart.metric_root(identity), chart.horizontal(identity)
+    assert distance(chart.effective(matrix), root @ matrix @ root) < 1e-13
+    bent = root @ matrix @ root + across.T @ chart.second_order(slope) @ across
+    assert distance(chart.effective(matrix, slope), bent) < 1e-13
+    assert torch.equal(matrix, kept)
+
+
+CONTIGUOUS = Layout(tuple(entry for entry in LAYOUT.entries if entry.norm_axis != 1))
+
+
+@pytest.mark.parametrize("cache_bytes", [1, sweep._CACHE_BYTES])
+@pytest.mark.parametrize("name", NORMED)
+def test_the_sweep_over_contiguous_rows_gives_the_same_matrix_exactly_symmetric(name, cache_bytes, monkeypatch):
+    monkeypatch.setattr(sweep, "_CACHE_BYTES", cache_bytes)
+    chart = CHARTS[name].at(CONTIGUOUS, torch.cat([WEIGHTS[LAYOUT.slices[e.name]] for e in CONTIGUOUS.entries]))
+    assert chart._row_maps(effective=False) is not None
+    matrix, slope = random_matrix(5, CONTIGUOUS.dim, CONTIGUOUS.dim), random_matrix(6, CONTIGUOUS.dim, 1)[:, 0]
+    matrix = matrix + matrix.T
+    for gradient in (None, slope):
+        for move in ("pulled_back", "effective"):
+            found, expected = getattr(chart, move)(matrix, gradient), getattr(Chart, move)(chart, matrix, gradient)
+            assert torch.equal(found, found.T)
+            assert distance(found, expected) < 1e-14
 
 
 # ------------------------------------------------------------------------------------------------ weight normalization

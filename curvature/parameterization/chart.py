@@ -73,6 +73,20 @@ class Chart(ABC):
         r"""Give $\sum_k r_k\, \partial^2 w_k / \partial\theta^2$, shape ``(Q, Q)``, for the weight gradient $r$."""
         return self.second_order_product(gradient, torch.eye(self.dim, dtype=gradient.dtype, device=gradient.device))
 
+    def pulled_back(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+        r"""Entries of $J^T A J$, ``(Q, Q)``, plus :meth:`second_order` where a weight gradient is given."""
+        result = self.pull(self.pull(matrix).T)
+        return result if gradient is None else result.add_(self.second_order(gradient))
+
+    def effective(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+        r"""Entries of $K^{1/2} A K^{1/2}$, ``(P, P)``; with a gradient, also the second-order term, horizontally."""
+        result = self.metric_root(self.metric_root(matrix).T)
+        if gradient is None:
+            return result
+        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        bent = self.second_order_product(gradient, self.horizontal(identity))
+        return result.add_(self.horizontal_transpose(bent))
+
     @cached_property
     def _polar(self) -> tuple[Tensor, Tensor, Tensor]:
         """Thin singular value decomposition ``J = U S W^T`` on the rank of ``J``."""

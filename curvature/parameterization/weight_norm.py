@@ -14,6 +14,7 @@ from curvature.errors import ConfigurationError
 from curvature.layout import Entry, Layout
 from curvature.parameterization.chart import Chart, Parameterization
 from curvature.parameterization.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_values
+from curvature.parameterization.sweep import RowMap, mirrored, swept
 
 __all__ = ["Placebo", "WeightNorm"]
 
@@ -376,3 +377,81 @@ class _WeightNormChart(Chart):
             product[self.layout.slices[f"{entry.name}.g"]] = out_g
             product[self.layout.slices[f"{entry.name}.v"]] = entry.from_rows(out_v)
         return product
+
+    def pulled_back(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+        maps = self._row_maps(effective=False)
+        if maps is None:
+            return super().pulled_back(matrix, gradient)
+        result = swept(matrix, maps, self.dim)
+        if gradient is not None:
+            for entry, where in self._normalized():
+                rows = self.groups[entry.name]
+                radial, mixed, tangential = self._bends(rows, entry.rows(gradient[where]))
+                g, v = self.layout.slices[f"{entry.name}.g"], self.layout.slices[f"{entry.name}.v"]
+                result[g, g].diagonal().add_(radial)
+                result[g, v].unflatten(1, mixed.shape).diagonal(dim1=0, dim2=1).add_(mixed.T)
+                _row_blocks(result[v, v], rows).add_(tangential.permute(1, 2, 0))
+        return mirrored(result)
+
+    def effective(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+        maps = self._row_maps(effective=True)
+        if maps is None:
+            return super().effective(matrix, gradient)
+        result = swept(matrix, maps, len(matrix))
+        if gradient is not None:
+            for entry, where in self._normalized():
+                rows = self.groups[entry.name]
+                # The polar factor of J is (a, b) -> sign(a) u.x, sign(b) M x: M keeps the mixed part, and of the
+                # tangential one what lies in M on both sides.
+                along, across = self._multipliers(rows, polar=True)
+                radial, mixed, tangential = self._bends(rows, entry.rows(gradient[where]))
+                outer = rows.unit[:, :, None] * ((along * across)[:, None] * mixed)[:, None]
+                flat = across[:, None, None] ** 2 * _without(rows.unit, _without(rows.unit, tangential).mT)
+                bent = flat + outer + outer.mT + radial[:, None, None] * rows.unit[:, :, None] * rows.unit[:, None]
+                _row_blocks(result[where, where], rows).add_(bent.permute(1, 2, 0))
+        return mirrored(result)
+
+    def _normalized(self) -> list[tuple[Entry, slice]]:
+        return [(entry, where) for entry, where in self.weight_layout.pairs() if entry.name in self.groups]
+
+    def _row_maps(self, *, effective: bool) -> list[RowMap] | None:
+        """The map of :func:`swept`; None where the rows of a weight do not lie one after the other."""
+        maps = []
+        for entry, where in self.weight_layout.pairs():
+            rows = self.groups.get(entry.name)
+            if rows is None:
+                maps.append(RowMap(where, where if effective else self.layout.slices[entry.name]))
+                continue
+            if entry.norm_axis not in (0, None):
+                return None
+            along, across = self._multipliers(rows, polar=False)
+            if effective:
+                along, across = along.abs(), across.abs()
+                maps.append(RowMap(where, where, rows.unit, across, along - across))
+            else:
+                g, v = self.layout.slices[f"{entry.name}.g"], self.layout.slices[f"{entry.name}.v"]
+                maps.append(RowMap(where, v, rows.unit, across, -across, g, along))
+        return maps
+
+    def _bends(self, rows: _Rows, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Second-order term per row: ``gg`` ``(rows,)``, ``gv`` ``(rows, d)`` and ``vv`` ``(rows, d, d)``."""
+        unit = rows.unit
+        radial = (unit * slope).sum(dim=1)
+        across = slope - radial[:, None] * unit
+        outer = unit[:, :, None] * across[:, None]
+        projector = torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device) - unit[:, :, None] * unit[:, None]
+        tangential = -(rows.scale / rows.length**2)[:, None, None] * (
+            outer + outer.mT + radial[:, None, None] * projector
+        )
+        mixed = (self._rate(rows) / rows.length)[:, None] * across
+        return (rows.scale * radial if self.log_scale else torch.zeros_like(radial)), mixed, tangential
+
+
+def _row_blocks(block: Tensor, rows: _Rows) -> Tensor:
+    """View of the diagonal blocks of each row with itself, ``(d, d, rows)``."""
+    return block.unflatten(1, rows.unit.shape).unflatten(0, rows.unit.shape).diagonal(dim1=0, dim2=2)
+
+
+def _without(unit: Tensor, blocks: Tensor) -> Tensor:
+    """``M B`` per row."""
+    return blocks - unit[:, :, None] * torch.einsum("ri, rik -> rk", unit, blocks)[:, None]
