@@ -16,10 +16,10 @@ from torch import Tensor
 from curvature.errors import ConfigurationError, InputError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.layout import Layout
 
-__all__ = ["SymmetricOperator", "blocks", "ensure_memory", "symmetrized"]
+__all__ = ["SymmetricOperator", "blocks", "ensure_memory", "mirrored", "symmetrized"]
 
 _COLUMNS_AT_ONCE = 256  # of the identity, when a dense matrix is built from products
-_TILE = 256  # rows and columns of a tile that fits into cache
+_TILE = 512  # rows and columns of a tile that fits into cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,11 +231,11 @@ def symmetrized(matrix: Tensor, name: str) -> Tensor:
     for rows in _tiles(len(matrix)):
         for cols in _tiles(len(matrix), rows.start):
             upper, lower = matrix[rows, cols], matrix[cols, rows].T
-            scale = torch.maximum(scale, torch.maximum(upper.abs().max(), lower.abs().max()))  # NaN propagates
-            difference = (upper - lower).abs_().max()
-            if difference > 0:
+            scale = torch.maximum(scale, torch.stack(upper.aminmax()).abs().max())  # NaN propagates
+            if not torch.equal(upper, lower):
+                scale = torch.maximum(scale, lower.abs().max())
+                asymmetry = torch.maximum(asymmetry, (upper - lower).abs_().max())
                 mean = (upper + lower).mul_(0.5)
-                asymmetry = torch.maximum(asymmetry, difference)
                 matrix[rows, cols], matrix[cols, rows] = mean, mean.T
     if not torch.isfinite(scale):
         raise NonFiniteError(f"{name} has NaN or infinite entries; look at the model and the data at this point.")
@@ -245,6 +245,15 @@ def symmetrized(matrix: Tensor, name: str) -> Tensor:
             f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
             f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative; freeze or replace it."
         )
+    return matrix
+
+
+def mirrored(matrix: Tensor) -> Tensor:
+    """Copy the upper triangle into the lower one, in place."""
+    for rows in _tiles(len(matrix)):
+        matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
+        tile = matrix[rows, rows]
+        tile.copy_(tile.triu() + tile.triu(1).T)
     return matrix
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < layout provenance records < operators parameterization losses < problem"
+    "_version errors < layout provenance records < operators < parameterization losses < problem"
     " < layers structured krylov estimators spectra < nullspace < zoo matrices < checks conditioning < preconditioners"
     " < steps noise < training < study < figures < report < loading < cli"
 )

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RowMap", "mirrored", "swept"]
+__all__ = ["RowMap", "swept"]
 
 _CACHE_BYTES = 2 * 2**20
-_TILE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,7 @@ class RowMap:
 
 
 def swept(matrix: Tensor, maps: Sequence[RowMap], dim: int) -> Tensor:
-    """Map a symmetric ``(P, P)`` from both sides: ``(dim, dim)``; its upper triangle, see :func:`mirrored`.
+    """Map a symmetric ``(P, P)`` from both sides: ``(dim, dim)``, of which only the upper triangle is written.
 
     ``maps`` cover the coordinates in order. About one pass over the matrix and one over the result.
     """
@@ -88,13 +87,3 @@ def _from_the_right(block: Tensor, maps: Sequence[RowMap], target: Tensor) -> No
         place.addcmul_(inner[:, :, None], current.along[:, None] * current.unit)
         if current.scalar is not None:
             torch.mul(inner, current.radial, out=target[:, current.scalar])
-
-
-def mirrored(matrix: Tensor) -> Tensor:
-    """Copy the upper triangle into the lower one, in place."""
-    for start in range(0, len(matrix), _TILE):
-        stop = min(start + _TILE, len(matrix))
-        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
-        tile = matrix[start:stop, start:stop]
-        tile.copy_(tile.triu() + tile.triu(1).T)
-    return matrix

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry, Layout
+from curvature.operators import mirrored
 from curvature.parameterization.chart import Chart, Parameterization
 from curvature.parameterization.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_values
-from curvature.parameterization.sweep import RowMap, mirrored, swept
+from curvature.parameterization.sweep import RowMap, swept
 
 __all__ = ["Placebo", "WeightNorm"]
 

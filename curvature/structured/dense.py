@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from curvature.structured.chain import Chain, forward, places
+from curvature.operators import mirrored
+from curvature.structured.chain import Chain, Layer, forward, matmul, places
 
 __all__ = ["curvature"]
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 32 * 2**20
 
 
 def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
@@ -25,9 +25,8 @@ def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], 
     """
     problem, layers = chain.problem, chain.layers
     pairs = [(row, col) for row in range(len(layers)) for col in range(row + 1)]
-    sums: dict[tuple[int, int], np.ndarray | Tensor] = {}
-    crossed: dict[tuple[int, int], np.ndarray | Tensor] = {}
-    symmetric = [(_triangle(layer.fan_out), _triangle(layer.columns)) for layer in layers]
+    sums: dict[tuple[int, int], Tensor] = {}
+    crossed: dict[tuple[int, int], Tensor] = {}
     widest = max(layers[r].fan_out * layers[c].fan_out + layers[r].columns * layers[c].columns for r, c in pairs)
     size = max(32, _CHUNK_BYTES // (widest * problem.weights.element_size()))
     for start in range(0, problem.num_examples, size):
@@ -37,17 +36,15 @@ def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], 
             middle = pass_.curvatures[row, col]
             left, right = pass_.inputs[row], pass_.inputs[col]
             if row == col:
-                outs, ins = (index.to(problem.device) for index in symmetric[row])
-                packed = middle[:, outs[0], outs[1]]
-                products = left[:, ins[0]] * left[:, ins[1]]
+                _add(sums, (row, col), _upper_triangle(middle), _products(left))
             else:
-                packed = middle.flatten(1)
-                products = _row_kronecker(left, right)
-            _add(sums, (row, col), packed, products)
-            if second_order and row > col:
-                slopes = _row_kronecker(pass_.gradients[row], right)
-                _add(crossed, (row, col), slopes, pass_.input_jacobians[row, col].flatten(1))
-    return _assemble(chain, sums, crossed, symmetric)
+                _add(sums, (row, col), middle.flatten(1), _row_kronecker(left, right))
+            if second_order and row == col + 1:
+                _add(crossed, (row, col), _row_kronecker(pass_.gradients[row], pass_.slopes[col]), right)
+            elif second_order and row > col:
+                moved = pass_.slopes[row - 1][:, :, None] * pass_.jacobians[row - 1, col]
+                _add(crossed, (row, col), _row_kronecker(pass_.gradients[row], right), moved.flatten(1))
+    return _assemble(chain, sums, crossed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,50 +52,64 @@ class _Pass:
     """What one chunk of examples contributes, by layer; keys ``(l, k)`` with ``k <= l``."""
 
     inputs: list[Tensor]
+    slopes: list[Tensor]  # of the activations behind each layer
     gradients: list[Tensor]
     curvatures: dict[tuple[int, int], Tensor]
-    input_jacobians: dict[tuple[int, int], Tensor]
+    jacobians: dict[tuple[int, int], Tensor]  # k < l
 
 
 def _forward_backward(
     chain: Chain, where: slice, output_hessian: Callable[[Tensor, Tensor], Tensor], second_order: bool
 ) -> _Pass:
     problem, layers = chain.problem, chain.layers
-    inputs, outputs, slopes = forward(chain, where, 2 if second_order else 1)
+    inputs, outputs, derivatives = forward(chain, where, 2 if second_order else 1)
+    slopes = [parts[0] for parts in derivatives]
     targets = problem.targets[where]
     last = len(layers) - 1
     jacobians: dict[tuple[int, int], Tensor] = {}
-    for k in range(len(layers)):
-        width = layers[k].fan_out
-        identity = torch.eye(width, dtype=problem.dtype, device=problem.device)
-        jacobians[k, k] = identity.expand(len(targets), width, width)
-        for row in range(k, last):
-            jacobians[row + 1, k] = torch.matmul(layers[row + 1].weight, slopes[row][0][:, :, None] * jacobians[row, k])
+    for k in range(last):
+        jacobians[k + 1, k] = layers[k + 1].weight * slopes[k][:, None]
+        for row in range(k + 1, last):
+            jacobians[row + 1, k] = torch.matmul(layers[row + 1].weight, slopes[row][:, :, None] * jacobians[row, k])
     gradients: list[Tensor] = [problem.loss.gradient(outputs[last], targets) / problem.denominator]
     curved = output_hessian(outputs[last], targets) / problem.denominator
-    curvatures = {(last, k): curved @ jacobians[last, k] for k in range(len(layers))}
+    curvatures = {(last, k): curved @ jacobians[last, k] for k in range(last)} | {(last, last): curved}
     for row in range(last - 1, -1, -1):
         back = gradients[0] @ layers[row + 1].weight
         for k in range(row + 1):
-            through = torch.matmul(layers[row + 1].weight.T, curvatures[row + 1, k])
-            curvatures[row, k] = slopes[row][0][:, :, None] * through
+            through = torch.matmul(layers[row + 1].weight.T, curvatures[row + 1, k]).mul_(slopes[row][:, :, None])
             if second_order:
-                curvatures[row, k] += (back * slopes[row][1])[:, :, None] * jacobians[row, k]
-        gradients.insert(0, slopes[row][0] * back)
-    input_jacobians = {}
-    if second_order:
-        for row in range(1, len(layers)):
-            for k in range(row):
-                # d a_l / d z_k; the appended 1 depends on nothing.
-                moved = slopes[row - 1][0][:, :, None] * jacobians[row - 1, k]
-                if layers[row].bias is not None:
-                    moved = torch.cat([moved, torch.zeros_like(moved[:, :1])], dim=1)
-                input_jacobians[row, k] = moved
-    return _Pass(inputs, gradients, curvatures, input_jacobians)
+                bend = back * derivatives[row][1]
+                if k == row:
+                    through.diagonal(dim1=1, dim2=2).add_(bend)
+                else:
+                    through.addcmul_(bend[:, :, None], jacobians[row, k])
+            curvatures[row, k] = through
+        gradients.insert(0, slopes[row] * back)
+    return _Pass(inputs, slopes, gradients, curvatures, jacobians)
 
 
-def _triangle(size: int) -> Tensor:
-    return torch.triu_indices(size, size)
+def _upper_triangle(blocks: Tensor) -> Tensor:
+    """Rows of the upper triangles of symmetric ``(n, size, size)``, one after the other."""
+    num, size = blocks.shape[:2]
+    packed = blocks.new_empty(num, size * (size + 1) // 2)
+    for o, start in enumerate(_starts(size)):
+        packed[:, start : start + size - o] = blocks[:, o, o:]
+    return packed
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Products of every two entries of each row, in the order of :func:`_upper_triangle`."""
+    num, size = rows.shape
+    packed = rows.new_empty(num, size * (size + 1) // 2)
+    for i, start in enumerate(_starts(size)):
+        torch.mul(rows[:, i : i + 1], rows[:, i:], out=packed[:, start : start + size - i])
+    return packed
+
+
+def _starts(size: int) -> list[int]:
+    """Where each row begins in a packed upper triangle."""
+    return [o * size - o * (o - 1) // 2 for o in range(size)]
 
 
 def _row_kronecker(left: Tensor, right: Tensor) -> Tensor:
@@ -106,18 +117,15 @@ def _row_kronecker(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add(sums: dict, key: tuple[int, int], left: Tensor, right: Tensor) -> None:
-    """Add ``left^T right``; numpy's OpenBLAS is the faster GEMM on the CPU, and memory is shared."""
-    if left.device.type == "cpu":
-        product = torch.from_numpy(np.matmul(left.contiguous().numpy().T, right.contiguous().numpy()))
-    else:
-        product = left.T @ right
+    """Add ``left^T right``."""
+    product = matmul(left.T, right)
     if key in sums:
         sums[key] += product
     else:
         sums[key] = product
 
 
-def _assemble(chain: Chain, sums: dict, crossed: dict, symmetric: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _assemble(chain: Chain, sums: dict[tuple[int, int], Tensor], crossed: dict[tuple[int, int], Tensor]) -> Tensor:
     """Put the sums, indexed ``(o o', i i')``, in their places ``(o i, o' i')`` in the order of the layout."""
     problem, layers = chain.problem, chain.layers
     result = torch.empty(problem.dim, problem.dim, dtype=problem.dtype, device=problem.device)
@@ -125,29 +133,53 @@ def _assemble(chain: Chain, sums: dict, crossed: dict, symmetric: list[tuple[Ten
         first, second = layers[row], layers[col]
         block = sums.pop((row, col))
         if row == col:
-            outs, ins = (_unpack(index).to(problem.device) for index in symmetric[row])
-            block = block.index_select(1, ins).index_select(0, outs)
+            _place_symmetric(result, first, block)
+            continue
         block = block.view(first.fan_out, second.fan_out, first.columns, second.columns)
-        if (row, col) in crossed:
-            # indexed (o i', i o')
-            cross = crossed.pop((row, col)).view(first.fan_out, second.columns, first.columns, second.fan_out)
-            block += cross.permute(0, 3, 2, 1)
-        block = block.permute(0, 2, 1, 3)  # (o, i, o', i')
+        cross = crossed.pop((row, col), None)
+        if cross is not None and row == col + 1:
+            # d a_l[i] / d z_k[o'] is zero unless i = o': indexed (o i, i')
+            block.diagonal(dim1=1, dim2=2).add_(cross.view(first.fan_out, second.fan_out, -1).mT)
+        elif cross is not None:
+            # indexed (o i', i o'); the appended 1 of the inputs depends on nothing
+            cross = cross.view(first.fan_out, second.columns, -1, second.fan_out)
+            block[:, :, : cross.shape[2]] += cross.permute(0, 3, 2, 1)
         for at_first, rows in places(first):
             for at_second, cols in places(second):
-                part = block[:, at_first][:, :, :, at_second]
-                target = result[rows, cols]
-                # rows are (o i), columns (o' i'): splitting them needs no copy
-                target.unflatten(1, part.shape[2:]).unflatten(0, part.shape[:2]).copy_(part)
-                if row != col:
-                    result[cols, rows] = target.T
-    return result
+                _put(result, rows, cols, block[:, :, at_first][..., at_second].permute(0, 2, 1, 3))
+    return mirrored(result)
 
 
-def _unpack(triangle: Tensor) -> Tensor:
+def _place_symmetric(result: Tensor, layer: Layer, block: Tensor) -> None:
+    """Place a block of one layer with itself, both index pairs packed as upper triangles."""
+    size, width = layer.fan_out, layer.columns
+    block = block.index_select(1, _unpack(width).to(block.device)).view(-1, width, width)
+    starts = _starts(size)
+    for number, (at_first, rows) in enumerate(places(layer)):
+        for at_second, cols in places(layer)[number:]:
+            if rows == cols:
+                target = result[rows, cols].unflatten(1, (size, -1)).unflatten(0, (size, -1))
+                for o, start in enumerate(starts):
+                    target[o, :, o:] = block[start : start + size - o, at_first, at_second].transpose(0, 1)
+            else:
+                whole = block[:, at_first, at_second].index_select(0, _unpack(size).to(block.device))
+                _put(result, rows, cols, whole.unflatten(0, (size, size)).permute(0, 2, 1, 3))
+
+
+def _put(result: Tensor, rows: slice, cols: slice, part: Tensor) -> None:
+    """Write ``part``, indexed ``(o, i, o', i')``, into the upper triangle."""
+    if rows.start < cols.start:
+        target = result[rows, cols].unflatten(1, part.shape[2:]).unflatten(0, part.shape[:2])
+        target.copy_(part)
+    else:
+        target = result[cols, rows].unflatten(1, part.shape[:2]).unflatten(0, part.shape[2:])
+        target.copy_(part.permute(2, 3, 0, 1))
+
+
+def _unpack(size: int) -> Tensor:
     """Position of ``(a, b)`` in the packed upper triangle, for all ``a, b`` row by row."""
-    size = int(triangle.max()) + 1
     position = torch.empty(size, size, dtype=torch.long)
+    triangle = torch.triu_indices(size, size)
     position[triangle[0], triangle[1]] = torch.arange(triangle.shape[1])
     position[triangle[1], triangle[0]] = torch.arange(triangle.shape[1])
     return position.reshape(-1)
