@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from curvature import structured
 from curvature.errors import ConfigurationError
 from curvature.nullspace import known_null_space, verified
-from curvature.operators import SymmetricOperator
+from curvature.operators import SymmetricOperator, mirrored
 from curvature.parameterization import Parameterization, Standard
 from curvature.problem import Problem
 
@@ -160,12 +160,23 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricO
         for where, block in zip(problem.chunks(), uncentred.factor_blocks(), strict=True):
             yield block - mean()[:, None] * root_weights[where]
 
+    def gram_form() -> tuple[Tensor, float]:
+        matrix, _ = uncentred.gram_form()
+        scale = float(matrix.diagonal().sum())
+        # Columns B (I - s s^T) with the unit vector s of root weights. The mean taken out leaves its rounding behind,
+        # which is relative to what was there before, and not symmetric.
+        along = matrix @ root_weights
+        along -= 0.5 * (root_weights @ along) * root_weights
+        matrix.addr_(root_weights, along, alpha=-1).addr_(along, root_weights, alpha=-1)
+        return mirrored(matrix), scale
+
     num_counted = int((root_weights > 0).sum())
     return replace(
         uncentred,
         matmat=lambda block: uncentred.matmat(block) - mean()[:, None] * (mean() @ block),
         factor_blocks=factor_blocks,
         dense_form=lambda: _accumulate(factor_blocks(), problem),
+        gram_form=None if uncentred.gram_form is None else gram_form,
         rank_bound=min(problem.dim, max(0, num_counted - 1)),
     )
 
@@ -249,6 +260,7 @@ def _in_chart(
         gradient=gradient,
         dense_form=dense_form,
         factor_blocks=None if operator.factor_blocks is None else lambda: map(back, operator.factor_blocks()),
+        gram_form=None,
         structural_rank=structural_rank if keeps_rank else None,
         to_chart=None,
         details={**operator.details, "effective": on_weights},
@@ -347,6 +359,7 @@ def _output_space(
         rank_bound=min(problem.dim, counted * min(per_example, num_columns)),
         factor_blocks=factor_blocks,
         factor_columns=problem.num_examples * num_columns,
+        gram_form=None if chain is None else lambda: (structured.gram(chain, factor), 0.0),
         # Contractions cost N P^2 whatever the number of outputs, the factor R N P^2 / 2.
         dense_form=contracted
         if chain is not None and matrix is not None and num_columns > 2

@@ -54,6 +54,9 @@ class SymmetricOperator:
         Yields blocks $B_k$ of shape ``(D, r_k)`` with $A = \sum_k B_k B_k^T$.
     factor_columns
         $\sum_k r_k$.
+    gram_form
+        Gives $B^T B$, whose non-zero eigenvalues are those of $A$, without $B$; and what its rounding is relative to
+        where that is larger than its norm, else 0.
     structural_rank
         ``operator -> (rank, what was counted)``: rank by formula, verified by products with the operator.
     to_chart
@@ -89,6 +92,7 @@ class SymmetricOperator:
     dense_form: Callable[[], Tensor] | None = field(default=None, repr=False)
     factor_blocks: Callable[[], Iterator[Tensor]] | None = field(default=None, repr=False)
     factor_columns: int | None = None
+    gram_form: Callable[[], tuple[Tensor, float]] | None = field(default=None, repr=False)
     structural_rank: Callable[[SymmetricOperator], tuple[int, str]] | None = field(default=None, repr=False)
     to_chart: Callable[..., SymmetricOperator] | None = field(default=None, repr=False)
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -163,6 +167,29 @@ class SymmetricOperator:
         """All entries, for reading only: what :meth:`materialized` kept, else :meth:`dense`."""
         return self.dense() if self.kept is None else self.kept
 
+    def gram(self) -> Tensor:
+        r"""Gram matrix $B^T B$ of the factor $A = B B^T$, ``(r, r)``: the eigenvalues of $A$ but for zeros.
+
+        Eigenvalues below about $u \|A\|$ are rounding, as in $A$ itself; the factor resolves those down to $u^2 \|A\|$.
+        Without the factor where the matrix knows how (``gram_form``), else from its blocks.
+        """
+        return self._gram()[0]
+
+    def _gram(self) -> tuple[Tensor, float]:
+        """Gram matrix, and what its rounding is relative to where that is larger than its norm."""
+        if self.factor_blocks is None:
+            raise ConfigurationError(f"{self.name} has no factor, so it has no Gram matrix; use the dense matrix.")
+        size = self.factor_columns
+        what = f"the Gram matrix of {self.name} ({size} x {size})"
+        if self.gram_form is not None:
+            ensure_memory(2 * size**2 * self.dtype.itemsize, what)
+            matrix, scale = self.gram_form()
+        else:
+            ensure_memory((2 * size + 2 * self.dim) * size * self.dtype.itemsize, what)
+            columns = torch.cat(list(self.factor_blocks()), dim=1)
+            matrix, scale = columns.T @ columns, 0.0
+        return symmetrized(matrix, f"the Gram matrix of {self.name}"), scale
+
     def to_scipy(self) -> LinearOperator:
         """Present as a SciPy ``LinearOperator`` of the same precision (ARPACK, LOBPCG, ...)."""
         numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
@@ -199,6 +226,7 @@ class SymmetricOperator:
             factor_blocks=None
             if self.factor_blocks is None
             else lambda: (block[where] for block in self.factor_blocks()),
+            gram_form=None,
             structural_rank=None,
             to_chart=None,
             details={**self.details, "block": name},

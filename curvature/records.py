@@ -89,7 +89,8 @@ class Spectrum:
     positive_semidefinite
         Whether the definition guarantees it.
     method
-        ``"dense"`` (LAPACK on the entries) or ``"factor"`` (singular values of ``B``, ``A = B B^T``).
+        ``"dense"`` (LAPACK on the entries), ``"factor"`` (singular values of ``B``, ``A = B B^T``) or ``"gram"``
+        (LAPACK on the entries of ``B^T B``).
     noise_floor
         Eigenvalues below it in absolute value cannot be told from zero.
     rank, rank_rule

@@ -140,15 +140,14 @@ def run_spectrum(
     names = _known_matrices(matrices)
     for k, name in enumerate(names):
         operator = _matrix(problem, name, seed, num_samples)
-        if len(charts) > 1 and method != "factor":
+        if len(charts) > 1 and method not in ("factor", "gram"):
             operator = operator.materialized()
         for chart in charts:
             found.say(f"{name} in {chart.name}", k / len(names))
             moved = operator if isinstance(chart, Standard) else operator.to_chart(operator, chart, False)
             for part in blocks(moved, block).values():
-                found.add(
-                    place, spectrum(part, method=method, gradient=gradient and name not in ("gradient_covariance",))
-                )
+                with_gradient = gradient and name != "gradient_covariance" and method != "gram"
+                found.add(place, spectrum(part, method=method, gradient=with_gradient))
     for chart in charts:
         _gauge_state(found, place, problem, chart)
     return found.study("spectrum", problem, dict(config or {}), model=model, data=data)

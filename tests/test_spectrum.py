@@ -139,6 +139,56 @@ def test_dense_route_cannot_resolve_what_the_factor_can_and_says_so(generator):
     assert cv.spectrum(factored([factor]), method="factor").num_resolved == 40
 
 
+@pytest.mark.parametrize("name", ["ggn", "fisher", "empirical_fisher", "gradient_covariance"])
+def test_the_gram_route_gives_the_dense_eigenvalues_and_zeros(name, mlp, classification_data):
+    problem = cv.Problem.from_module(mlp(6, 7, 3), loss="cross-entropy", data=classification_data(9, 6, 3))
+    operator = MATRICES[name](problem)
+    found, expected = (cv.spectrum(operator, method=method) for method in ("gram", "dense"))
+    assert found.method == "gram"
+    assert len(found.eigenvalues) == problem.dim > operator.factor_columns
+    assert np.abs(found.eigenvalues - expected.eigenvalues).max() < 50 * EPS * expected.eigenvalues[-1]
+    assert found.noise_floor >= 10 * EPS * found.eigenvalues[-1]  # no better than dense, and it says so
+    assert found.rank == expected.rank
+    for chart in (cv.WeightNorm(stretch=3.0), cv.ScaledStandard(0.3)):
+        moved, reference = (cv.spectrum(operator, chart=chart, method=method) for method in ("gram", "dense"))
+        assert np.abs(moved.eigenvalues - reference.eigenvalues).max() < 50 * EPS * reference.eigenvalues[-1]
+
+
+def test_the_gram_route_says_where_it_loses_what_the_factor_resolves(generator):
+    values = torch.logspace(-12, 0, 7, dtype=torch.float64)
+    left = torch.linalg.qr(normal(generator, 20, 7)).Q
+    operator = factored([left * values.sqrt()])
+    by_factor, by_gram = cv.spectrum(operator, method="factor"), cv.spectrum(operator, method="gram")
+    assert by_factor.num_resolved == by_gram.num_resolved == 7
+    smaller = factored([left * (1e-6 * values).sqrt() @ orthogonal(7, generator), left[:, -1:]])
+    assert cv.spectrum(smaller, method="factor").num_resolved > cv.spectrum(smaller, method="gram").num_resolved
+
+
+def test_covariance_of_gradients_with_a_large_mean_has_the_floor_of_what_cancels():
+    """Gradients nearly equal: centring their Gram matrix leaves rounding of the mean, which the floor must cover."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = 1.0 + 1e-7 * normal(generator, 9, 12)
+    layer = nn.Linear(12, 1, bias=False, dtype=torch.float64)
+    problem = cv.Problem.from_module(layer, loss="mse", data=(inputs, torch.full((9, 1), 50.0, dtype=torch.float64)))
+    found = cv.spectrum(cv.gradient_covariance(problem), method="gram")
+    expected = cv.spectrum(cv.gradient_covariance(problem), method="factor")
+    assert found.noise_floor > 1e3 * EPS * expected.eigenvalues[-1]
+    assert np.abs(found.eigenvalues - expected.eigenvalues).max() < found.noise_floor
+
+
+def test_the_gram_route_is_refused_where_it_cannot_serve(mlp, classification_data):
+    few = cv.Problem.from_module(mlp(6, 7, 3), loss="cross-entropy", data=classification_data(5, 6, 3))
+    many = cv.Problem.from_module(mlp(2, 3), loss="cross-entropy", data=classification_data(50, 2, 3))
+    with pytest.raises(cv.ConfigurationError, match="needs eigenvectors of the matrix itself"):
+        cv.spectrum(cv.ggn(few), method="gram", gradient=True)
+    with pytest.raises(cv.ConfigurationError, match=r"Gram matrix of ggn has 150 rows, the matrix itself 9"):
+        cv.spectrum(cv.ggn(many), method="gram")
+    with pytest.raises(cv.ConfigurationError, match="hessian has no factor"):
+        cv.spectrum(cv.hessian(few), method="gram")
+    with pytest.raises(cv.ConfigurationError, match="hessian has no factor"):
+        cv.hessian(few).gram()
+
+
 def test_auto_takes_the_factor_where_it_has_no_more_columns_than_rows(generator):
     narrow, wide = normal(generator, 10, 6), normal(generator, 10, 14)
     assert cv.spectrum(factored([narrow])).method == "factor"

@@ -17,7 +17,7 @@ from curvature import structured
 from curvature.errors import ConfigurationError
 from curvature.losses import CrossEntropy
 from curvature.matrices import MATRICES
-from curvature.structured import dense, products
+from curvature.structured import dense, factor, products
 from curvature.structured.chain import ELEMENTWISE
 
 ROUNDING = 1e-12  # relative to the Frobenius norm: a few thousand units of rounding in float64
@@ -266,6 +266,26 @@ def test_factor_blocks_multiply_out_to_the_contracted_matrix():
     operator = cv.fisher(problem, method="structured")  # four outputs: the dense form is contracted, not accumulated
     columns = torch.cat(list(operator.factor_blocks()), dim=1)
     assert distance(operator.dense(), columns @ columns.T) < ROUNDING
+
+
+@given(case=chains(), name=st.sampled_from(FACTORED), cache_bytes=st.sampled_from((1, factor._CACHE_BYTES)))
+@settings(max_examples=40)
+def test_the_gram_matrix_without_the_factor_is_that_of_the_generic_factor(case, name, cache_bytes):
+    module, loss, data, chunk_size = case
+    problem = cv.Problem.from_module(module, loss=loss, data=data, chunk_size=chunk_size)
+    if name in ("fisher", "monte_carlo_fisher", "ggn") and (not problem.loss.likelihood or not problem.loss.convex):
+        return
+    fast, slow = (
+        MATRICES[name](problem, *((2, torch.Generator().manual_seed(3)) if "monte" in name else ()), method=method)
+        for method in ("structured", "generic")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factor, "_CACHE_BYTES", cache_bytes)
+        found = fast.gram()
+    columns = torch.cat(list(slow.factor_blocks()), dim=1)
+    scale = cv.empirical_fisher(problem).dense() if name == "gradient_covariance" else None
+    assert distance(found, columns.T @ columns, scale) < ROUNDING
+    assert distance(slow.gram(), columns.T @ columns, scale) < ROUNDING
 
 
 # ------------------------------------------------------------------------------ what is a chain, and what is not

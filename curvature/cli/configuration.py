@@ -77,7 +77,7 @@ class SpectrumConfiguration(Configuration):
     chart: tuple[str, ...] = ()
     gauge: tuple[str, ...] = ()
     block: str = "all"
-    method: Literal["auto", "dense", "factor"] = "auto"
+    method: Literal["auto", "dense", "factor", "gram"] = "auto"
     num_samples: PositiveInt = 1
     gradient: bool = True
     seed: Annotated[int, Field(ge=0)] = 0

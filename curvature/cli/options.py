@@ -40,7 +40,10 @@ _GAUGES = "canonical (default), paper, checkpoint (the model's own), or a stretc
 Gauge = _option(list[str], "--gauge", _COMPUTE, "NAME", f"Length of v in weight norm: {_GAUGES}")
 _BLOCKS = "all (default), layer or neuron (each block alone), or a regular expression for names of weights."
 Block = _option(str, "--block", _COMPUTE, "WHICH", _BLOCKS)
-_METHODS = "dense (LAPACK on the entries), factor (singular values of B, A = B B^T), auto (default: the cheaper)."
+_METHODS = (
+    "dense (LAPACK on the entries), factor (singular values of B, A = B B^T), gram (LAPACK on B^T B: fast, fewer "
+    "digits), auto (default: factor where it is smaller, else dense)."
+)
 Method = _option(str, "--method", _COMPUTE, "NAME", _METHODS)
 NumSamples = _option(int, "--num-samples", _COMPUTE, "N", "Labels drawn per example for mc-fisher (default 1).")
 Seed = _option(int, "--seed", _COMPUTE, "N", "Draws the model's weights and everything random (default 0).")

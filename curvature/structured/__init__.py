@@ -14,7 +14,7 @@ the GGN.
 
 from curvature.structured.chain import Chain, chain_of
 from curvature.structured.dense import curvature
-from curvature.structured.factor import factor_rows
+from curvature.structured.factor import factor_rows, gram
 from curvature.structured.products import OutputProduct, Products
 
-__all__ = ["Chain", "OutputProduct", "Products", "chain_of", "curvature", "factor_rows"]
+__all__ = ["Chain", "OutputProduct", "Products", "chain_of", "curvature", "factor_rows", "gram"]
