@@ -133,15 +133,15 @@ def extremal_eigenvalues(
         Vectors multiplied at once. One finds each multiple eigenvalue once; a block of ``b`` finds up to ``b`` copies.
         One vector needs the fewest products.
     max_basis
-        Basis vectors kept before a restart keeps only the best Ritz vectors. None: as many as fit in half a gigabyte,
-        at least ``3 k + 20``.
+        Basis vectors kept before a restart keeps only the best Ritz vectors. None: as many as fit, with their
+        products, in half a gigabyte, at least ``3 k + 20``.
     max_products
         Budget; beyond it the values are returned with ``converged`` False where they are not. None: ``20 D``.
 
     Returns
     -------
     ExtremalEigenvalues
-        For each Ritz pair the residual $r = \|A y - \theta y\|$, computed explicitly: some eigenvalue lies within $r$
+        For each Ritz pair the residual $r = \|A y - \theta y\|$, from products: some eigenvalue lies within $r$
         (and rounding) of $\theta$. The iteration stops on the sharper $\min(r, r^2 / \delta)$, which holds *if* the
         gap $\delta$ to the rest of the spectrum is what the other Ritz values say (Kato-Temple). Neither proves that
         no eigenvalue was missed.
@@ -157,13 +157,14 @@ def extremal_eigenvalues(
     started = time.perf_counter()
     dim, itemsize = operator.dim, operator.dtype.itemsize
     if max_basis is None:
-        max_basis = max(3 * wanted + 20, 2**29 // (dim * itemsize))
+        max_basis = max(3 * wanted + 20, 2**28 // (dim * itemsize))
     max_basis = min(dim, max(max_basis, wanted + 2 * block_size))
-    ensure_memory(2 * max_basis * dim * itemsize, "the Lanczos basis")
+    ensure_memory(3 * max_basis * dim * itemsize, "the Lanczos basis and its images")
     max_products = 20 * dim if max_products is None else max_products
 
     basis = torch.empty(max_basis + block_size, dim, dtype=operator.dtype, device=operator.device)
-    projected = torch.zeros(max_basis + block_size, max_basis + block_size, dtype=operator.dtype)
+    images = torch.empty_like(basis)  # A times the basis: residuals of Ritz pairs then need no more products
+    projected = torch.zeros(0, 0, dtype=operator.dtype)  # grows with the basis: most of max_basis is rarely used
     start = torch.randn(dim, block_size, generator=generator, dtype=torch.float64).to(basis)
     block = torch.linalg.qr(start).Q.T
     size, products, scale = 0, 0, 0.0
@@ -173,6 +174,7 @@ def extremal_eigenvalues(
         width = len(block)
         basis[size : size + width] = block
         image = (operator @ block.T).T
+        images[size : size + width] = image
         products += width
         scale = max(scale, float(torch.linalg.vector_norm(image, dim=1).max()))
         span = basis[: size + width]
@@ -181,6 +183,10 @@ def extremal_eigenvalues(
         again = image @ span.T
         image = image - again @ span
         coefficients = (inner + again).cpu()
+        if size + width > len(projected):
+            grown = projected.new_zeros(*2 * [2 * (size + width) + 32])
+            grown[:size, :size] = projected[:size, :size]
+            projected = grown
         projected[size : size + width, : size + width] = coefficients
         projected[: size + width, size : size + width] = coefficients.T
         size += width
@@ -216,7 +222,7 @@ def extremal_eigenvalues(
         if full:
             keep = _ends(size, *_kept(num_largest, num_smallest, max_basis - 2 * block_size))
             ritz = vectors[:, keep].to(basis)
-            basis[: len(keep)] = ritz.T @ basis[:size]
+            basis[: len(keep)], images[: len(keep)] = ritz.T @ basis[:size], ritz.T @ images[:size]
             projected.zero_()
             projected[: len(keep), : len(keep)] = torch.diag(values[keep])
             size = len(keep)
@@ -224,6 +230,7 @@ def extremal_eigenvalues(
     return _ritz_record(
         operator,
         basis[:size],
+        images[:size],
         values,
         vectors,
         residuals.numpy(),
@@ -294,6 +301,7 @@ def _bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
 def _ritz_record(
     operator: SymmetricOperator,
     basis: Tensor,
+    images: Tensor,
     values: Tensor,
     vectors: Tensor,
     estimates: np.ndarray,
@@ -304,10 +312,9 @@ def _ritz_record(
     products: int,
     seconds: float,
 ) -> ExtremalEigenvalues:
-    """Residuals are computed again from the vectors themselves: what the recursion says can drift."""
-    ritz = (vectors[:, chosen].to(basis).T @ basis).T
-    theta = values[chosen].to(basis)
-    residuals = torch.linalg.vector_norm(operator @ ritz - ritz * theta, dim=0).cpu().numpy()
+    """Residuals are computed from the products themselves: what the recursion says can drift."""
+    weights, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)
+    residuals = torch.linalg.vector_norm(weights @ images - theta[:, None] * (weights @ basis), dim=1).cpu().numpy()
     every = np.abs(values.numpy())
     tighter = estimates.copy()  # the gap also depends on values that were not asked for
     tighter[chosen] = residuals
@@ -323,7 +330,7 @@ def _ritz_record(
         residuals=residuals,
         error_bounds=np.maximum(residuals, floor),
         converged=len(chosen) == wanted and bool((reached <= max(tolerance * float(every.max()), floor)).all()),
-        num_products=products + len(chosen),
+        num_products=products,
         num_examples=operator.num_examples,
         seconds=seconds,
     )

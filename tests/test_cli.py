@@ -345,7 +345,7 @@ USER = ["--model", "net.py:make", "--data", "good.npz"]
         (["--gauge", "checkpoint"], 2, "the gauge of a weight-normalized model"),
         ([*SMALL, "--block", "nothing"], 2, "matches no parameter"),
         ([*SMALL, "--block", "("], 2, "is not a regular expression"),
-        (["--method", "lanczos"], 2, "--method: should be 'auto', 'dense' or 'factor', got 'lanczos'"),
+        (["--method", "lanczos"], 2, "--method: should be 'auto', 'dense', 'factor' or 'gram', got 'lanczos'"),
         (["--method", "factor", *HESSIAN], 2, "has no factor"),
         (["--dtype", "float16"], 2, "--dtype: should be 'float64' or 'float32'"),
         (["--device", "tpu"], 2, "choose cpu, cuda"),
