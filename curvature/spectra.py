@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import ConfigurationError, NonFiniteError, ResourceError, SelfCheckError
+from curvature.lapack import eigenvalues
 from curvature.operators import SymmetricOperator, ensure_memory
 from curvature.records import Spectrum
 
@@ -131,9 +132,8 @@ def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarra
 
 
 def _eigenvalues(matrix: Tensor) -> np.ndarray:
-    # numpy's OpenBLAS is the fastest LAPACK here on the CPU; on another device the matrix stays there.
     if matrix.device.type == "cpu":
-        return np.linalg.eigvalsh(matrix.numpy())
+        return eigenvalues(matrix.numpy())
     return torch.linalg.eigvalsh(matrix).cpu().numpy()
 
 
