@@ -19,7 +19,7 @@ Unit of the entries: loss / weight**2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_KEPT_CHUNKS = 4  # graphs of so many chunks of examples are kept between products
 
 
 def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
@@ -55,19 +56,23 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     ``method`` chooses how the entries are computed, here and below: ``"structured"`` (chains of linear layers and
     elementwise activations, see :mod:`curvature.structured`), ``"generic"`` (any module), or ``"auto"``.
 
-    Products cost one graph of the gradient per chunk of examples plus one backward pass through it per
-    column (reverse over reverse). At a ReLU kink it is the almost-everywhere second derivative.
+    Generic products cost one backward pass per column through the graph of the gradient (reverse over reverse), which
+    is kept from one product to the next where the data are few chunks. At a ReLU kink it is the almost-everywhere
+    second derivative.
     """
     batched = _batches_backward(problem)
 
+    def graph(where: slice) -> tuple[list[Tensor], list[Tensor]]:
+        _, leaves, loss = problem._chunk_loss(where)
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        return list(gradient), leaves
+
+    graphs = _graphs(problem, graph)
+
     def matmat(block: Tensor) -> Tensor:
         total = torch.zeros_like(block)
-        for where in problem.chunks():
-            _, leaves, loss = problem._chunk_loss(where)
-            with torch.enable_grad():
-                gradient = torch.autograd.grad(
-                    loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True
-                )
+        for gradient, leaves in graphs():
             total += _backward_columns(gradient, leaves, _split_columns(problem, block), batched=batched)
         return total
 
@@ -312,18 +317,23 @@ def _output_space(
         columns = factor(outputs, targets, where)
         return columns @ (columns.mT @ tangents)
 
+    def graph(where: slice) -> tuple[slice, list[Tensor], Tensor, Tensor, list[Tensor]]:
+        named = problem.leaves()
+        leaves = list(named.values())
+        with torch.enable_grad():
+            outputs = problem.predict(named, problem.inputs[where])
+            cotangent = torch.zeros_like(outputs, requires_grad=True)
+            # J^T c is linear in c; differentiating it in c gives J V without forward-mode rules.
+            pulled = torch.autograd.grad(
+                outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return where, leaves, outputs, cotangent, list(pulled)
+
+    graphs = _graphs(problem, graph)
+
     def matmat(block: Tensor) -> Tensor:
         total = torch.zeros_like(block)
-        for where in problem.chunks():
-            named = problem.leaves()
-            leaves = list(named.values())
-            with torch.enable_grad():
-                outputs = problem.predict(named, problem.inputs[where])
-                cotangent = torch.zeros_like(outputs, requires_grad=True)
-                # J^T c is linear in c; differentiating it in c gives J V without forward-mode rules.
-                pulled = torch.autograd.grad(
-                    outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-                )
+        for where, leaves, outputs, cotangent, pulled in graphs():
             pushed = _backward_columns(pulled, [cotangent], _split_columns(problem, block), batched=batched)
             pushed = pushed.reshape(len(outputs), -1, block.shape[1])
             weighted = middle(outputs.detach(), where, pushed)
@@ -365,6 +375,13 @@ def _output_space(
         if chain is not None and matrix is not None and num_columns > 2
         else lambda: _accumulate(factor_blocks(), problem),
     )
+
+
+def _graphs(problem: Problem, build: Callable[[slice], tuple]) -> Callable[[], Iterable[tuple]]:
+    """What ``build`` makes of each chunk of examples, kept from one product to the next where there are few."""
+    if problem.num_examples > _KEPT_CHUNKS * problem.chunk_size:
+        return lambda: map(build, problem.chunks())
+    return cache(lambda: [build(where) for where in problem.chunks()])
 
 
 def _products_with(matrix: Callable[[Tensor, Tensor], Tensor]) -> structured.OutputProduct:
