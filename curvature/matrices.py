@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+_BATCHED_COLUMNS = 8  # in one vectorized backward pass; more leave the cache (measured: 2.4 ms a column, 32: 3.2)
 _KEPT_CHUNKS = 4  # graphs of so many chunks of examples are kept between products
 
 
@@ -533,7 +534,8 @@ def _backward_columns(outputs: list[Tensor], leaves: list[Tensor], columns: list
 
     if batched and num_columns > 1:
         try:
-            found = pull(list(columns), (num_columns,))
+            few = zip(*(column.split(_BATCHED_COLUMNS) for column in columns), strict=True)
+            found = torch.cat([pull(list(part), (len(part[0]),)) for part in few])
             if _agree(found[-1], pull([column[-1] for column in columns], ())):
                 return found.T
         except RuntimeError:
