@@ -41,9 +41,17 @@ def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tu
         if step + 1 == num_matvecs:
             break
         span = basis[:, : step + 1]
-        for _ in range(2):  # twice is enough (Giraud, Langou & Rozloznik 2005)
+        # The three-term recurrence leaves little along the older vectors. Twice is enough (Giraud, Langou & Rozloznik
+        # 2005), and once is where the vector has not become much shorter (Daniel, Gragg, Kaufman & Stewart 1976).
+        residual = residual - diagonal[:, step, None] * vectors
+        if step:
+            residual -= off_diagonal[:, step - 1, None] * basis[:, step - 1]
+        for _ in range(3):
+            before = torch.linalg.vector_norm(residual, dim=1)
             inner = torch.matmul(span, residual[:, :, None])
             residual = residual - torch.matmul(span.mT, inner)[:, :, 0]
+            if (torch.linalg.vector_norm(residual, dim=1) > 0.7 * before).all():
+                break
         length = torch.linalg.vector_norm(residual, dim=1)
         alive = length > dim * torch.finfo(operator.dtype).eps * scale
         off_diagonal[:, step] = torch.where(alive, length, 0)

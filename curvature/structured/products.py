@@ -49,7 +49,7 @@ class Products:
 
     def __call__(self, block: Tensor) -> Tensor:
         """Multiply ``(P, K)``."""
-        parts = [self._few(part) for part in block.split(self.columns, dim=1)]
+        parts = [self._few(part) for part in block.tensor_split(-(-block.shape[1] // self.columns), dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _few(self, block: Tensor) -> Tensor:
