@@ -541,6 +541,11 @@ class Verdict:
         return f"{self.claim}, {self.case}" if self.case else self.claim
 
     @property
+    def icon(self) -> str:
+        """One character beside the word: a tick, a cross, a question mark or a dash."""
+        return {"supported": "✓", "refuted": "✗", "inconclusive": "?"}.get(self.outcome, "–")
+
+    @property
     def found(self) -> str:
         """The number with its interval, in words."""
         if self.outcome == "not tested":

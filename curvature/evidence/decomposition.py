@@ -139,7 +139,7 @@ def decomposition(
     Parameters
     ----------
     quantity, matrix
-        One condition number of one matrix; for an indefinite Hessian ``"abs_kappa_80"``.
+        One summary of one matrix; for an indefinite Hessian one that does not depend on the rank, ``"stable_rank"``.
     gauge
         Where weight norm is measured: the gauge that training reached, or a fixed one (``"paper"``), which both arms
         have, so that gauge and trajectory are averaged over their two orders.
@@ -203,13 +203,14 @@ def decomposition(
 
 
 def decompositions(study: Study) -> tuple[Decomposition, ...]:
-    """The 80 % condition number of every matrix between the two arms; of absolute values where it is indefinite.
+    """The 80 % condition number of every matrix between the two arms; for the Hessian the stable rank.
 
-    A matrix is left out where no seed has comparable numbers.
+    The second-order term of weight norm gives curvature to directions that the Hessian on the weights does not know, so
+    its rank changes, and ratios on the rank with it. A matrix is left out where no seed has comparable numbers.
     """
     found = []
     for matrix in dict.fromkeys(m.record.matrix for m in study.of(ConditionNumbers)):
-        quantity = "abs_kappa_80" if matrix == "hessian" else "kappa_80"
+        quantity = "stable_rank" if matrix == "hessian" else "kappa_80"
         parts = decomposition(study, matrix=matrix, quantity=quantity)
         found += [parts] if parts is not None and len(parts.seeds) else []
     return tuple(found)

@@ -25,6 +25,8 @@ __all__ = [
     "tuned_rate",
 ]
 
+# Of the whole matrix: zeros count, or weigh nothing. All others are taken on the rank.
+WHOLE = ("bures", "l1_over_mean", "participation_ratio", "effective_rank", "stable_rank", "intrinsic_dimension")
 RANK_TOLERANCE = 0.01  # condition numbers on the rank are compared where the ranks agree this well
 NEAR_BEST = 1.1  # learning rates count while the final loss is within 10 % of the arm's best
 USUAL_DAMPING = 1e-3
@@ -33,12 +35,12 @@ USUAL_DAMPING = 1e-3
 def log_ratio(ours: ConditionNumbers, theirs: ConditionNumbers, quantity: str) -> tuple[float, str]:
     """Log of one number over the other; NaN with a reason where the two are not comparable.
 
-    Numbers on the rank are compared where the ranks agree within 1 %, and where both are resolved.
+    Numbers on the rank are compared where the ranks agree within 1 %; all where both are resolved.
     """
     if quantity not in ours.values or quantity not in theirs.values:
         return math.nan, "not measured"
     mine, reference = ours.values[quantity], theirs.values[quantity]
-    if abs(ours.rank - theirs.rank) > RANK_TOLERANCE * max(ours.rank, theirs.rank):
+    if quantity not in WHOLE and abs(ours.rank - theirs.rank) > RANK_TOLERANCE * max(ours.rank, theirs.rank):
         return math.nan, "different ranks"
     if mine.status != "resolved" or reference.status != "resolved":
         return math.nan, "not resolved"
