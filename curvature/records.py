@@ -555,7 +555,7 @@ class Verdict:
         if self.num_pairs and not any(self.effects) and not any(self.ceilings):
             number = "no difference, exactly"
         else:
-            number = f"{self.estimate:+.3g}"
+            number = "only bounds" if math.isnan(self.estimate) and self.num_pairs else f"{self.estimate:+.3g}"
             if not math.isnan(self.level):
                 number += f", {100 * self.level:.4g} % interval [{self.low:+.3g}, {self.high:+.3g}]"
         missing = f" of {self.num_pairs + self.num_missing}" if self.num_missing else ""

@@ -369,8 +369,8 @@ def training_speed(
     curves
         One run per arm, seed and learning rate, the same rates in both arms.
     loss
-        The loss to reach. None: 1.1 times the worse of the two arms' best final losses (median over seeds), which both
-        arms reach in the median.
+        The loss to reach. None: 1.1 times the largest final loss of either arm at the learning rate that is best for
+        its median final loss, so that both arms have a rate at which every run gets there (if none diverged).
 
     Notes
     -----
@@ -394,10 +394,7 @@ def training_speed(
     if len(rates) < MIN_RATES or rates != sorted(normed):
         return draft
     if loss is None:
-        loss = NEAR_BEST * max(
-            min(float(np.median([final_loss(run) for run in runs.values()])) for runs in arm.values())
-            for arm in (plain, normed)
-        )
+        loss = NEAR_BEST * max(_slowest_loss(arm) for arm in (plain, normed))
     tuned = [tuned_rate(arm, loss) for arm in (plain, normed)]
     base, ours = (
         {seed: steps_to(run, loss) for seed, run in arm[rate].items()}
@@ -450,6 +447,13 @@ def _with_zero_control(draft: Verdict, name: str, values: Mapping[int, float]) -
     found = [abs(value) for value in values.values() if math.isfinite(value)]
     worst = max(found, default=math.nan)
     return _with_control(draft, name, values, lambda _: worst <= CONTROL_SHARE * draft.threshold)
+
+
+def _slowest_loss(arm: Mapping[float, Mapping[int, TrainingCurve]]) -> float:
+    """Largest finite final loss at the rate with the smallest median final loss."""
+    finals = [[final_loss(run) for run in runs.values()] for runs in arm.values()]
+    best = min(finals, key=lambda losses: float(np.median(losses)))
+    return max((loss for loss in best if math.isfinite(loss)), default=math.inf)
 
 
 def _width(rates: list[float], losses: list[float]) -> tuple[float, bool]:

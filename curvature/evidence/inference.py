@@ -193,9 +193,10 @@ def _student_p(values: np.ndarray, threshold: float) -> float:
     if len(values) < 2:
         return math.nan
     gap = abs(float(values.mean()) - threshold)
-    if np.ptp(values) == 0:
+    error = _standard_error(values)
+    if error == 0 or np.ptp(values) == 0:  # equal numbers, up to what a square can hold
         return 0.0 if gap else 1.0
-    return float(2 * stats.t.sf(gap / _standard_error(values), len(values) - 1))
+    return float(2 * stats.t.sf(gap / error, len(values) - 1))
 
 
 def _sign_p(lows: np.ndarray, highs: np.ndarray, threshold: float) -> float:

@@ -79,7 +79,7 @@ def csv_text(spectra: list[dict[str, Any]]) -> str:
 
 
 def verdicts_csv(verdicts: list[dict[str, Any]]) -> str:
-    """One line per claim; the paired numbers in one cell, separated by semicolons."""
+    """One line per claim; the paired numbers in one cell, in brackets, separated by semicolons."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\r\n")
     names = list(dict.fromkeys(key for row in verdicts for key in row if not key.endswith("_reason")))
@@ -92,7 +92,7 @@ def verdicts_csv(verdicts: list[dict[str, Any]]) -> str:
 def _joined(value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return ";".join(str(item.get("reason", "") if isinstance(item, dict) else item) for item in value)
+    return f"[{';'.join(str(item['reason'] if isinstance(item, dict) else item) for item in value)}]"
 
 
 def _csv_cell(value: Any) -> Any:
