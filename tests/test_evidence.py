@@ -473,6 +473,19 @@ def test_a_claim_is_decided_exactly_where_its_adjusted_p_value_is_small(families
         assert verdict.level >= 0.95 - 1e-12
 
 
+def test_a_claim_after_the_first_undecided_one_is_held_to_the_same_level():
+    """p = 0.03 and 0.04: the first fails at 0.05 / 2, so the second may not be decided at 0.05."""
+    pattern = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    error = pattern.std(ddof=1) / 5**0.5
+    family = [draft(stats.t.isf(p / 2, 4) * error + pattern, 0.0) for p in (0.03, 0.04)]
+    assert [verdict.p_value for verdict in family] == pytest.approx([0.03, 0.04])
+    assert [verdict.outcome for verdict in family] == ["supported", "supported"]
+    found = adjust(family)
+    assert [verdict.level for verdict in found] == pytest.approx([0.975, 0.975])
+    assert [verdict.adjusted_p_value for verdict in found] == pytest.approx([0.06, 0.06])
+    assert [verdict.outcome for verdict in found] == ["inconclusive", "inconclusive"]
+
+
 def test_mistakes_in_a_family_are_as_rare_as_promised():
     """Six claims whose true effect is the threshold itself: any decision is a mistake."""
     number, rng = 200, np.random.default_rng(3)

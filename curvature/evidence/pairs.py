@@ -52,7 +52,8 @@ def log_of_ratio(numerator: float, denominator: float) -> float:
     """Log of a ratio of numbers above zero, either of which may be infinite; else NaN."""
     if not (numerator > 0 and denominator > 0) or numerator == denominator == math.inf:
         return math.nan
-    return math.log(numerator) - math.log(denominator)
+    ratio = numerator / denominator
+    return math.log(ratio) if 0 < ratio < math.inf else math.log(numerator) - math.log(denominator)
 
 
 def by_seed(measured: Iterable[Measured]) -> dict[int, ConditionNumbers]:
