@@ -27,6 +27,7 @@ _HOMES = {
         "ResourceError",
         "SelfCheckError",
     ),
+    "evidence": ("decomposition", "verdicts"),
     "krylov": ("conjugate_gradients", "extremal_eigenvalues", "spectral_density"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "HalfSquaredError", "MeanSquaredError", "PerExample"),
     "matrices": (
@@ -44,7 +45,7 @@ _HOMES = {
     "parameterization": ("LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"),
     "preconditioners": ("preconditioner",),
     "problem": ("Problem",),
-    "records": ("ConditionNumbers", "Spectrum", "StepComparison", "Study"),
+    "records": ("ConditionNumbers", "Decomposition", "Spectrum", "StepComparison", "Study", "Verdict"),
     "spectra": ("spectrum",),
     "steps": ("chart_step", "compare_charts", "efficiency", "natural_gradient_step"),
     "study": ("compare",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from curvature.conditioning import condition_numbers
 from curvature.errors import ConfigurationError, SelfCheckError
+from curvature.evidence import LINEAR_PART, THRESHOLD, decompositions, verdicts
 from curvature.losses import Loss
 from curvature.matrices import MATRICES, fisher
 from curvature.noise import alignments, whitening
 from curvature.operators import SymmetricOperator, blocks
-from curvature.parameterization import Parameterization, Placebo, Standard, WeightNorm
+from curvature.parameterization import LinearChart, Parameterization, Placebo, Standard, WeightNorm
 from curvature.problem import Problem
 from curvature.records import Check, GaugeState, Measured, Spectrum, Study
 from curvature.spectra import spectrum
@@ -51,6 +52,8 @@ class CompareSettings:
     damping
         The one damping at which closeness to the natural gradient is also measured (at init and late: it costs the
         eigenvalues of every chart).
+    threshold
+        The smallest effect that counts in a verdict, as a log-ratio; 10 %.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -62,6 +65,7 @@ class CompareSettings:
     stretches: tuple[float, ...] = _STRETCHES
     dampings: tuple[float, ...] = (1e-5, 1e-3, 1e-1)
     damping: float = 1e-3
+    threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -176,6 +180,9 @@ def run_compare(
     * the gauge sweep of the GGN;
     * alignment and whitening of each neuron's gradient covariance;
     * efficiency of every chart's step against the natural gradient, with controls, over the dampings.
+
+    Then the claims that these measurements can test are decided (:mod:`curvature.evidence`), and the difference between
+    the arms is cut into its sources.
     """
     settings = settings or CompareSettings()
     found = _Collector(progress)
@@ -203,7 +210,8 @@ def run_compare(
             found.curves.append(run.curve)
             _measure_run(found, start, run, seed, settings, done, 1 / (2 * len(settings.seeds)))
     _check_matched_start(found, dtype)
-    return found.study("compare", problem, dict(config or {}), model=model, data=data_name)
+    study = found.study("compare", problem, dict(config or {}), model=model, data=data_name)
+    return replace(study, verdicts=verdicts(study, threshold=settings.threshold), decompositions=decompositions(study))
 
 
 def _measure_run(
@@ -223,6 +231,9 @@ def _measure_run(
             if "hessian" in operators and chart.gauge != "paper":
                 effective_too = chart.gauge == "canonical"  # measured in its own coordinates above
                 found.add(place, spectrum(operators["hessian"], chart=chart, effective=effective_too))
+                if not effective_too:
+                    linear = _linear_part(problem, chart)
+                    found.add(place, spectrum(operators["hessian"], chart=linear, effective=True))
         curvature = operators.get("ggn") or MATRICES["ggn"](problem).materialized()
         for stretch in settings.stretches:
             found.add(place, spectrum(curvature, chart=WeightNorm(stretch=stretch), effective=True))
@@ -347,6 +358,14 @@ def _gauge_state(found: _Collector, place: _Place, problem: Problem, chart: Para
             )
         ],
     )
+
+
+def _linear_part(problem: Problem, chart: WeightNorm) -> LinearChart:
+    """Linear chart with the metric of weight norm at this point, to show what its second-order term adds."""
+    identity = torch.eye(problem.dim, dtype=problem.dtype, device=problem.device)
+    root = chart.at(problem.layout, problem.weights).metric_root(identity)
+    neurons = [indices.to(problem.device) for indices in problem.layout.blocks("neuron").values()]
+    return LinearChart([(where, root[where][:, where]) for where in neurons], name=LINEAR_PART, gauge=chart.gauge)
 
 
 def _matrix(problem: Problem, name: str, seed: int, num_samples: int) -> SymmetricOperator:

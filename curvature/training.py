@@ -106,7 +106,7 @@ def train(
             if not (torch.isfinite(torch.linalg.vector_norm(coordinates)) and torch.isfinite(loss)):
                 raise NonFiniteError(_diverged(arm, step, learning_rate))
         observe(epoch)
-    curve = TrainingCurve(arm, seed, np.array(steps), np.array(losses), np.array(accuracies))
+    curve = TrainingCurve(arm, seed, np.array(steps), np.array(losses), np.array(accuracies), learning_rate)
     return Run(curve, tuple(reached))
 
 

@@ -11,7 +11,7 @@ import pytest
 FLOORS = (
     "_version errors < lapack layout provenance records < operators < parameterization losses < problem"
     " < layers structured krylov estimators spectra < nullspace < zoo matrices < checks conditioning < preconditioners"
-    " < steps noise < training < study < figures < report < loading < cli"
+    " < steps noise < evidence training < study < figures < report < loading < cli"
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}
 MATRIX_WING = {"operators", "krylov", "estimators", "spectra", "conditioning", "lapack"}

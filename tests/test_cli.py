@@ -119,7 +119,7 @@ def test_help_documents_every_exit_code_and_key(command):
     for code in (0, 1, 2, 3, 5, 6, 7, 130):
         assert f"{code} {commands.EXIT_WORDS[ExitCode(code)].split()[0]}" in text
     fields = configuration.KINDS[command].model_fields.keys()
-    by_set_alone = {"momentum", "stretches", "dampings", "gradient"}
+    by_set_alone = {"momentum", "stretches", "dampings", "gradient", "threshold"}
     assert [name for name in fields - by_set_alone if f"--{name.replace('_', '-')}" not in text] == []
 
 
@@ -129,7 +129,7 @@ def test_names_and_defaults_are_those_of_the_library():
     ours, theirs = configuration.CompareConfiguration(), study.CompareSettings()
     assert tuple(configuration.MATRICES[name] for name in ours.matrix) == theirs.matrices
     assert tuple(range(ours.seeds)) == theirs.seeds
-    for name in ("epochs", "batch_size", "learning_rate", "momentum", "stretches", "dampings", "damping"):
+    for name in ("epochs", "batch_size", "learning_rate", "momentum", "stretches", "dampings", "damping", "threshold"):
         assert getattr(ours, name) == getattr(theirs, name), name
     text = " ".join(run("compare", "--help").stdout.replace("│", " ").split())
     for name in ("seeds", "epochs", "batch_size", "learning_rate", "damping"):

@@ -107,6 +107,7 @@ def test_spectra_are_those_of_each_matrix_in_each_gauge(study, arm, checkpoint):
     expected["hessian", "weight-norm", "canonical", True] += 1
     for gauge in own:
         expected["hessian", "weight-norm", gauge, False] += 1
+        expected["hessian", "weight-norm, linear part", gauge, True] += 1
     for stretch in ("stretch=0.5", "stretch=2"):
         expected["ggn", "weight-norm", stretch, True] += 1
     assert found == expected

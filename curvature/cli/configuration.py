@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -101,6 +102,7 @@ class CompareConfiguration(Configuration):
     stretches: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     dampings: tuple[PositiveFloat, ...] = (1e-5, 1e-3, 1e-1)
     damping: PositiveFloat = 1e-3
+    threshold: PositiveFloat = math.log(1.1)
 
 
 KINDS = {"spectrum": SpectrumConfiguration, "compare": CompareConfiguration}

@@ -178,6 +178,7 @@ def _compare_study(config: CompareConfiguration, terminal: Terminal, started: fl
         stretches=config.stretches,
         dampings=config.dampings,
         damping=config.damping,
+        threshold=config.threshold,
     )
     loss = loading.load_loss(config.loss, terminal.say)
     build = _model_builder(config, terminal)

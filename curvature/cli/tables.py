@@ -17,7 +17,7 @@ from rich.table import Table
 from curvature.cli.terminal import count, printable
 
 if TYPE_CHECKING:
-    from curvature.records import ConditionNumbers, Quantity, Spectrum, Study
+    from curvature.records import ConditionNumbers, Quantity, Spectrum, Study, Verdict
 
 __all__ = ["print_compare", "print_spectrum"]
 
@@ -42,7 +42,10 @@ def print_spectrum(study: Study, _document: Mapping[str, Any], verbose: bool) ->
 
 
 def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> None:
-    """Print what the report says too, from the same document: medians and ranges over seeds."""
+    """Print what the report says too, from the same document: verdicts, then medians and ranges over seeds."""
+    _print_verdicts(study.verdicts, verbose)
+    for item in document["decompositions"]:
+        _print_decomposition(item)
     typer.echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in document["training"]):
@@ -65,6 +68,52 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
     for finding in document["findings"]:
         if finding["kind"] == "limit" or verbose:
             typer.echo(printable(finding["text"]) + "\n")
+
+
+def _print_verdicts(verdicts: Sequence[Verdict], verbose: bool) -> None:
+    """Print a block per claim: icon and word, the number with its interval, the rule; then what was not tested."""
+    if not verdicts:
+        return
+    colors = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+    typer.echo("Verdicts (each number is positive where the claim holds)\n")
+    for verdict in verdicts:
+        if verdict.outcome == "not tested":
+            continue
+        icon = verdict.icon if _can_print(verdict.icon) else {"✓": "+", "✗": "x"}.get(verdict.icon, verdict.icon)
+        typer.secho(f"{icon} {verdict.outcome}", fg=colors[verdict.outcome], bold=True, nl=False)
+        typer.echo(printable(f"  {verdict.name}: {verdict.sentence}"))
+        typer.echo(printable(f"    {verdict.found}"))
+        typer.echo(printable(f"    {verdict.rule}"))
+        if verdict.control:
+            value = "" if math.isnan(verdict.control_estimate) else f" {verdict.control_estimate:+.2g}"
+            passed = {True: ", as it must", False: ", NOT as it must"}.get(verdict.control_passed, "")
+            typer.echo(printable(f"    control, {verdict.control}:{value}{passed}"))
+        if verbose and verdict.note:
+            typer.echo(printable(f"    {verdict.note}"))
+    open_ones = [verdict for verdict in verdicts if verdict.outcome == "not tested"]
+    if open_ones and not verbose:
+        typer.echo(f"- not tested: {', '.join(verdict.name for verdict in open_ones)} (-v says what each needs)")
+    for verdict in open_ones if verbose else ():
+        typer.echo(printable(f"- not tested  {verdict.name}: {verdict.note}"))
+    typer.echo()
+
+
+def _print_decomposition(item: Mapping[str, Any]) -> None:
+    """Print the parts of one log-ratio on one line, with intervals."""
+
+    def words(name: str) -> str:
+        part = item["means"][name]
+        known = part["low"] is not None and part["high"] is not None
+        return f"{name} {part['mean']:+.2f}" + (f" [{part['low']:+.2f}, {part['high']:+.2f}]" if known else "")
+
+    parts = [words(source) for source in item["sources"] if source in item["means"]]
+    whole = words("whole").removeprefix("whole ")
+    typer.echo(
+        printable(
+            f"{_matrix_name(item['matrix'])}, log of {item['quantity']}, weight-norm arm over standard arm: {whole}\n"
+            f"  = {' + '.join(parts)}; mean [95 % interval] of {count(len(item['seeds']), 'seed')}\n"
+        )
+    )
 
 
 def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], verbose: bool) -> None:

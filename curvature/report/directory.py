@@ -23,14 +23,14 @@ from curvature.report.document import tables_of
 from curvature.report.drawings import drawings_of
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
-from curvature.report.plain import csv_text, json_text, plain_values, without_none
+from curvature.report.plain import csv_text, json_text, plain_values, verdicts_csv, without_none
 from curvature.report.result import SCHEMA, decoded_study, write_result
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
 _FILES = {
-    "config.toml", "provenance.json", "result.nc", "summary.json", "summary.csv", "figures", "report.html", "log.jsonl",
-    "state", "DONE",
+    "config.toml", "provenance.json", "result.nc", "summary.json", "summary.csv", "verdicts.csv", "figures",
+    "report.html", "log.jsonl", "state", "DONE",
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
     -------
     Path
         The directory, with ``config.toml``, ``provenance.json``, ``result.nc``, ``summary.json``, ``summary.csv``,
-        ``report.html``, ``figures/*.svg`` and, last, ``DONE``.
+        ``verdicts.csv`` (where claims were tested), ``report.html``, ``figures/*.svg`` and, last, ``DONE``.
 
     Raises
     ------
@@ -179,6 +179,7 @@ def _contents(study: Study) -> dict[str, str]:
         "provenance.json": json_text(plain_values(study.provenance)),
         "summary.json": json_text(document),
         "summary.csv": csv_text(document["spectra"]),
+        **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
         "report.html": html_page(document, drawings, svgs),
         **{f"figures/{name}.svg": text for name, text in svgs.items()},
     }

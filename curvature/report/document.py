@@ -12,10 +12,12 @@ import numpy as np
 
 from curvature import figures
 from curvature.conditioning import condition_numbers
+from curvature.evidence import log_ratio, part_intervals
 from curvature.figures import grouped, plain_gauge, spread
 from curvature.records import (
     Alignment,
     ConditionNumbers,
+    Decomposition,
     GaugeState,
     Measured,
     Quantity,
@@ -26,7 +28,6 @@ from curvature.records import (
 )
 
 HEADLINE = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95")
-RANK_TOLERANCE = 0.01  # condition numbers on the rank are compared where the ranks agree this well
 EQUAL = 1e-8  # log-ratios below it are rounding
 
 
@@ -36,6 +37,11 @@ def tables_of(study: Study) -> dict[str, Any]:
     return {
         "seeds": sorted({m.seed for m in study.measurements} | {curve.seed for curve in study.curves}),
         "checkpoints": checkpoints_of(study),
+        "verdicts": [
+            {"name": verdict.name, "icon": verdict.icon, "found": verdict.found} | asdict(verdict)
+            for verdict in study.verdicts
+        ],
+        "decompositions": [_decomposition(item) for item in study.decompositions],
         "unresolved": _unresolved(numbers),
         "equality": _equality(study),
         "ratios": _ratios(numbers),
@@ -49,6 +55,15 @@ def tables_of(study: Study) -> dict[str, Any]:
         "warnings": list(study.warnings),
         "spectra": [_spectrum_row(*pair) for pair in _pairs(study, numbers)],
     }
+
+
+def _decomposition(item: Decomposition) -> dict[str, Any]:
+    """Means and intervals of the parts, and the parts of every seed."""
+    intervals = part_intervals(item)
+    about = {name: getattr(item, name) for name in ("matrix", "quantity", "num_orders", "num_missing")}
+    about |= {"seeds": list(item.seeds), "sources": list(item.sources), "held": dict(item.held)}
+    means = {name: {"mean": mean, "low": low, "high": high} for name, (mean, low, high) in intervals.items()}
+    return about | {"means": means, "parts": item.parts.tolist(), "whole": item.whole.tolist()}
 
 
 def place_of(m: Measured) -> dict[str, Any]:
@@ -196,13 +211,8 @@ def _compared(
             continue
         logs, reasons = [], []
         for ours, theirs in pairs:
-            mine, reference = ours.values[name], theirs.values[name]
-            if abs(ours.rank - theirs.rank) > RANK_TOLERANCE * max(ours.rank, theirs.rank):
-                reasons.append("different ranks")
-            elif mine.status != "resolved" or reference.status != "resolved":
-                reasons.append("not resolved")
-            else:
-                logs.append(math.log(mine.value / reference.value))
+            found, reason = log_ratio(ours, theirs, name)
+            (reasons if reason else logs).append(reason or found)
         row = about | {"design": design, "quantity": name, "pairs": len(pairs), "compared": len(logs)}
         row |= {"excluded": ", ".join(sorted(set(reasons))), "reading": _reading(logs)}
         if logs:

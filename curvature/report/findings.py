@@ -197,7 +197,7 @@ def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, An
         yield _finding(
             "limit",
             f"Ranges are the smallest and the largest of {seeds} seeds: they show spread and are no confidence "
-            "intervals. No claim is tested here.",
+            f"intervals. {'Claims are tested under Verdicts alone.' if study.verdicts else 'No claim is tested here.'}",
         )
 
 

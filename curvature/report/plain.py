@@ -78,6 +78,23 @@ def csv_text(spectra: list[dict[str, Any]]) -> str:
     return stream.getvalue()
 
 
+def verdicts_csv(verdicts: list[dict[str, Any]]) -> str:
+    """One line per claim; the paired numbers in one cell, in brackets, separated by semicolons."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\r\n")
+    names = list(dict.fromkeys(key for row in verdicts for key in row if not key.endswith("_reason")))
+    writer.writerow(names)
+    for row in verdicts:
+        writer.writerow([_csv_cell(_joined(row[key])) for key in names])
+    return stream.getvalue()
+
+
+def _joined(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return f"[{';'.join(str(item['reason'] if isinstance(item, dict) else item) for item in value)}]"
+
+
 def _csv_cell(value: Any) -> Any:
     if value is None or value == "-":  # no gauge, and not a formula either
         return ""

@@ -17,6 +17,7 @@ from curvature.records import (
     Alignment,
     Check,
     ConditionNumbers,
+    Decomposition,
     GaugeState,
     Measured,
     Quantity,
@@ -24,6 +25,7 @@ from curvature.records import (
     StepComparison,
     Study,
     TrainingCurve,
+    Verdict,
     Whitening,
 )
 from curvature.report.document import place_of
@@ -54,11 +56,17 @@ def write_result(study: Study, path: Path) -> None:
         nodes["/condition_numbers"] = _number_table(groups.pop("ConditionNumbers"))
     for kind, members in groups.items():
         nodes[f"/{kind}"] = _row_table([place_of(m) | {"order": order} | asdict(m.record) for order, m in members])
+    if study.verdicts:
+        nodes["/verdicts"] = _row_table([asdict(verdict) for verdict in study.verdicts])
+    for number, item in enumerate(study.decompositions):
+        about = {f.name: getattr(item, f.name) for f in fields(item)}
+        arrays = {"parts": (("seed", "source"), about.pop("parts")), "whole": ("seed", about.pop("whole"))}
+        nodes[f"/decompositions/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
     if study.checks:
         nodes["/checks"] = _row_table([asdict(check) for check in study.checks])
     for number, curve in enumerate(study.curves):
         arrays = {name: ("record", getattr(curve, name)) for name in ("steps", "losses", "accuracies")}
-        attributes = _attributes({"arm": curve.arm, "seed": curve.seed})
+        attributes = _attributes({"arm": curve.arm, "seed": curve.seed, "learning_rate": curve.learning_rate})
         nodes[f"/curves/{number:04d}"] = xr.Dataset(arrays, attrs=attributes)
     try:
         xr.DataTree.from_dict(nodes).to_netcdf(path, engine="h5netcdf")
@@ -114,7 +122,7 @@ def _number_table(members: list[tuple[int, Measured]]) -> Any:
 def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
     """Read a study from an open result file, given its configuration and provenance."""
     children = {name: [*node.children.values()] for name, node in tree.children.items()}
-    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - {"spectra", "curves"}}
+    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - {"spectra", "curves", "decompositions"}}
     found: list[tuple[int, Measured]] = []
     for node in children.get("spectra", ()):
         arrays = {name: node[name].to_numpy() if name in node.data_vars else None for name in _ARRAYS}
@@ -124,7 +132,12 @@ def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any])
     for kind in _KINDS.keys() & tables.keys():
         found += [_measured(_KINDS[kind], row) for row in _rows(tables[kind])]
     curves = [
-        TrainingCurve(str(node.attrs["arm"]), int(node.attrs["seed"]), *(node[name].to_numpy() for name in _CURVE))
+        TrainingCurve(
+            str(node.attrs["arm"]),
+            int(node.attrs["seed"]),
+            *(node[name].to_numpy() for name in _CURVE),
+            learning_rate=float(node.attrs.get("learning_rate", math.nan)),
+        )
         for node in children.get("curves", ())
     ]
     checks = [Check(**_typed(row, Check)) for row in _rows(tables["checks"])] if "checks" in tables else []
@@ -137,7 +150,20 @@ def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any])
         checks=tuple(checks),
         warnings=tuple(json.loads(tree.attrs["warnings"])),
         provenance=provenance,
+        verdicts=tuple(_decoded_verdict(row) for row in (_rows(tables["verdicts"]) if "verdicts" in tables else ())),
+        decompositions=tuple(_decoded_decomposition(node) for node in children.get("decompositions", ())),
     )
+
+
+def _decoded_verdict(row: Mapping[str, Any]) -> Verdict:
+    found = _typed(row, Verdict)
+    return Verdict(**found | {name: tuple(found[name]) for name in ("effects", "ceilings")})
+
+
+def _decoded_decomposition(node: Any) -> Decomposition:
+    about = _typed(node.attrs, Decomposition)
+    about |= {name: tuple(about[name]) for name in ("sources", "seeds")}
+    return Decomposition(**about, **{name: node[name].to_numpy() for name in ("parts", "whole")})
 
 
 def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:

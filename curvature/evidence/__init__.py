@@ -1,0 +1,30 @@
+"""Evidence: from measurements to verdicts on the claims, and where a difference between the arms comes from."""
+
+from curvature.evidence.decomposition import (
+    LINEAR_PART,
+    SOURCES,
+    decompose,
+    decomposition,
+    decompositions,
+    part_intervals,
+)
+from curvature.evidence.family import verdicts
+from curvature.evidence.inference import THRESHOLD, adjust, decide, holm, median_interval, paired_interval
+from curvature.evidence.pairs import log_ratio
+
+__all__ = [
+    "LINEAR_PART",
+    "SOURCES",
+    "THRESHOLD",
+    "adjust",
+    "decide",
+    "decompose",
+    "decomposition",
+    "decompositions",
+    "holm",
+    "log_ratio",
+    "median_interval",
+    "paired_interval",
+    "part_intervals",
+    "verdicts",
+]
