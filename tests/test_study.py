@@ -247,19 +247,23 @@ def test_all_checks_pass_and_name_their_place(study):
     assert max(check.value for check in study.checks) < 1e-13  # rounding, far below what is allowed
 
 
+def make_pullbacks_wrong(monkeypatch):
+    """Of the factor, and of the entries: which of them is used depends on the numbers of examples and weights."""
+    chart_type = type(WeightNorm().at(problem_of().layout, problem_of().weights))
+    pull, pulled_back = chart_type.pull, chart_type.pulled_back
+    monkeypatch.setattr(chart_type, "pull", lambda self, cotangents: pull(self, cotangents) * (1 + 1e-6))
+    monkeypatch.setattr(chart_type, "pulled_back", lambda self, *given: pulled_back(self, *given) * (1 + 1e-6))
+
+
 @pytest.mark.parametrize("matrix", ["ggn", "fisher", "empirical_fisher", "gradient_covariance"])
 def test_a_wrong_pullback_fails_the_canonical_check(matrix, monkeypatch):
-    chart_type = type(WeightNorm().at(problem_of().layout, problem_of().weights))
-    right = chart_type.pull
-    monkeypatch.setattr(chart_type, "pull", lambda self, cotangents: right(self, cotangents) * (1 + 1e-6))
+    make_pullbacks_wrong(monkeypatch)
     with pytest.raises(SelfCheckError, match=f"the {matrix} spectrum at the canonical gauge differs"):
         compare(problem_of(), matrices=(matrix,))
 
 
 def test_a_wrong_pullback_fails_the_study_too(monkeypatch):
-    chart_type = type(WeightNorm().at(problem_of().layout, problem_of().weights))
-    right = chart_type.pull
-    monkeypatch.setattr(chart_type, "pull", lambda self, cotangents: right(self, cotangents) * (1 + 1e-6))
+    make_pullbacks_wrong(monkeypatch)
     with pytest.raises(SelfCheckError, match="canonical gauge"):
         run()
 
