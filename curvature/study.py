@@ -21,7 +21,7 @@ from curvature.problem import Problem
 from curvature.records import Check, GaugeState, Measured, Spectrum, Study
 from curvature.spectra import spectrum
 from curvature.steps import Controls, compare_charts, control_charts
-from curvature.training import Run, train
+from curvature.training import SGD, Run, train
 
 __all__ = ["CompareSettings", "compare", "run_compare", "run_spectrum"]
 
@@ -195,12 +195,11 @@ def run_compare(
                 parameterization,
                 arm=arm,
                 seed=seed,
-                learning_rate=settings.learning_rate,
+                optimizer=SGD(settings.learning_rate, momentum=settings.momentum),
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,
-                momentum=settings.momentum,
                 checkpoints=settings.checkpoints,
-            )
+            ).require_finite()
             found.curves.append(run.curve)
             _measure_run(found, start, run, seed, settings, done, 1 / (2 * len(settings.seeds)))
     _check_matched_start(found, dtype)

@@ -15,7 +15,7 @@ from curvature import zoo
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.losses import CrossEntropy
 from curvature.parameterization import LinearChart
-from curvature.training import train
+from curvature.training import SGD, Adam, train
 
 ROUNDING = 1e-12  # relative, after some twenty steps of rounding in another order
 
@@ -36,8 +36,9 @@ def problem_of(module, inputs, targets, loss="cross-entropy"):
     return cv.Problem.from_module(module, loss=loss, data=(inputs, targets))
 
 
-def run(problem, parameterization, **options):
-    settings = {"learning_rate": 0.3, "epochs": 5, "batch_size": 4, "checkpoints": {}, "seed": 7, "arm": "test"}
+def run(problem, parameterization, *, learning_rate=0.3, momentum=0.0, **options):
+    settings = {"epochs": 5, "batch_size": 4, "checkpoints": {}, "seed": 7, "arm": "test"}
+    settings["optimizer"] = SGD(learning_rate, momentum=momentum)
     return train(problem, parameterization, **(settings | options))
 
 
@@ -308,35 +309,64 @@ def test_checkpoints_do_not_alias_each_other():
 
 
 @pytest.mark.parametrize("parameterization", [cv.Standard(), cv.WeightNorm()])
-def test_divergence_is_an_error_that_names_the_step(parameterization):
+def test_divergence_is_an_outcome_that_names_the_step_and_what_is_missing(parameterization):
     problem = zoo.linear_regression(20, 3)
+    found = run(
+        problem.at(problem.weights + 1),
+        parameterization,
+        learning_rate=1e200,
+        batch_size=20,
+        checkpoints={"init": 0, "late": 5},
+        levels={"low": 1e-9},
+    )
+    assert found.curve.losses[-1] == np.inf
+    assert [point.name for point in found.checkpoints] == ["init"]
+    assert found.missing == {"late": found.diverged, "low": found.diverged}
     with pytest.raises(
         NonFiniteError, match=r"arm 'test' diverged at step \d+: use a smaller learning rate than 1e\+200"
     ):
-        run(problem.at(problem.weights + 1), parameterization, learning_rate=1e200, batch_size=20)
+        found.require_finite()
 
 
 def test_a_loss_that_overflows_is_divergence_even_while_the_weights_are_finite():
     problem = zoo.linear_regression(20, 3)
     with pytest.raises(NonFiniteError, match=r"diverged at step [234]\b"):
-        run(problem.at(problem.weights + 1), cv.Standard(), learning_rate=1e40, batch_size=20, epochs=5)
+        run(
+            problem.at(problem.weights + 1), cv.Standard(), learning_rate=1e40, batch_size=20, epochs=5
+        ).require_finite()
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "message"),
     [
-        {"learning_rate": 0.0},
-        {"learning_rate": -0.1},
-        {"learning_rate": float("nan")},
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"momentum": 1.0},
-        {"momentum": -0.1},
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": -0.1}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"momentum": 1.0}, "momentum must be in"),
+        ({"momentum": -0.1}, "momentum must be in"),
+        ({"epochs": 0}, "training needs epochs >= 1"),
+        ({"batch_size": 0}, "training needs epochs >= 1, batch_size >= 1"),
+        ({"evaluate_every": 0}, r"training needs .* evaluate_every >= 1"),
+        ({"checkpoints": {"a": 0}, "levels": {"a": 0.1}}, "a checkpoint has one name"),
     ],
 )
-def test_impossible_settings_are_refused(bad):
-    with pytest.raises(ConfigurationError, match="training needs learning_rate > 0"):
+def test_impossible_settings_are_refused(bad, message):
+    with pytest.raises(ConfigurationError, match=message):
         run(problem_of(*classifier()), cv.Standard(), **bad)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SGD(0.1, weight_decay=-1.0),
+        lambda: Adam(0.1, betas=(0.9, 1.0)),
+        lambda: Adam(0.1, epsilon=0.0),
+        lambda: Adam(float("inf")),
+    ],
+)
+def test_impossible_optimizers_are_refused(make):
+    with pytest.raises(ConfigurationError, match=r"must be|needs"):
+        make()
 
 
 @pytest.mark.parametrize("epoch", [-1, 6])
