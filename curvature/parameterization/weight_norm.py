@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -296,35 +297,39 @@ class _WeightNormChart(Chart):
         return weights if self.origin is None else weights + self.origin
 
     def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        weights = self._new_vector(self.weight_layout.dim)
-        rows = {}
-        for entry, where in self.weight_layout.pairs():
+        parts = iter(coordinates.split(self._sizes[0]))
+        pieces, rows = [], []
+        for entry in self.weight_layout.entries:
             if entry.name not in self.groups:
-                weights[where] = coordinates[self.layout.slices[entry.name]]
+                pieces.append(next(parts))
+                rows.append(None)
                 continue
-            g, v = self._split(coordinates, entry)
+            g, v = next(parts), entry.rows(next(parts))
             scale = g.exp() if self.log_scale else g
-            length = row_norms(v)
-            unit = v / length[:, None]
-            weights[where] = entry.from_rows(scale[:, None] * unit)
-            rows[entry.name] = _Rows(unit, scale, length)
+            length = torch.linalg.vector_norm(v, dim=1)
+            factor = scale / length
+            pieces.append(entry.from_rows(factor[:, None] * v))
+            rows.append((v, scale, length, factor))
+        weights = torch.cat(pieces)
         return weights if self.origin is None else weights.add_(self.origin), lambda r: self._pull_at(rows, r)
 
-    def _pull_at(self, groups: Mapping[str, _Rows], cotangent: Tensor) -> Tensor:
-        pulled = self._new_vector(self.dim)
-        for entry, where in self.weight_layout.pairs():
-            if entry.name not in groups:
-                pulled[self.layout.slices[entry.name]] = cotangent[where]
+    def _pull_at(self, rows: Sequence[tuple[Tensor, ...] | None], cotangent: Tensor) -> Tensor:
+        """Per row ``r -> (u.r, (g / |v|) (r - u (u.r)))``, written with ``v`` to spare a pass for ``u``."""
+        pieces = []
+        for entry, saved, block in zip(self.weight_layout.entries, rows, cotangent.split(self._sizes[1]), strict=True):
+            if saved is None:
+                pieces.append(block)
                 continue
-            rows, part = groups[entry.name], entry.rows(cotangent[where])
-            radial = (part * rows.unit).sum(dim=1)
-            across = (part - radial[:, None] * rows.unit) * (rows.scale / rows.length)[:, None]
-            pulled[self.layout.slices[f"{entry.name}.g"]] = radial * rows.scale if self.log_scale else radial
-            pulled[self.layout.slices[f"{entry.name}.v"]] = entry.from_rows(across)
-        return pulled
+            (v, scale, length, factor), part = saved, entry.rows(block)
+            radial = torch.linalg.vecdot(part, v) / length
+            across = factor[:, None] * torch.addcmul(part, v, (radial / length)[:, None], value=-1)
+            pieces += [radial * scale if self.log_scale else radial, entry.from_rows(across)]
+        return torch.cat(pieces)
 
-    def _new_vector(self, dim: int) -> Tensor:
-        return torch.empty(dim, dtype=self.coordinates.dtype, device=self.coordinates.device)
+    @cached_property
+    def _sizes(self) -> tuple[list[int], list[int]]:
+        """Lengths of the entries of the coordinates and of the weights."""
+        return tuple([entry.numel for entry in layout.entries] for layout in (self.layout, self.weight_layout))
 
     def _split(self, block: Tensor, entry: Entry) -> tuple[Tensor, Tensor]:
         g = block[self.layout.slices[f"{entry.name}.g"]]
