@@ -1,6 +1,7 @@
 """The arms: all start at one function, and train as modules written by hand and moved by ``torch.optim`` do."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 import curvature as cv
+from curvature import study as study_room
 from curvature import zoo
 from curvature.errors import ConfigurationError, InputError, SelfCheckError
 from curvature.preconditioners import preconditioner
+from curvature.records import Spectrum
+from curvature.study import FullSettings, run_full
 from curvature.training import (
     METHODS,
     SGD,
@@ -23,11 +27,15 @@ from curvature.training import (
     Trainable,
     TrajectorySettings,
     Whitened,
+    fingerprint,
     lifts,
+    load_trajectories,
     paper_start,
+    save_trajectories,
     start,
     train,
     trajectories,
+    tune_learning_rate,
 )
 
 EPSILON = 1e-5
@@ -303,6 +311,15 @@ def test_a_refresh_forgets_the_momentum(nets):
     assert not np.allclose(kept[0].losses, kept[1].losses, rtol=1e-3)
 
 
+def test_every_rate_of_a_sweep_begins_with_a_fresh_whitening(nets):
+    _, problem = nets["mlp"]
+    options = {"arm": "prong", "seed": 7, "epochs": 4, "batch_size": 5, "optimizer": SGD(1.0)}
+    begin = lambda: Whitened(problem, refresh_every=2)  # noqa: E731
+    found = tune_learning_rate(problem, begin, rates=[0.01, 0.03, 0.09], max_extensions=0, **options)
+    for rate, loss in zip(found.rates, found.final_losses, strict=True):
+        assert run(problem, begin(), optimizer=SGD(rate)).curve.losses[-1] == loss
+
+
 def test_the_chart_of_a_whitened_checkpoint_is_whitened_there(nets):
     _, problem = nets["cnn"]
     point = run(problem, Whitened(problem, refresh_every=5), checkpoints={"late": 4}).checkpoints[0]
@@ -420,6 +437,82 @@ def test_every_checkpoint_is_lifted_to_every_gauge_without_moving_the_function(d
             assert len(charts) == 4 + (found.arm.method != "standard")
             for chart in charts:
                 assert torch.allclose(chart.to_weights(chart.coordinates), point.weights, rtol=0, atol=1e-13)
+
+
+def test_stored_trajectories_come_back_bit_for_bit_with_their_charts(design, tmp_path):
+    problem, path = zoo.digits_problem(60, widths=(4,)), tmp_path / "state" / "seed.npz"
+    save_trajectories(path, design)
+    found = load_trajectories(path, problem, SMALL, seed=5)
+    assert [file.name for file in path.parent.iterdir()] == ["seed.npz"]
+    for first, second in zip(design, found, strict=True):
+        assert (first.arm, first.checks, first.run.missing) == (second.arm, second.checks, second.run.missing)
+        assert (first.sweep.chosen, first.sweep.budget) == (second.sweep.chosen, second.sweep.budget)
+        assert np.array_equal(first.sweep.final_losses, second.sweep.final_losses)
+        for name in ("steps", "losses", "accuracies"):
+            assert np.array_equal(getattr(first.run.curve, name), getattr(second.run.curve, name))
+        for left, right in zip(first.run.checkpoints, second.run.checkpoints, strict=True):
+            assert (left.name, left.step) == (right.name, right.step)
+            assert torch.equal(left.weights, right.weights)
+            charts = [point.chart.at(problem.layout, point.weights) for point in (left, right)]
+            assert [chart.gauge for chart in charts] == [charts[0].gauge] * 2
+            cotangent = drawn(problem.dim, 1)
+            assert torch.equal(charts[0].pull(cotangent), charts[1].pull(cotangent))
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ConfigurationError, match=r"seed\.npz is damaged"):
+        load_trajectories(path, problem, SMALL, seed=5)
+
+
+def test_an_interrupted_study_goes_on_and_has_the_same_numbers(tmp_path, monkeypatch):
+    settings = FullSettings(
+        seeds=(0, 1), arms=(Arm("standard"), Arm("batch-norm")), training=replace(SMALL, levels=(1e-6,))
+    )
+    calls, train_seed = [], study_room.trajectories
+
+    def counted(*arguments, seed, **options):
+        calls.append(seed)
+        if calls == [0, 1]:
+            raise KeyboardInterrupt
+        return train_seed(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(study_room, "trajectories", counted)
+    data = (drawn(40, 3), torch.arange(40) % 2)
+    options = (lambda seed: zoo.mlp((3, 3, 2), seed=seed)), data, "cross-entropy", settings
+    with pytest.raises(KeyboardInterrupt):
+        run_full(*options, state=tmp_path)
+    resumed, _ = run_full(*options, state=tmp_path)
+    assert calls == [0, 1, 1]
+    whole, trained = run_full(*options, state=tmp_path / "other")
+    assert [(found.arm.name, found.sweep.seed) for found in trained] == [
+        *(("standard", 0), ("batch-norm", 0), ("standard", 1), ("batch-norm", 1))
+    ]
+    for first, second in zip(resumed.measurements, whole.measurements, strict=True):
+        assert (first.arm, first.seed, first.checkpoint, first.step) == (
+            *(second.arm, second.seed, second.checkpoint, second.step),
+        )
+        if isinstance(first.record, Spectrum):
+            assert np.array_equal(first.record.eigenvalues, second.record.eigenvalues)
+    assert all(check.passed for check in whole.checks)
+    charts = {(m.arm, m.record.chart, m.record.gauge) for m in whole.of(Spectrum)}
+    assert ("batch-norm", "batch-norm", "population statistics, frozen") in charts
+    assert len(charts) == 4 + 5
+    assert any("no checkpoint 'loss 1e-06'" in warning for warning in whole.warnings)
+
+
+def test_the_fingerprint_changes_with_whatever_the_trajectories_follow_from():
+    problem, arms = zoo.digits_problem(20, widths=(4,)), FEW
+    base = fingerprint(problem, arms, SMALL, 5)
+    assert base == fingerprint(zoo.digits_problem(20, widths=(4,)), arms, SMALL, 5)
+    others = [
+        fingerprint(problem, arms, SMALL, 6),
+        fingerprint(problem, arms[1:], SMALL, 5),
+        fingerprint(problem, arms, replace(SMALL, optimizer=Adam(0.1)), 5),
+        fingerprint(problem, arms, replace(SMALL, optimizer=SGD(0.1, momentum=0.1)), 5),
+        fingerprint(problem, arms, replace(SMALL, levels=(1.0,)), 5),
+        fingerprint(problem.at(problem.weights + 1e-15), arms, SMALL, 5),
+        fingerprint(zoo.digits_problem(21, widths=(4,)), arms, SMALL, 5),
+        fingerprint(zoo.digits_problem(20, widths=(4,), activation="relu"), arms, SMALL, 5),
+    ]
+    assert len({base, *others}) == 1 + len(others)
 
 
 def test_an_arm_that_starts_elsewhere_stops_the_design(monkeypatch):

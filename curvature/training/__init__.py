@@ -9,6 +9,7 @@ from curvature.training.initialization import Start, paper_start
 from curvature.training.loop import Checkpoint, Run, train
 from curvature.training.optimizers import SGD, Adam, Optimizer
 from curvature.training.recursion import NormRecursion
+from curvature.training.state import fingerprint, load_trajectories, save_trajectories
 from curvature.training.sweep import tune_learning_rate
 from curvature.training.trainable import BatchNormalized, Trainable, Whitened
 
@@ -29,8 +30,11 @@ __all__ = [
     "Trajectory",
     "TrajectorySettings",
     "Whitened",
+    "fingerprint",
     "lifts",
+    "load_trajectories",
     "paper_start",
+    "save_trajectories",
     "start",
     "train",
     "trajectories",

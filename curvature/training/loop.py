@@ -25,11 +25,12 @@ Watch = Callable[[Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A point of a run: its weights, and the chart at the coordinates the run had reached (its own gauge)."""
+    """A point of a run: its weights, its coordinates, and the chart there (its own gauge)."""
 
     name: str
     step: int
     weights: Tensor = field(repr=False)
+    coordinates: Tensor = field(repr=False)
     chart: Parameterization
 
 
@@ -139,7 +140,7 @@ def train(
         names = at_step.get(step, []) + [name for name, level in levels.items() if loss <= level]
         if names:
             chart = trainable.parameterization(coordinates)
-            reached.extend(Checkpoint(name, step, weights.clone(), chart) for name in names)
+            reached.extend(Checkpoint(name, step, weights.clone(), coordinates.clone(), chart) for name in names)
         for name in names:
             levels.pop(name, None)
         steps.append(step)
