@@ -269,6 +269,36 @@ def test_curvature_of_a_normalized_checkpoint_is_that_of_an_ordinary_network(net
     assert chart.null_dim == 6  # one per neuron
 
 
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("method", NORMS)
+def test_the_full_batch_chart_has_the_derivatives_of_the_loss_in_training_mode(nets, kind, method):
+    """Gradient and Hessian through the statistics, against reverse over reverse on a module written by hand."""
+    module, problem = nets[kind]
+    trainable = Arm(method).begin(start(problem, "module", seed=0))
+    point = run(problem, trainable, checkpoints={"late": 4}).checkpoints[0]
+    chart = trainable.full_batch_parameterization(point.coordinates)
+    twin = normalized(module, method, problem.inputs)
+    names = trainable.chart.layout.unflatten(point.coordinates)
+    ours = {".v": ".weight.v" if "weight-norm" in method else ".weight", ".g": ".weight.g"}
+    ours |= {".beta": ".bias", ".gamma": ".weight.gamma"}
+
+    def loss(theta):
+        parts = trainable.chart.layout.unflatten(theta)
+        given = {name: parts[name[: name.rindex(".")] + ours[name[name.rindex(".") :]]] for name in twin.state_dict()}
+        return functional.cross_entropy(torch.func.functional_call(twin, given, (problem.inputs,)), problem.targets)
+
+    assert len(names) == len(twin.state_dict())
+    at = problem.at(point.weights)
+    assert loss(point.coordinates).item() == pytest.approx(at.value(), rel=1e-12)
+    built = chart.at(problem.layout, point.weights)
+    gradient = torch.autograd.functional.jacobian(loss, point.coordinates)
+    assert torch.allclose(built.pull(at.gradient()[:, None])[:, 0], gradient, rtol=0, atol=1e-12)
+    hessian = torch.autograd.functional.hessian(loss, point.coordinates)
+    assert torch.allclose(cv.pullback(cv.hessian(at), chart).dense(), hessian, rtol=0, atol=1e-11)
+    frozen = point.chart.at(problem.layout, point.weights).pull(at.gradient()[:, None])[:, 0]
+    assert not torch.allclose(frozen, gradient, rtol=0, atol=1e-4)
+
+
 def test_batch_normalization_is_weight_normalization_for_one_layer_with_whitened_inputs():
     """Claim C5, from the arms: same coordinates, same gradients, whatever the number of steps."""
     raw = drawn(30, 3)
@@ -299,6 +329,15 @@ def test_whitened_arm_is_gradient_descent_preconditioned_by_a_metric_refreshed_e
             chart = preconditioner(problem.at(weights), "prong", damping=0.01).at(problem.layout, weights)
         weights = weights - 0.2 * chart.metric(problem.gradient(weights)[:, None])[:, 0]
     assert torch.allclose(found.checkpoints[0].weights, weights, rtol=0, atol=1e-11)
+
+
+def test_a_whitened_checkpoint_is_restored_from_its_weights_whatever_was_refreshed_before(nets):
+    _, problem = nets["mlp"]
+    point = run(problem, Whitened(problem, refresh_every=5), checkpoints={"late": 4}).checkpoints[0]
+    chart = Whitened(problem, refresh_every=5).restored(point.weights, point.coordinates)
+    cotangent = drawn(problem.dim, 1)
+    found, expected = (each.at(problem.layout, point.weights).pull(cotangent) for each in (chart, point.chart))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def test_a_refresh_forgets_the_momentum(nets):
@@ -507,6 +546,7 @@ def test_the_fingerprint_changes_with_whatever_the_trajectories_follow_from():
         fingerprint(problem, arms[1:], SMALL, 5),
         fingerprint(problem, arms, replace(SMALL, optimizer=Adam(0.1)), 5),
         fingerprint(problem, arms, replace(SMALL, optimizer=SGD(0.1, momentum=0.1)), 5),
+        fingerprint(problem, arms, replace(SMALL, optimizer=type("Nesterov", (SGD,), {})(0.1)), 5),
         fingerprint(problem, arms, replace(SMALL, levels=(1.0,)), 5),
         fingerprint(problem.at(problem.weights + 1e-15), arms, SMALL, 5),
         fingerprint(zoo.digits_problem(21, widths=(4,)), arms, SMALL, 5),

@@ -116,6 +116,18 @@ class BatchNormNetwork(Network):
         finally:
             self._seen, self._normalizing = None, True
 
+    def live(self, vector: Tensor) -> Tensor:
+        """Weights at population statistics as a function of the vector, *through* the statistics; differentiable."""
+        named = self.layout.unflatten(vector)
+        plain, self.scales = self.scales, {weight: named[scale_name(weight)] for weight in self.scales}
+        self._seen = {}
+        try:
+            weights = {entry.name: named[entry.name] for entry in self.problem.layout.entries}
+            torch.func.functional_call(self.model, weights, (self.problem.inputs.clone(),))
+            return self.folded(vector, self._seen)
+        finally:
+            self._seen, self.scales = None, plain
+
     def matched(self) -> Tensor:
         r"""Give the vector of the problem's own function at population statistics: $\gamma=\sigma$, $\beta=b+\mu$."""
         weights = torch.cat([self.problem.weights, self.vector.new_ones(self.layout.dim - self.problem.dim)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from curvature.errors import ConfigurationError
@@ -11,7 +12,7 @@ from curvature.training.trainable import Trainable
 
 __all__ = ["NormRecursion"]
 
-_TOLERANCE = 1e-12
+_TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4}
 
 
 class NormRecursion:
@@ -31,6 +32,7 @@ class NormRecursion:
         if not hasattr(trainable.chart, "squared_lengths"):
             raise ConfigurationError(f"the chart {trainable.chart.name!r} has no v whose length could be followed.")
         self._lengths, self._square = trainable.chart.squared_lengths, optimizer.learning_rate**2
+        self._tolerance = _TOLERANCES[trainable.coordinates.dtype]
         self.deviation, self.growth, self.steps = 0.0, 0.0, 0
 
     @staticmethod
@@ -51,6 +53,6 @@ class NormRecursion:
         return Check(
             "squared length of v grows by the squared step" + (f" ({where})" if where else ""),
             self.deviation if self.steps else float("nan"),
-            _TOLERANCE,
+            self._tolerance,
             f"largest deviation over |v|^2 in {self.steps} steps; the largest growth in one step is {self.growth:.1e}",
         )

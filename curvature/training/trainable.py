@@ -75,7 +75,7 @@ class BatchNormalized(Trainable):
     curvature of a checkpoint is that of the ordinary network at the effective weights, and :meth:`parameterization`
     is the chart *with the statistics frozen*: the map from the coordinates to the effective weights is differentiated
     at fixed $\mu$ and $\sigma$, as in eval mode. For mean-only batch normalization that map is the inner chart and a
-    shift of the biases.
+    shift of the biases. :meth:`full_batch_parameterization` differentiates through the statistics.
 
     Parameters
     ----------
@@ -121,6 +121,32 @@ class BatchNormalized(Trainable):
         chart.name = "mean-only-batch-norm" + ("" if isinstance(chart, Standard) else f", {chart.name}")
         chart.gauge = ("" if chart.gauge == "-" else f"{chart.gauge}, ") + FrozenBatchNorm.gauge
         return chart
+
+    def full_batch_parameterization(self, coordinates: Tensor) -> Parameterization:
+        r"""Chart of a checkpoint *through* the statistics of all data, which move with the coordinates.
+
+        The loss with the statistics of the full batch is $L(w(\theta))$ on the ordinary network, so its GGN is
+        $J^T A J$ and its Hessian has the chart's second derivatives, as for any other chart. Gradient descent on the
+        full batch is what it describes. By ``torch.func``: a product costs one pass over all data per column.
+        """
+        return _FullBatch(self, coordinates.detach().clone())
+
+
+class _FullBatch(Parameterization):
+    """``theta -> effective weights`` with live statistics."""
+
+    gauge = "full-batch statistics"
+
+    def __init__(self, trainable: BatchNormalized, coordinates: Tensor):
+        self.trainable, self.coordinates = trainable, coordinates
+        self.name = trainable.parameterization(coordinates).name
+
+    def from_weights(self, weights: Tensor) -> Tensor:
+        del weights  # which do not determine the coordinates
+        return self.coordinates
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.trainable.network.live(self.trainable.chart.to_weights(coordinates))
 
 
 class Whitened(Trainable):
