@@ -14,7 +14,7 @@ from curvature import study as study_room
 from curvature import zoo
 from curvature.errors import ConfigurationError, InputError, SelfCheckError
 from curvature.preconditioners import preconditioner
-from curvature.records import Spectrum
+from curvature.records import Spectrum, StepComparison
 from curvature.study import FullSettings, run_full
 from curvature.training import (
     METHODS,
@@ -502,9 +502,8 @@ def test_stored_trajectories_come_back_bit_for_bit_with_their_charts(design, tmp
 
 
 def test_an_interrupted_study_goes_on_and_has_the_same_numbers(tmp_path, monkeypatch):
-    settings = FullSettings(
-        seeds=(0, 1), arms=(Arm("standard"), Arm("batch-norm")), training=replace(SMALL, levels=(1e-6,))
-    )
+    arms = tuple(Arm(method) for method in ("batch-norm", "mean-only-batch-norm", "prong"))
+    settings = FullSettings(seeds=(0, 1), arms=arms, training=replace(SMALL, levels=(1e-6,)))
     calls, train_seed = [], study_room.trajectories
 
     def counted(*arguments, seed, **options):
@@ -521,9 +520,7 @@ def test_an_interrupted_study_goes_on_and_has_the_same_numbers(tmp_path, monkeyp
     resumed, _ = run_full(*options, state=tmp_path)
     assert calls == [0, 1, 1]
     whole, trained = run_full(*options, state=tmp_path / "other")
-    assert [(found.arm.name, found.sweep.seed) for found in trained] == [
-        *(("standard", 0), ("batch-norm", 0), ("standard", 1), ("batch-norm", 1))
-    ]
+    assert [(found.arm, found.sweep.seed) for found in trained] == [(arm, seed) for seed in (0, 1) for arm in arms]
     for first, second in zip(resumed.measurements, whole.measurements, strict=True):
         assert (first.arm, first.seed, first.checkpoint, first.step) == (
             *(second.arm, second.seed, second.checkpoint, second.step),
@@ -531,9 +528,16 @@ def test_an_interrupted_study_goes_on_and_has_the_same_numbers(tmp_path, monkeyp
         if isinstance(first.record, Spectrum):
             assert np.array_equal(first.record.eigenvalues, second.record.eigenvalues)
     assert all(check.passed for check in whole.checks)
-    charts = {(m.arm, m.record.chart, m.record.gauge) for m in whole.of(Spectrum)}
-    assert ("batch-norm", "batch-norm", "population statistics, frozen") in charts
-    assert len(charts) == 4 + 5
+    for kind in (Spectrum, StepComparison):
+        places = [
+            (m.arm, m.seed, m.checkpoint, m.record.chart, m.record.gauge)
+            for m in whole.of(kind)
+            if kind is Spectrum or m.record.block == "all"
+        ]
+        assert len(set(places)) == len(places)
+        for method in ("batch-norm", "mean-only-batch-norm"):
+            assert (method, 0, "late", method, "population statistics, frozen") in places
+        assert ("prong", 1, "init", "prong", "damping=0.001") in places
     assert any("no checkpoint 'loss 1e-06'" in warning for warning in whole.warnings)
 
 
