@@ -71,7 +71,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import curvature as cv
-from curvature.training import train
+from curvature.training import SGD, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -219,8 +219,7 @@ def network(scale: Scale, name: str, dtype: torch.dtype, num_examples: int | Non
         cv.Standard(),
         arm="standard",
         seed=0,
-        learning_rate=0.2,
-        momentum=0.9,
+        optimizer=SGD(0.2, momentum=0.9),
         epochs=scale.epochs,
         batch_size=64,
         checkpoints={"end": scale.epochs},

@@ -56,13 +56,15 @@ class Entry:
         """View ``(numel, ...)`` as ``(rows, row length, ...)``: one row per normalized vector."""
         if self.norm_axis is None:
             return block.reshape(1, self.numel, *block.shape[1:])
+        if self.norm_axis == 0:  # the common case costs one view
+            return block.reshape(self.shape[0], -1, *block.shape[1:])
         tensor = block.reshape(*self.shape, *block.shape[1:]).movedim(self.norm_axis, 0)
         return tensor.reshape(self.num_rows, self.numel // self.num_rows, *block.shape[1:])
 
     def from_rows(self, rows: Tensor) -> Tensor:
         """Invert :meth:`rows`."""
-        if self.norm_axis is None:
-            return rows.reshape(self.numel, *rows.shape[2:])
+        if self.norm_axis in (None, 0):
+            return rows.reshape(-1, *rows.shape[2:])
         rest = [size for axis, size in enumerate(self.shape) if axis != self.norm_axis]
         tensor = rows.reshape(self.num_rows, *rest, *rows.shape[2:]).movedim(0, self.norm_axis)
         return tensor.reshape(self.numel, *rows.shape[2:])

@@ -6,9 +6,9 @@ Gradient descent in such a chart is preconditioned by $K = M M^T$. With damping 
 ``jacobi``        $K = \operatorname{diag}(F + \lambda I)^{-1}$
 ``neuron-block``  inverse of each neuron's block of $F + \lambda I$ (row of weights and its bias): the most that any
                   chart with a neuron-block $K$, weight normalization included, could do for those blocks
-``layer-block``   inverse of each layer's block ``kfac``          $(A + \pi\sqrt\lambda I)^{-1} \otimes (G +
-\sqrt\lambda/\pi\, I)^{-1}$ per layer (Martens & Grosse 2015,
-                  arXiv:1503.05671; convolutions as Grosse & Martens 2016, arXiv:1602.01407)
+``layer-block``   inverse of each layer's block
+``kfac``          $(A + \pi\sqrt\lambda I)^{-1} \otimes (G + \sqrt\lambda/\pi\, I)^{-1}$ per layer (Martens & Grosse
+                  2015, arXiv:1503.05671; convolutions as Grosse & Martens 2016, arXiv:1602.01407)
 ``prong``         inputs of every layer whitened, function kept (Desjardins et al. 2015, arXiv:1507.00210):
                   $(A + \epsilon I)^{-1} \otimes I$ with $A$ the second moment of the inputs and the constant 1
 ``full``          $(F + \lambda I)^{-1}$: the damped natural gradient itself
@@ -64,20 +64,26 @@ class Preconditioners:
     """All preconditioners of one problem: the Fisher and its blocks are factorized once for every damping."""
 
     def __init__(self, problem: Problem, fisher: SymmetricOperator | None = None):
-        self.problem = problem
-        self.matrix = (fisher or fisher_matrix(problem)).entries()
+        self.problem, self._fisher = problem, fisher
         self._spectra: dict[str, list[_Block]] = {}
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The Fisher, dense; PRONG does without where every parameter lies in a layer that it whitens."""
+        return (self._fisher or fisher_matrix(self.problem)).entries()
 
     def chart(self, kind: str, damping: float) -> LinearChart:
         """Build one of ``KINDS`` at one relative damping."""
         if kind not in KINDS:
             raise ConfigurationError(f"preconditioner must be one of {', '.join(KINDS)}, got {kind!r}.")
-        shift = absolute_damping(self.matrix, damping)
         gauge = f"damping={damping:g}"
+        if kind == "prong":
+            return LinearChart(self._whitening(damping), name=kind, gauge=gauge)
+        if kind == "kfac":
+            return LinearChart(self._kronecker(damping), name=kind, gauge=gauge)
+        shift = absolute_damping(self.matrix, damping)
         if kind == "jacobi":
             return LinearChart((self.matrix.diagonal() + shift).rsqrt(), name=kind, gauge=gauge)
-        if kind in ("kfac", "prong"):
-            return LinearChart(self._kronecker(kind, damping, shift), name=kind, gauge=gauge)
         by = {"neuron-block": "neuron", "layer-block": "layer", "full": "all"}[kind]
         blocks = [(where, _inverse_root(values, vectors, shift)) for where, values, vectors in self._blocks(by)]
         return LinearChart(blocks, name=kind if kind != "full" else "natural-gradient", gauge=gauge)
@@ -111,26 +117,36 @@ class Preconditioners:
             )
         return found
 
-    def _kronecker(self, kind: str, damping: float, shift: float) -> list[tuple[Tensor, Tensor]]:
+    def _whitening(self, damping: float) -> list[tuple[Tensor, Tensor]]:
+        if not damping > 0:
+            raise ConfigurationError(f"damping must be positive (relative to the mean eigenvalue), got {damping}.")
         blocks = []
-        covered = torch.zeros(self.problem.dim, dtype=torch.bool, device=self.problem.device)
+        for trace in trace_layers(self.problem).values():
+            inputs = trace.inputs.flatten(0, 1)
+            moment = inputs.T @ inputs / self.problem.num_examples
+            root = _inverse_root(*torch.linalg.eigh(moment), damping * float(moment.trace()) / len(moment))
+            blocks.append((trace.rows(self.problem).to(self.problem.device), root))  # one block for all rows
+        return blocks + self._jacobi_of_the_rest(blocks, damping)
+
+    def _kronecker(self, damping: float) -> list[tuple[Tensor, Tensor]]:
+        blocks, shift = [], absolute_damping(self.matrix, damping)
         for rows, inputs, scores in self._moments:
-            if kind == "prong":
-                input_root = _inverse_root(*torch.linalg.eigh(inputs), damping * float(inputs.trace()) / len(inputs))
-                output_root = torch.eye(len(rows), dtype=inputs.dtype, device=inputs.device)
-            else:
-                # pi balances the two factors by their mean eigenvalues (Martens & Grosse 2015, section 6.3).
-                means = float(inputs.trace()) / len(inputs), float(scores.trace()) / len(scores)
-                pi = (means[0] / means[1]) ** 0.5 if min(means) > 0 else 1.0
-                input_root = _inverse_root(*torch.linalg.eigh(inputs), pi * shift**0.5)
-                output_root = _inverse_root(*torch.linalg.eigh(scores), shift**0.5 / pi)
-            where = rows.reshape(-1)
-            blocks.append((where, torch.kron(output_root, input_root)))
-            covered[where] = True
-        rest = (~covered).nonzero().flatten()
-        if len(rest):
-            blocks.append((rest, torch.diag((self.matrix.diagonal()[rest] + shift).rsqrt())))
-        return blocks
+            # pi balances the two factors by their mean eigenvalues (Martens & Grosse 2015, section 6.3).
+            means = float(inputs.trace()) / len(inputs), float(scores.trace()) / len(scores)
+            pi = (means[0] / means[1]) ** 0.5 if min(means) > 0 else 1.0
+            input_root = _inverse_root(*torch.linalg.eigh(inputs), pi * shift**0.5)
+            output_root = _inverse_root(*torch.linalg.eigh(scores), shift**0.5 / pi)
+            blocks.append((rows.reshape(-1), torch.kron(output_root, input_root)))
+        return blocks + self._jacobi_of_the_rest(blocks, damping)
+
+    def _jacobi_of_the_rest(self, blocks: list[tuple[Tensor, Tensor]], damping: float) -> list[tuple[Tensor, Tensor]]:
+        rest = torch.ones(self.problem.dim, dtype=torch.bool, device=self.problem.device)
+        for where, _ in blocks:
+            rest[where] = False
+        if not rest.any():
+            return []
+        diagonal = self.matrix.diagonal()[rest] + absolute_damping(self.matrix, damping)
+        return [(rest.nonzero().flatten(), torch.diag(diagonal.rsqrt()))]
 
 
 _Block = tuple[Tensor, Tensor, Tensor]  # indices, eigenvalues, eigenvectors

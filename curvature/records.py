@@ -31,11 +31,13 @@ __all__ = [
     "Decomposition",
     "ExtremalEigenvalues",
     "GaugeState",
+    "LearningRateSweep",
     "Measured",
     "Quantity",
     "SpectralDensity",
     "Spectrum",
     "StepComparison",
+    "StepsToLoss",
     "Study",
     "TrainingCurve",
     "Verdict",
@@ -454,6 +456,22 @@ class Check:
 
 
 @dataclass(frozen=True)
+class StepsToLoss:
+    """Optimizer steps until the loss over all data was first seen at a level or below it (claim C8).
+
+    ``reached`` False: right-censored, the number is larger than ``steps``, the last step that was taken;
+    ``diverged`` says that no longer run would have got there.
+    """
+
+    arm: str
+    seed: int
+    level: float
+    steps: int
+    reached: bool
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
 class TrainingCurve:
     """One run of one arm: mean loss over all data, ``(T,)``, at the optimizer steps ``steps``.
 
@@ -466,6 +484,19 @@ class TrainingCurve:
     losses: np.ndarray = field(repr=False)
     accuracies: np.ndarray = field(repr=False)
     learning_rate: float = math.nan
+
+    def steps_to(self, level: float) -> StepsToLoss:
+        """First step whose loss is not above ``level``, as finely as the curve was evaluated.
+
+        >>> curve = TrainingCurve("standard", 0, np.array([0, 5, 10]), np.array([2.0, 1.0, 0.5]), np.ones(3))
+        >>> curve.steps_to(1.0).steps, curve.steps_to(0.1)
+        (5, StepsToLoss(arm='standard', seed=0, level=0.1, steps=10, reached=False, diverged=False))
+        """
+        below = np.flatnonzero(self.losses <= level)
+        if len(below):
+            return StepsToLoss(self.arm, self.seed, level, int(self.steps[below[0]]), True)
+        diverged = not bool(np.isfinite(self.losses[-1]))
+        return StepsToLoss(self.arm, self.seed, level, int(self.steps[-1]), False, diverged)
 
 
 @dataclass(frozen=True)
@@ -606,6 +637,63 @@ class Decomposition:
         parts = ", ".join(f"{source} {value:+.3g}" for source, value in means if source not in self.held)
         about = f"{self.matrix}, {self.quantity}, {len(self.whole)} seeds"
         return f"Decomposition({about}: {self.whole.mean():+.3g} = {parts})"
+
+
+@dataclass(frozen=True)
+class LearningRateSweep:
+    """One arm trained at each learning rate of a grid, for the same number of steps.
+
+    Attributes
+    ----------
+    rates, final_losses
+        Ascending rates, evenly spaced in the logarithm, ``(R,)``; loss over all data at the end, infinite where
+        training diverged.
+    chosen
+        The rate with the lowest final loss; NaN if every rate diverged.
+    at_edge
+        Whether ``chosen`` is the first or last rate, or there is none, although the grid was extended as far as
+        allowed: a better rate may lie beyond.
+    budget
+        Optimizer steps.
+    """
+
+    arm: str
+    seed: int
+    rates: np.ndarray
+    final_losses: np.ndarray
+    chosen: float
+    at_edge: bool
+    budget: int
+
+    def width(self, within: float = 0.1) -> Quantity:
+        """Decades of learning rate around the best whose final loss is at most ``(1 + within)`` times the best (C4).
+
+        The stretch without a gap around the best rate, its ends interpolated in (log rate, loss); towards a rate that
+        diverged it ends at the last one that did not. A lower bound where it runs into the end of the grid. For losses
+        that are positive.
+        """
+        if not np.isfinite(self.final_losses).any():
+            return Quantity(math.nan, "undefined", "every learning rate diverged")
+        best = int(np.argmin(self.final_losses))
+        limit = (1 + within) * self.final_losses[best]
+        if not limit > 0:
+            return Quantity(math.nan, "undefined", "a share of the best loss needs losses above zero")
+        places = np.log10(self.rates)
+        ends, open_ends = [], []
+        for direction in (-1, 1):
+            at = best
+            while 0 <= at + direction < len(places) and self.final_losses[at + direction] <= limit:
+                at += direction
+            end, beyond = places[at], at + direction
+            outside = not 0 <= beyond < len(places)
+            if not outside and np.isfinite(self.final_losses[beyond]):
+                inner, outer = self.final_losses[[at, beyond]]
+                end += (places[beyond] - end) * (limit - inner) / (outer - inner)
+            ends.append(end)
+            open_ends.append(outside)
+        if any(open_ends):
+            return Quantity(float(ends[1] - ends[0]), "lower_bound", "it runs into the end of the grid")
+        return Quantity(float(ends[1] - ends[0]))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from curvature.preconditioners import preconditioner
 from curvature.records import Check, ConditionNumbers, Measured, TrainingCurve, Verdict
 from curvature.steps import compare_charts, control_charts
 from curvature.study import CompareSettings, run_compare
-from curvature.training import train
+from curvature.training import SGD, train
 
 REPETITIONS = 200
 POOL = 60
@@ -271,7 +271,7 @@ def sweep():
                     chart,
                     arm=arm,
                     seed=seed,
-                    learning_rate=rate * unit,
+                    optimizer=SGD(rate * unit),
                     epochs=12,
                     batch_size=20,
                     checkpoints={},

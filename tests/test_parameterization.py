@@ -20,7 +20,8 @@ from torch.nn.utils import parameters_to_vector, parametrizations
 import curvature as cv
 from curvature.layout import Entry, Layout
 from curvature.matrices import MATRICES
-from curvature.parameterization import Chart, sweep
+from curvature.parameterization import Chart, FrozenBatchNorm, sweep
+from curvature.parameterization.batch_norm import Statistics
 
 SEMIDEFINITE = ("ggn", "fisher", "empirical_fisher", "gradient_covariance")
 
@@ -87,6 +88,17 @@ def spd(seed, dim):
     return root @ root.T / dim + 0.1 * torch.eye(dim, dtype=torch.float64)
 
 
+def batch_norm(seed):
+    r"""Random ``gamma`` and statistics for the layer ``0``, and the coordinates that then reproduce ``WEIGHTS``."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, deviation, gamma = normal(generator, 3), 0.3 + normal(generator, 3).abs(), normal(generator, 3)
+    point = WEIGHTS.clone()
+    point[LAYOUT.slices["0.bias"]] += gamma / deviation * mean
+    point[LAYOUT.slices["0.weight"]] *= (deviation / gamma).repeat_interleave(4)
+    statistics = Statistics("0.weight", "0.bias", mean, deviation)
+    return FrozenBatchNorm(torch.cat([point, gamma]), {"0.weight": statistics})
+
+
 SCRAMBLED = torch.randperm(LAYOUT.dim, generator=torch.Generator().manual_seed(8))
 CHARTS = {
     "standard": cv.Standard(),
@@ -100,6 +112,8 @@ CHARTS = {
     "blocks": cv.LinearChart([(SCRAMBLED[:7], spd(1, 7)), (SCRAMBLED[9:14], spd(2, 5))]),
     "blocks-of-both-signs": cv.LinearChart([(SCRAMBLED[:7], spd(1, 7) - 0.8 * torch.eye(7, dtype=torch.float64))]),
     "singular-block": cv.LinearChart([(SCRAMBLED[:7], random_matrix(4, 7, 3) @ random_matrix(4, 7, 3).T)]),
+    "shared-blocks": cv.LinearChart([(SCRAMBLED[:12].view(3, 4), spd(3, 4)), (SCRAMBLED[12:18], spd(2, 6))]),
+    "shared-singular-block": cv.LinearChart([(SCRAMBLED[:12].view(3, 4), torch.ones(4, 4, dtype=torch.float64))]),
     "signed-diagonal": cv.LinearChart(normal(torch.Generator().manual_seed(6), LAYOUT.dim)),
     "canonical": cv.WeightNorm(),
     "stretch": cv.WeightNorm(stretch=3.0),
@@ -111,6 +125,8 @@ CHARTS = {
     "one-layer": cv.WeightNorm(stretch=2.0, layers=r"^0\."),
     "placebo": cv.Placebo(stretch=2.0),
     "placebo-log-scale": cv.Placebo("paper", log_scale=True, seed=3),
+    "placebo-explicit": cv.Placebo(v=explicit(9)["v"], g=explicit(3)["g"]),
+    "batch-norm": batch_norm(4),
 }
 NORMED = [name for name in CHARTS if isinstance(CHARTS[name], cv.WeightNorm)]
 
@@ -130,6 +146,15 @@ def test_push_and_pull_are_the_jacobian_of_the_map(chart, generator):
     jacobian = torch.autograd.functional.jacobian(chart.to_weights, chart.coordinates)
     assert distance(chart.push(tangents), jacobian @ tangents) < 1e-13
     assert distance(chart.pull(cotangents), jacobian.T @ cotangents) < 1e-13
+
+
+def test_linearizing_at_other_coordinates_is_the_map_and_its_transposed_jacobian_there(chart, generator):
+    theta, cotangent = chart.coordinates + 0.1 * normal(generator, chart.dim), normal(generator, LAYOUT.dim)
+    jacobian = torch.autograd.functional.jacobian(chart.to_weights, theta)
+    with torch.no_grad():
+        weights, pull = chart.linearize(theta)
+        assert distance(weights, chart.to_weights(theta)) < 1e-14
+        assert distance(pull(cotangent), jacobian.T @ cotangent) < 1e-13
 
 
 def test_closed_forms_equal_the_defaults_by_torch_func(chart, generator):
@@ -315,7 +340,9 @@ def test_scaled_standard_is_the_baseline_of_the_paper():
     assert torch.equal(cv.ScaledStandard(0.25).at(LAYOUT, WEIGHTS).coordinates[3:15], WEIGHTS[3:15] / 0.25)
 
 
-@pytest.mark.parametrize("factor", ["diagonal", "signed-diagonal", "dense", "tall", "wide", "blocks", "singular-block"])
+@pytest.mark.parametrize(
+    "factor", ["diagonal", "signed-diagonal", "dense", "tall", "wide", "blocks", "singular-block", "shared-blocks"]
+)
 def test_linear_chart_is_its_matrix(factor):
     parameterization = CHARTS[factor]
     identity = torch.eye(LAYOUT.dim, dtype=torch.float64)
@@ -323,14 +350,40 @@ def test_linear_chart_is_its_matrix(factor):
         expected = torch.diag(parameterization.factor)
     elif "block" in factor:
         expected = identity.clone()
-        for indices, block in parameterization.factor:
-            expected[indices[:, None], indices] = block
+        for rows, block in parameterization.factor:
+            for indices in rows.view(-1, len(block)):
+                expected[indices[:, None], indices] = block
     else:
         expected = parameterization.factor
     chart = parameterization.at(LAYOUT, WEIGHTS)
     assert not chart.coordinates.any()
     assert distance(chart.push(torch.eye(chart.dim, dtype=torch.float64)), expected) < 1e-15
     assert distance(chart.pull(identity), expected.T) < 1e-15
+
+
+def test_frozen_batch_norm_has_its_metric_on_paper():
+    """Per neuron ``K = (gamma/sigma)^2 I_w + I_b + (w, -mu)(w, -mu)^T / sigma^2`` with the coordinate ``w``."""
+    parameterization = batch_norm(4)
+    chart, found = parameterization.at(LAYOUT, WEIGHTS), parameterization.statistics["0.weight"]
+    parts = chart.layout.unflatten(chart.coordinates)
+    metric = chart.metric(torch.eye(LAYOUT.dim, dtype=torch.float64))
+    for neuron in range(3):
+        where = [3 + 4 * neuron + column for column in range(4)] + [neuron]
+        gamma, sigma = parts["0.weight.gamma"][neuron], found.deviation[neuron]
+        along = torch.cat([parts["0.weight"][neuron], -found.mean[[neuron]]])
+        flat = torch.diag(torch.cat([(gamma / sigma).pow(2).expand(4), torch.ones(1, dtype=torch.float64)]))
+        assert distance(metric[where][:, where], flat + torch.outer(along, along) / sigma**2) < 1e-12
+    assert chart.null_dim == 3
+
+
+def test_a_frozen_batch_norm_of_other_weights_is_refused():
+    with pytest.raises(cv.ConfigurationError, match="do not reproduce the weights"):
+        batch_norm(4).at(LAYOUT, WEIGHTS + 1)
+
+
+def test_explicit_directions_of_a_placebo_are_given_once():
+    with pytest.raises(cv.ConfigurationError, match="one of directions and explicit v and g"):
+        cv.Placebo(**explicit(3), directions=explicit(3)["v"])
 
 
 def test_placebo_shares_rho_with_weight_norm_but_not_the_direction():
@@ -421,11 +474,7 @@ def test_a_users_linear_chart_moves_the_matrices(name, classifier):
 def test_a_moved_chart_has_the_given_coordinates(chart, generator):
     """What training reaches: other coordinates in the same parameterization, at the weights they map to."""
     theta = chart.coordinates + 0.1 * normal(generator, chart.dim)
-    try:
-        moved = chart.moved(theta)
-    except cv.ConfigurationError:
-        assert chart.name == "placebo"
-        return
+    moved = chart.moved(theta)
     found = moved.at(LAYOUT, chart.to_weights(theta))
     identity = torch.eye(LAYOUT.dim, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(chart.to_weights, theta)

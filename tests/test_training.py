@@ -15,7 +15,8 @@ from curvature import zoo
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.losses import CrossEntropy
 from curvature.parameterization import LinearChart
-from curvature.training import train
+from curvature.records import LearningRateSweep, Quantity, StepsToLoss
+from curvature.training import SGD, Adam, Trainable, train, tune_learning_rate
 
 ROUNDING = 1e-12  # relative, after some twenty steps of rounding in another order
 
@@ -36,8 +37,9 @@ def problem_of(module, inputs, targets, loss="cross-entropy"):
     return cv.Problem.from_module(module, loss=loss, data=(inputs, targets))
 
 
-def run(problem, parameterization, **options):
-    settings = {"learning_rate": 0.3, "epochs": 5, "batch_size": 4, "checkpoints": {}, "seed": 7, "arm": "test"}
+def run(problem, parameterization, *, learning_rate=0.3, momentum=0.0, **options):
+    settings = {"epochs": 5, "batch_size": 4, "checkpoints": {}, "seed": 7, "arm": "test"}
+    settings["optimizer"] = SGD(learning_rate, momentum=momentum)
     return train(problem, parameterization, **(settings | options))
 
 
@@ -308,38 +310,305 @@ def test_checkpoints_do_not_alias_each_other():
 
 
 @pytest.mark.parametrize("parameterization", [cv.Standard(), cv.WeightNorm()])
-def test_divergence_is_an_error_that_names_the_step(parameterization):
+def test_divergence_is_an_outcome_that_names_the_step_and_what_is_missing(parameterization):
     problem = zoo.linear_regression(20, 3)
+    found = run(
+        problem.at(problem.weights + 1),
+        parameterization,
+        learning_rate=1e200,
+        batch_size=20,
+        checkpoints={"init": 0, "late": 5},
+        levels={"low": 1e-9},
+    )
+    assert found.curve.losses[-1] == np.inf
+    assert [point.name for point in found.checkpoints] == ["init"]
+    assert found.missing == {"late": found.diverged, "low": found.diverged}
     with pytest.raises(
         NonFiniteError, match=r"arm 'test' diverged at step \d+: use a smaller learning rate than 1e\+200"
     ):
-        run(problem.at(problem.weights + 1), parameterization, learning_rate=1e200, batch_size=20)
+        found.require_finite()
 
 
 def test_a_loss_that_overflows_is_divergence_even_while_the_weights_are_finite():
     problem = zoo.linear_regression(20, 3)
     with pytest.raises(NonFiniteError, match=r"diverged at step [234]\b"):
-        run(problem.at(problem.weights + 1), cv.Standard(), learning_rate=1e40, batch_size=20, epochs=5)
+        run(
+            problem.at(problem.weights + 1), cv.Standard(), learning_rate=1e40, batch_size=20, epochs=5
+        ).require_finite()
 
 
 @pytest.mark.parametrize(
-    "bad",
+    ("bad", "message"),
     [
-        {"learning_rate": 0.0},
-        {"learning_rate": -0.1},
-        {"learning_rate": float("nan")},
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"momentum": 1.0},
-        {"momentum": -0.1},
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"learning_rate": -0.1}, "learning_rate must be positive"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"momentum": 1.0}, "momentum must be in"),
+        ({"momentum": -0.1}, "momentum must be in"),
+        ({"epochs": 0}, "training needs epochs >= 1"),
+        ({"batch_size": 0}, "training needs epochs >= 1, batch_size >= 1"),
+        ({"evaluate_every": 0}, r"training needs .* evaluate_every >= 1"),
+        ({"checkpoints": {"a": 0}, "levels": {"a": 0.1}}, "a checkpoint has one name"),
     ],
 )
-def test_impossible_settings_are_refused(bad):
-    with pytest.raises(ConfigurationError, match="training needs learning_rate > 0"):
+def test_impossible_settings_are_refused(bad, message):
+    with pytest.raises(ConfigurationError, match=message):
         run(problem_of(*classifier()), cv.Standard(), **bad)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SGD(0.1, weight_decay=-1.0),
+        lambda: Adam(0.1, betas=(0.9, 1.0)),
+        lambda: Adam(0.1, epsilon=0.0),
+        lambda: Adam(float("inf")),
+    ],
+)
+def test_impossible_optimizers_are_refused(make):
+    with pytest.raises(ConfigurationError, match=r"must be|needs"):
+        make()
 
 
 @pytest.mark.parametrize("epoch", [-1, 6])
 def test_checkpoints_outside_of_training_are_refused(epoch):
     with pytest.raises(ConfigurationError, match=r"checkpoints must lie in epochs 0 to 5, got \{'late': "):
         run(problem_of(*classifier()), cv.Standard(), checkpoints={"late": epoch})
+
+
+# ------------------------------------------------------------------------------------------------------ optimizers
+
+OPTIMIZERS = {
+    "plain": (SGD(0.05), torch.optim.SGD, {"lr": 0.05}),
+    "momentum": (SGD(0.05, momentum=0.9), torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
+    # Without momentum the coupled decay of PyTorch's SGD is the decoupled one.
+    "decay": (SGD(0.05, weight_decay=0.3), torch.optim.SGD, {"lr": 0.05, "weight_decay": 0.3}),
+    "adam": (Adam(0.05), torch.optim.Adam, {"lr": 0.05}),
+    "adam-betas": (
+        Adam(0.05, betas=(0.5, 0.7), epsilon=1e-3),
+        torch.optim.Adam,
+        {"lr": 0.05, "betas": (0.5, 0.7), "eps": 1e-3},
+    ),
+    "adamw": (Adam(0.05, weight_decay=0.3), torch.optim.AdamW, {"lr": 0.05, "weight_decay": 0.3}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_are_those_of_pytorch_on_the_same_coordinates(name):
+    ours, theirs, options = OPTIMIZERS[name]
+    curvature = drawn(6, 6).square()
+    coordinates, twin = drawn(6, seed=2), drawn(6, seed=2).requires_grad_()
+    update, optimizer = ours.begin(coordinates), theirs([twin], **options)
+    for step in range(40):
+        update(coordinates, torch.cos(step + curvature @ coordinates))
+        twin.grad = torch.cos(step + curvature @ twin.detach())
+        optimizer.step()
+    assert torch.allclose(coordinates, twin.detach(), rtol=0, atol=1e-12)
+    assert (coordinates - drawn(6, seed=2)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_weight_norm_arm_trains_by_adam_on_g_and_v(name):
+    ours, theirs, options = OPTIMIZERS[name]
+    module, inputs, targets = classifier()
+    found = run(problem_of(module, inputs, targets), cv.WeightNorm(), optimizer=ours, batch_size=10)
+    for layer in (module[0], module[2]):
+        weight_norm(layer)
+    optimizer = theirs(module.parameters(), **options)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(module(inputs), targets)
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    np.testing.assert_allclose(found.curve.losses, losses, rtol=1e-10)
+
+
+def test_an_optimizer_keeps_its_settings_at_another_rate():
+    assert SGD(0.1, momentum=0.9).at_rate(0.2) == SGD(0.2, momentum=0.9)
+    assert Adam(0.1, betas=(0.5, 0.6), weight_decay=0.1).at_rate(0.3).betas == (0.5, 0.6)
+
+
+# ------------------------------------------------------------------------------------- modules as users have them
+
+
+class Tied(nn.Module):
+    def __init__(self, normalized):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+        if normalized:
+            weight_norm(self.first)
+            self.second = copy.deepcopy(self.first)
+            for name in ("original0", "original1"):
+                parameter = getattr(self.first.parametrizations.weight, name)
+                setattr(self.second.parametrizations.weight, name, parameter)
+        else:
+            self.second.weight = self.first.weight
+        self.unused = nn.Parameter(torch.ones(2).double())
+        self.fixed = nn.Parameter(torch.full((3,), 0.7).double(), requires_grad=False)
+
+    def forward(self, inputs):
+        return self.second(torch.tanh(self.first(inputs.mul_(0.5)))) * self.fixed
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_tied_frozen_and_unused_parameters_train_as_in_pytorch(normalized):
+    module, inputs, targets = Tied(normalized), drawn(10, 3), torch.arange(10) % 3
+    problem = problem_of(module, inputs, targets)
+    found = run(problem, problem.chart, checkpoints={"end": 5})
+
+    class Careful(nn.Module):  # the module scales its input in place, and means no harm
+        def __init__(self):
+            super().__init__()
+            self.inner = copy.deepcopy(module)
+
+        def forward(self, given):
+            return self.inner(given.clone())
+
+    _, losses = by_pytorch(Careful(), inputs, targets)
+    np.testing.assert_allclose(found.curve.losses, losses, rtol=ROUNDING)
+    assert torch.equal(problem.inputs, drawn(10, 3))
+    assert torch.equal(problem.unflatten(found.checkpoints[0].weights)["unused"], torch.ones(2).double())
+
+
+def test_training_leaves_the_problem_and_its_model_alone():
+    problem = problem_of(*classifier())
+    before = {name: part.clone() for name, part in problem.model.state_dict().items()}
+    run(problem, cv.WeightNorm())
+    assert all(torch.equal(part, before[name]) for name, part in problem.model.state_dict().items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in problem.model.parameters())
+
+
+# ---------------------------------------------------------------------------------------- levels and evaluations
+
+
+def test_a_level_is_a_checkpoint_at_the_first_evaluation_that_is_not_above_it():
+    problem = problem_of(*classifier())
+    options = {"evaluate_every": 2, "levels": {"high": 9.0, "some": 0.9, "never": 0.01}, "epochs": 20}
+    found = run(problem, cv.WeightNorm(), checkpoints={"late": 20}, **options)
+    steps, losses = found.curve.steps, found.curve.losses
+    assert steps.tolist() == list(range(0, 61, 2))
+    points = {point.name: point for point in found.checkpoints}
+    first = int(np.flatnonzero(losses <= 0.9)[0])
+    assert 0 < first < 30
+    assert (points["high"].step, points["some"].step) == (0, steps[first])
+    assert problem.value(points["some"].weights) == pytest.approx(losses[first], rel=1e-13)
+    assert found.missing == {"never": f"no loss of 0.01 or less in 60 steps; the lowest was {losses.min():g}."}
+    assert found.diverged is None
+    assert found.curve.steps_to(0.9) == StepsToLoss("test", 7, 0.9, int(steps[first]), reached=True)
+    assert found.curve.steps_to(0.01) == StepsToLoss("test", 7, 0.01, 60, reached=False)
+
+
+def test_evaluations_do_not_change_the_run():
+    problem = problem_of(*classifier())
+    rare, often = (
+        run(problem, cv.WeightNorm(), evaluate_every=every, checkpoints={"mid": 2, "end": 5}) for every in (1000, 1)
+    )
+    assert rare.curve.steps.tolist() == [0, 6, 15]
+    assert often.curve.steps.tolist() == list(range(16))
+    assert np.array_equal(rare.curve.losses, often.curve.losses[rare.curve.steps])
+    assert torch.equal(rare.checkpoints[1].weights, often.checkpoints[1].weights)
+
+
+def test_a_diverged_run_never_reaches_a_loss():
+    problem = zoo.linear_regression(20, 3)
+    curve = run(problem.at(problem.weights + 1), cv.Standard(), learning_rate=1e40, batch_size=20).curve
+    assert curve.steps_to(1e-9) == StepsToLoss("test", 7, 1e-9, int(curve.steps[-1]), reached=False, diverged=True)
+
+
+def test_a_loss_that_is_not_finite_where_training_starts_is_an_error():
+    problem = zoo.linear_regression(20, 3)
+    with pytest.raises(NonFiniteError, match="not finite where training starts"):
+        run(problem.at(problem.weights + 1e200), cv.Standard())
+
+
+# ------------------------------------------------------------------------------------------------- learning rates
+
+
+def sweep(problem, rates, **options):
+    settings = {"arm": "test", "seed": 0, "optimizer": SGD(1.0), "epochs": 6, "batch_size": problem.num_examples}
+    return tune_learning_rate(problem, lambda: Trainable(problem, cv.Standard()), rates=rates, **(settings | options))
+
+
+@pytest.fixture
+def quadratic():
+    r"""Least squares along two eigenvectors: the best fixed rate is near $2 / (l_1 + l_d)$; losses in closed form."""
+    optimum = zoo.linear_regression(40, 4)
+    values, vectors = torch.linalg.eigh(optimum.inputs.T @ optimum.inputs / 40)
+    problem = optimum.at(optimum.weights + 50 * (vectors[:, 0] + vectors[:, -1]))
+
+    def final(rate, steps=6):
+        return optimum.value() + sum(
+            0.5 * 2500 * value * (1 - rate * value) ** (2 * steps) for value in values[[0, -1]].tolist()
+        )
+
+    return problem, final, 2 / float(values[0] + values[-1])
+
+
+@pytest.mark.parametrize("low", [-4.0, -2.0, 0.5])
+def test_a_sweep_grows_at_its_edge_until_the_best_rate_of_a_quadratic_is_inside(quadratic, low):
+    problem, final, best = quadratic
+    found = sweep(problem, np.logspace(low, low + 1.5, 7), max_extensions=20)
+    np.testing.assert_allclose(found.final_losses, [final(rate) for rate in found.rates], rtol=1e-10)
+    np.testing.assert_allclose(np.diff(np.log10(found.rates)), 0.25, rtol=1e-9)
+    fine = np.logspace(-3, 1, 4001)
+    exact = fine[np.argmin([final(rate) for rate in fine])]
+    assert exact == pytest.approx(best, rel=0.1)
+    assert abs(np.log10(found.chosen / exact)) <= 0.25
+    assert found.chosen in found.rates[1:-1]
+    assert not found.at_edge
+    assert found.budget == 6
+    assert set(np.round(np.logspace(low, low + 1.5, 7), 12)) <= set(np.round(found.rates, 12))
+
+
+def test_a_sweep_that_may_not_grow_further_says_that_its_best_is_at_the_edge(quadratic):
+    problem, _, _ = quadratic
+    found = sweep(problem, np.logspace(-4, -2.5, 7), max_extensions=2)
+    assert len(found.rates) == 9
+    assert found.chosen == found.rates[-1]
+    assert found.at_edge
+
+
+def test_divergence_is_an_infinite_loss_of_a_sweep(quadratic):
+    problem, _, _ = quadratic
+    found = sweep(problem, np.logspace(-1, 200, 7), max_extensions=0)
+    assert np.isinf(found.final_losses[-1])
+    assert np.isfinite(found.final_losses[0])
+    hopeless = sweep(problem, np.logspace(200, 206, 7), max_extensions=1)
+    assert np.isinf(hopeless.final_losses).all()
+    assert hopeless.rates[0] < 1e200
+    assert np.isnan(hopeless.chosen)
+    assert hopeless.at_edge
+    assert hopeless.width().status == "undefined"
+
+
+def test_every_rate_of_a_sweep_starts_afresh_and_sees_one_order():
+    problem = problem_of(*classifier())
+    options = {"epochs": 2, "batch_size": 4, "optimizer": SGD(1.0, momentum=0.9), "max_extensions": 0}
+    found = sweep(problem, [0.1, 0.2, 0.4], **options)
+    for rate, loss in zip(found.rates, found.final_losses, strict=True):
+        alone = run(problem, cv.Standard(), learning_rate=rate, momentum=0.9, epochs=2, seed=0)
+        assert alone.curve.losses[-1] == loss
+
+
+@pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2], [0.2, 0.1, 0.05], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2], [-1, 1, 2]])
+def test_grids_that_are_no_logarithmic_grid_are_refused(quadratic, rates):
+    with pytest.raises(ConfigurationError, match="three or more positive learning rates, ascending and evenly spaced"):
+        sweep(quadratic[0], rates)
+
+
+def swept(losses, chosen=None):
+    rates = np.logspace(-3, len(losses) - 4, len(losses))
+    return LearningRateSweep("a", 0, rates, np.array(losses), chosen or rates[np.argmin(losses)], False, 10)
+
+
+def test_the_width_is_where_the_interpolated_loss_leaves_ten_percent_of_the_best():
+    assert swept([2.0, 1.05, 1.0, 1.2, 3.0]).width() == Quantity(pytest.approx(0.05 / 0.95 + 1 + 0.5))
+    assert swept([2.0, 1.05, 1.0, 1.2, 3.0]).width(within=1.0) == Quantity(
+        pytest.approx(3 + 0.8 / 1.8), "lower_bound", "it runs into the end of the grid"
+    )
+    # No interpolation towards divergence, and no credit beyond a gap.
+    assert swept([2.0, 1.0, np.inf, 1.0]).width() == Quantity(pytest.approx(0.1))
+    assert swept([2.0, 1.0, 1.5, 1.0, 2.0]).width() == Quantity(pytest.approx(0.1 + 0.2))
+    assert swept([1.0, 0.0, 1.0]).width().status == "undefined"

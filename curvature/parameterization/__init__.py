@@ -10,8 +10,18 @@ at a point. To write one of your own, subclass :class:`Parameterization` and def
 ``from_weights``; the Jacobian products and the second-order term then follow by ``torch.func``.
 """
 
+from curvature.parameterization.batch_norm import FrozenBatchNorm
 from curvature.parameterization.chart import Chart, Parameterization
 from curvature.parameterization.linear import LinearChart, ScaledStandard, Standard
 from curvature.parameterization.weight_norm import Placebo, WeightNorm
 
-__all__ = ["Chart", "LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"]
+__all__ = [
+    "Chart",
+    "FrozenBatchNorm",
+    "LinearChart",
+    "Parameterization",
+    "Placebo",
+    "ScaledStandard",
+    "Standard",
+    "WeightNorm",
+]

@@ -55,6 +55,16 @@ class Chart(ABC):
     def moved(self, coordinates: Tensor) -> Parameterization:
         """Give the parameterization whose chart has these coordinates: its own gauge after training."""
 
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        r"""Give the weights ``(P,)`` at these coordinates, and the map $r \mapsto J^T r$ *there* for one cotangent.
+
+        What a training step needs: :meth:`pull` at a point that moves, without a new chart for each step.
+        """
+        variable = coordinates.detach().requires_grad_()
+        with torch.enable_grad():
+            weights = self.to_weights(variable)
+        return weights.detach(), lambda cotangent: torch.autograd.grad(weights, variable, cotangent)[0]
+
     def push(self, tangents: Tensor) -> Tensor:
         """Push tangents forward, $J V$: ``(Q, K)`` to ``(P, K)``."""
         return _derivative_along(self.to_weights, self.coordinates, tangents)

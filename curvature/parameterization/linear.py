@@ -93,6 +93,9 @@ class _MultiplierChart(Chart):
     def to_weights(self, coordinates: Tensor) -> Tensor:
         return self.multipliers * coordinates
 
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.to_weights(coordinates), self.multipliers.mul
+
     def push(self, tangents: Tensor) -> Tensor:
         return self.multipliers[:, None] * tangents
 
@@ -121,7 +124,8 @@ class LinearChart(Parameterization):
     ----------
     factor
         $M$: a vector (diagonal), a matrix ``(P, Q)``, or a list of ``(indices, block)`` pairs with
-        square symmetric blocks; coordinates that no block covers keep $K = I$.
+        square symmetric blocks; coordinates that no block covers keep $K = I$. Indices of shape ``(rows, n)``
+        share one block between their rows, $I \otimes M$, at the cost of one.
     name
         For records.
     gauge
@@ -143,15 +147,18 @@ class LinearChart(Parameterization):
             if self.factor.ndim == 1:
                 return _AffineChart(self, layout, weights, [(slice(None), self.factor)])
             return _DenseChart(self, layout, weights, self.factor)
-        covered = torch.cat([torch.as_tensor(indices).cpu() for indices, _ in self.factor] or [torch.arange(0)])
+        covered = torch.cat(
+            [torch.as_tensor(indices).cpu().reshape(-1) for indices, _ in self.factor] or [torch.arange(0)]
+        )
         if len(covered.unique()) < len(covered) or (
             len(covered) and not 0 <= int(covered.min()) <= int(covered.max()) < len(weights)
         ):
             raise ConfigurationError(f"the blocks of {self.name} overlap, or reach outside the {len(weights)} weights.")
         for indices, block in self.factor:
-            if block.shape != (len(indices), len(indices)) or not torch.allclose(block, block.T):
+            size = indices.shape[-1]
+            if block.shape != (size, size) or not torch.allclose(block, block.T):
                 raise ConfigurationError(
-                    f"a block of {self.name} must be symmetric and square of size {len(indices)}, got shape "
+                    f"a block of {self.name} must be symmetric and square of size {size}, got shape "
                     f"{tuple(block.shape)}."
                 )
         return _AffineChart(self, layout, weights, list(self.factor))
@@ -178,6 +185,9 @@ class _AffineChart(Chart):
     def to_weights(self, coordinates: Tensor) -> Tensor:
         return self.origin + self.push(coordinates[:, None])[:, 0]
 
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.to_weights(coordinates), lambda cotangent: self.pull(cotangent[:, None])[:, 0]
+
     def push(self, tangents: Tensor) -> Tensor:
         pushed = tangents.clone()
         for where, block in self.blocks:
@@ -203,7 +213,10 @@ class _AffineChart(Chart):
 
     @property
     def null_dim(self) -> int:
-        return sum(int((values == 0).sum()) for _, values, _ in self._spectral)
+        shared = [1 if isinstance(where, slice) or where.ndim == 1 else len(where) for where, _ in self.blocks]
+        return sum(
+            copies * int((values == 0).sum()) for copies, (_, values, _) in zip(shared, self._spectral, strict=True)
+        )
 
     def _apply(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
         mapped = block.clone()
@@ -246,6 +259,7 @@ class _DenseChart(Chart):
         self.coordinates = weights.new_zeros(factor.shape[1])
 
     moved = _AffineChart.moved
+    linearize = _AffineChart.linearize
 
     def to_weights(self, coordinates: Tensor) -> Tensor:
         return self.origin + self.factor @ coordinates

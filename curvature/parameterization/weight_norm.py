@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class WeightNorm(Parameterization):
     """
 
     name = "weight-norm"
+    _has_offset = False  # whether the chart need not pass through zero weights
 
     def __init__(
         self,
@@ -112,7 +114,7 @@ class WeightNorm(Parameterization):
             refuse_zero_rows(length, entry, "v of")
             unit = v / length[:, None]
             error = torch.linalg.vector_norm(scale[:, None] * unit - rows)
-            if not error <= 1e3 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows):
+            if not self._has_offset and not error <= 1e3 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows):
                 raise ConfigurationError(f"the v and g given for {entry.name!r} do not reproduce its weights.")
         else:
             scale = row_norms(rows)
@@ -157,6 +159,9 @@ class Placebo(WeightNorm):
         Seed of the random directions.
     directions
         Use these instead (one tensor of the weight's shape per name), e.g. top eigenvectors.
+    v, g
+        Explicit values by weight name (a placebo that was trained); the rest of the weights is the offset
+        $w_0 - g_0 q$.
     name
         For records, where directions are given.
     **gauge
@@ -164,6 +169,7 @@ class Placebo(WeightNorm):
     """
 
     name = "placebo"
+    _has_offset = True
 
     def __init__(
         self,
@@ -173,16 +179,22 @@ class Placebo(WeightNorm):
         directions: Mapping[str, Tensor] | None = None,
         name: str = "placebo",
         stretch: float | Mapping[str, Tensor] | None = None,
+        v: Mapping[str, Tensor] | None = None,
+        g: Mapping[str, Tensor] | None = None,
         log_scale: bool = False,
         layers: str | None = None,
     ):
-        super().__init__(gauge, stretch=stretch, log_scale=log_scale, layers=layers)
+        super().__init__(gauge, stretch=stretch, v=v, g=g, log_scale=log_scale, layers=layers)
+        if v is not None and directions is not None:
+            raise ConfigurationError("choose one of directions and explicit v and g: v is the direction.")
         self.seed, self.directions, self.name = seed, directions, name
 
     def at(self, layout: Layout, weights: Tensor) -> Chart:
         """Build the chart; the directions depend on the seed and the layout only."""
-        generator = torch.Generator().manual_seed(self.seed)
         chart = super().at(layout, weights)
+        if self.v is not None:
+            return chart
+        generator = torch.Generator().manual_seed(self.seed)
         groups = {}
         for entry in layout.entries:
             if entry.name not in chart.groups:
@@ -243,7 +255,7 @@ class _WeightNormChart(Chart):
             point.append(entry.from_rows(rows.length[:, None] * rows.unit))
             origin[where] = weights[where] - entry.from_rows(rows.scale[:, None] * rows.unit)
         # Rounding apart, weight normalization passes through zero; only the placebo has an origin.
-        self.origin = origin if isinstance(parameterization, Placebo) else None
+        self.origin = origin if parameterization._has_offset else None
         self.layout = Layout(tuple(entries))
         self.coordinates = torch.cat(point)
 
@@ -253,20 +265,25 @@ class _WeightNormChart(Chart):
         return sum(int(torch.where(rows.scale == 0, rows.unit.shape[1], 1).sum()) for rows in self.groups.values())
 
     def moved(self, coordinates: Tensor) -> Parameterization:
-        if self.origin is not None:
-            raise ConfigurationError("the placebo is a control at a point, it has no gauge of its own after training.")
         directions, scales = {}, {}
         for entry in self.weight_layout.entries:
             if entry.name in self.groups:
                 g, v = self._split(coordinates.detach(), entry)
                 scales[entry.name] = (g.exp() if self.log_scale else g).clone()
                 directions[entry.name] = entry.from_rows(v).view(entry.shape).clone()
-        return WeightNorm(v=directions, g=scales, log_scale=self.log_scale)
+        if self.origin is None:
+            return WeightNorm(v=directions, g=scales, log_scale=self.log_scale)
+        return Placebo(v=directions, g=scales, log_scale=self.log_scale, name=self.name)
 
     @property
     def stretches(self) -> Tensor:
         r"""$\|v\| / |g|$ of every normalized row."""
         return torch.cat([rows.length / rows.scale.abs() for rows in self.groups.values()])
+
+    def squared_lengths(self, block: Tensor) -> Tensor:
+        r"""$\|v\|^2$ of every normalized row, for coordinates ``(Q,)`` or for a gradient in them."""
+        parts = [self._split(block, entry)[1] for entry in self.weight_layout.entries if entry.name in self.groups]
+        return torch.cat([part.square().sum(dim=1) for part in parts])
 
     def to_weights(self, coordinates: Tensor) -> Tensor:
         parts = []
@@ -280,6 +297,41 @@ class _WeightNormChart(Chart):
             parts.append(entry.from_rows((scale / length)[:, None] * v))
         weights = torch.cat(parts)
         return weights if self.origin is None else weights + self.origin
+
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        parts = iter(coordinates.split(self._sizes[0]))
+        pieces, rows = [], []
+        for entry in self.weight_layout.entries:
+            if entry.name not in self.groups:
+                pieces.append(next(parts))
+                rows.append(None)
+                continue
+            g, v = next(parts), entry.rows(next(parts))
+            scale = g.exp() if self.log_scale else g
+            length = torch.linalg.vector_norm(v, dim=1)
+            factor = scale / length
+            pieces.append(entry.from_rows(factor[:, None] * v))
+            rows.append((v, scale, length, factor))
+        weights = torch.cat(pieces)
+        return weights if self.origin is None else weights.add_(self.origin), lambda r: self._pull_at(rows, r)
+
+    def _pull_at(self, rows: Sequence[tuple[Tensor, ...] | None], cotangent: Tensor) -> Tensor:
+        """Per row ``r -> (u.r, (g / |v|) (r - u (u.r)))``, written with ``v`` to spare a pass for ``u``."""
+        pieces = []
+        for entry, saved, block in zip(self.weight_layout.entries, rows, cotangent.split(self._sizes[1]), strict=True):
+            if saved is None:
+                pieces.append(block)
+                continue
+            (v, scale, length, factor), part = saved, entry.rows(block)
+            radial = torch.linalg.vecdot(part, v) / length
+            across = factor[:, None] * torch.addcmul(part, v, (radial / length)[:, None], value=-1)
+            pieces += [radial * scale if self.log_scale else radial, entry.from_rows(across)]
+        return torch.cat(pieces)
+
+    @cached_property
+    def _sizes(self) -> tuple[list[int], list[int]]:
+        """Lengths of the entries of the coordinates and of the weights."""
+        return tuple([entry.numel for entry in layout.entries] for layout in (self.layout, self.weight_layout))
 
     def _split(self, block: Tensor, entry: Entry) -> tuple[Tensor, Tensor]:
         g = block[self.layout.slices[f"{entry.name}.g"]]

@@ -1,0 +1,42 @@
+"""Training: arms that start at one function, one loop, learning rates tuned alike.
+
+:func:`train` runs one arm once; :func:`trajectories` tunes and trains all arms at one seed.
+"""
+
+from curvature.training.arms import METHODS, STARTS, Arm, start
+from curvature.training.design import DEFAULT_ARMS, Trajectory, TrajectorySettings, lifts, trajectories
+from curvature.training.initialization import Start, paper_start
+from curvature.training.loop import Checkpoint, Run, train
+from curvature.training.optimizers import SGD, Adam, Optimizer
+from curvature.training.recursion import NormRecursion
+from curvature.training.state import fingerprint, load_trajectories, save_trajectories
+from curvature.training.sweep import tune_learning_rate
+from curvature.training.trainable import BatchNormalized, Trainable, Whitened
+
+__all__ = [
+    "DEFAULT_ARMS",
+    "METHODS",
+    "SGD",
+    "STARTS",
+    "Adam",
+    "Arm",
+    "BatchNormalized",
+    "Checkpoint",
+    "NormRecursion",
+    "Optimizer",
+    "Run",
+    "Start",
+    "Trainable",
+    "Trajectory",
+    "TrajectorySettings",
+    "Whitened",
+    "fingerprint",
+    "lifts",
+    "load_trajectories",
+    "paper_start",
+    "save_trajectories",
+    "start",
+    "train",
+    "trajectories",
+    "tune_learning_rate",
+]

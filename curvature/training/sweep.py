@@ -1,0 +1,90 @@
+"""The learning rate of an arm: the best of a grid, which grows where the best lies at its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from curvature.errors import ConfigurationError
+from curvature.problem import Problem
+from curvature.records import LearningRateSweep
+from curvature.training.loop import train
+from curvature.training.optimizers import Optimizer
+from curvature.training.trainable import Trainable
+
+__all__ = ["tune_learning_rate"]
+
+
+def tune_learning_rate(
+    problem: Problem,
+    begin: Callable[[], Trainable],
+    *,
+    arm: str,
+    seed: int,
+    optimizer: Optimizer,
+    rates: Sequence[float],
+    epochs: int,
+    batch_size: int,
+    max_extensions: int = 6,
+) -> LearningRateSweep:
+    """Train from the same start at every rate and keep the one with the lowest loss over all data at the end.
+
+    While the best rate is the first or the last of the grid, one more is tried beyond it, at the same spacing, at most
+    ``max_extensions`` times in all. Divergence is an infinite loss; where every rate diverged, smaller ones are tried.
+
+    Parameters
+    ----------
+    begin
+        Gives a fresh thing to train for each rate.
+    optimizer
+        The rule; its own learning rate is not used.
+    rates
+        At least three, ascending, evenly spaced in the logarithm.
+    epochs, batch_size
+        The budget of each run.
+    """
+    rates = [float(rate) for rate in rates]
+    ratios = np.diff(np.log(rates)) if len(rates) > 2 and min(rates) > 0 else np.zeros(1)
+    if not (ratios > 0).all() or not np.allclose(ratios, ratios[0], rtol=1e-6):
+        raise ConfigurationError(
+            "rates must be three or more positive learning rates, ascending and evenly spaced in the logarithm, got "
+            f"{rates}."
+        )
+    factor = float(np.exp(ratios.mean()))
+
+    def final(rate: float) -> float:
+        run = train(
+            problem,
+            begin(),
+            arm=arm,
+            seed=seed,
+            optimizer=optimizer.at_rate(rate),
+            epochs=epochs,
+            batch_size=batch_size,
+            evaluate_every=budget,
+        )
+        return float(run.curve.losses[-1])
+
+    budget = epochs * -(-problem.num_examples // batch_size)
+    losses = [final(rate) for rate in rates]
+    for _ in range(max_extensions):
+        best = int(np.argmin(losses))  # the first, hence the smallest rate, if all diverged
+        if best == 0:
+            rates.insert(0, rates[0] / factor)
+            losses.insert(0, final(rates[0]))
+        elif best == len(rates) - 1:
+            rates.append(rates[-1] * factor)
+            losses.append(final(rates[-1]))
+        else:
+            break
+    best = int(np.argmin(losses))
+    return LearningRateSweep(
+        arm,
+        seed,
+        np.array(rates),
+        np.array(losses),
+        chosen=rates[best] if np.isfinite(losses[best]) else float("nan"),
+        at_edge=best in (0, len(rates) - 1),
+        budget=budget,
+    )
