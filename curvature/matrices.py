@@ -52,8 +52,9 @@ _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     r"""Hessian $\nabla^2 L$ of the mean loss in the weights. Indefinite in general.
 
-    ``method`` chooses how the entries are computed, here and below: ``"structured"`` (chains of linear layers and
-    elementwise activations, see :mod:`curvature.structured`), ``"generic"`` (any module), or ``"auto"``.
+    ``method`` chooses how the entries are computed, here and below: ``"structured"`` (sequences of linear layers,
+    convolutions, pooling and elementwise activations, see :mod:`curvature.structured`), ``"generic"`` (any module), or
+    ``"auto"``.
 
     Products cost one graph of the gradient per chunk of examples plus one backward pass through it per
     column (reverse over reverse). At a ReLU kink it is the almost-everywhere second derivative.
@@ -77,7 +78,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     return _on_weights(
         problem,
         "hessian",
-        _linearized_once(chain, problem.loss.hessian, second_order=True),
+        _linearized_once(chain, problem.loss.hessian, second_order=True) if structured.linearizes(chain) else matmat,
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
     )
 
@@ -314,7 +315,7 @@ def _output_space(
     def contracted() -> Tensor:
         return structured.curvature(chain, matrix, second_order=False)
 
-    if chain is not None and matrix is not None:
+    if chain is not None and matrix is not None and structured.linearizes(chain):
         matmat = _linearized_once(chain, matrix, second_order=False)
     if factor is None:
         return _on_weights(problem, name, matmat, dense_form=None if chain is None else contracted)
@@ -339,29 +340,31 @@ def _output_space(
         rank_bound=min(problem.dim, counted * min(per_example, num_columns)),
         factor_blocks=factor_blocks,
         factor_columns=problem.num_examples * num_columns,
-        # Contractions cost N P^2 whatever the number of outputs, the factor R N P^2 / 2.
         dense_form=contracted
-        if chain is not None and matrix is not None and num_columns > 2
+        if chain is not None and matrix is not None and structured.contracts(chain, num_columns)
         else lambda: _accumulate(factor_blocks(), problem),
     )
 
 
 def _linearized_once(
-    chain: structured.Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool
+    chain: structured.Chain | structured.Network,
+    output_hessian: Callable[[Tensor, Tensor], Tensor],
+    *,
+    second_order: bool,
 ) -> Callable[[Tensor], Tensor]:
     """Products by hand-linearized passes; what does not depend on the vectors is computed at the first product."""
-    products = cache(lambda: structured.Products(chain, output_hessian, second_order=second_order))
+    products = cache(lambda: structured.linearized(chain, output_hessian, second_order=second_order))
     return lambda block: products()(block)
 
 
-def _chain(problem: Problem, method: str) -> structured.Chain | None:
+def _chain(problem: Problem, method: str) -> structured.Chain | structured.Network | None:
     if method not in ("auto", "structured", "generic"):
         raise ConfigurationError(f"method must be 'auto', 'structured' or 'generic', got {method!r}.")
-    chain = None if method == "generic" else structured.chain_of(problem)
+    chain = None if method == "generic" else structured.structure_of(problem)
     if chain is None and method == "structured":
         raise ConfigurationError(
-            "method='structured' needs a torch.nn.Sequential of Linear layers and elementwise activations; this model "
-            "is something else. Use method='auto'."
+            "method='structured' needs a torch.nn.Sequential of Linear layers and elementwise activations, or one with "
+            "convolutions and pooling; this model is something else. Use method='auto'."
         )
     return chain
 

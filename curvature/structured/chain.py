@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from curvature.problem import Problem
 
-__all__ = ["Chain", "Layer", "activate", "chain_of", "forward", "places"]
+__all__ = ["ELEMENTWISE", "NEUTRAL", "Chain", "Layer", "activate", "chain_of", "forward", "leaves_of", "places"]
 
 ELEMENTWISE = (
     nn.Tanh,
@@ -63,7 +63,7 @@ class Chain:
 
 def chain_of(problem: Problem) -> Chain | None:
     """Read the model as a chain; None if it is anything else (then the generic path does the work)."""
-    modules = _flat(problem.model)
+    modules = leaves_of(problem.model, (nn.Linear, nn.Flatten, *ELEMENTWISE, *NEUTRAL))
     if modules is None or problem.aliases or problem.inputs.ndim < 2 or not problem.inputs.is_floating_point():
         return None
     parameters = [p for _, module in modules for p in module.parameters()]
@@ -99,20 +99,22 @@ def chain_of(problem: Problem) -> Chain | None:
     return Chain(problem, tuple(before), tuple(layers))
 
 
-def _flat(model: nn.Module, path: str = "") -> list[tuple[str, nn.Module]] | None:
-    """Leaves of nested ``Sequential`` containers in order; None where something else calls them."""
+def leaves_of(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], path: str = ""
+) -> list[tuple[str, nn.Module]] | None:
+    """Leaves of nested ``Sequential`` containers in order; None where something else calls them or is among them."""
     hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
     if any(hooks):
         return None
     if type(model) is nn.Sequential:
         found = []
         for name, child in model._modules.items():  # named_children() would leave out a module that is used again
-            inner = _flat(child, f"{path}.{name}" if path else name)
+            inner = leaves_of(child, kinds, f"{path}.{name}" if path else name)
             if inner is None:
                 return None
             found += inner
         return found
-    return [(path, model)] if type(model) in (nn.Linear, nn.Flatten, *ELEMENTWISE, *NEUTRAL) else None
+    return [(path, model)] if type(model) in kinds else None
 
 
 def forward(chain: Chain, where: slice, order: int) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
