@@ -42,7 +42,7 @@ def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tenso
         for col in trained
         if col <= row
     }
-    size = max(1, _CHUNK_BYTES // (_numbers_per_example(network) * problem.weights.element_size()))
+    size = max(1, _CHUNK_BYTES // (_numbers_per_example(network, second_order) * problem.weights.element_size()))
     for start in range(0, problem.num_examples, size):
         where = slice(start, start + size)
         trace = forward(network, where, 2 if second_order else 1)
@@ -85,18 +85,18 @@ def _pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
     return step.pull(block, trace.chosen[s]) if isinstance(step, Select) else step.pull(block)
 
 
-def _numbers_per_example(network: Network) -> int:
+def _numbers_per_example(network: Network, second_order: bool) -> int:
     """What is held at once for one example, roughly."""
-    total = 0
+    total, sizes = 0, [prod(step.shape) for step in network.steps]
     for k in network.trained:
-        layer, behind = network.steps[k], network.steps[k + 1 :]
+        layer = network.steps[k]
+        start = k if layer.by_outputs else network.behind(k)
+        later = sizes[start:] or sizes[-1:]
         columns = layer.fan_out * layer.positions if layer.by_outputs else layer.num_weights
-        total += 2 * columns * (sum(prod(step.shape) for step in behind) + layer.fan_out * layer.positions)
-        total += layer.positions * layer.num_weights
-        nearest = network.behind(k)
-        if nearest < len(network.steps):
-            after = network.steps[nearest]
-            total += layer.columns * after.positions * after.fan_in
+        # Derivatives carried back and their images; for a Hessian tangents at every step besides.
+        total += columns * (2 * max(later) + (sum(later) if second_order else max(later)))
+        total += layer.columns * sum(sizes[k : network.behind(k)])
+        total += layer.num_weights * layer.positions
     return total
 
 
@@ -143,7 +143,11 @@ class _Contraction:
                 self.carried = {k: found for k, found in self.carried.items() if self._returns(k) < s}
             if s == first:
                 break
-            self.carried = {k: _pull(step, s, self.trace, found) for k, found in self.carried.items()}
+            if isinstance(step, Pointwise):  # in place: what is carried is our own
+                for found in self.carried.values():
+                    found.mul_(self.trace.slopes[s][:, :, None])
+            else:
+                self.carried = {k: _pull(step, s, self.trace, found) for k, found in self.carried.items()}
             if self.second_order:
                 if isinstance(step, Pointwise):
                     self._bend(s)
@@ -167,24 +171,33 @@ class _Contraction:
 
     def _contract(self, s: int, k: int) -> None:
         """``sum_t B[t, o] a_l[t, i]``, and over the positions of layer ``k`` where its columns are outputs."""
-        layer, other, carried = self.steps[s], self.steps[k], self.carried[k]
+        layer, other = self.steps[s], self.steps[k]
         left = self.trace.rows[s].flatten(0, 1).T
+        count = left.shape[1]
+        carried = self.carried[k].unflatten(1, (layer.fan_out, layer.positions))
         block = self.blocks[s, k].view(layer.fan_out, layer.columns, other.num_weights)
+        if not other.by_outputs:
+            found = product(left, carried.transpose(1, 2).reshape(count, -1))
+            block += found.view(layer.columns, layer.fan_out, -1).transpose(0, 1)
+            return
+        room = carried.new_empty(count * other.num_weights)
         for o in range(layer.fan_out):
-            part = carried[:, o * layer.positions : (o + 1) * layer.positions]
             first = o if s == k else 0  # the rest by symmetry
-            if other.by_outputs:
-                part = self._weight_columns(part, k, first)
-            block[o, :, first * other.columns :] += product(left, part.reshape(left.shape[1], -1))
+            part = self._weight_columns(carried[:, o], k, first, room)
+            block[o, :, first * other.columns :] += product(left, part.view(count, -1))
 
-    def _weight_columns(self, block: Tensor, k: int, first: int = 0) -> Tensor:
-        """Derivatives by outputs of layer ``k`` to derivatives by its weights, from channel ``first`` on."""
+    def _weight_columns(self, block: Tensor, k: int, first: int = 0, room: Tensor | None = None) -> Tensor:
+        """Derivatives by outputs of layer ``k`` to derivatives by its weights, from channel ``first`` on.
+
+        ``room`` is memory for the result: taking it anew each time would cost more than to fill it.
+        """
         layer, count = self.steps[k], len(block)
         block = block.unflatten(2, (-1, layer.positions))[:, :, first:]
         channels = block.reshape(count, -1, layer.positions)
-        rows = self.trace.rows[k]
-        found = channels * rows if layer.positions == 1 else product(channels, rows)
-        return found.view(count, block.shape[1], -1)
+        shape = (count, channels.shape[1], layer.columns)
+        out = None if room is None else room[: prod(shape)].view(shape)
+        multiply = torch.mul if layer.positions == 1 else product
+        return multiply(channels, self.trace.rows[k], out=out).view(count, block.shape[1], -1)
 
     def _cross(self, s: int, k: int) -> None:
         """``sum_t g_l[t, o] (d a_l[t, i] / d W_k)``."""

@@ -368,11 +368,11 @@ def forward(network: Network, where: slice, order: int) -> Trace:
     return replace(trace, outputs=signal.reshape(count, *network.shape))
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
+def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product; numpy's OpenBLAS is the faster GEMM on the CPU, and memory is shared."""
     if left.device.type == "cpu":
-        return torch.from_numpy(np.matmul(left.numpy(), right.numpy()))
-    return left @ right
+        return torch.from_numpy(np.matmul(left.numpy(), right.numpy(), out=None if out is None else out.numpy()))
+    return torch.matmul(left, right, out=out)
 
 
 def _by_columns(function, block: Tensor, before: tuple[int, ...]) -> Tensor:
