@@ -294,6 +294,15 @@ def test_a_partial_flatten_between_convolutions_keeps_its_order(flatten):
     assert_same(problem, ("hessian", "ggn"))
 
 
+def test_normalizations_on_both_sides_of_a_flatten_are_not_taken_for_one():
+    generator = torch.Generator().manual_seed(2)
+    norms = nn.BatchNorm2d(2, affine=False), nn.Flatten(), nn.BatchNorm1d(8, affine=False)
+    module = initialized(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), *norms, nn.GELU(), nn.Linear(8, 3)), generator)
+    inputs = torch.randn(5, 1, 3, 3, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (5,), generator=generator)
+    assert_same(cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, labels)), ("hessian", "ggn"))
+
+
 @pytest.mark.parametrize("name", ["hessian", "ggn"])
 def test_cutting_the_data_into_single_examples_changes_nothing(name, monkeypatch):
     problem = small(num_examples=9)

@@ -97,6 +97,9 @@ def _numbers_per_example(network: Network, second_order: bool) -> int:
         total += columns * (2 * max(later) + (sum(later) if second_order else max(later)))
         total += layer.columns * sum(sizes[k : network.behind(k)])
         total += layer.num_weights * layer.positions
+        # Patches of the tangents of one channel, taken by a later layer.
+        patched = (step.positions * step.fan_in for step in network.steps[k + 1 :] if isinstance(step, Weighted))
+        total += layer.columns * max(patched, default=0) if second_order else 0
     return total
 
 

@@ -7,6 +7,7 @@ flattens it, channel by channel, so that ``Flatten`` changes nothing.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from math import prod
@@ -37,8 +38,8 @@ MAXIMA = {
 }
 KINDS = (nn.Linear, nn.Flatten, *ELEMENTWISE, *NEUTRAL, *CONVOLUTIONS, *NORMS, *SPATIAL, *MAXIMA)
 
-# A convolution of small images is one matrix for all examples, and matrix products are the faster: until the image has
-# so many times more positions than the kernel.
+# A convolution of small images is one matrix for all examples, and matrix products are the faster until the image has
+# about so many times more positions than the kernel (measured on one thread).
 _MATRIX_RATIO = 16
 _MATRIX_BYTES = 64 * 2**20
 _KEPT_BYTES = 2**30
@@ -276,7 +277,7 @@ def network_of(problem: Problem) -> Network | None:
                 return None
             step = _step(problem, path, module, tuple(given.shape[1:]), tuple(signal.shape[1:]))
             if isinstance(step, Weighted) or any(isinstance(known, Weighted) for known in steps):
-                if isinstance(step, Pointwise) and isinstance(steps[-1], Pointwise):
+                if isinstance(step, Pointwise) and isinstance(steps[-1], Pointwise) and step.shape == steps[-1].shape:
                     step = Pointwise((*steps.pop().modules, *step.modules), step.shape)
                 if step is not None:
                     steps.append(step)
@@ -375,14 +376,14 @@ def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.matmul(left, right, out=out)
 
 
-def _by_columns(function, block: Tensor, before: tuple[int, ...]) -> Tensor:
+def _by_columns(function: Callable[[Tensor], Tensor], block: Tensor, before: tuple[int, ...]) -> Tensor:
     """Apply a function of ``(m, *before)`` to the columns of ``(n, inputs, columns)``."""
     count, _, columns = block.shape
     found = function(block.mT.reshape(count * columns, *before))
     return found.reshape(count, columns, -1).mT.contiguous()
 
 
-def _transposed(function, before: tuple[int, ...]):
+def _transposed(function: Callable[[Tensor], Tensor], before: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     """The transpose of a linear function of ``(m, *before)``."""
 
     def pull(cotangents: Tensor) -> Tensor:
