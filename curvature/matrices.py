@@ -54,8 +54,9 @@ _KEPT_CHUNKS = 4  # graphs of so many chunks of examples are kept between produc
 def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     r"""Hessian $\nabla^2 L$ of the mean loss in the weights. Indefinite in general.
 
-    ``method`` chooses how the entries are computed, here and below: ``"structured"`` (chains of linear layers and
-    elementwise activations, see :mod:`curvature.structured`), ``"generic"`` (any module), or ``"auto"``.
+    ``method`` chooses how the entries are computed, here and below: ``"structured"`` (sequences of linear layers,
+    convolutions, pooling and elementwise activations, see :mod:`curvature.structured`), ``"generic"`` (any module), or
+    ``"auto"``.
 
     Generic products cost one backward pass per column through the graph of the gradient (reverse over reverse), which
     is kept from one product to the next where the data are few chunks. At a ReLU kink it is the almost-everywhere
@@ -83,7 +84,9 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     return _on_weights(
         problem,
         "hessian",
-        _linearized_once(chain, problem.loss.hessian_product, second_order=True),
+        _linearized_once(chain, problem.loss.hessian_product, second_order=True)
+        if structured.linearizes(chain)
+        else matmat,
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
     )
 
@@ -345,7 +348,7 @@ def _output_space(
     def contracted() -> Tensor:
         return structured.curvature(chain, matrix, second_order=False)
 
-    if chain is not None and matrix is not None:
+    if chain is not None and matrix is not None and structured.linearizes(chain):
         matmat = _linearized_once(chain, product or _products_with(matrix), second_order=False)
     if factor is None:
         return _on_weights(problem, name, matmat, dense_form=None if chain is None else contracted)
@@ -370,10 +373,9 @@ def _output_space(
         rank_bound=min(problem.dim, counted * min(per_example, num_columns)),
         factor_blocks=factor_blocks,
         factor_columns=problem.num_examples * num_columns,
-        gram_form=None if chain is None else lambda: (structured.gram(chain, factor), 0.0),
-        # Contractions cost N P^2 whatever the number of outputs, the factor R N P^2 / 2.
+        gram_form=(lambda: (structured.gram(chain, factor), 0.0)) if isinstance(chain, structured.Chain) else None,
         dense_form=contracted
-        if chain is not None and matrix is not None and num_columns > 2
+        if chain is not None and matrix is not None and structured.contracts(chain, num_columns)
         else lambda: _accumulate(factor_blocks(), problem),
     )
 
@@ -394,21 +396,21 @@ def _products_with(matrix: Callable[[Tensor, Tensor], Tensor]) -> structured.Out
 
 
 def _linearized_once(
-    chain: structured.Chain, output_product: structured.OutputProduct, *, second_order: bool
+    chain: structured.Chain | structured.Network, output_product: structured.OutputProduct, *, second_order: bool
 ) -> Callable[[Tensor], Tensor]:
     """Products by hand-linearized passes; what does not depend on the vectors is computed at the first product."""
-    products = cache(lambda: structured.Products(chain, output_product, second_order=second_order))
+    products = cache(lambda: structured.linearized(chain, output_product, second_order=second_order))
     return lambda block: products()(block)
 
 
-def _chain(problem: Problem, method: str) -> structured.Chain | None:
+def _chain(problem: Problem, method: str) -> structured.Chain | structured.Network | None:
     if method not in ("auto", "structured", "generic"):
         raise ConfigurationError(f"method must be 'auto', 'structured' or 'generic', got {method!r}.")
-    chain = None if method == "generic" else structured.chain_of(problem)
+    chain = None if method == "generic" else structured.structure_of(problem)
     if chain is None and method == "structured":
         raise ConfigurationError(
-            "method='structured' needs a torch.nn.Sequential of Linear layers and elementwise activations; this model "
-            "is something else. Use method='auto'."
+            "method='structured' needs a torch.nn.Sequential of Linear layers and elementwise activations, or one with "
+            "convolutions and pooling; this model is something else. Use method='auto'."
         )
     return chain
 

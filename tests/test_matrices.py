@@ -306,7 +306,7 @@ def test_matrices_equal_loops_over_single_examples(model, loss, case):
         (name, method): distance(MATRICES[name](problem, method=method).dense(), expected[name])
         for name in EXACT
         if name in expected
-        for method in (("structured", "generic") if model.startswith("mlp") else ("auto",))
+        for method in (("structured", "generic") if model.startswith(("mlp", "cnn")) else ("auto",))
     }
     assert max(errors.values()) < ROUNDING, errors
 
@@ -525,9 +525,11 @@ def test_matrices_are_right_through_common_layers(name, kind):
         assert distance(operator.dense(), expected) < ROUNDING
 
 
-def test_the_structured_route_is_refused_where_it_does_not_apply(case):
-    module, objective, inputs, targets, _ = case("cnn-tanh", "mse")
-    problem = problem_of(module, objective, inputs, targets)
+def test_the_structured_route_is_refused_where_it_does_not_apply():
+    module = Recurrent(nn.GRU).double()
+    problem = cv.Problem.from_module(
+        module, loss=squared_sum, data=(torch.zeros(2, 4, 3).double(), torch.zeros(2, 4, 2).double())
+    )
     with pytest.raises(
         cv.ConfigurationError, match=r"method='structured' needs a torch.nn.Sequential of Linear layers"
     ):

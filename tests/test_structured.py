@@ -425,7 +425,6 @@ NOT_CHAINS = {
     "batch-norm-inside": (lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), (3,)),
     "prelu-inside": (lambda: nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 3)), (3,)),
     "glu-inside": (lambda: nn.Sequential(nn.Linear(3, 4), nn.GLU(), nn.Linear(2, 3)), (3,)),
-    "convolution": (lambda: nn.Sequential(nn.Conv1d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3)), (1, 3)),
     "residual": (Residual, (3,)),
     "residual-inside": (lambda: nn.Sequential(nn.Linear(3, 3), Residual()), (3,)),
     "container-of-its-own": (lambda: DoublingSequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), (3,)),

@@ -9,12 +9,77 @@ $$\frac{\partial^2 \ell_n}{\partial W_l[o,i]\, \partial W_k[o',i']}
 
 Summed over examples each term is one matrix product between two row-wise Kronecker products, about $N P^2$
 multiplications in all, instead of $P$ passes through the network. Without the terms that hold $\phi''$ or $g$ it is
-the GGN.
+the GGN. Convolutions are linear in their weights on patches: :mod:`curvature.structured.convolution`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from curvature.problem import Problem
+from curvature.structured import convolution, dense, factor
 from curvature.structured.chain import Chain, chain_of
-from curvature.structured.dense import curvature
-from curvature.structured.factor import factor_rows, gram
+from curvature.structured.factor import gram
+from curvature.structured.network import Network, network_of
+from curvature.structured.network_products import NetworkProducts
 from curvature.structured.products import OutputProduct, Products
 
-__all__ = ["Chain", "OutputProduct", "Products", "chain_of", "curvature", "factor_rows", "gram"]
+__all__ = [
+    "Chain",
+    "Network",
+    "OutputProduct",
+    "chain_of",
+    "contracts",
+    "curvature",
+    "factor_rows",
+    "gram",
+    "linearized",
+    "linearizes",
+    "network_of",
+    "structure_of",
+]
+
+_Map = Callable[..., Tensor]
+
+
+def structure_of(problem: Problem) -> Chain | Network | None:
+    """Read the model as a chain of linear layers or as a convolutional network; None if it is anything else."""
+    return chain_of(problem) or network_of(problem)
+
+
+def curvature(model: Chain | Network, output_hessian: _Map, *, second_order: bool) -> Tensor:
+    r"""Dense Hessian (``second_order=True``) or GGN-type matrix of the mean loss, ``(P, P)``.
+
+    ``output_hessian(outputs, targets)`` gives $\nabla_f^2 \ell_n$ (or another symmetric matrix in output space),
+    ``(n, C, C)``.
+    """
+    room = dense if isinstance(model, Chain) else convolution
+    return room.curvature(model, output_hessian, second_order=second_order)
+
+
+def contracts(model: Chain | Network, num_columns: int) -> bool:
+    """Whether :func:`curvature` is cheaper than the product of a factor with so many columns per example."""
+    if isinstance(model, Chain):
+        return num_columns > 2  # N P^2 whatever the number of outputs, against R N P^2 / 2
+    return model.contraction_cost < num_columns * model.problem.dim**2 / 2
+
+
+def factor_rows(model: Chain | Network, where: slice, output_factor: _Map) -> Tensor:
+    r"""Rows $(J_n^T S_n)^T$ of a few examples, ``(n R, P)``; ``output_factor(outputs, targets, where)`` is $S_n$."""
+    room = factor if isinstance(model, Chain) else convolution
+    return room.factor_rows(model, where, output_factor)
+
+
+def linearizes(model: Chain | Network) -> bool:
+    """Whether :func:`linearized` pays."""
+    return isinstance(model, Chain) or model.linearizes
+
+
+def linearized(
+    model: Chain | Network, output_product: OutputProduct, *, second_order: bool
+) -> Products | NetworkProducts:
+    """Products with blocks of vectors, the network linearized once."""
+    kind = Products if isinstance(model, Chain) else NetworkProducts
+    return kind(model, output_product, second_order=second_order)

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from curvature.problem import Problem
 
-__all__ = ["Chain", "Layer", "activate", "chain_of", "forward", "matmul", "places"]
+__all__ = [
+    "ELEMENTWISE",
+    "NEUTRAL",
+    "Chain",
+    "Layer",
+    "activate",
+    "chain_of",
+    "forward",
+    "leaves_of",
+    "matmul",
+    "places",
+]
 
 ELEMENTWISE = (
     nn.Tanh,
@@ -64,7 +75,7 @@ class Chain:
 
 def chain_of(problem: Problem) -> Chain | None:
     """Read the model as a chain; None if it is anything else (then the generic path does the work)."""
-    modules = _flat(problem.model)
+    modules = leaves_of(problem.model, (nn.Linear, nn.Flatten, *ELEMENTWISE, *NEUTRAL))
     if modules is None or problem.aliases or problem.inputs.ndim < 2 or not problem.inputs.is_floating_point():
         return None
     parameters = [p for _, module in modules for p in module.parameters()]
@@ -100,20 +111,22 @@ def chain_of(problem: Problem) -> Chain | None:
     return Chain(problem, tuple(before), tuple(layers))
 
 
-def _flat(model: nn.Module, path: str = "") -> list[tuple[str, nn.Module]] | None:
-    """Leaves of nested ``Sequential`` containers in order; None where something else calls them."""
+def leaves_of(
+    model: nn.Module, kinds: tuple[type[nn.Module], ...], path: str = ""
+) -> list[tuple[str, nn.Module]] | None:
+    """Leaves of nested ``Sequential`` containers in order; None where something else calls them or is among them."""
     hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
     if any(hooks):
         return None
     if type(model) is nn.Sequential:
         found = []
         for name, child in model._modules.items():  # named_children() would leave out a module that is used again
-            inner = _flat(child, f"{path}.{name}" if path else name)
+            inner = leaves_of(child, kinds, f"{path}.{name}" if path else name)
             if inner is None:
                 return None
             found += inner
         return found
-    return [(path, model)] if type(model) in (nn.Linear, nn.Flatten, *ELEMENTWISE, *NEUTRAL) else None
+    return [(path, model)] if type(model) in kinds else None
 
 
 def forward(chain: Chain, where: slice, order: int) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
@@ -161,8 +174,8 @@ def places(layer: Layer) -> list[tuple[slice, slice]]:
     return found
 
 
-def matmul(left: Tensor, right: Tensor) -> Tensor:
+def matmul(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply; numpy's OpenBLAS is the faster GEMM on the CPU, and memory is shared."""
     if left.device.type == "cpu":
-        return torch.from_numpy(np.matmul(left.numpy(), right.numpy()))
-    return left @ right
+        return torch.from_numpy(np.matmul(left.numpy(), right.numpy(), out=None if out is None else out.numpy()))
+    return torch.matmul(left, right, out=out)
