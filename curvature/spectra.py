@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from curvature.errors import ConfigurationError, NonFiniteError, ResourceError, SelfCheckError
-from curvature.operators import SymmetricOperator, ensure_memory
+from curvature.operators import USABLE, SymmetricOperator, free_memory, memory_words
 from curvature.records import Spectrum
 
-__all__ = ["METHODS", "spectrum"]
+__all__ = ["METHODS", "eigenvalues_of", "refusal", "rounding_units", "spectrum", "spectrum_bytes"]
 
 METHODS = ("auto", "dense", "factor")
 _FLOOR = 10  # units of rounding of the norm, sqrt(D) if that is more: what LAPACK and the sums before it leave
@@ -41,7 +41,8 @@ def spectrum(
     method
         ``"dense"``: LAPACK on the entries, eigenvalues to about $u \|A\|$ absolutely. ``"factor"``: singular values of
         $B$, $A = B B^T$, which resolves eigenvalues down to about $u^2 \|A\|$; a factor with more columns than rows is
-        first reduced by a streamed QR. ``"auto"``: the factor where it has at most ``D`` columns, else dense.
+        first reduced by a streamed QR. ``"auto"``: the factor where it has at most ``D`` columns and fits in memory,
+        else dense.
     gradient
         Also compute the squared components of the loss gradient along the eigenvectors, which ``gd_time`` needs;
         costs the eigenvectors.
@@ -59,12 +60,13 @@ def spectrum(
         If a matrix that must be positive semidefinite has a negative eigenvalue beyond rounding, or the eigenvalues do
         not add up to the trace.
     ResourceError
-        Before allocating, if the matrix does not fit in memory.
+        Before allocating, if it does not fit in memory: what it needs, what is free, and the ways out. A density or
+        the ends of the spectrum never stand in for it.
 
     Notes
     -----
-    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by
-    the Gram matrix of the factor, which would halve the digits.
+    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by the
+    Gram matrix of the factor, which would halve the digits.
 
     Examples
     --------
@@ -88,9 +90,7 @@ def spectrum(
         raise ConfigurationError(f"{operator.name} has no factor; use method='dense'.")
 
     started = time.perf_counter()
-    by_factor = method == "factor" or (
-        method == "auto" and operator.factor_columns is not None and operator.factor_columns <= operator.dim
-    )
+    by_factor = _route(operator, method, gradient) == "factor"
     slope = operator.gradient() if gradient else None
     try:
         values, weights = _by_factor(operator, slope) if by_factor else _dense(operator, slope)
@@ -99,11 +99,64 @@ def spectrum(
     return _record(operator, values, weights, "factor" if by_factor else "dense", time.perf_counter() - started)
 
 
+def spectrum_bytes(operator: SymmetricOperator, method: str, *, gradient: bool = False) -> float:
+    r"""Upper bound of the memory that all eigenvalues need at once, ``method`` ``"dense"`` or ``"factor"``.
+
+    Dense: the entries as they are built (three matrices or more), or five and workspace where LAPACK computes
+    eigenvectors. Factor with $r$ columns: $4 r D$, or $3 \cdot 2 D^2$ and three chunks where it is reduced by QR;
+    eigenvectors need another $2 D^2$.
+    """
+    dim, columns = operator.dim, operator.factor_columns or operator.dim
+    square = float(operator.dtype.itemsize * dim**2)
+    # Known null directions are multiplied when the matrix is gone: a basis of them, and its image.
+    checks = 0.0 if operator.structural_rank is None else operator.product_memory(dim) + 2 * square
+    if method == "dense":
+        return max(operator.dense_bytes, 6.5 * square if gradient else 0.0, checks)
+    rows = float(operator.dtype.itemsize * dim * min(columns, 2 * dim))
+    stacked = 4 * rows if columns <= dim else 3 * rows + square + (columns > 2 * dim) * 3 * operator.work.chunk_bytes
+    return max(stacked + operator.work.chunk_bytes + (2 * square if gradient else 0.0), checks)
+
+
+def rounding_units(dim: int, dtype: torch.dtype) -> float:
+    """Rounding of eigenvalues, relative to the norm: what LAPACK and the sums before it leave."""
+    return max(_FLOOR, dim**0.5) * torch.finfo(dtype).eps
+
+
+def _route(operator: SymmetricOperator, method: str, gradient: bool) -> str:
+    """Choose between the two exact methods, and refuse what does not fit before anything is allocated."""
+    free = free_memory(operator.device)
+    short = operator.factor_columns is not None and operator.factor_columns <= operator.dim
+    routes = (["factor"] if short else []) + ["dense"] if method == "auto" else [method]
+    needed = {route: spectrum_bytes(operator, route, gradient=gradient) for route in routes}
+    for route in routes:
+        if needed[route] <= USABLE * free:
+            return route
+    raise ResourceError(refusal(operator, min(needed.values()), USABLE * free))
+
+
+def refusal(operator: SymmetricOperator, needed: float, allowed: float) -> str:
+    """Say that all eigenvalues do not fit in memory, and what can be had instead."""
+    ways = ["the ends of the spectrum (curvature.extremal_eigenvalues)", "its density (curvature.spectral_density)"]
+    if operator.layout is not None:
+        ways.append("one block at a time (curvature.blocks, --block layer)")
+    if operator.factor_columns is not None and operator.num_examples:
+        # 4 r D fits for r columns, of which each example brings the same number.
+        columns = allowed / (4 * operator.dtype.itemsize * operator.dim)
+        count = int(min(columns, operator.dim) * operator.num_examples / operator.factor_columns)
+        ways += [f"the first {count} examples, by the factor"] if 1 <= count < operator.num_examples else []
+    if operator.dtype == torch.float64:
+        ways.append("half the memory in float32, which resolves condition numbers up to about 1e6")
+    return (
+        f"all eigenvalues of the {operator.name} ({operator.dim} x {operator.dim}) need about {memory_words(needed)}, "
+        f"{memory_words(allowed)} can be used of what is free. Ways out: {'; '.join(ways)}."
+    )
+
+
 def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
     matrix = operator.dense()
     trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
     if slope is None:
-        values, weights = _eigenvalues(matrix), None
+        values, weights = eigenvalues_of(matrix), None
     else:
         values, vectors = _eigenvectors(matrix)
         weights = (vectors.T @ slope.cpu().numpy()) ** 2
@@ -115,7 +168,8 @@ def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarra
     return values, weights
 
 
-def _eigenvalues(matrix: Tensor) -> np.ndarray:
+def eigenvalues_of(matrix: Tensor) -> np.ndarray:
+    """Eigenvalues of a dense symmetric matrix, ascending."""
     # numpy's OpenBLAS is the fastest LAPACK here on the CPU; on another device the matrix stays there.
     if matrix.device.type == "cpu":
         return np.linalg.eigvalsh(matrix.numpy())
@@ -130,8 +184,6 @@ def _eigenvectors(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
-    rows = min(operator.dim, operator.factor_columns or operator.dim)
-    ensure_memory(4 * rows * operator.dim * operator.dtype.itemsize, f"the factor of {operator.name}")
     short = _short_factor(operator.factor_blocks(), operator.dim)  # (r, D), A = short^T short
     if slope is None:
         singular, weights = torch.linalg.svdvals(short), None
@@ -161,7 +213,7 @@ def _record(
 ) -> Spectrum:
     eps = torch.finfo(operator.dtype).eps
     norm = float(np.abs(values).max())
-    rounding = max(_FLOOR, len(values) ** 0.5) * eps
+    rounding = rounding_units(len(values), operator.dtype)
     floor = rounding**2 * norm if method == "factor" else rounding * norm
     sizes = np.sort(np.abs(values))
     rank, rule = None, ""
@@ -183,7 +235,6 @@ def _record(
         threshold = max(floor, (worst if method == "dense" else worst**2) * norm)
         rank = int((sizes > threshold).sum())
         rule = f"threshold: absolute value above {threshold:.2e}"
-    details = operator.details
     return Spectrum(
         matrix=operator.name,
         chart=operator.chart,
@@ -194,11 +245,7 @@ def _record(
         noise_floor=floor,
         rank=rank,
         rank_rule=rule,
-        dtype=str(operator.dtype).removeprefix("torch."),
-        block=str(details.get("block", "all")),
-        effective=bool(details.get("effective", False)),
-        num_examples=operator.num_examples,
-        num_samples=details.get("num_samples"),
         gradient_weights=weights,
         seconds=seconds,
+        **operator.about,
     )

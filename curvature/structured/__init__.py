@@ -13,8 +13,17 @@ the GGN.
 """
 
 from curvature.structured.chain import Chain, chain_of
-from curvature.structured.dense import curvature
+from curvature.structured.dense import curvature, curvature_bytes
 from curvature.structured.factor import factor_rows
-from curvature.structured.products import OutputProduct, Products
+from curvature.structured.products import OutputProduct, Products, product_bytes
 
-__all__ = ["Chain", "OutputProduct", "Products", "chain_of", "curvature", "factor_rows"]
+__all__ = [
+    "Chain",
+    "OutputProduct",
+    "Products",
+    "chain_of",
+    "curvature",
+    "curvature_bytes",
+    "factor_rows",
+    "product_bytes",
+]
