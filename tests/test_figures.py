@@ -130,7 +130,7 @@ def density(nodes, weights, dim=100, chart="standard"):
     return SpectralDensity("ggn", chart, "-", dim, np.array(nodes, dtype=float), np.array(weights, dtype=float))
 
 
-BULK = density([[0.0, 0.1, 0.9], [0.0, 0.1, 0.9]], [[0.9, 0.09, 0.01], [0.92, 0.06, 0.02]])
+BULK = density([[0.0, 0.2, 0.9], [0.0, 0.2, 0.9]], [[0.9, 0.09, 0.01], [0.92, 0.06, 0.02]])
 
 
 def test_density_is_drawn_in_bins_of_its_resolution_with_a_band_over_probes(ax):
@@ -139,10 +139,10 @@ def test_density_is_drawn_in_bins_of_its_resolution_with_a_band_over_probes(ax):
     assert np.diff(steps.edges) == pytest.approx(0.3)  # (0.9 - 0) / 3 products
     assert (np.diff(steps.edges) * steps.values).sum() == pytest.approx(1)
     assert steps.edges[0] == pytest.approx(-0.15)  # zero is in the middle of a bin
-    assert steps.values * 0.3 == pytest.approx([0.985, 0.0, 0.0, 0.015])
-    # Half-width by hand: t(1 degree of freedom) = 12.706, standard error 0.005.
+    assert steps.values * 0.3 == pytest.approx([0.91, 0.075, 0.0, 0.015])
+    # Half-width by hand: t(1 degree of freedom) = 12.706, standard error 0.01.
     (band,) = ax.collections
-    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx((0.985 + 12.706 * 0.005) / 0.3, rel=1e-4)
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx((0.91 + 12.706 * 0.01) / 0.3, rel=1e-4)
 
 
 def test_density_has_a_logarithmic_axis_where_a_peak_would_flatten_the_rest(ax):

@@ -149,7 +149,8 @@ def test_memory_decides_at_its_boundary():
 def test_time_decides_at_its_boundary_and_is_said():
     found = operator(1000)
     needed = seconds(found)
-    assert plan(found, rates=COUNTS, max_memory=GB, max_seconds=needed).method == "dense"
+    just = plan(found, rates=COUNTS, max_memory=GB, max_seconds=needed)
+    assert (just.method, just.rejected) == ("dense", ())
     with pytest.raises(ResourceError, match=r"would take about .* h by dense, .* h are allowed"):
         plan(found, rates=COUNTS, max_memory=GB, max_seconds=needed * 0.999)
     # The factor keeps more digits, the entries are quicker: a limit of time may decide between them.
@@ -263,6 +264,15 @@ def test_charts_and_blocks_are_planned_in_the_order_of_the_work(mlp, classificat
     eigenvalues = [4 / 3 * one.dim**3 for (one,) in made]
     # The entries are shared by all charts and blocks: they are paid for once.
     assert [one.seconds for (one,) in made] == pytest.approx([eigenvalues[0] + entries, *eigenvalues[1:]])
+
+
+def test_entries_are_paid_for_by_the_first_block_that_uses_them(mlp, classification_data):
+    problem = cv.Problem.from_module(mlp(5, 4, 3), loss="cross-entropy", data=classification_data(8, 5, 3))
+    options = {"matrices": ("ggn",), "charts": (cv.Standard(),), "block": "layer", "gradient": False}
+    (first,), (second,) = study.plan_spectrum(problem, **options, rates=COUNTS)["ggn"]
+    assert (first.method, first.dim) == ("factor", 24)  # 8 examples with 3 columns each
+    assert (second.method, second.dim) == ("dense", 15)
+    assert second.seconds == pytest.approx(4 / 3 * 15**3 + 2 * 8 * problem.dim**2)
 
 
 # ------------------------------------------------------------------------------------------------- refusals and memory
