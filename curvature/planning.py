@@ -1,8 +1,9 @@
 r"""Choose how to get at a spectrum before anything is computed: what fits in memory, what it costs, what it resolves.
 
 Memory and operations are counted (``SymmetricOperator.work`` and the formulas below); the speeds are measured by a
-short pilot on the device at hand, or given as a :class:`Rates`. On an idle machine the times are right within a factor
-of about three: enough to choose between methods that differ by tens, and to know whether to wait.
+short pilot on the device at hand, or given as a :class:`Rates`. On an idle machine the times of the linear algebra are
+right within a factor of about three (not counted: forming a factor, and verifying null directions, which can take
+longer than a short factor itself): enough to choose between methods that differ by tens, and to know whether to wait.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def plan(
     Operations: the entries as ``operator.work`` counts them, or ``D`` products; $\tfrac43 D^3$ for eigenvalues, about
     $9 D^3$ with eigenvectors. A factor with $r$ columns: $2 r D^2 - \tfrac23 D^3$ for the QR where $r > D$, then $4 r^2
     D - \tfrac43 r^3$ for singular values, at a third of the speed of eigenvalues as measured (or QR and a square, where
-    that is less); vectors $4 r D^2 + 9 r^3$. Lanczos: about 20 products, 4 for each of the largest and 12 for each of
+    that is less); vectors $4 r^2 D + 9 r^3$. Lanczos: about 20 products, 4 for each of the largest and 12 for each of
     the smallest eigenvalues, which is a guess and no bound; the density: ``num_matvecs`` products with ``num_probes``
     columns; both with $4 m^2 D$ operations for $m$ orthogonalized vectors. Not counted: forming the factor, verifying
     null directions.
@@ -381,7 +382,7 @@ def _seconds(
         square = 6 * rates.eigenvalue_seconds(rank)  # (4 - 4/3) r^3 operations at a third of the speed of 4/3 r^3
         direct = square * (3 * dim / rank - 1) / 2
         by_qr = square + (2 * rank**2 * dim - 2 * rank**3 / 3) / rates.gemm
-        vectors = (4 * rank * dim**2 + 9 * rank**3) / rates.gemm if gradient else 0.0
+        vectors = (4 * rank**2 * dim + 9 * rank**3) / rates.gemm if gradient else 0.0
         return reduction + min(direct, by_qr) + vectors
     eigen_rate = 4 / 3 * 600**3 / rates.eigenvalue_seconds(600)  # orthogonalization is bound by memory as they are
     if method == "lanczos":

@@ -17,6 +17,7 @@ from curvature.records import Spectrum
 __all__ = ["METHODS", "eigenvalues_of", "refusal", "rounding_units", "spectrum", "spectrum_bytes"]
 
 METHODS = ("auto", "dense", "factor")
+MAX_NULL_DIRECTIONS = 4096  # that curvature.nullspace looks for
 _FLOOR = 10  # units of rounding of the norm, sqrt(D) if that is more: what LAPACK and the sums before it leave
 
 
@@ -104,17 +105,20 @@ def spectrum_bytes(operator: SymmetricOperator, method: str, *, gradient: bool =
 
     Dense: the entries as they are built (three matrices or more), or five and workspace where LAPACK computes
     eigenvectors. Factor with $r$ columns: $4 r D$, or $3 \cdot 2 D^2$ and three chunks where it is reduced by QR;
-    eigenvectors need another $2 D^2$.
+    eigenvectors need another $3 \min(r, D) D$.
     """
     dim, columns = operator.dim, operator.factor_columns or operator.dim
     square = float(operator.dtype.itemsize * dim**2)
     # Known null directions are multiplied when the matrix is gone: a basis of them, and its image.
-    checks = 0.0 if operator.structural_rank is None else operator.product_memory(dim) + 2 * square
+    vectors = min(dim, MAX_NULL_DIRECTIONS)
+    checks = operator.product_memory(vectors) + 2.0 * operator.dtype.itemsize * dim * vectors
+    checks = 0.0 if operator.structural_rank is None else checks
     if method == "dense":
         return max(operator.dense_bytes, 6.5 * square if gradient else 0.0, checks)
     rows = float(operator.dtype.itemsize * dim * min(columns, 2 * dim))
     stacked = 4 * rows if columns <= dim else 3 * rows + square + (columns > 2 * dim) * 3 * operator.work.chunk_bytes
-    return max(stacked + operator.work.chunk_bytes + (2 * square if gradient else 0.0), checks)
+    short = float(operator.dtype.itemsize * dim * min(columns, dim))
+    return max(stacked + operator.work.chunk_bytes + (3 * short if gradient else 0.0), checks)
 
 
 def rounding_units(dim: int, dtype: torch.dtype) -> float:
@@ -188,8 +192,13 @@ def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.nd
     if slope is None:
         singular, weights = torch.linalg.svdvals(short), None
     else:
-        _, singular, right = torch.linalg.svd(short, full_matrices=short.shape[0] < operator.dim)
-        weights = ((right @ slope) ** 2).cpu().numpy()[::-1].copy()
+        _, singular, right = torch.linalg.svd(short, full_matrices=False)
+        inside = right @ slope
+        weights = np.zeros(operator.dim, dtype=inside.cpu().numpy().dtype)
+        weights[operator.dim - len(inside) :] = (inside**2).cpu().numpy()[::-1]
+        if len(inside) < operator.dim:
+            # Any basis of the null space will do: one whose first vector is what the gradient has there.
+            weights[0] = float(((slope - right.T @ inside) ** 2).sum())
     values = np.zeros(operator.dim, dtype=singular.cpu().numpy().dtype)
     values[operator.dim - len(singular) :] = (singular.cpu().numpy() ** 2)[::-1]
     return values, weights

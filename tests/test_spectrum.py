@@ -725,3 +725,21 @@ def test_few_examples_of_a_wide_network_need_memory_for_their_factor_only(mlp, r
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert (found.method, found.rank) == ("factor", 40)
+
+
+def test_what_the_gradient_has_outside_a_short_factor_is_one_null_direction(generator):
+    factor = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    slope = torch.randn(9, generator=generator, dtype=torch.float64)
+    operator = cv.SymmetricOperator.from_dense(
+        factor @ factor.T,
+        positive_semidefinite=True,
+        factor_blocks=lambda: iter([factor[:, :3], factor[:, 3:]]),
+        factor_columns=4,
+        gradient=lambda: slope,
+    )
+    by_factor, dense = (cv.spectrum(operator, method=method, gradient=True) for method in ("factor", "dense"))
+    np.testing.assert_allclose(by_factor.gradient_weights[-4:], dense.gradient_weights[-4:], rtol=1e-9)
+    projector = torch.eye(9, dtype=torch.float64) - factor @ torch.linalg.pinv(factor)
+    outside = float((projector @ slope) @ slope)
+    np.testing.assert_allclose(by_factor.gradient_weights[:5], [outside, 0, 0, 0, 0], rtol=1e-10)
+    np.testing.assert_allclose(dense.gradient_weights[:5].sum(), outside, rtol=1e-10)
