@@ -16,7 +16,7 @@ from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteErro
 from curvature.operators import SymmetricOperator, ensure_memory
 from curvature.records import ExtremalEigenvalues, SpectralDensity
 
-__all__ = ["conjugate_gradients", "extremal_eigenvalues", "lanczos", "spectral_density"]
+__all__ = ["conjugate_gradients", "default_basis", "extremal_eigenvalues", "lanczos", "spectral_density"]
 
 
 def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
@@ -112,9 +112,9 @@ def spectral_density(
         dim=operator.dim,
         nodes=nodes.cpu().numpy(),
         weights=(vectors[:, 0] ** 2).cpu().numpy(),
-        num_examples=operator.num_examples,
         num_products=num_matvecs * num_probes,
         seconds=time.perf_counter() - started,
+        **operator.about,
     )
 
 
@@ -165,7 +165,7 @@ def extremal_eigenvalues(
     started = time.perf_counter()
     dim, itemsize = operator.dim, operator.dtype.itemsize
     if max_basis is None:
-        max_basis = max(3 * wanted + 20, 2**28 // (dim * itemsize))
+        max_basis = default_basis(operator, wanted)
     max_basis = min(dim, max(max_basis, wanted + 2 * block_size))
     ensure_memory(3 * max_basis * dim * itemsize, "the Lanczos basis and its images")
     max_products = 20 * dim if max_products is None else max_products
@@ -249,6 +249,11 @@ def extremal_eigenvalues(
         products,
         time.perf_counter() - started,
     )
+
+
+def default_basis(operator: SymmetricOperator, wanted: int) -> int:
+    """Basis vectors that :func:`extremal_eigenvalues` keeps if nothing is said."""
+    return min(operator.dim, max(3 * wanted + 20, 2**28 // (operator.dim * operator.dtype.itemsize)))
 
 
 def _new_start(span: Tensor, width: int, generator: torch.Generator) -> Tensor:
@@ -339,8 +344,8 @@ def _ritz_record(
         error_bounds=np.maximum(residuals, floor),
         converged=len(chosen) == wanted and bool((reached <= max(tolerance * float(every.max()), floor)).all()),
         num_products=products,
-        num_examples=operator.num_examples,
         seconds=seconds,
+        **operator.about,
     )
 
 

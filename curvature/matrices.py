@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from curvature import structured
 from curvature.errors import ConfigurationError
 from curvature.nullspace import known_null_space, verified
-from curvature.operators import SymmetricOperator, mirrored
+from curvature.operators import SymmetricOperator, Work, mirrored
 from curvature.parameterization import Parameterization, Standard
 from curvature.problem import Problem
 
@@ -80,7 +80,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
 
     chain = _chain(problem, method)
     if chain is None:
-        return _on_weights(problem, "hessian", matmat)
+        return _on_weights(problem, "hessian", matmat, work=_work(problem, None))
     return _on_weights(
         problem,
         "hessian",
@@ -88,6 +88,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
         if structured.linearizes(chain)
         else matmat,
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
+        work=_contraction_work(_work(problem, chain), chain),
     )
 
 
@@ -186,6 +187,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricO
         factor_blocks=factor_blocks,
         dense_form=lambda: _accumulate(factor_blocks(), problem),
         gram_form=None if uncentred.gram_form is None else gram_form,
+        work=_accumulation_work(uncentred.work, problem, uncentred.factor_columns),
         rank_bound=min(problem.dim, max(0, num_counted - 1)),
     )
 
@@ -274,6 +276,7 @@ def _in_chart(
         to_chart=None,
         details={**operator.details, "effective": on_weights},
         kept=None,
+        work=_work_in_chart(operator, problem.dim if on_weights else chart.dim, bends),
     )
 
 
@@ -351,7 +354,10 @@ def _output_space(
     if chain is not None and matrix is not None and structured.linearizes(chain):
         matmat = _linearized_once(chain, product or _products_with(matrix), second_order=False)
     if factor is None:
-        return _on_weights(problem, name, matmat, dense_form=None if chain is None else contracted)
+        work = _work(problem, chain)
+        if chain is None:
+            return _on_weights(problem, name, matmat, work=work)
+        return _on_weights(problem, name, matmat, dense_form=contracted, work=_contraction_work(work, chain))
 
     def factor_blocks() -> Iterator[Tensor]:
         for where in problem.chunks():
@@ -364,6 +370,15 @@ def _output_space(
         first = problem.predict(problem.weights, problem.inputs[:1])
         num_columns = factor(first, problem.targets[:1], slice(0, 1)).shape[2]
     counted = int((_example_weights(problem) > 0).sum())
+    contracts = chain is not None and matrix is not None and structured.contracts(chain, num_columns)
+    columns = problem.num_examples * num_columns
+    work = _work(problem, None if matrix is None else chain)
+    # Rows of one chunk and a copy; without a chain vmap keeps what each row's own backward pass holds.
+    held = num_columns * min(problem.chunk_size, problem.num_examples)
+    rows = 2.0 * problem.weights.element_size() * problem.dim * held
+    rows = rows if chain is not None else 2 * rows + num_columns * work.product_bytes
+    work = replace(work, chunk_bytes=rows)
+    work = _contraction_work(work, chain) if contracts else _accumulation_work(work, problem, columns)
     per_example = problem.loss.rank_per_example(problem.num_outputs) if num_columns > 1 else 1
     return _on_weights(
         problem,
@@ -372,11 +387,63 @@ def _output_space(
         positive_semidefinite=True,
         rank_bound=min(problem.dim, counted * min(per_example, num_columns)),
         factor_blocks=factor_blocks,
-        factor_columns=problem.num_examples * num_columns,
+        factor_columns=columns,
         gram_form=(lambda: (structured.gram(chain, factor), 0.0)) if isinstance(chain, structured.Chain) else None,
-        dense_form=contracted
-        if chain is not None and matrix is not None and structured.contracts(chain, num_columns)
-        else lambda: _accumulate(factor_blocks(), problem),
+        dense_form=contracted if contracts else lambda: _accumulate(factor_blocks(), problem),
+        work=work,
+    )
+
+
+def _work(problem: Problem, chain: structured.Chain | structured.Network | None) -> Work:
+    """What products hold: linearized by hand, or through autograd (``chain`` None)."""
+    if chain is not None and structured.linearizes(chain):
+        once, column = structured.product_bytes(chain)
+        return Work(product_bytes=once, column_bytes=column)
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor
+        return tensor
+
+    named = problem.leaves()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = problem.predict(named, problem.inputs[:1])
+    weights = {leaf.data_ptr() for leaf in named.values()}
+    each = sum(t.numel() * t.element_size() for at, t in saved.items() if at not in weights)
+    each += 8 * kept.numel() * kept.element_size()
+    each *= min(problem.num_examples, problem.chunk_size)
+    vector = 4.0 * problem.dim * problem.weights.element_size()
+    # The graph of a gradient holds what forward and backward pass hold, and its own backward as much again; a column
+    # of a batched backward pass holds one tangent for each of them at a time.
+    return Work(product_bytes=4.0 * each, column_bytes=vector + (each if _batches_backward(problem) else 0))
+
+
+def _contraction_work(work: Work, chain: structured.Chain | structured.Network) -> Work:
+    problem = chain.problem
+    each = chain.contraction_cost if isinstance(chain, structured.Network) else problem.dim**2
+    return replace(
+        work,
+        multiplications=float(problem.num_examples * each),
+        entries_bytes=structured.curvature_bytes(chain),
+    )
+
+
+def _accumulation_work(work: Work, problem: Problem, columns: int) -> Work:
+    entries = 3.0 * problem.weights.element_size() * problem.dim**2
+    return replace(work, multiplications=0.5 * columns * problem.dim**2, entries_bytes=entries + 1.5 * work.chunk_bytes)
+
+
+def _work_in_chart(operator: SymmetricOperator, dim: int, bends: bool) -> Work:
+    """The weight-space entries, pulled back through two or three copies; a bent chart acts on an identity too."""
+    square = operator.dtype.itemsize * max(dim, operator.dim) ** 2
+    vector = operator.dtype.itemsize * dim
+    work = operator.work
+    return replace(
+        work,
+        multiplications=None if operator.dense_form is None else work.multiplications,
+        entries_bytes=max(operator.dense_bytes, (7.0 if bends else 4.0) * square),
+        chunk_bytes=2 * work.chunk_bytes,
+        column_bytes=work.column_bytes + 4 * vector,
     )
 
 

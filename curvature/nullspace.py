@@ -26,10 +26,10 @@ from curvature.layers import LayerTrace, trace_layers
 from curvature.losses import CrossEntropy
 from curvature.operators import SymmetricOperator
 from curvature.problem import Problem
+from curvature.spectra import MAX_NULL_DIRECTIONS
 
 __all__ = ["NullSpace", "known_null_space", "verified"]
 
-_MAX_VECTORS = 4096
 _MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
 
@@ -60,7 +60,7 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
     basis = problem.weights.new_zeros(problem.dim, 0)
     reasons: dict[str, int] = {}
     for reason, vectors in _candidates(problem, traces, second_order):
-        if basis.shape[1] + vectors.shape[1] > min(_MAX_VECTORS, 4 * problem.dim):
+        if basis.shape[1] + vectors.shape[1] > min(MAX_NULL_DIRECTIONS, 4 * problem.dim):
             continue
         grown = _extend(basis, vectors)
         if grown.shape[1] > basis.shape[1]:
@@ -153,7 +153,7 @@ def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | No
     out = torch.eye(fan_out).to(problem.weights) if out is None else out
     inner = torch.eye(fan_in).to(problem.weights) if inner is None else inner
     count = out.shape[1] * inner.shape[1]
-    if count > min(_MAX_VECTORS, _MAX_ENTRIES // problem.dim):
+    if count > min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim):
         return problem.weights.new_zeros(problem.dim, 0)
     vectors = problem.weights.new_zeros(problem.dim, count)
     vectors[rows.reshape(-1)] = torch.kron(out, inner)
@@ -178,7 +178,7 @@ def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tup
             pairs = (
                 [(h, h) for h in range(hidden)] if between else [(a, b) for a in range(hidden) for b in range(hidden)]
             )
-            if len(pairs) > _MAX_VECTORS:
+            if len(pairs) > MAX_NULL_DIRECTIONS:
                 continue
             rows_in, rows_out = (trace.rows(problem).to(problem.device) for trace in (first, second))
             vectors = problem.weights.new_zeros(problem.dim, len(pairs))

@@ -16,10 +16,44 @@ from torch import Tensor
 from curvature.errors import ConfigurationError, InputError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.layout import Layout
 
-__all__ = ["SymmetricOperator", "blocks", "ensure_memory", "mirrored", "symmetrized"]
+__all__ = [
+    "SymmetricOperator",
+    "Work",
+    "blocks",
+    "ensure_memory",
+    "free_memory",
+    "memory_words",
+    "mirrored",
+    "symmetrized",
+]
 
 _COLUMNS_AT_ONCE = 256  # of the identity, when a dense matrix is built from products
+USABLE = 0.9  # of the memory that is free
+_PRODUCT_BYTES = 2**28  # of the columns that are multiplied at once
 _TILE = 512  # rows and columns of a tile that fits into cache
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a matrix costs, counted and not measured, so that a plan can be made before anything is computed.
+
+    Attributes
+    ----------
+    multiplications
+        Multiply-adds of ``dense_form``; None where nobody counted, or where the entries are ``D`` products.
+    entries_bytes
+        Memory that ``dense_form`` holds at its peak, the result included.
+    chunk_bytes
+        Memory that is held while one block of the factor is made, the block included.
+    product_bytes, column_bytes
+        Memory of a product: once, and for each column on top.
+    """
+
+    multiplications: float | None = None
+    entries_bytes: float = 0.0
+    chunk_bytes: float = 0.0
+    product_bytes: float = 0.0
+    column_bytes: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +100,8 @@ class SymmetricOperator:
         What else a record should say (number of sampled labels, damping, ...).
     kept
         The entries, where :meth:`materialized` has computed them.
+    work
+        Counted operations and memory of the routes above.
 
     Examples
     --------
@@ -97,6 +133,18 @@ class SymmetricOperator:
     to_chart: Callable[..., SymmetricOperator] | None = field(default=None, repr=False)
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
     kept: Tensor | None = field(default=None, repr=False)
+    work: Work = field(default=Work(), repr=False)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What every record says of the matrix besides its name, coordinates and dimension."""
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "block": str(self.details.get("block", "all")),
+            "effective": bool(self.details.get("effective", False)),
+            "num_examples": self.num_examples,
+            "num_samples": self.details.get("num_samples"),
+        }
 
     def __repr__(self) -> str:
         return f"SymmetricOperator({self.name}, {self.dim} x {self.dim}, chart={self.chart!r}, gauge={self.gauge!r})"
@@ -119,6 +167,7 @@ class SymmetricOperator:
             dtype=matrix.dtype,
             device=matrix.device,
             dense_form=lambda: matrix.clone(),
+            work=Work(multiplications=0.0),
             **about,
         )
 
@@ -136,10 +185,25 @@ class SymmetricOperator:
                 f"{self.name} is {self.dtype} on {self.device}, the vector is {block.dtype} on {block.device}: "
                 "convert the vector."
             )
-        product = self.matmat(block[:, None] if block.ndim == 1 else block)
+        columns = block[:, None] if block.ndim == 1 else block
+        at_once = max(1, int(_PRODUCT_BYTES // max(1.0, self.work.column_bytes)))
+        parts = [self.matmat(part) for part in columns.split(at_once, dim=1)]
+        product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         if not torch.isfinite(product).all():
             raise NonFiniteError(f"a product with {self.name} is NaN or infinite; look at the model at this point.")
         return product[:, 0] if block.ndim == 1 else product
+
+    @property
+    def dense_bytes(self) -> float:
+        """Upper bound of the memory that :meth:`dense` holds at its peak."""
+        square = 3.0 * self.dim**2 * self.dtype.itemsize
+        if self.dense_form is not None:
+            return max(square, self.work.entries_bytes)
+        return square + self.product_memory(_COLUMNS_AT_ONCE)
+
+    def product_memory(self, num_columns: int) -> float:
+        """Memory of a product with ``num_columns`` columns, the columns and their images not included."""
+        return self.work.product_bytes + min(num_columns * self.work.column_bytes, _PRODUCT_BYTES)
 
     def dense(self) -> Tensor:
         """All entries, ``(D, D)``, exactly symmetric.
@@ -147,7 +211,7 @@ class SymmetricOperator:
         Built by the cheapest route the operator knows, else by ``D`` products. Asymmetry beyond
         rounding means wrong derivatives, and is an error rather than averaged away.
         """
-        ensure_memory(3 * self.dim**2 * self.dtype.itemsize, f"the dense {self.name} ({self.dim} x {self.dim})")
+        ensure_memory(self.dense_bytes, f"the dense {self.name} ({self.dim} x {self.dim})", self.device)
         if self.dense_form is not None:
             return symmetrized(self.dense_form(), self.name)
         columns = []
@@ -161,7 +225,10 @@ class SymmetricOperator:
     def materialized(self) -> SymmetricOperator:
         """The same matrix with its entries computed now and kept: many charts, blocks or products follow cheaply."""
         matrix = self.dense()
-        return replace(self, matmat=lambda block: matrix @ block, dense_form=lambda: matrix.clone(), kept=matrix)
+        work = replace(self.work, multiplications=0.0, entries_bytes=0.0, product_bytes=0.0, column_bytes=0.0)
+        return replace(
+            self, matmat=lambda block: matrix @ block, dense_form=lambda: matrix.clone(), kept=matrix, work=work
+        )
 
     def entries(self) -> Tensor:
         """All entries, for reading only: what :meth:`materialized` kept, else :meth:`dense`."""
@@ -215,6 +282,11 @@ class SymmetricOperator:
             padded[where] = block
             return self.matmat(padded)[where]
 
+        work = replace(self.work, column_bytes=self.work.column_bytes + 2 * self.dim * self.dtype.itemsize)
+        if dense_form is None:
+            work = replace(work, multiplications=None)
+        else:
+            work = replace(work, entries_bytes=self.dense_bytes)
         return replace(
             self,
             dim=len(where),
@@ -231,20 +303,23 @@ class SymmetricOperator:
             to_chart=None,
             details={**self.details, "block": name},
             kept=None,
+            work=work,
         )
 
 
 def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]:
     """Principal blocks of a matrix: ``by="all"``, ``"layer"``, ``"neuron"`` or a regular expression.
 
-    The entries of the whole matrix are computed once, when the first block needs them, and shared.
-    A neuron is one output row of a weight tensor together with its bias.
+    The entries of the whole matrix are computed once, when the first block needs them, and shared; where they do not
+    fit in memory, each block is computed from its own products. A neuron is one output row of a weight tensor together
+    with its bias.
     """
     if operator.layout is None:
         raise ConfigurationError(f"{operator.name} has no named coordinates, so it has no blocks by {by!r}.")
     if by == "all":
         return {"all": operator}
-    shared = cache(operator.entries)
+    fits = operator.dense_bytes <= USABLE * free_memory(operator.device)
+    shared = cache(operator.entries) if fits else None
     return {name: operator._principal(index, name, shared) for name, index in operator.layout.blocks(by).items()}
 
 
@@ -289,11 +364,30 @@ def _tiles(size: int, start: int = 0) -> Iterator[slice]:
     return (slice(k, min(k + _TILE, size)) for k in range(start, size, _TILE))
 
 
-def ensure_memory(num_bytes: float, what: str) -> None:
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free now on the device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)
+
+
+def memory_words(num_bytes: float) -> str:
+    """Write an amount of memory with two digits.
+
+    >>> memory_words(3e6), memory_words(5e8), memory_words(9.5e11)
+    ('3 MB', '0.47 GB', '885 GB')
+    """
+    amount = num_bytes / 2**30
+    if amount < 0.1:
+        return f"{max(1, 1024 * amount):.0f} MB"
+    return f"{amount:.2g} GB" if amount < 10 else f"{amount:.0f} GB"
+
+
+def ensure_memory(num_bytes: float, what: str, device: torch.device | None = None) -> None:
     """Refuse, before allocating, what does not fit into the memory that is free now."""
-    available = psutil.virtual_memory().available
-    if num_bytes > 0.9 * available:
+    available = free_memory(device or torch.device("cpu"))
+    if num_bytes > USABLE * available:
         raise ResourceError(
-            f"{what} needs about {num_bytes / 2**30:.1f} GB, {available / 2**30:.1f} GB are free. "
+            f"{what} needs about {memory_words(num_bytes)}, {memory_words(available)} are free. "
             "Use a smaller model, a block (block='layer'), or products instead of the dense matrix."
         )

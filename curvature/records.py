@@ -317,6 +317,42 @@ class SpectralDensity:
     num_examples: int | None = None
     num_products: int = 0
     seconds: float = math.nan
+    dtype: str = "float64"
+    block: str = "all"
+    effective: bool = False
+    num_samples: int | None = None
+
+    @property
+    def num_probes(self) -> int:
+        """Independent probes: the statistics."""
+        return len(self.nodes)
+
+    @property
+    def num_matvecs(self) -> int:
+        """Products with each probe: the resolution."""
+        return self.nodes.shape[1]
+
+    @property
+    def resolution(self) -> float:
+        """``(max - min) / num_matvecs``: nothing finer should be read from the density."""
+        return float(self.nodes.max() - self.nodes.min()) / self.num_matvecs
+
+    def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean density over probes in bins as wide as the resolution, and its standard error (NaN for one probe).
+
+        Returns edges ``(B + 1,)``, density ``(B,)`` that integrates to one, and standard errors ``(B,)``. Zero is the
+        middle of a bin, so that null eigenvalues do not fall on an edge.
+        """
+        width = self.resolution or max(abs(float(self.nodes.max())), np.finfo(float).tiny)
+        first, last = (int(np.floor(end / width + 0.5)) for end in (self.nodes.min(), self.nodes.max()))
+        edges = (np.arange(first, last + 2) - 0.5) * width
+        place = np.clip(np.floor(self.nodes / width + 0.5).astype(int) - first, 0, last - first)
+        shares = (
+            np.stack([np.bincount(row, w, last - first + 1) for row, w in zip(place, self.weights, strict=True)])
+            / width
+        )
+        spread = shares.std(axis=0, ddof=1) if len(shares) > 1 else np.full(shares.shape[1], math.nan)
+        return edges, shares.mean(axis=0), spread / len(shares) ** 0.5
 
     def moment(self, power: int) -> tuple[float, float]:
         """Estimate of ``mean(eigenvalue**power)`` and its standard error over probes (NaN for one probe)."""
@@ -346,6 +382,20 @@ class ExtremalEigenvalues:
     num_products: int
     num_examples: int | None = None
     seconds: float = math.nan
+    dtype: str = "float64"
+    block: str = "all"
+    effective: bool = False
+    num_samples: int | None = None
+
+    @property
+    def largest_bounds(self) -> np.ndarray:
+        """Error bounds of ``largest``, in its order."""
+        return self.error_bounds[len(self.smallest) :][::-1]
+
+    @property
+    def smallest_bounds(self) -> np.ndarray:
+        """Error bounds of ``smallest``, in its order."""
+        return self.error_bounds[: len(self.smallest)]
 
 
 @dataclass(frozen=True)
@@ -704,7 +754,16 @@ class Measured:
     seed: int
     checkpoint: str
     step: int
-    record: Spectrum | ConditionNumbers | StepComparison | Alignment | Whitening | GaugeState
+    record: (
+        Spectrum
+        | ExtremalEigenvalues
+        | SpectralDensity
+        | ConditionNumbers
+        | StepComparison
+        | Alignment
+        | Whitening
+        | GaugeState
+    )
 
 
 @dataclass(frozen=True)

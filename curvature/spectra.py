@@ -12,12 +12,13 @@ from torch import Tensor
 
 from curvature.errors import ConfigurationError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.lapack import eigenvalues
-from curvature.operators import SymmetricOperator, ensure_memory
+from curvature.operators import USABLE, SymmetricOperator, free_memory, memory_words
 from curvature.records import Spectrum
 
-__all__ = ["METHODS", "spectrum"]
+__all__ = ["METHODS", "eigenvalues_of", "refusal", "require_factor", "rounding_units", "spectrum", "spectrum_bytes"]
 
 METHODS = ("auto", "dense", "factor", "gram")
+MAX_NULL_DIRECTIONS = 4096  # that curvature.nullspace looks for
 _FLOOR = 10  # units of rounding of the norm, sqrt(D) if that is more: what LAPACK and the sums before it leave
 
 
@@ -44,7 +45,7 @@ def spectrum(
         $B$, $A = B B^T$, which resolves eigenvalues down to about $u^2 \|A\|$; a factor with more columns than rows is
         first reduced by a streamed QR. ``"gram"``: eigenvalues of the smaller $B^T B$, by far the fastest where the
         factor has few columns, to about $u \|A\|$ as the dense ones. ``"auto"``: the factor where it has at most
-        ``D`` columns, else dense.
+        ``D`` columns and fits in memory, else dense.
     gradient
         Also compute the squared components of the loss gradient along the eigenvectors, which ``gd_time`` needs;
         costs the eigenvectors.
@@ -62,12 +63,13 @@ def spectrum(
         If a matrix that must be positive semidefinite has a negative eigenvalue beyond rounding, or the eigenvalues do
         not add up to the trace.
     ResourceError
-        Before allocating, if the matrix does not fit in memory.
+        Before allocating, if it does not fit in memory: what it needs, what is free, and the ways out. A density or
+        the ends of the spectrum never stand in for it.
 
     Notes
     -----
-    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by
-    the Gram matrix of the factor, which would halve the digits.
+    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by the
+    Gram matrix of the factor, which would halve the digits.
 
     Examples
     --------
@@ -87,22 +89,14 @@ def spectrum(
         operator = operator.to_chart(operator, chart, effective)
     if gradient and operator.gradient is None:
         raise ConfigurationError(f"{operator.name} was not made from a problem: it has no gradient.")
-    if method in ("factor", "gram") and operator.factor_blocks is None:
-        raise ConfigurationError(f"{operator.name} has no factor; use method='dense'.")
+    require_factor(operator, method)
     if method == "gram" and gradient:
         raise ConfigurationError(
             "gradient=True needs eigenvectors of the matrix itself: use method='factor' or 'dense'."
         )
-    if method == "gram" and operator.factor_columns > operator.dim:
-        raise ConfigurationError(
-            f"the Gram matrix of {operator.name} has {operator.factor_columns} rows, the matrix itself {operator.dim}: "
-            "use method='dense', or fewer examples."
-        )
 
     started = time.perf_counter()
-    if method == "auto":
-        few = operator.factor_columns is not None and operator.factor_columns <= operator.dim
-        method = "factor" if few else "dense"
+    method = _route(operator, method, gradient)
     slope = operator.gradient() if gradient else None
     weights, scale = None, 0.0
     try:
@@ -115,11 +109,82 @@ def spectrum(
     return _record(operator, values, weights, method, scale, time.perf_counter() - started)
 
 
+def spectrum_bytes(operator: SymmetricOperator, method: str, *, gradient: bool = False) -> float:
+    r"""Upper bound of the memory that all eigenvalues need at once, ``method`` ``"dense"`` or ``"factor"``.
+
+    Dense: the entries as they are built (three matrices or more), or five and workspace where LAPACK computes
+    eigenvectors. Factor with $r$ columns: $4 r D$, or $3 \cdot 2 D^2$ and three chunks where it is reduced by QR;
+    eigenvectors need another $3 \min(r, D) D$.
+    """
+    dim, columns = operator.dim, operator.factor_columns or operator.dim
+    square = float(operator.dtype.itemsize * dim**2)
+    # Known null directions are multiplied when the matrix is gone: a basis of them, and its image.
+    vectors = min(dim, MAX_NULL_DIRECTIONS)
+    checks = operator.product_memory(vectors) + 2.0 * operator.dtype.itemsize * dim * vectors
+    checks = 0.0 if operator.structural_rank is None else checks
+    if method == "gram":
+        small = float(operator.dtype.itemsize * columns**2)
+        factor = 0.0 if operator.gram_form is not None else 2.0 * operator.dtype.itemsize * columns * dim
+        return max(4 * small + factor + operator.work.chunk_bytes, checks)
+    if method == "dense":
+        return max(operator.dense_bytes, 6.5 * square if gradient else 0.0, checks)
+    rows = float(operator.dtype.itemsize * dim * min(columns, 2 * dim))
+    stacked = 4 * rows if columns <= dim else 3 * rows + square + (columns > 2 * dim) * 3 * operator.work.chunk_bytes
+    short = float(operator.dtype.itemsize * dim * min(columns, dim))
+    return max(stacked + operator.work.chunk_bytes + (3 * short if gradient else 0.0), checks)
+
+
+def require_factor(operator: SymmetricOperator, method: str) -> None:
+    """Refuse the routes by the factor where there is none, and by its Gram matrix where that is the larger side."""
+    if method in ("factor", "gram") and operator.factor_blocks is None:
+        raise ConfigurationError(f"{operator.name} has no factor; use method='dense'.")
+    if method == "gram" and operator.factor_columns > operator.dim:
+        raise ConfigurationError(
+            f"the Gram matrix of {operator.name} has {operator.factor_columns} rows, the matrix itself {operator.dim}: "
+            "use method='dense', or fewer examples."
+        )
+
+
+def rounding_units(dim: int, dtype: torch.dtype) -> float:
+    """Rounding of eigenvalues, relative to the norm: what LAPACK and the sums before it leave."""
+    return max(_FLOOR, dim**0.5) * torch.finfo(dtype).eps
+
+
+def _route(operator: SymmetricOperator, method: str, gradient: bool) -> str:
+    """Choose between the two exact methods, and refuse what does not fit before anything is allocated."""
+    free = free_memory(operator.device)
+    short = operator.factor_columns is not None and operator.factor_columns <= operator.dim
+    routes = (["factor"] if short else []) + ["dense"] if method == "auto" else [method]
+    needed = {route: spectrum_bytes(operator, route, gradient=gradient) for route in routes}
+    for route in routes:
+        if needed[route] <= USABLE * free:
+            return route
+    raise ResourceError(refusal(operator, min(needed.values()), USABLE * free))
+
+
+def refusal(operator: SymmetricOperator, needed: float, allowed: float) -> str:
+    """Say that all eigenvalues do not fit in memory, and what can be had instead."""
+    ways = ["the ends of the spectrum (curvature.extremal_eigenvalues)", "its density (curvature.spectral_density)"]
+    if operator.layout is not None:
+        ways.append("one block at a time (curvature.blocks, --block layer)")
+    if operator.factor_columns is not None and operator.num_examples:
+        # 4 r D fits for r columns, of which each example brings the same number.
+        columns = allowed / (4 * operator.dtype.itemsize * operator.dim)
+        count = int(min(columns, operator.dim) * operator.num_examples / operator.factor_columns)
+        ways += [f"the first {count} examples, by the factor"] if 1 <= count < operator.num_examples else []
+    if operator.dtype == torch.float64:
+        ways.append("half the memory in float32, which resolves condition numbers up to about 1e6")
+    return (
+        f"all eigenvalues of the {operator.name} ({operator.dim} x {operator.dim}) need about {memory_words(needed)}, "
+        f"{memory_words(allowed)} can be used of what is free. Ways out: {'; '.join(ways)}."
+    )
+
+
 def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
     matrix = operator.entries()
     trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
     if slope is None:
-        values, weights = _eigenvalues(matrix), None
+        values, weights = eigenvalues_of(matrix), None
     else:
         values, vectors = _eigenvectors(matrix)
         weights = (vectors.T @ slope.cpu().numpy()) ** 2
@@ -131,7 +196,8 @@ def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarra
     return values, weights
 
 
-def _eigenvalues(matrix: Tensor) -> np.ndarray:
+def eigenvalues_of(matrix: Tensor) -> np.ndarray:
+    """Eigenvalues of a dense symmetric matrix, ascending."""
     if matrix.device.type == "cpu":
         return eigenvalues(matrix.numpy())
     return torch.linalg.eigvalsh(matrix).cpu().numpy()
@@ -145,14 +211,17 @@ def _eigenvectors(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
-    rows = min(operator.dim, operator.factor_columns or operator.dim)
-    ensure_memory(4 * rows * operator.dim * operator.dtype.itemsize, f"the factor of {operator.name}")
     short = _short_factor(operator.factor_blocks(), operator.dim)  # (r, D), A = short^T short
     if slope is None:
         singular, weights = torch.linalg.svdvals(short), None
     else:
-        _, singular, right = torch.linalg.svd(short, full_matrices=short.shape[0] < operator.dim)
-        weights = ((right @ slope) ** 2).cpu().numpy()[::-1].copy()
+        _, singular, right = torch.linalg.svd(short, full_matrices=False)
+        inside = right @ slope
+        weights = np.zeros(operator.dim, dtype=inside.cpu().numpy().dtype)
+        weights[operator.dim - len(inside) :] = (inside**2).cpu().numpy()[::-1]
+        if len(inside) < operator.dim:
+            # Any basis of the null space will do: one whose first vector is what the gradient has there.
+            weights[0] = float(((slope - right.T @ inside) ** 2).sum())
     values = np.zeros(operator.dim, dtype=singular.cpu().numpy().dtype)
     values[operator.dim - len(singular) :] = (singular.cpu().numpy() ** 2)[::-1]
     return values, weights
@@ -160,7 +229,7 @@ def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.nd
 
 def _by_gram(operator: SymmetricOperator) -> tuple[np.ndarray, float]:
     matrix, scale = operator._gram()
-    found = _eigenvalues(matrix)
+    found = eigenvalues_of(matrix)
     values = np.zeros(operator.dim, dtype=found.dtype)
     values[operator.dim - len(found) :] = found
     return np.sort(values), scale
@@ -189,7 +258,7 @@ def _record(
 ) -> Spectrum:
     eps = torch.finfo(operator.dtype).eps
     norm = float(np.abs(values).max())
-    rounding = max(_FLOOR, len(values) ** 0.5) * eps
+    rounding = rounding_units(len(values), operator.dtype)
     floor = rounding**2 * norm if method == "factor" else rounding * max(norm, scale)
     sizes = np.sort(np.abs(values))
     rank, rule = None, ""
@@ -211,7 +280,6 @@ def _record(
         threshold = max(floor, (worst**2 if method == "factor" else worst) * norm)
         rank = int((sizes > threshold).sum())
         rule = f"threshold: absolute value above {threshold:.2e}"
-    details = operator.details
     return Spectrum(
         matrix=operator.name,
         chart=operator.chart,
@@ -222,11 +290,7 @@ def _record(
         noise_floor=floor,
         rank=rank,
         rank_rule=rule,
-        dtype=str(operator.dtype).removeprefix("torch."),
-        block=str(details.get("block", "all")),
-        effective=bool(details.get("effective", False)),
-        num_examples=operator.num_examples,
-        num_samples=details.get("num_samples"),
         gradient_weights=weights,
         seconds=seconds,
+        **operator.about,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import curvature as cv
-from curvature import cli, matrices, report, spectra, study
+from curvature import cli, matrices, operators, planning, report, study
 from curvature.cli import commands, configuration, tables
 from curvature.errors import ConfigurationError, ExitCode, ResourceError
+from curvature.operators import SymmetricOperator
 from curvature.provenance import hash_file
 from curvature.records import Check
 
@@ -125,7 +127,7 @@ def test_help_documents_every_exit_code_and_key(command):
 
 def test_names_and_defaults_are_those_of_the_library():
     assert set(configuration.MATRICES.values()) == set(matrices.MATRICES)
-    assert set(configuration.SpectrumConfiguration.model_fields["method"].annotation.__args__) == set(spectra.METHODS)
+    assert set(configuration.SpectrumConfiguration.model_fields["method"].annotation.__args__) == set(planning.METHODS)
     ours, theirs = configuration.CompareConfiguration(), study.CompareSettings()
     assert tuple(configuration.MATRICES[name] for name in ours.matrix) == theirs.matrices
     assert tuple(range(ours.seeds)) == theirs.seeds
@@ -309,6 +311,98 @@ def test_loss_of_the_users_own():
     assert np.isclose(mine["table"][0]["largest"]["median"], theirs["table"][0]["largest"]["median"])
 
 
+# --- the plan, and what comes of it
+
+
+def test_the_plan_is_printed_before_anything_is_computed(monkeypatch):
+    def fail(*_args, **_options):
+        raise ResourceError("computed")
+
+    monkeypatch.setattr(study, "spectrum", fail)
+    text = run("spectrum", *SMALL, "--chart", "standard,weight-norm", code=7).stderr
+    assert re.search(r"plan:  GGN: exact \(dense\), 2 spectra, up to 172 x 172, \d+ MB, about [\d.e-]+ s\n", text)
+    assert text.index("plan:") < text.index("[  0%]") < text.index("error: computed")
+    text = run("spectrum", *SMALL, "-v", code=7).stderr
+    assert "not factor: 200 columns for 160 rows" in text
+
+
+def test_dry_run_prints_the_plan_and_ends(monkeypatch):
+    monkeypatch.setattr(study, "run_spectrum", lambda *_, **__: pytest.fail("a dry run computes nothing"))
+    result = run("spectrum", *SMALL, "-m", "hessian", "--dry-run", "-q", "--out", "runs/dry")
+    assert result.stderr == ""
+    assert not Path("runs").exists()
+    for part in ("plan: GGN: exact (dense)", "plan: Hessian: exact", "ggn, standard, 160 x 160: dense", "not factor:"):
+        assert part in result.stdout
+    found = json.loads(run("spectrum", *SMALL, "--dry-run", "--json", "-q", "--method", "factor").stdout)
+    assert found["schema"] == "curvature/plan/1"
+    assert [(one["method"], one["dim"], one["wanted"]) for one in found["plans"]] == [("factor", 160, "spectrum")]
+
+
+def test_ends_by_lanczos_are_printed_and_written():
+    arguments = ["spectrum", *HESSIAN, "-m", "ggn", "--method", "lanczos", "--num-eigenvalues", "3", "--gauge", "3"]
+    result = run(*arguments, "--out", "runs/ends")
+    problem = cv.zoo.digits_problem(num_examples=20, widths=(2,))
+    for build, count in ((cv.hessian, 3), (cv.ggn, 0)):
+        exact = cv.spectrum(build(problem)).eigenvalues
+        for value in (*exact[-3:], *exact[:count]):
+            assert f"{value:.8g}"[:6] in result.stdout
+    assert "Hessian, ends (N = 20, float64, lanczos)" in result.stdout
+    assert "plan:  Hessian: ends of the spectrum (lanczos)" in result.stderr
+    assert "kappa" not in result.stdout
+    found = [m.record for m in report.load_study("runs/ends").of(cv.ExtremalEigenvalues)]
+    assert [(one.matrix, one.chart, len(one.largest), len(one.smallest)) for one in found] == [
+        ("hessian", "standard", 3, 3),
+        ("hessian", "weight-norm", 3, 3),
+        ("ggn", "standard", 3, 0),
+        ("ggn", "weight-norm", 3, 0),
+    ]
+    assert (Path("runs/ends") / "figures" / "extremes.svg").exists()
+
+
+def test_the_density_is_printed_and_repeats_from_its_configuration():
+    arguments = ["spectrum", *SMALL, "--method", "slq", "--num-probes", "4", "--num-matvecs", "15", "--seed", "3"]
+    result = run(*arguments, "--out", "runs/density")
+    assert "GGN, density (N = 20, float64, slq, 4 probes x 15 products)" in result.stdout
+    run("spectrum", "--config", "runs/density/config.toml", "--out", "runs/again", "-q")
+    one, two = (report.load_study(f"runs/{name}").of(cv.SpectralDensity)[0].record for name in ("density", "again"))
+    assert one.nodes.shape == (4, 15)
+    assert np.array_equal(one.nodes, two.nodes)
+    assert document(*arguments)["densities"][0]["num_products"] == 60
+    # A block smaller than the number of products takes as many as it has dimensions.
+    blocks = document("spectrum", *SMALL, "--method", "slq", "--block", "layer")["densities"]
+    assert [(row["block"], row["dim"], row["num_matvecs"]) for row in blocks] == [("0", 130, 60), ("2", 30, 30)]
+
+
+def test_what_does_not_fit_is_estimated_by_auto_and_refused_by_exact(monkeypatch):
+    free = 5e6
+    for room in (operators, planning, study):
+        monkeypatch.setattr(room, "free_memory", lambda _: free)
+    monkeypatch.setattr(SymmetricOperator, "dense_bytes", property(lambda _: 6e6))
+    monkeypatch.setattr(SymmetricOperator, "product_memory", lambda _, columns: 8.0 * columns)
+    arguments = ["spectrum", *SMALL, "--method"]
+    result = run(*arguments, "auto", "--num-probes", "2", "--out", "runs/both")
+    assert "all eigenvalues of the ggn (160 x 160) need about" in result.stderr
+    assert "the ends and the density were estimated instead" in result.stderr
+    assert "GGN, ends" in result.stdout
+    assert "GGN, density" in result.stdout
+    summary = report.load_summary("runs/both")
+    assert any("no condition number" in f["text"] for f in summary["findings"] if f["kind"] == "limit")
+    assert any("estimated instead" in warning for warning in summary["warnings"])
+    assert summary["spectra"] == []
+    text = run(*arguments, "exact", code=7).stderr
+    assert "Ways out: the ends of the spectrum" in text
+    assert run(*arguments, "exact", "--dry-run", code=7).stdout == ""
+
+
+def test_ends_that_did_not_converge_are_warned_of_and_strict_refuses_them(monkeypatch):
+    measure = study.extremal_eigenvalues
+    monkeypatch.setattr(study, "extremal_eigenvalues", lambda *a, **k: measure(*a, **k, max_products=6))
+    result = run("spectrum", *SMALL, "--method", "lanczos", "--num-eigenvalues", "3", "--strict", code=3)
+    assert "did not all converge" in result.stderr
+    assert "the ends of ggn in standard (not converged)" in result.stderr
+    assert "NOT converged" in result.stdout
+
+
 # --- every wrong input: its exit code, one message, no traceback
 
 USER = ["--model", "net.py:make", "--data", "good.npz"]
@@ -345,7 +439,8 @@ USER = ["--model", "net.py:make", "--data", "good.npz"]
         (["--gauge", "checkpoint"], 2, "the gauge of a weight-normalized model"),
         ([*SMALL, "--block", "nothing"], 2, "matches no parameter"),
         ([*SMALL, "--block", "("], 2, "is not a regular expression"),
-        (["--method", "lanczos"], 2, "--method: should be 'auto', 'dense', 'factor' or 'gram', got 'lanczos'"),
+        (["--method", "lanzcos"], 2, "'lanczos' or 'slq', got 'lanzcos'"),
+        (["--num-probes", "0"], 2, "--num-probes: should be greater than 0, got 0"),
         (["--method", "factor", *HESSIAN], 2, "has no factor"),
         (["--dtype", "float16"], 2, "--dtype: should be 'float64' or 'float32'"),
         (["--device", "tpu"], 2, "choose cpu, cuda"),

@@ -15,9 +15,11 @@ from curvature.conditioning import condition_numbers
 from curvature.errors import ConfigurationError
 from curvature.records import (
     Alignment,
+    ExtremalEigenvalues,
     GaugeState,
     Measured,
     Quantity,
+    SpectralDensity,
     Spectrum,
     StepComparison,
     TrainingCurve,
@@ -119,6 +121,86 @@ def test_overlay_marks_negative_eigenvalues_hollow(ax):
     figures.plot_spectra([spectrum([-3.0, -1.0, 2.0, 5.0], matrix="hessian")], ax)
     hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
     assert [line.get_ydata().tolist() for line in hollow] == [[3.0, 1.0]]
+
+
+# ----------------------------------------------------------------------------------------------- ends and densities
+
+
+def density(nodes, weights, dim=100, chart="standard"):
+    return SpectralDensity("ggn", chart, "-", dim, np.array(nodes, dtype=float), np.array(weights, dtype=float))
+
+
+BULK = density([[0.0, 0.2, 0.9], [0.0, 0.2, 0.9]], [[0.9, 0.09, 0.01], [0.92, 0.06, 0.02]])
+
+
+def test_density_is_drawn_in_bins_of_its_resolution_with_a_band_over_probes(ax):
+    figures.plot_density([BULK], ax)
+    steps = ax.patches[0].get_data()
+    assert np.diff(steps.edges) == pytest.approx(0.3)  # (0.9 - 0) / 3 products
+    assert (np.diff(steps.edges) * steps.values).sum() == pytest.approx(1)
+    assert steps.edges[0] == pytest.approx(-0.15)  # zero is in the middle of a bin
+    assert steps.values * 0.3 == pytest.approx([0.91, 0.075, 0.0, 0.015])
+    # Half-width by hand: t(1 degree of freedom) = 12.706, standard error 0.01.
+    (band,) = ax.collections
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx((0.91 + 12.706 * 0.01) / 0.3, rel=1e-4)
+
+
+def test_density_has_a_logarithmic_axis_where_a_peak_would_flatten_the_rest(ax):
+    figures.plot_density([BULK], ax)
+    assert ax.get_yscale() == "log"
+    assert "log scale" in ax.get_ylabel()
+    assert set(drawn(ax, "one eigenvalue").get_ydata()) == {1 / (100 * 0.3)}
+    assert ax.get_ylim()[0] < 1 / (100 * 0.3)
+    flat = Figure().subplots()
+    figures.plot_density([density([[0.0, 0.5, 0.9]], [[0.3, 0.4, 0.3]])], flat)
+    assert flat.get_yscale() == "linear"
+    assert flat.get_ylim()[0] == 0
+    assert not flat.collections  # one probe has no band
+
+
+@pytest.mark.parametrize("values", [[0.0], [3.0], [-2.0], [1.0, 1.0], [0.0, 0.0]])
+def test_densities_of_one_point_can_be_drawn(ax, values):
+    figures.plot_density([density([values], [np.full(len(values), 1 / len(values))])], ax)
+    steps = ax.patches[0].get_data()
+    assert (np.diff(steps.edges) * steps.values).sum() == pytest.approx(1)
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_a_density_histogram_keeps_all_weight_whatever_the_nodes(probes, steps, seed):
+    random = np.random.default_rng(seed)
+    record = density(
+        random.normal(size=(probes, steps)) * 10 ** random.uniform(-9, 9), random.dirichlet(np.ones(steps), probes)
+    )
+    edges, mean, error = record.histogram()
+    assert (np.diff(edges) * mean).sum() == pytest.approx(1)
+    assert len(mean) <= steps + 2
+    assert edges[0] <= record.nodes.min()
+    assert record.nodes.max() <= edges[-1] * (1 + 1e-12) or record.nodes.max() <= edges[-1] + 1e-9 * record.resolution
+    assert np.isnan(error).all() == (probes == 1)
+
+
+def ends(largest, smallest, bound=1e-9, converged=True, chart="standard"):
+    bounds = np.full(len(largest) + len(smallest), bound)
+    return ExtremalEigenvalues(
+        "hessian", chart, "-", 50, np.array(largest), np.array(smallest), bounds, bounds, converged, 30
+    )
+
+
+def test_ends_are_drawn_from_both_sides_with_signs_apart_and_error_bars(ax):
+    figures.plot_extremes([ends([3.0, 1.0], [-2.0, 0.5], bound=0.25)], ax)
+    containers = [(c.lines[0].get_ydata().tolist(), c.lines[0].get_markerfacecolor()) for c in ax.containers]
+    assert [values for values, _ in containers] == [[3.0, 1.0], [0.5], [2.0]]
+    assert [face == "white" for _, face in containers] == [False, False, True]
+    reach = ax.containers[0].lines[2][0].get_segments()
+    assert [segment[:, 1].tolist() for segment in reach] == [[2.75, 3.25], [0.75, 1.25]]
+    assert ax.get_yscale() == "log"
+    assert "negative" in labels(ax)
+
+
+def test_ends_that_did_not_converge_say_so_and_wide_bars_do_not_stretch_the_axis(ax):
+    figures.plot_extremes([ends([3.0, 1.0], [], bound=5.0, converged=False), ends([2.0], [], chart="other")], ax)
+    assert [label.endswith("not converged") for label in labels(ax)] == [True, False]
+    assert ax.get_ylim()[0] >= 0.1
 
 
 def test_a_chart_keeps_its_look_and_two_charts_never_share_one():

@@ -26,9 +26,11 @@ from curvature.records import (
     Alignment,
     Check,
     ConditionNumbers,
+    ExtremalEigenvalues,
     GaugeState,
     Measured,
     Quantity,
+    SpectralDensity,
     Spectrum,
     StepComparison,
     Study,
@@ -723,6 +725,71 @@ def test_odd_spectra_are_reported_without_a_crash(values, tmp_path):
     study = replace(single(), measurements=(Measured("given", 0, "given", 0, record),))
     out = report.write_run(study, tmp_path / "run")
     assert not Page((out / "report.html").read_text(encoding="utf-8")).errors
+
+
+def estimated():
+    """Ends and densities of two matrices in two charts, one of them not converged."""
+    random = np.random.default_rng(0)
+    records = []
+    for matrix, chart, gauge in (("hessian", "standard", "-"), ("ggn", "weight-norm", "paper")):
+        largest, smallest = np.array([3.0, 2.0, 1.5]), np.array([-1.0, -0.25])[: 2 * (matrix == "hessian")]
+        bounds = np.array([1e-3, 2e-4, 1e-9, 1e-12, 1e-14])[: 3 + len(smallest)]
+        about = {"dtype": "float32", "block": "layer0", "effective": True, "num_samples": 3, "seconds": 0.5}
+        about |= {"num_examples": 50}
+        place = (matrix, chart, gauge, DIM)
+        records.append(ExtremalEigenvalues(*place, largest, smallest, bounds / 2, bounds, matrix == "ggn", 44, **about))
+        nodes, weights = np.sort(random.normal(size=(4, 6)), axis=1), random.dirichlet(np.ones(6), 4)
+        records.append(SpectralDensity(*place, nodes, weights, num_products=24, **about))
+    measurements = tuple(Measured("given", 0, "given", 0, record) for record in records)
+    return replace(single(), measurements=measurements)
+
+
+def test_ends_and_densities_are_written_read_back_and_shown(tmp_path):
+    study = estimated()
+    out = report.write_run(study, tmp_path / "run")
+    back = report.load_study(out)
+    assert all(same(*pair) for pair in zip(back.measurements, study.measurements, strict=True))
+    assert {path.stem for path in (out / "figures").iterdir()} == {"extremes", "density"}
+    seen = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert not seen.errors
+    headings = [attrs.get("id") for tag, attrs in seen.tags if tag == "section"]
+    assert headings == ["findings", "estimates", "figures", "method", "provenance"]
+    for words in (
+        "the largest eigenvalue is 3, to",
+        "not all of the values asked for have converged",
+        "the spectrum was estimated and not computed",
+        "nothing finer should be read from it",
+        "4 × 6",
+        "✗ no",
+        "✓ yes",
+    ):
+        assert words in seen.words
+    assert "Only one chart" not in seen.words
+
+
+def test_ends_and_densities_stand_in_the_summary_and_the_csv(tmp_path):
+    study = estimated()
+    out = report.write_run(study, tmp_path / "run")
+    document = report.load_summary(out)
+    ends, density = study.measurements[0].record, study.measurements[1].record
+    row = document["extremes"][0]
+    assert [(v["end"], v["value"], v["error_bound"]) for v in row["values"]] == [
+        ("largest", 3.0, 1e-14), ("largest", 2.0, 1e-12), ("largest", 1.5, 1e-9),
+        ("smallest", -1.0, 1e-3), ("smallest", -0.25, 2e-4),
+    ]  # fmt: skip
+    assert (row["converged"], row["num_products"], row["largest_error_bound"]) == (False, 44, ends.error_bounds.max())
+    row = document["densities"][0]
+    mean, error = density.moment(1)
+    assert (row["trace"], row["trace_standard_error"]) == pytest.approx((DIM * mean, DIM * error))
+    assert row["resolution"] == pytest.approx((density.nodes.max() - density.nodes.min()) / 6)
+    lines = read_csv((out / "summary.csv").read_text(encoding="utf-8"))
+    assert [(line["matrix"], line["method"]) for line in lines] == [
+        ("hessian", "lanczos"), ("ggn", "lanczos"), ("hessian", "slq"), ("ggn", "slq"),
+    ]  # fmt: skip
+    assert float(lines[0]["largest"]) == 3.0
+    assert lines[0]["converged"] == "false"
+    assert lines[1]["smallest"] == ""
+    assert float(lines[2]["trace"]) == row["trace"]
 
 
 def test_blocks_are_reported_as_a_heat_map(tmp_path):

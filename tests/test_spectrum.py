@@ -300,7 +300,7 @@ def test_negative_eigenvalues_of_a_semidefinite_matrix_are_refused(generator):
 def test_options_that_cannot_be_met_are_refused():
     given_matrix = cv.SymmetricOperator.from_dense(torch.eye(3, dtype=torch.float64))
     for options, message in [
-        ({"method": "lanczos"}, "method must be one of auto, dense, factor, got 'lanczos'"),
+        ({"method": "lanczos"}, "method must be one of auto, dense, factor, gram, got 'lanczos'"),
         ({"method": "factor"}, "matrix has no factor; use method='dense'"),
         ({"gradient": True}, "matrix was not made from a problem: it has no gradient"),
         ({"chart": cv.WeightNorm()}, "cannot be moved: a chart needs a whole matrix on the weights"),
@@ -775,3 +775,21 @@ def test_few_examples_of_a_wide_network_need_memory_for_their_factor_only(mlp, r
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
     assert (found.method, found.rank) == ("factor", 40)
+
+
+def test_what_the_gradient_has_outside_a_short_factor_is_one_null_direction(generator):
+    factor = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    slope = torch.randn(9, generator=generator, dtype=torch.float64)
+    operator = cv.SymmetricOperator.from_dense(
+        factor @ factor.T,
+        positive_semidefinite=True,
+        factor_blocks=lambda: iter([factor[:, :3], factor[:, 3:]]),
+        factor_columns=4,
+        gradient=lambda: slope,
+    )
+    by_factor, dense = (cv.spectrum(operator, method=method, gradient=True) for method in ("factor", "dense"))
+    np.testing.assert_allclose(by_factor.gradient_weights[-4:], dense.gradient_weights[-4:], rtol=1e-9)
+    projector = torch.eye(9, dtype=torch.float64) - factor @ torch.linalg.pinv(factor)
+    outside = float((projector @ slope) @ slope)
+    np.testing.assert_allclose(by_factor.gradient_weights[:5], [outside, 0, 0, 0, 0], rtol=1e-10)
+    np.testing.assert_allclose(dense.gradient_weights[:5].sum(), outside, rtol=1e-10)

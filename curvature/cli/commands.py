@@ -109,6 +109,9 @@ def spectrum(
     gauge: o.Gauge = None,
     block: o.Block = None,
     method: o.Method = None,
+    num_eigenvalues: o.NumEigenvalues = None,
+    num_probes: o.NumProbes = None,
+    num_matvecs: o.NumMatvecs = None,
     num_samples: o.NumSamples = None,
     seed: o.Seed = None,
     dtype: o.Dtype = None,
@@ -124,10 +127,11 @@ def spectrum(
     settings: o.Set = None,
     trust_config: o.TrustConfig = False,
     strict: o.Strict = False,
+    dry_run: o.DryRun = False,
 ) -> None:
     """Eigenvalues and condition numbers of one model's curvature matrices.
 
-    Every eigenvalue, exactly up to rounding, in the chosen charts.
+    Every eigenvalue, exactly up to rounding, in the chosen charts; the ends and the density where that does not fit.
     Without options: a small network on handwritten digits, untrained.
     """
     execute("spectrum", locals())

@@ -78,7 +78,10 @@ class SpectrumConfiguration(Configuration):
     chart: tuple[str, ...] = ()
     gauge: tuple[str, ...] = ()
     block: str = "all"
-    method: Literal["auto", "dense", "factor", "gram"] = "auto"
+    method: Literal["auto", "exact", "dense", "factor", "gram", "lanczos", "slq"] = "auto"
+    num_eigenvalues: PositiveInt = 10
+    num_probes: PositiveInt = 10
+    num_matvecs: PositiveInt = 60
     num_samples: PositiveInt = 1
     gradient: bool = True
     seed: Annotated[int, Field(ge=0)] = 0

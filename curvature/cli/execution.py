@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from curvature.errors import ConfigurationError, ExitCode
 if TYPE_CHECKING:
     from torch import nn
 
+    from curvature.planning import Plan
+    from curvature.problem import Problem
     from curvature.records import Study
 
 __all__ = ["execute"]
@@ -52,6 +54,7 @@ def execute(command: str, options: dict[str, Any]) -> None:
         warn=terminal.warn,
     )
     out, started = options["out"], time.time()
+    plans = None
     # What user code prints is no result; a warning of a library is one line.
     with contextlib.redirect_stdout(sys.stderr), short_warnings(terminal, options["debug"]):
         from curvature import report
@@ -59,11 +62,18 @@ def execute(command: str, options: dict[str, Any]) -> None:
         if out is not None:
             report.check_target(out, overwrite=options["overwrite"])
         with _limited_threads(config.threads):
-            study = measure(config, terminal, started)
-        document = report.study_document(study)
-        if out is not None:
-            out = report.write_run(study, out, overwrite=options["overwrite"])
+            if options.get("dry_run"):
+                plans = _spectrum_plans(config, terminal)
+            else:
+                study = measure(config, terminal, started)
+        if plans is None:
+            document = report.study_document(study)
+            if out is not None:
+                out = report.write_run(study, out, overwrite=options["overwrite"])
 
+    if plans is not None:
+        tables.print_plans(plans, options["as_json"])
+        return
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a sign still shows the numbers
     if options["as_json"]:
@@ -110,9 +120,13 @@ def _close(command: str, study: Study, config: Configuration, terminal: Terminal
 
 
 def _unresolved(study: Study) -> list[str]:
-    from curvature.records import ConditionNumbers
+    from curvature.records import ConditionNumbers, ExtremalEigenvalues
 
-    return [
+    unconverged = [
+        f"the ends of {measured.record.matrix} in {measured.record.chart} (not converged)"
+        for measured in study.of(ExtremalEigenvalues, converged=False)
+    ]
+    return unconverged + [
         f"{name} of {measured.record.matrix} in {measured.record.chart} ({quantity.status.replace('_', ' ')})"
         for measured in study.of(ConditionNumbers)
         for name, quantity in measured.record.headline.items()
@@ -121,11 +135,46 @@ def _unresolved(study: Study) -> list[str]:
 
 
 def _spectrum_study(config: SpectrumConfiguration, terminal: Terminal, started: float) -> Study:
+    from curvature.study import run_spectrum
+
+    config, problem, model, data, work = _spectrum_work(config, terminal)
+
+    def announce(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> None:
+        for line in tables.plan_lines(plans):
+            terminal.note(f"plan:  {line}")
+        if terminal.verbose:
+            for made in plans.values():
+                for one in (one for several in made for one in several):
+                    terminal.note(f"       {one}" + "".join(f"; not {name}: {why}" for name, why in one.rejected))
+
+    with terminal.progress() as progress:
+        study = run_spectrum(
+            problem,
+            **work,
+            model=_about_spectrum_model(config),
+            data=_about_data(config, data),
+            config=_written(config, "spectrum"),
+            progress=progress,
+            announce=announce,
+        )
+    return _with_provenance(study, config, model, data, started)
+
+
+def _spectrum_plans(config: SpectrumConfiguration, terminal: Terminal) -> dict[str, list[tuple[Plan, ...]]]:
+    from curvature.study import plan_spectrum
+
+    _, problem, _, _, work = _spectrum_work(config, terminal)
+    return plan_spectrum(problem, **work)
+
+
+def _spectrum_work(
+    config: SpectrumConfiguration, terminal: Terminal
+) -> tuple[SpectrumConfiguration, Problem, nn.Module, Any, dict[str, Any]]:
+    """Load what is measured; the configuration with its charts, and what the library is asked to do."""
     import torch
 
     from curvature import loading
     from curvature.problem import Problem
-    from curvature.study import run_spectrum
 
     _header(config, terminal)
     loss = loading.load_loss(config.loss, terminal.say)
@@ -133,32 +182,18 @@ def _spectrum_study(config: SpectrumConfiguration, terminal: Terminal, started: 
     data = _load_data(config, loss, model, terminal)
     problem = Problem.from_module(model, loss=loss, data=data, dtype=getattr(torch, config.dtype))
     config = _with_charts(config, problem.chart)
-    charts = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
-    about_model = _about_model(config, f"seed {config.seed}" if config.weights is None else None)
-    about_data = _about_data(config, data)
+    about_model = _about_spectrum_model(config)
     terminal.note(f"model: {about_model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
-    terminal.note(f"data:  {about_data}")
-    size = max(chart.at(problem.layout, problem.weights).dim for chart in charts)
-    terminal.note(
-        f"plan:  {count(len(config.matrix), 'matrix', 'matrices')} in {count(len(charts), 'chart')}, blocks: "
-        f"{config.block}; up to {size} x {size}, {3 * problem.dtype.itemsize * size**2 / 2**30:.2g} GB"
-    )
-    with terminal.progress() as progress:
-        study = run_spectrum(
-            problem,
-            matrices=[MATRICES[name] for name in config.matrix],
-            charts=charts,
-            block=config.block,
-            method=config.method,
-            seed=config.seed,
-            num_samples=config.num_samples,
-            gradient=config.gradient,
-            model=about_model,
-            data=about_data,
-            config=_written(config, "spectrum"),
-            progress=progress,
-        )
-    return _with_provenance(study, config, model, data, started)
+    terminal.note(f"data:  {_about_data(config, data)}")
+    shared = ("block", "method", "seed", "num_samples", "gradient", "num_eigenvalues", "num_probes", "num_matvecs")
+    work = {name: getattr(config, name) for name in shared}
+    work["matrices"] = [MATRICES[name] for name in config.matrix]
+    work["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
+    return config, problem, model, data, work
+
+
+def _about_spectrum_model(config: SpectrumConfiguration) -> str:
+    return _about_model(config, f"seed {config.seed}" if config.weights is None else None)
 
 
 def _compare_study(config: CompareConfiguration, terminal: Terminal, started: float) -> Study:

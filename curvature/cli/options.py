@@ -41,10 +41,16 @@ Gauge = _option(list[str], "--gauge", _COMPUTE, "NAME", f"Length of v in weight 
 _BLOCKS = "all (default), layer or neuron (each block alone), or a regular expression for names of weights."
 Block = _option(str, "--block", _COMPUTE, "WHICH", _BLOCKS)
 _METHODS = (
-    "dense (LAPACK on the entries), factor (singular values of B, A = B B^T), gram (LAPACK on B^T B: fast, fewer "
-    "digits), auto (default: factor where it is smaller, else dense)."
+    "auto (default: every eigenvalue where that fits in memory, else ends and density), exact (every eigenvalue, or a "
+    "refusal), dense (LAPACK on the entries), factor (singular values of B, A = B B^T), gram (LAPACK on B^T B: fast, "
+    "fewer digits), lanczos (the ends, with error bounds), slq (the density)."
 )
 Method = _option(str, "--method", _COMPUTE, "NAME", _METHODS)
+_ENDS = "Eigenvalues at each end, for lanczos (default 10; of a semidefinite matrix the largest only)."
+NumEigenvalues = _option(int, "--num-eigenvalues", _COMPUTE, "N", _ENDS)
+NumProbes = _option(int, "--num-probes", _COMPUTE, "N", "Random probes of the density: its statistics (default 10).")
+_STEPS = "Products with each probe, at most the dimension: the resolution of the density (default 60)."
+NumMatvecs = _option(int, "--num-matvecs", _COMPUTE, "N", _STEPS)
 NumSamples = _option(int, "--num-samples", _COMPUTE, "N", "Labels drawn per example for mc-fisher (default 1).")
 Seed = _option(int, "--seed", _COMPUTE, "N", "Draws the model's weights and everything random (default 0).")
 Seeds = _option(int, "--seeds", _COMPUTE, "N", "Number of paired seeds; the arms share each of them (default 3).")
@@ -72,5 +78,7 @@ Config = _option(Path, "--config", _RUN, "FILE", _FILE)
 Set = _option(list[str], "--set", _RUN, "KEY=VALUE", "Any key of the configuration, e.g. momentum=0.9. Repeatable.")
 _TRUST = "Run the code that the --config file names as model, data or loss."
 TrustConfig = _option(bool, "--trust-config", _RUN, None, _TRUST)
+_DRY_RUN = "Print the plan, with its estimated time and memory, and end."
+DryRun = _option(bool, "--dry-run", _RUN, None, _DRY_RUN)
 _STRICT = "Exit with 3 unless every headline number is resolved: a bound is not enough then."
 Strict = _option(bool, "--strict", _RUN, None, _STRICT)

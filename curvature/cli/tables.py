@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,22 +19,35 @@ from rich.table import Table
 from curvature.cli.terminal import count, printable
 
 if TYPE_CHECKING:
-    from curvature.records import ConditionNumbers, Quantity, Spectrum, Study, Verdict
+    from curvature.planning import Plan
+    from curvature.records import (
+        ConditionNumbers,
+        ExtremalEigenvalues,
+        Quantity,
+        SpectralDensity,
+        Spectrum,
+        Study,
+        Verdict,
+    )
 
-__all__ = ["print_compare", "print_spectrum"]
+__all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum"]
 
 MOST_PICTURES = 12
 
 
 def print_spectrum(study: Study, _document: Mapping[str, Any], verbose: bool) -> None:
     """Print each matrix in its charts, and the stretches behind the gauges."""
-    from curvature.records import ConditionNumbers, GaugeState, Spectrum
+    from curvature.records import ConditionNumbers, ExtremalEigenvalues, GaugeState, SpectralDensity, Spectrum
 
     spectra = [measured.record for measured in study.of(Spectrum)]
     summaries = {_identity(measured.record): measured.record for measured in study.of(ConditionNumbers)}
     for matrix in dict.fromkeys(record.matrix for record in spectra):
         records = [record for record in spectra if record.matrix == matrix]
         _print_matrix(records, [summaries[_identity(record)] for record in records], verbose)
+    for kind, show in ((ExtremalEigenvalues, _print_extremes), (SpectralDensity, _print_densities)):
+        found = [measured.record for measured in study.of(kind)]
+        for matrix in dict.fromkeys(record.matrix for record in found):
+            show([record for record in found if record.matrix == matrix])
     for measured in study.of(GaugeState):
         state = measured.record
         typer.echo(
@@ -125,7 +140,7 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
     about += [count(first.num_samples, "sampled label")] if first.num_samples else []
     about += ["positive semidefinite"] if first.positive_semidefinite else []
     typer.echo(f"{_matrix_name(first.matrix)} ({', '.join(about)})\n")
-    labels = [_chart(r.chart, r.gauge) + ("" if r.block == "all" else f", {r.block}") for r in records]
+    labels = [_place(record) for record in records]
     columns = ("chart", "dim", "rank", "smallest", "largest", "< 0", "= 0", "> 0")
     rows = [
         (label, str(r.dim), str(r.rank), *(f"{r.eigenvalues[k]:.4g}" for k in (0, -1)), *map(str, r.inertia))
@@ -156,6 +171,81 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
         typer.echo(printable(text_picture(record, bar="█" if _can_print("█") else "#")) + "\n")
     if len(pictured) < len(records):
         typer.echo(f"({len(records) - len(pictured)} more pictures: -v)\n")
+
+
+def _print_extremes(records: list[ExtremalEigenvalues]) -> None:
+    """Print the ends of one matrix, each value with its error bound."""
+    first = records[0]
+    typer.echo(f"{_matrix_name(first.matrix)}, ends (N = {first.num_examples}, {first.dtype}, lanczos)\n")
+    rows = [
+        (_place(record), end, str(rank + 1), f"{value:.8g}", f"{bound:.1e}")
+        for record in records
+        for end, values, bounds in (
+            ("largest", record.largest, record.largest_bounds),
+            ("smallest", record.smallest, record.smallest_bounds),
+        )
+        for rank, (value, bound) in enumerate(zip(values, bounds, strict=True))
+    ]
+    _print_table(("chart", "end", "rank", "eigenvalue", "error bound"), rows)
+    typer.echo("\nsome eigenvalue lies within the error bound of each value; a multiple one is found once")
+    for record in records:
+        state = "converged" if record.converged else "NOT converged"
+        typer.echo(f"{_place(record)}, {record.dim} x {record.dim}: {state} in {record.num_products} products")
+    typer.echo()
+
+
+def _print_densities(records: list[SpectralDensity]) -> None:
+    """Print what a density says in numbers: moments with their standard errors, and shares on both sides of zero."""
+    first = records[0]
+    about = f"N = {first.num_examples}, {first.dtype}, slq, {first.num_probes} probes x {first.num_matvecs} products"
+    typer.echo(f"{_matrix_name(first.matrix)}, density ({about})\n")
+    rows = []
+    for record in records:
+        mean, error = record.moment(1)
+        near = abs(record.nodes) <= record.resolution / 2
+        shares = [
+            float((record.weights * kept).sum(axis=1).mean())
+            for kept in (~near & (record.nodes < 0), near, ~near & (record.nodes > 0))
+        ]
+        trace = f"{record.dim * mean:.4g} ± {record.dim * error:.1g}"
+        ends = (f"{record.nodes.min():.4g}", f"{record.nodes.max():.4g}")
+        cells = (_place(record), str(record.dim), *ends, f"{record.resolution:.2g}", trace)
+        rows.append((*cells, *(f"{share:.1%}" for share in shares)))
+    header = ("chart", "dim", "lowest node", "highest node", "resolution", "trace", "below 0", "near 0", "above 0")
+    _print_table(header, rows)
+    typer.echo(
+        "\nresolution: (highest - lowest) / products, nothing finer is there to be read; near 0: within half of it; "
+        "±: one standard error over the probes; nodes are no eigenvalues\n"
+    )
+
+
+def _place(record: Any) -> str:
+    return _chart(record.chart, record.gauge) + ("" if record.block == "all" else f", {record.block}")
+
+
+def plan_lines(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> list[str]:
+    """One line per matrix: how, how much memory, how long."""
+    from curvature.planning import summary
+
+    return [
+        f"{_matrix_name(matrix)}: {summary([one for several in made for one in several])}"
+        for matrix, made in plans.items()
+    ]
+
+
+def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) -> None:
+    """Print every plan: what a dry run is for."""
+    every = [one for made in plans.values() for several in made for one in several]
+    if as_json:
+        typer.echo(json.dumps({"schema": "curvature/plan/1", "plans": [asdict(one) for one in every]}, allow_nan=False))
+        return
+    for line in plan_lines(plans):
+        typer.echo(f"plan: {line}")
+    typer.echo()
+    for one in every:
+        typer.echo(printable(str(one)))
+        for name, why in one.rejected:
+            typer.echo(f"  not {name}: {printable(why)}")
 
 
 def _print_notes(quantities: list[tuple[str, Quantity]]) -> None:

@@ -6,6 +6,7 @@ not used.
 """
 
 from curvature.figures.conditions import plot_conditions_along_training, plot_gauge_sweep, plot_layers
+from curvature.figures.estimates import plot_density, plot_extremes
 from curvature.figures.pictures import decade_counts, inline_svg, render_svg, spectrum_svg, text_picture
 from curvature.figures.spectra import descending, plot_spectra, plot_spectrum
 from curvature.figures.steps import nearest_damping, plot_efficiency, plot_efficiency_damping, usual_damping
@@ -44,8 +45,10 @@ __all__ = [
     "plain_gauge",
     "plot_alignment",
     "plot_conditions_along_training",
+    "plot_density",
     "plot_efficiency",
     "plot_efficiency_damping",
+    "plot_extremes",
     "plot_gauge_sweep",
     "plot_layers",
     "plot_spectra",

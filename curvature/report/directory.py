@@ -178,7 +178,7 @@ def _contents(study: Study) -> dict[str, str]:
         "config.toml": tomli_w.dumps(without_none(study.config)),
         "provenance.json": json_text(plain_values(study.provenance)),
         "summary.json": json_text(document),
-        "summary.csv": csv_text(document["spectra"]),
+        "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),
         **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
         "report.html": html_page(document, drawings, svgs),
         **{f"figures/{name}.svg": text for name, text in svgs.items()},

@@ -18,9 +18,11 @@ from curvature.records import (
     Alignment,
     ConditionNumbers,
     Decomposition,
+    ExtremalEigenvalues,
     GaugeState,
     Measured,
     Quantity,
+    SpectralDensity,
     Spectrum,
     StepComparison,
     Study,
@@ -54,6 +56,8 @@ def tables_of(study: Study) -> dict[str, Any]:
         "checks": [asdict(check) | {"passed": check.passed} for check in study.checks],
         "warnings": list(study.warnings),
         "spectra": [_spectrum_row(*pair) for pair in _pairs(study, numbers)],
+        "extremes": [_extremes_row(m) for m in study.of(ExtremalEigenvalues)],
+        "densities": [_density_row(m) for m in study.of(SpectralDensity)],
     }
 
 
@@ -151,6 +155,47 @@ def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
     row["numbers"] = {name: asdict(quantity) for name, quantity in record.values.items()}
     row["damped"] = [[delta, kappa.value, dimension.value] for delta, (kappa, dimension) in record.damped.items()]
     return row
+
+
+def _estimate_row(m: Measured) -> dict[str, Any]:
+    """What ends and densities share with spectra; there is no rank, noise floor or condition number."""
+    record = m.record
+    shared = ("matrix", "chart", "gauge", "effective", "block", "dim", "num_examples", "num_samples", "dtype")
+    row = place_of(m) | {name: getattr(record, name) for name in shared}
+    return row | {"num_products": record.num_products, "seconds": record.seconds, "numbers": {}}
+
+
+def _extremes_row(m: Measured) -> dict[str, Any]:
+    record = m.record
+    values = [
+        {"end": end, "rank": rank + 1, "value": float(value), "error_bound": float(bound)}
+        for end, found, bounds in (
+            ("largest", record.largest, record.largest_bounds),
+            ("smallest", record.smallest, record.smallest_bounds),
+        )
+        for rank, (value, bound) in enumerate(zip(found, bounds, strict=True))
+    ]
+    row = _estimate_row(m) | {"method": "lanczos", "converged": record.converged, "values": values}
+    row |= {"largest": float(record.largest[0])} if len(record.largest) else {}
+    row |= {"smallest": float(record.smallest[0])} if len(record.smallest) else {}
+    return row | {"largest_error_bound": float(record.error_bounds.max())}
+
+
+def _density_row(m: Measured) -> dict[str, Any]:
+    record = m.record
+    (mean, mean_error), (square, square_error) = record.moment(1), record.moment(2)
+    return _estimate_row(m) | {
+        "method": "slq",
+        "num_probes": record.num_probes,
+        "num_matvecs": record.num_matvecs,
+        "lowest_node": float(record.nodes.min()),
+        "highest_node": float(record.nodes.max()),
+        "resolution": record.resolution,
+        "trace": record.dim * mean,
+        "trace_standard_error": record.dim * mean_error,
+        "mean_square": square,
+        "mean_square_standard_error": square_error,
+    }
 
 
 def _equality(study: Study) -> list[dict[str, Any]]:

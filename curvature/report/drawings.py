@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 
 from curvature import figures
 from curvature.figures import chart_label, grouped, matrix_name, spread, stretch_of
-from curvature.records import Alignment, GaugeState, Measured, Spectrum, StepComparison, Study, Whitening
+from curvature.records import (
+    Alignment,
+    ExtremalEigenvalues,
+    GaugeState,
+    Measured,
+    SpectralDensity,
+    Spectrum,
+    StepComparison,
+    Study,
+    Whitening,
+)
 from curvature.report.document import last_checkpoint, numbers_of, quartiles
 from curvature.report.findings import arm_words, block_words, capital, point_words
 
@@ -39,6 +49,8 @@ def drawings_of(study: Study) -> list[Drawing]:
     with rc_context({"font.size": 9, "axes.titlesize": 9.5}):
         found = [
             _draw_eigenvalues(study),
+            _draw_extremes(study),
+            _draw_density(study),
             _draw_along_training(numbers),
             _draw_sweep(study, numbers),
             _draw_efficiency(study),
@@ -89,6 +101,67 @@ def _draw_eigenvalues(study: Study) -> Drawing | None:
     )
     header = ("weights", "block", "matrix", "chart", "rank", "eigenvalue")
     return Drawing("eigenvalues", "Eigenvalues by rank", caption, figure, header, rows)
+
+
+def _draw_extremes(study: Study) -> Drawing | None:
+    caption = (
+        "Eigenvalues at the ends, counted from the largest and from the smallest, by Lanczos. Bars reach as far as "
+        "some eigenvalue may be; where none is seen it is shorter than the marker. Hollow markers are negative. A "
+        "bound does not say that no eigenvalue was missed, and a multiple eigenvalue is found once."
+    )
+    drawn = _draw_estimates(study, ExtremalEigenvalues, figures.plot_extremes)
+    if drawn is None:
+        return None
+    figure, items = drawn
+    rows = [
+        (m.arm, m.record.block, m.record.matrix, _chart(m), end, rank + 1, value, bound)
+        for m in items
+        for end, values, bounds in (
+            ("largest", m.record.largest, m.record.largest_bounds),
+            ("smallest", m.record.smallest, m.record.smallest_bounds),
+        )
+        for rank, (value, bound) in enumerate(zip(values, bounds, strict=True))
+    ]
+    header = ("weights", "block", "matrix", "chart", "end", "rank", "eigenvalue", "error bound")
+    return Drawing("extremes", "Ends of the spectrum", caption, figure, header, rows)
+
+
+def _draw_density(study: Study) -> Drawing | None:
+    drawn = _draw_estimates(study, SpectralDensity, figures.plot_density)
+    if drawn is None:
+        return None
+    figure, items = drawn
+    steps = sorted({m.record.num_matvecs for m in items})
+    probes = sorted({m.record.num_probes for m in items})
+    caption = (
+        "Density of eigenvalues by stochastic Lanczos quadrature, in bins of (max − min) / "
+        f"{' or '.join(map(str, steps))} products: nothing finer should be read from it, and no smallest eigenvalue. "
+        f"The band is a pointwise 95 % t-interval over {' or '.join(map(str, probes))} random probes; it shows how the "
+        "probes differ and not the error of too few products. Where the axis is logarithmic, a peak would flatten "
+        "outliers otherwise, and the dotted line is what one eigenvalue in a bin would be."
+    )
+    rows = []
+    for m in items:
+        edges, density, error = m.record.histogram()
+        place = (m.arm, m.record.block, m.record.matrix, _chart(m))
+        rows += [(*place, *values) for values in zip(edges[:-1], edges[1:], density, error, strict=True)]
+    header = ("weights", "block", "matrix", "chart", "from", "to", "density", "standard error")
+    return Drawing("density", "Density of eigenvalues", caption, figure, header, rows)
+
+
+def _draw_estimates(study: Study, kind: type, plot: Callable[..., Axes]) -> tuple[Figure, list[Measured]] | None:
+    """One panel per matrix and block, charts overlaid."""
+    items = study.of(kind, checkpoint=last_checkpoint(study))
+    panels = grouped(items, lambda m: (m.arm, m.record.block, m.record.matrix))
+    if not panels or len(panels) > MAX_PANELS:
+        return None
+    figure, axes = _grid(len(panels), min(len(panels), 2), width=4.6, height=3.3)
+    for ax, ((arm, block, matrix), members) in zip(axes, panels.items(), strict=True):
+        where = arm_words(arm) if arm != "given" else "" if len(members) > 1 else _chart(members[0])
+        title = ", ".join(filter(None, (capital(matrix_name(matrix)), block_words(block), where)))
+        plot(members, ax, legend=False, title=title)
+    _shared_legend(figure)
+    return figure, items
 
 
 def _draw_along_training(numbers: list[Measured]) -> Drawing | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from curvature import figures
 from curvature.figures import chart_label, grouped, matrix_name, short_number, stretch_of
-from curvature.records import Spectrum, StepComparison, Study
+from curvature.records import ExtremalEigenvalues, SpectralDensity, Spectrum, StepComparison, Study
 from curvature.report.document import EQUAL, last_checkpoint
 
 
@@ -21,6 +21,7 @@ def findings_of(study: Study, document: dict[str, Any]) -> list[dict[str, Any]]:
         *_say_blocks(document["ratios"], last_checkpoint(study)),
         *_say_efficiencies(study, document),
         *_say_spectra(document),
+        *_say_estimates(document),
         *_say_limits(study, document),
     ]
 
@@ -166,6 +167,32 @@ def _say_spectra(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
         )
 
 
+def _say_estimates(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Quote what Krylov methods found, with its error."""
+    for row in document["extremes"][:6]:
+        said = [
+            f"the {end} eigenvalue is {short_number(one['value'], 4)}, to {short_number(one['error_bound'], 1)}"
+            for end in ("largest", "smallest")
+            for one in row["values"]
+            if one["end"] == end and one["rank"] == 1
+        ]
+        ending = "" if row["converged"] else "; not all of the values asked for have converged"
+        yield _finding("result", f"{_where(row)}: {' and '.join(said)} (Lanczos){ending}.")
+    for row in document["densities"][:6]:
+        error = row["trace_standard_error"]
+        spread = "" if error is None or not math.isfinite(error) else f" ± {short_number(error, 1)} (standard error)"
+        yield _finding(
+            "result",
+            f"{_where(row)}: trace {short_number(row['trace'], 4)}{spread}; Ritz values from "
+            f"{short_number(row['lowest_node'])} to {short_number(row['highest_node'])}. Its density is drawn below.",
+        )
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    place = chart_label(row["chart"], row["gauge"])
+    return ", ".join(filter(None, (capital(matrix_name(row["matrix"])), place, block_words(row["block"]))))
+
+
 def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, Any]]:
     seeds, ratios, counts = len(document["seeds"]), document["ratios"], document["unresolved"]
     compared = ratios or document["efficiencies"]
@@ -187,7 +214,15 @@ def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, An
         )
     if ratios and not any(row["compared"] for row in ratios):
         yield _finding("limit", "No condition number could be compared: nothing can be concluded about conditioning.")
-    if not ratios and len({(m.record.chart, m.record.gauge) for m in spectra}) < 2:
+    estimated = [*study.of(ExtremalEigenvalues), *study.of(SpectralDensity)]
+    if estimated:
+        names = _listed(dict.fromkeys(matrix_name(m.record.matrix) for m in estimated))
+        yield _finding(
+            "limit",
+            f"For the {names} the spectrum was estimated and not computed: from its ends and its density follow no "
+            "rank, no noise floor and no condition number.",
+        )
+    if not ratios and len({(m.record.chart, m.record.gauge) for m in [*spectra, *estimated]}) < 2:
         yield _finding("limit", "Only one chart was measured: nothing can be concluded about a reparameterization.")
     if compared and {m.arm for m in study.measurements} == {"given"}:
         yield _finding("limit", "Only one set of weights was measured: nothing can be concluded beyond it.")

@@ -79,7 +79,7 @@ def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[s
         config=tomli_w.dumps(without_none(document["config"])),
         max_rows=MAX_ROWS,
         last=last,
-        matrices={row["matrix"] for row in document["table"]},
+        matrices={row["matrix"] for name in ("table", "extremes", "densities") for row in document[name]},
     )
 
 

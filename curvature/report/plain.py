@@ -63,9 +63,10 @@ def without_none(value: Any) -> Any:
 
 
 def csv_text(spectra: list[dict[str, Any]]) -> str:
-    """One line per spectrum (RFC 4180); text that a spreadsheet would take for a formula is prefixed with ``'``."""
+    """One line per spectrum, end and density (RFC 4180); text that a spreadsheet takes for a formula gets a ``'``."""
     names = [name for name in HEADLINE if any(name in row["numbers"] for row in spectra)]
-    about = [key for row in spectra for key in row if key not in ("numbers", "damped", "method", "seconds")]
+    nested = ("numbers", "damped", "values")
+    about = [key for row in spectra for key in row if key not in (*nested, "method", "seconds")]
     about = [key for key in dict.fromkeys(about) if not key.endswith("_reason")]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\r\n")

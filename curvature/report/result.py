@@ -18,9 +18,11 @@ from curvature.records import (
     Check,
     ConditionNumbers,
     Decomposition,
+    ExtremalEigenvalues,
     GaugeState,
     Measured,
     Quantity,
+    SpectralDensity,
     Spectrum,
     StepComparison,
     Study,
@@ -33,12 +35,20 @@ from curvature.report.document import place_of
 SCHEMA = "curvature/1"
 _KINDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
 _PLACE = {"arm": "str", "seed": "int", "checkpoint": "str", "step": "int", "order": "int"}
-_ARRAYS = ("eigenvalues", "gradient_weights")
+# Records with arrays have a node each: the folder of their kind, and the dimensions of every array.
+_NODES = {
+    "spectra": (Spectrum, {"eigenvalues": ("index",), "gradient_weights": ("index",)}),
+    "extremes": (
+        ExtremalEigenvalues,
+        {"largest": ("rank",), "smallest": ("rank_from_below",), "residuals": ("value",), "error_bounds": ("value",)},
+    ),
+    "densities": (SpectralDensity, {"nodes": ("probe", "node"), "weights": ("probe", "node")}),
+}
 _CURVE = ("steps", "losses", "accuracies")
 
 
 def write_result(study: Study, path: Path) -> None:
-    """Write NetCDF: a node per spectrum and curve, one table per other kind of record."""
+    """Write NetCDF: a node per spectrum, end, density and curve, one table per other kind of record."""
     import xarray as xr
 
     about = {name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")}
@@ -47,11 +57,12 @@ def write_result(study: Study, path: Path) -> None:
     groups: dict[str, list[tuple[int, Measured]]] = {}
     for order, m in enumerate(study.measurements):
         groups.setdefault(type(m.record).__name__, []).append((order, m))
-    for number, (order, m) in enumerate(groups.pop("Spectrum", [])):
-        about = place_of(m) | {"order": order} | {f.name: getattr(m.record, f.name) for f in fields(m.record)}
-        arrays = {name: about.pop(name) for name in ("eigenvalues", "gradient_weights")}
-        arrays = {name: ("index", values) for name, values in arrays.items() if values is not None}
-        nodes[f"/spectra/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
+    for folder, (kind, dimensions) in _NODES.items():
+        for number, (order, m) in enumerate(groups.pop(kind.__name__, [])):
+            about = place_of(m) | {"order": order} | {f.name: getattr(m.record, f.name) for f in fields(m.record)}
+            arrays = {name: about.pop(name) for name in dimensions}
+            arrays = {name: (dimensions[name], values) for name, values in arrays.items() if values is not None}
+            nodes[f"/{folder}/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
     if "ConditionNumbers" in groups:
         nodes["/condition_numbers"] = _number_table(groups.pop("ConditionNumbers"))
     for kind, members in groups.items():
@@ -122,11 +133,12 @@ def _number_table(members: list[tuple[int, Measured]]) -> Any:
 def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
     """Read a study from an open result file, given its configuration and provenance."""
     children = {name: [*node.children.values()] for name, node in tree.children.items()}
-    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - {"spectra", "curves", "decompositions"}}
+    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - {*_NODES, "curves", "decompositions"}}
     found: list[tuple[int, Measured]] = []
-    for node in children.get("spectra", ()):
-        arrays = {name: node[name].to_numpy() if name in node.data_vars else None for name in _ARRAYS}
-        found.append(_measured(Spectrum, dict(node.attrs), arrays))
+    for folder, (kind, dimensions) in _NODES.items():
+        for node in children.get(folder, ()):
+            arrays = {name: node[name].to_numpy() if name in node.data_vars else None for name in dimensions}
+            found.append(_measured(kind, dict(node.attrs), arrays))
     if "condition_numbers" in tables:
         found += _decoded_numbers(tables["condition_numbers"])
     for kind in _KINDS.keys() & tables.keys():

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from curvature.problem import Problem
-from curvature.structured import convolution, dense, factor
+from curvature.structured import convolution, dense, factor, network_products, products
 from curvature.structured.chain import Chain, chain_of
 from curvature.structured.factor import gram
 from curvature.structured.network import Network, network_of
@@ -33,11 +33,13 @@ __all__ = [
     "chain_of",
     "contracts",
     "curvature",
+    "curvature_bytes",
     "factor_rows",
     "gram",
     "linearized",
     "linearizes",
     "network_of",
+    "product_bytes",
     "structure_of",
 ]
 
@@ -59,6 +61,11 @@ def curvature(model: Chain | Network, output_hessian: _Map, *, second_order: boo
     return room.curvature(model, output_hessian, second_order=second_order)
 
 
+def curvature_bytes(model: Chain | Network) -> float:
+    """Upper bound of the memory of :func:`curvature`."""
+    return (dense if isinstance(model, Chain) else convolution).curvature_bytes(model)
+
+
 def contracts(model: Chain | Network, num_columns: int) -> bool:
     """Whether :func:`curvature` is cheaper than the product of a factor with so many columns per example."""
     if isinstance(model, Chain):
@@ -75,6 +82,11 @@ def factor_rows(model: Chain | Network, where: slice, output_factor: _Map) -> Te
 def linearizes(model: Chain | Network) -> bool:
     """Whether :func:`linearized` pays."""
     return isinstance(model, Chain) or model.linearizes
+
+
+def product_bytes(model: Chain | Network) -> tuple[float, float]:
+    """Upper bounds of the memory of :func:`linearized`: held once, and for each column of a block on top."""
+    return (products if isinstance(model, Chain) else network_products).product_bytes(model)
 
 
 def linearized(

@@ -23,7 +23,7 @@ from torch import Tensor
 from curvature.structured.chain import matmul
 from curvature.structured.network import Network, Pointwise, Select, Step, Trace, Weighted, forward
 
-__all__ = ["curvature", "factor_rows"]
+__all__ = ["curvature", "curvature_bytes", "factor_rows"]
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -102,6 +102,13 @@ def _numbers_per_example(network: Network, second_order: bool) -> int:
         patched = (step.positions * step.fan_in for step in network.steps[k + 1 :] if isinstance(step, Weighted))
         total += layer.columns * max(patched, default=0) if second_order else 0
     return total
+
+
+def curvature_bytes(network: Network) -> float:
+    """Upper bound of the memory of :func:`curvature`: the result, its blocks, and what one chunk of examples holds."""
+    item = network.problem.weights.element_size()
+    chunk = max(_CHUNK_BYTES, item * _numbers_per_example(network, True))
+    return item * 3.0 * network.problem.dim**2 + 3.0 * chunk
 
 
 class _Contraction:

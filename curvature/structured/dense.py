@@ -11,7 +11,7 @@ from torch import Tensor
 from curvature.operators import mirrored
 from curvature.structured.chain import Chain, Layer, forward, matmul, places
 
-__all__ = ["curvature"]
+__all__ = ["curvature", "curvature_bytes"]
 
 _CHUNK_BYTES = 32 * 2**20
 
@@ -23,12 +23,10 @@ def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], 
     ``(n, C, C)``. Streams the examples in chunks; memory is the result, its blocks before they are put in place (half
     of it), and a bounded buffer.
     """
-    problem, layers = chain.problem, chain.layers
-    pairs = [(row, col) for row in range(len(layers)) for col in range(row + 1)]
+    problem = chain.problem
+    pairs, size = _pairs(chain), _examples_at_once(chain)
     sums: dict[tuple[int, int], Tensor] = {}
     crossed: dict[tuple[int, int], Tensor] = {}
-    widest = max(layers[r].fan_out * layers[c].fan_out + layers[r].columns * layers[c].columns for r, c in pairs)
-    size = max(32, _CHUNK_BYTES // (widest * problem.weights.element_size()))
     for start in range(0, problem.num_examples, size):
         where = slice(start, start + size)
         pass_ = _forward_backward(chain, where, output_hessian, second_order)
@@ -45,6 +43,28 @@ def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], 
                 moved = pass_.slopes[row - 1][:, :, None] * pass_.jacobians[row - 1, col]
                 _add(crossed, (row, col), _row_kronecker(pass_.gradients[row], right), moved.flatten(1))
     return _assemble(chain, sums, crossed)
+
+
+def curvature_bytes(chain: Chain) -> float:
+    """Upper bound of the memory of :func:`curvature`: the result, its blocks, and what one chunk of examples holds."""
+    layers = chain.layers
+    kept = sum(layers[row].fan_out * layers[col].fan_out for row, col in _pairs(chain))  # of each example, by layers
+    count = min(chain.problem.num_examples, _examples_at_once(chain))
+    return chain.problem.weights.element_size() * (3 * chain.problem.dim**2 + count * (3 * kept + 3 * _widest(chain)))
+
+
+def _pairs(chain: Chain) -> list[tuple[int, int]]:
+    return [(row, col) for row in range(len(chain.layers)) for col in range(row + 1)]
+
+
+def _widest(chain: Chain) -> int:
+    """Length of the two factors of one product, for one example."""
+    layers = chain.layers
+    return max(layers[r].fan_out * layers[c].fan_out + layers[r].columns * layers[c].columns for r, c in _pairs(chain))
+
+
+def _examples_at_once(chain: Chain) -> int:
+    return max(32, _CHUNK_BYTES // (_widest(chain) * chain.problem.weights.element_size()))
 
 
 @dataclass(frozen=True, eq=False)

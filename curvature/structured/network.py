@@ -232,11 +232,15 @@ class Network:
     @property
     def linearizes(self) -> bool:
         """Whether products are worth linearizing once: small images, and what is kept of all examples fits."""
-        first, *later = (step for step in self.steps if isinstance(step, Weighted))
+        _, *later = (step for step in self.steps if isinstance(step, Weighted))
+        return self.trace_bytes <= _KEPT_BYTES and all(layer.matrix is not None for layer in later)
+
+    @property
+    def trace_bytes(self) -> int:
+        """Signals and patches of all examples."""
         kept = sum(prod(step.shape) for step in self.steps)
-        kept += sum(layer.positions * layer.columns for layer in (first, *later))
-        size = self.problem.num_examples * kept * self.problem.weights.element_size()
-        return size <= _KEPT_BYTES and all(layer.matrix is not None for layer in later)
+        kept += sum(step.positions * step.columns for step in self.steps if isinstance(step, Weighted))
+        return self.problem.num_examples * kept * self.problem.weights.element_size()
 
     @property
     def contraction_cost(self) -> int:

@@ -11,9 +11,16 @@ from curvature.structured.chain import matmul
 from curvature.structured.network import Network, Pointwise, Select, Weighted, forward
 from curvature.structured.products import OutputProduct
 
-__all__ = ["NetworkProducts"]
+__all__ = ["NetworkProducts", "product_bytes"]
 
 _TANGENT_BYTES = 4 * 2**20
+
+
+def product_bytes(network: Network) -> tuple[float, float]:
+    """Upper bounds of the memory of :class:`NetworkProducts`: held once, and for each column of a block on top."""
+    problem = network.problem
+    # Slopes, bends and gradients beside the signals; one column's tangents may be larger than the cache allows.
+    return 6.0 * network.trace_bytes + 8 * _TANGENT_BYTES, 2.0 * problem.dim * problem.weights.element_size()
 
 
 class NetworkProducts:

@@ -9,12 +9,20 @@ from torch import Tensor
 
 from curvature.structured.chain import Chain, forward, matmul
 
-__all__ = ["OutputProduct", "Products"]
+__all__ = ["OutputProduct", "Products", "product_bytes"]
 
 # (outputs, targets) -> multiplication of rows (N, K, C) by a symmetric matrix per example
 OutputProduct = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 
 _TANGENT_BYTES = 4 * 2**20
+
+
+def product_bytes(chain: Chain) -> tuple[float, float]:
+    """Upper bounds of the memory of :class:`Products`: held once, and for each column of a block on top."""
+    problem, widths = chain.problem, [layer.fan_out for layer in chain.layers]
+    signals = problem.num_examples * (sum(widths) + max(chain.layers[0].columns, *widths))
+    item = problem.weights.element_size()
+    return item * signals * 10 + len(widths) * 4 * _TANGENT_BYTES, 2 * problem.dim * item
 
 
 class Products:
