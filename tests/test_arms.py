@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn import functional
 
 import curvature as cv
-from curvature import study as study_room
 from curvature import zoo
 from curvature.errors import ConfigurationError, InputError, SelfCheckError
 from curvature.preconditioners import preconditioner
 from curvature.records import Spectrum, StepComparison
 from curvature.study import FullSettings, run_full
+from curvature.study import full as study_room
 from curvature.training import (
     METHODS,
     SGD,

@@ -318,7 +318,7 @@ def test_the_plan_is_printed_before_anything_is_computed(monkeypatch):
     def fail(*_args, **_options):
         raise ResourceError("computed")
 
-    monkeypatch.setattr(study, "spectrum", fail)
+    monkeypatch.setattr(study.spectrum, "spectrum", fail)
     text = run("spectrum", *SMALL, "--chart", "standard,weight-norm", code=7).stderr
     assert re.search(r"plan:  GGN: exact \(dense\), 2 spectra, up to 172 x 172, \d+ MB, about [\d.e-]+ s\n", text)
     assert text.index("plan:") < text.index("[  0%]") < text.index("error: computed")
@@ -396,7 +396,7 @@ def test_what_does_not_fit_is_estimated_by_auto_and_refused_by_exact(monkeypatch
 
 def test_ends_that_did_not_converge_are_warned_of_and_strict_refuses_them(monkeypatch):
     measure = study.extremal_eigenvalues
-    monkeypatch.setattr(study, "extremal_eigenvalues", lambda *a, **k: measure(*a, **k, max_products=6))
+    monkeypatch.setattr(study.spectrum, "extremal_eigenvalues", lambda *a, **k: measure(*a, **k, max_products=6))
     result = run("spectrum", *SMALL, "--method", "lanczos", "--num-eigenvalues", "3", "--strict", code=3)
     assert "did not all converge" in result.stderr
     assert "the ends of ggn in standard (not converged)" in result.stderr

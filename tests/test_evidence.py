@@ -664,7 +664,7 @@ def test_the_linear_part_of_a_hessian_lacks_the_second_order_term_alone(study):
     problem = cv.Problem.from_module(
         zoo.mlp((3, 2, 2), seed=3), loss="cross-entropy", data=(torch.randn(9, 3).double(), torch.arange(9) % 2)
     )
-    from curvature.study import _linear_part
+    from curvature.study.measuring import linear_part as _linear_part
 
     chart = WeightNorm(stretch=0.4)
     root = chart.at(problem.layout, problem.weights).metric_root(torch.eye(problem.dim).double())
