@@ -670,6 +670,8 @@ class Decomposition:
         How many orders of switching the sources the parts are averaged over; 1 is a plain telescoping sum.
     num_missing
         Seeds left out because a number of theirs is missing.
+    arms
+        The standard and the weight-normalized arm.
     """
 
     quantity: str
@@ -681,6 +683,7 @@ class Decomposition:
     held: Mapping[str, str] = field(default_factory=dict)
     num_orders: int = 1
     num_missing: int = 0
+    arms: tuple[str, ...] = ("standard", "weight-norm")
 
     def __repr__(self) -> str:
         means = zip(self.sources, self.parts.mean(axis=0), strict=True)
@@ -786,6 +789,8 @@ class Study:
         Training curves, if anything was trained.
     checks
         Identities and self-checks with their values.
+    sweeps
+        Learning rates tried, if they were tuned.
     verdicts
         What the measurements say about the claims, if claims were tested.
     decompositions
@@ -807,6 +812,7 @@ class Study:
     checks: tuple[Check, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    sweeps: tuple[LearningRateSweep, ...] = field(default=(), repr=False)
     verdicts: tuple[Verdict, ...] = ()
     decompositions: tuple[Decomposition, ...] = ()
 

@@ -1,7 +1,6 @@
 """The arms: all start at one function, and train as modules written by hand and moved by ``torch.optim`` do."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +12,6 @@ import curvature as cv
 from curvature import zoo
 from curvature.errors import ConfigurationError, InputError, SelfCheckError
 from curvature.preconditioners import preconditioner
-from curvature.records import Spectrum, StepComparison
-from curvature.study import FullSettings, run_full
-from curvature.study import full as study_room
 from curvature.training import (
     METHODS,
     SGD,
@@ -27,11 +23,8 @@ from curvature.training import (
     Trainable,
     TrajectorySettings,
     Whitened,
-    fingerprint,
     lifts,
-    load_trajectories,
     paper_start,
-    save_trajectories,
     start,
     train,
     trajectories,
@@ -331,15 +324,6 @@ def test_whitened_arm_is_gradient_descent_preconditioned_by_a_metric_refreshed_e
     assert torch.allclose(found.checkpoints[0].weights, weights, rtol=0, atol=1e-11)
 
 
-def test_a_whitened_checkpoint_is_restored_from_its_weights_whatever_was_refreshed_before(nets):
-    _, problem = nets["mlp"]
-    point = run(problem, Whitened(problem, refresh_every=5), checkpoints={"late": 4}).checkpoints[0]
-    chart = Whitened(problem, refresh_every=5).restored(point.weights, point.coordinates)
-    cotangent = drawn(problem.dim, 1)
-    found, expected = (each.at(problem.layout, point.weights).pull(cotangent) for each in (chart, point.chart))
-    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
-
-
 def test_a_refresh_forgets_the_momentum(nets):
     _, problem = nets["mlp"]
     kept, forgotten = (
@@ -476,87 +460,6 @@ def test_every_checkpoint_is_lifted_to_every_gauge_without_moving_the_function(d
             assert len(charts) == 4 + (found.arm.method != "standard")
             for chart in charts:
                 assert torch.allclose(chart.to_weights(chart.coordinates), point.weights, rtol=0, atol=1e-13)
-
-
-def test_stored_trajectories_come_back_bit_for_bit_with_their_charts(design, tmp_path):
-    problem, path = zoo.digits_problem(60, widths=(4,)), tmp_path / "state" / "seed.npz"
-    save_trajectories(path, design)
-    found = load_trajectories(path, problem, SMALL, seed=5)
-    assert [file.name for file in path.parent.iterdir()] == ["seed.npz"]
-    for first, second in zip(design, found, strict=True):
-        assert (first.arm, first.checks, first.run.missing) == (second.arm, second.checks, second.run.missing)
-        assert (first.sweep.chosen, first.sweep.budget) == (second.sweep.chosen, second.sweep.budget)
-        assert np.array_equal(first.sweep.final_losses, second.sweep.final_losses)
-        for name in ("steps", "losses", "accuracies"):
-            assert np.array_equal(getattr(first.run.curve, name), getattr(second.run.curve, name))
-        for left, right in zip(first.run.checkpoints, second.run.checkpoints, strict=True):
-            assert (left.name, left.step) == (right.name, right.step)
-            assert torch.equal(left.weights, right.weights)
-            charts = [point.chart.at(problem.layout, point.weights) for point in (left, right)]
-            assert [chart.gauge for chart in charts] == [charts[0].gauge] * 2
-            cotangent = drawn(problem.dim, 1)
-            assert torch.equal(charts[0].pull(cotangent), charts[1].pull(cotangent))
-    path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ConfigurationError, match=r"seed\.npz is damaged"):
-        load_trajectories(path, problem, SMALL, seed=5)
-
-
-def test_an_interrupted_study_goes_on_and_has_the_same_numbers(tmp_path, monkeypatch):
-    arms = tuple(Arm(method) for method in ("batch-norm", "mean-only-batch-norm", "prong"))
-    settings = FullSettings(seeds=(0, 1), arms=arms, training=replace(SMALL, levels=(1e-6,)))
-    calls, train_seed = [], study_room.trajectories
-
-    def counted(*arguments, seed, **options):
-        calls.append(seed)
-        if calls == [0, 1]:
-            raise KeyboardInterrupt
-        return train_seed(*arguments, seed=seed, **options)
-
-    monkeypatch.setattr(study_room, "trajectories", counted)
-    data = (drawn(40, 3), torch.arange(40) % 2)
-    options = (lambda seed: zoo.mlp((3, 3, 2), seed=seed)), data, "cross-entropy", settings
-    with pytest.raises(KeyboardInterrupt):
-        run_full(*options, state=tmp_path)
-    resumed, _ = run_full(*options, state=tmp_path)
-    assert calls == [0, 1, 1]
-    whole, trained = run_full(*options, state=tmp_path / "other")
-    assert [(found.arm, found.sweep.seed) for found in trained] == [(arm, seed) for seed in (0, 1) for arm in arms]
-    for first, second in zip(resumed.measurements, whole.measurements, strict=True):
-        assert (first.arm, first.seed, first.checkpoint, first.step) == (
-            *(second.arm, second.seed, second.checkpoint, second.step),
-        )
-        if isinstance(first.record, Spectrum):
-            assert np.array_equal(first.record.eigenvalues, second.record.eigenvalues)
-    assert all(check.passed for check in whole.checks)
-    for kind in (Spectrum, StepComparison):
-        places = [
-            (m.arm, m.seed, m.checkpoint, m.record.chart, m.record.gauge)
-            for m in whole.of(kind)
-            if kind is Spectrum or m.record.block == "all"
-        ]
-        assert len(set(places)) == len(places)
-        for method in ("batch-norm", "mean-only-batch-norm"):
-            assert (method, 0, "late", method, "population statistics, frozen") in places
-        assert ("prong", 1, "init", "prong", "damping=0.001") in places
-    assert any("no checkpoint 'loss 1e-06'" in warning for warning in whole.warnings)
-
-
-def test_the_fingerprint_changes_with_whatever_the_trajectories_follow_from():
-    problem, arms = zoo.digits_problem(20, widths=(4,)), FEW
-    base = fingerprint(problem, arms, SMALL, 5)
-    assert base == fingerprint(zoo.digits_problem(20, widths=(4,)), arms, SMALL, 5)
-    others = [
-        fingerprint(problem, arms, SMALL, 6),
-        fingerprint(problem, arms[1:], SMALL, 5),
-        fingerprint(problem, arms, replace(SMALL, optimizer=Adam(0.1)), 5),
-        fingerprint(problem, arms, replace(SMALL, optimizer=SGD(0.1, momentum=0.1)), 5),
-        fingerprint(problem, arms, replace(SMALL, optimizer=type("Nesterov", (SGD,), {})(0.1)), 5),
-        fingerprint(problem, arms, replace(SMALL, levels=(1.0,)), 5),
-        fingerprint(problem.at(problem.weights + 1e-15), arms, SMALL, 5),
-        fingerprint(zoo.digits_problem(21, widths=(4,)), arms, SMALL, 5),
-        fingerprint(zoo.digits_problem(20, widths=(4,), activation="relu"), arms, SMALL, 5),
-    ]
-    assert len({base, *others}) == 1 + len(others)
 
 
 def test_an_arm_that_starts_elsewhere_stops_the_design(monkeypatch):

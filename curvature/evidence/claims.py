@@ -41,7 +41,15 @@ from curvature.evidence.pairs import (
     steps_to,
     tuned_rate,
 )
-from curvature.records import Check, ConditionNumbers, Measured, TrainingCurve, Verdict
+from curvature.records import (
+    Check,
+    ConditionNumbers,
+    LearningRateSweep,
+    Measured,
+    Quantity,
+    TrainingCurve,
+    Verdict,
+)
 
 __all__ = [
     "alignment",
@@ -189,6 +197,7 @@ def self_stabilizing(
     curves: Sequence[TrainingCurve],
     checks: Sequence[Check] = (),
     *,
+    sweeps: Sequence[LearningRateSweep] = (),
     threshold: float = THRESHOLD,
     arms: tuple[str, str] = ("standard", "weight-norm"),
 ) -> Verdict:
@@ -196,7 +205,8 @@ def self_stabilizing(
 
     ``curves`` hold one run per arm, seed and learning rate, the same rates in both arms. Control: the identity
     $\|v_{t+1}\|^2 = \|v_t\|^2 + \eta^2 \|\partial L/\partial v\|^2$ of plain gradient descent, as ``checks``. A
-    range that leaves the grid is a bound, so the test is the sign test. The threshold is taken in decades.
+    range that leaves the grid is a bound, so the test is the sign test. The threshold is taken in decades. Where
+    ``sweeps`` of both arms are given, they are taken instead of curves; each has the rates that its arm needed.
     """
     runs = [by_rate(curves, arm) for arm in arms]
     lows, highs = {}, {}
@@ -212,6 +222,10 @@ def self_stabilizing(
             known = not math.isnan(difference)
             lows[seed] = -math.inf if reference_open and known else difference
             highs[seed] = math.inf if width_open and known else difference
+    swept = [{sweep.seed: sweep.width() for sweep in sweeps if sweep.arm == arm} for arm in arms]
+    if all(swept):
+        lows = paired(*swept[::-1], lambda mine, base: _gap(mine, base, open_end=-math.inf, by=base))
+        highs = paired(*swept[::-1], lambda mine, base: _gap(mine, base, open_end=math.inf, by=mine))
     draft = Verdict(
         claim="C4",
         sentence="With weight norm a wider range of learning rates ends within 10 % of the best loss",
@@ -358,6 +372,7 @@ def closeness(
 def training_speed(
     curves: Sequence[TrainingCurve],
     *,
+    sweeps: Sequence[LearningRateSweep] = (),
     threshold: float = THRESHOLD,
     loss: float | None = None,
     arms: tuple[str, str] = ("standard", "weight-norm"),
@@ -367,7 +382,8 @@ def training_speed(
     Parameters
     ----------
     curves
-        One run per arm, seed and learning rate, the same rates in both arms.
+        One run per arm, seed and learning rate, the same rates in both arms; with ``sweeps``, one run per arm and seed
+        at the rate that its sweep chose.
     loss
         The loss to reach. None: 1.1 times the largest final loss of either arm at the learning rate that is best for
         its median final loss, so that both arms have a rate at which every run gets there (if none diverged).
@@ -389,23 +405,32 @@ def training_speed(
         note="needs training curves of both arms at the same three or more learning rates, for at least "
         f"{MIN_TRAINED_PAIRS} seeds",
     )
-    plain, normed = (by_rate(curves, arm) for arm in arms)
-    rates = sorted(plain)
-    if len(rates) < MIN_RATES or rates != sorted(normed):
-        return draft
-    if loss is None:
-        loss = NEAR_BEST * max(_slowest_loss(arm) for arm in (plain, normed))
-    tuned = [tuned_rate(arm, loss) for arm in (plain, normed)]
-    base, ours = (
-        {seed: steps_to(run, loss) for seed, run in arm[rate].items()}
-        for arm, rate in zip((plain, normed), tuned, strict=True)
-    )
+    swept = [[sweep for sweep in sweeps if sweep.arm == arm] for arm in arms]
+    if all(swept):
+        runs = [{curve.seed: curve for curve in curves if curve.arm == arm} for arm in arms]
+        if not all(runs):
+            return draft
+        if loss is None:
+            ends = [final_loss(run) for arm in runs for run in arm.values()]
+            loss = NEAR_BEST * max((end for end in ends if math.isfinite(end)), default=math.inf)
+        tuned = [float(np.median([sweep.chosen for sweep in arm])) for arm in swept]
+        inside = not any(sweep.at_edge for arm in swept for sweep in arm)
+    else:
+        grids = [by_rate(curves, arm) for arm in arms]
+        rates = sorted(grids[0])
+        if len(rates) < MIN_RATES or rates != sorted(grids[1]):
+            return draft
+        if loss is None:
+            loss = NEAR_BEST * max(_slowest_loss(grid) for grid in grids)
+        tuned = [tuned_rate(grid, loss) for grid in grids]
+        runs = [grid[rate] for grid, rate in zip(grids, tuned, strict=True)]
+        inside = not {rates[0], rates[-1]} & set(tuned)
+    base, ours = ({seed: steps_to(run, loss) for seed, run in arm.items()} for arm in runs)
     lows = paired(base, ours, lambda theirs, mine: log_of_ratio(theirs[0], mine[1]))
     highs = paired(base, ours, lambda theirs, mine: log_of_ratio(theirs[1], mine[0]))
     missed = sum(math.isinf(high) for found in (base, ours) for _, high in found.values())
     note = f"to a loss of {loss:.4g}; learning rates {tuned[0]:.3g} ({arms[0]}) and {tuned[1]:.3g} ({arms[1]})"
     note += f"; {missed} runs never got there (bounds)" if missed else ""
-    inside = not {rates[0], rates[-1]} & set(tuned)
     draft = replace(draft, control="best learning rates inside the grid", control_passed=inside)
     return _tested(draft, lows, highs, note=note)
 
@@ -447,6 +472,12 @@ def _with_zero_control(draft: Verdict, name: str, values: Mapping[int, float]) -
     found = [abs(value) for value in values.values() if math.isfinite(value)]
     worst = max(found, default=math.nan)
     return _with_control(draft, name, values, lambda _: worst <= CONTROL_SHARE * draft.threshold)
+
+
+def _gap(mine: Quantity, base: Quantity, *, open_end: float, by: Quantity) -> float:
+    """Difference of two widths, or an end of what it may be where ``by`` is only a bound."""
+    difference = mine.value - base.value
+    return open_end if by.status == "lower_bound" and not math.isnan(difference) else difference
 
 
 def _slowest_loss(arm: Mapping[float, Mapping[int, TrainingCurve]]) -> float:

@@ -29,7 +29,7 @@ import numpy as np
 
 from curvature.errors import ConfigurationError
 from curvature.evidence.inference import LEVEL, paired_interval
-from curvature.evidence.pairs import log_ratio
+from curvature.evidence.pairs import last_checkpoint, log_ratio
 from curvature.records import ConditionNumbers, Decomposition, Study
 
 __all__ = ["LINEAR_PART", "SOURCES", "decompose", "decomposition", "decompositions", "part_intervals"]
@@ -152,8 +152,7 @@ def decomposition(
     noise_free
         Names of as many arms, trained on whole batches.
     """
-    points = sorted({(m.step, m.checkpoint) for m in study.measurements})
-    checkpoint = checkpoint or (points[-1][1] if points else "")
+    checkpoint = checkpoint or last_checkpoint(study)
     seeds = sorted({m.seed for m in study.measurements})
 
     def numbers(arm: str, chart: str, at: str, effective: bool | None = None) -> dict[int, ConditionNumbers]:
@@ -191,10 +190,10 @@ def decomposition(
         else "not varied on its own: contained in the trajectory",
         "second-order term": "contained in the gauge" if matrix == "hessian" else "zero: only the Hessian has one",
     }
-    clean = {made: value for made, value in states_of(*noise_free).items() if made in states} if noise_free else None
+    clean = {made: value for made, value in states_of(*noise_free).items() if made in states} if noise_free else {}
     return decompose(
         {made: value for made, value in states.items() if made <= full},
-        noise_free=clean,
+        noise_free=clean if clean.keys() >= {frozenset(), full} else None,
         seeds=seeds,
         quantity=quantity,
         matrix=matrix,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from curvature.evidence.claims import (
     alignment,
     closeness,
@@ -14,6 +16,7 @@ from curvature.evidence.claims import (
     training_speed,
 )
 from curvature.evidence.inference import LEVEL, THRESHOLD, adjust
+from curvature.evidence.pairs import last_checkpoint
 from curvature.records import Alignment, Check, ConditionNumbers, Measured, StepComparison, Study, Verdict, Whitening
 
 __all__ = ["verdicts"]
@@ -27,6 +30,7 @@ def verdicts(
     matrix: str = "ggn",
     quantity: str = "kappa_80",
     arms: tuple[str, str] = ("standard", "weight-norm"),
+    published: tuple[str, str, str] | None = None,
     loss: float | None = None,
 ) -> tuple[Verdict, ...]:
     r"""Test every claim that a study has measurements for, as one family.
@@ -44,11 +48,14 @@ def verdicts(
         The one headline number of C1.
     arms
         Names of the standard and the weight-normalized arm.
+    published
+        Names of a second standard and weight-normalized arm, trained from another initialization, and of the standard
+        method from the initial weights of the second: C1, C4 and C8 are asked of them too, in the same family.
     loss
         The loss to reach (C8); see :func:`training_speed` for what None means.
     """
     plain, normed = arms
-    last = max(study.measurements, key=lambda m: m.step).checkpoint if study.measurements else ""
+    last = last_checkpoint(study)
 
     def at(kind: type, arm: str, **where: object) -> list[Measured]:
         return study.of(kind, arm=arm, checkpoint=last, **where)
@@ -97,14 +104,45 @@ def verdicts(
             sentence="At the gauge that training reached, weight norm brings the gradient covariance closer to a "
             "multiple of the identity (standard deviation of the log eigenvalues smaller)",
         ),
-        self_stabilizing(study.curves, _claimed(study, "C4"), threshold=threshold, arms=arms),
+        self_stabilizing(study.curves, _claimed(study, "C4"), sweeps=study.sweeps, threshold=threshold, arms=arms),
         identity("C5", _claimed(study, "C5")),
         identity("C6", _claimed(study, "C6")),
         resemblance(steps),
         efficiency(steps, threshold=threshold),
         closeness(steps, threshold=threshold),
-        training_speed(study.curves, threshold=threshold, loss=loss, arms=arms),
+        training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=arms),
     ]
+    if published is not None:
+        base, theirs, matched = published
+        charts = numbers(theirs, matrix, "weight-norm", "checkpoint")
+        c4 = [check for check in _claimed(study, "C4") if theirs in check.name]
+        pairs = [
+            (
+                conditioning(
+                    charts,
+                    numbers(matched, matrix, "standard", "-"),
+                    quantity=quantity,
+                    threshold=threshold,
+                    control=canonical,
+                ),
+                "own training, the paper's start",
+            ),
+            (
+                self_stabilizing(study.curves, c4, sweeps=study.sweeps, threshold=threshold, arms=(matched, theirs)),
+                "the paper's start",
+            ),
+            (
+                training_speed(
+                    study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=(matched, theirs)
+                ),
+                "the paper's start",
+            ),
+            (
+                training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=(base, theirs)),
+                "the paper's start against PyTorch's",
+            ),
+        ]
+        found += [replace(verdict, case=case) for verdict, case in pairs]
     return adjust(found, level)
 
 

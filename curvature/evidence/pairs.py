@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from curvature.errors import ConfigurationError
-from curvature.records import ConditionNumbers, Measured, StepComparison, TrainingCurve
+from curvature.records import ConditionNumbers, Measured, StepComparison, Study, TrainingCurve
 
 __all__ = [
     "averages",
@@ -16,6 +17,7 @@ __all__ = [
     "by_rate",
     "by_seed",
     "final_loss",
+    "last_checkpoint",
     "learning_rate_width",
     "log_of_ratio",
     "log_ratio",
@@ -59,6 +61,15 @@ def log_of_ratio(numerator: float, denominator: float) -> float:
 def by_seed(measured: Iterable[Measured]) -> dict[int, ConditionNumbers]:
     """Records of one kind by seed."""
     return {m.seed: m.record for m in measured}
+
+
+def last_checkpoint(study: Study) -> str:
+    """Name of the checkpoint of the last step; of several there, the one that most arms and seeds have."""
+    last = max((m.step for m in study.measurements), default=0)
+    there = Counter(
+        name for name, _, _ in {(m.checkpoint, m.arm, m.seed) for m in study.measurements if m.step == last}
+    )
+    return max(sorted(there), key=there.__getitem__, default="")
 
 
 def by_place(measured: Iterable[Measured]) -> dict[tuple[str, int, str], ConditionNumbers]:

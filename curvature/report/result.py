@@ -20,6 +20,7 @@ from curvature.records import (
     Decomposition,
     ExtremalEigenvalues,
     GaugeState,
+    LearningRateSweep,
     Measured,
     Quantity,
     SpectralDensity,
@@ -45,6 +46,8 @@ _NODES = {
     "densities": (SpectralDensity, {"nodes": ("probe", "node"), "weights": ("probe", "node")}),
 }
 _CURVE = ("steps", "losses", "accuracies")
+_SWEEP = ("rates", "final_losses")
+_APART = {*_NODES, "curves", "sweeps", "decompositions"}  # folders; every other name is a table
 
 
 def write_result(study: Study, path: Path) -> None:
@@ -75,6 +78,10 @@ def write_result(study: Study, path: Path) -> None:
         nodes[f"/decompositions/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
     if study.checks:
         nodes["/checks"] = _row_table([asdict(check) for check in study.checks])
+    for number, sweep in enumerate(study.sweeps):
+        about = {f.name: getattr(sweep, f.name) for f in fields(sweep)}
+        arrays = {name: ("rate", about.pop(name)) for name in _SWEEP}
+        nodes[f"/sweeps/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
     for number, curve in enumerate(study.curves):
         arrays = {name: ("record", getattr(curve, name)) for name in ("steps", "losses", "accuracies")}
         attributes = _attributes({"arm": curve.arm, "seed": curve.seed, "learning_rate": curve.learning_rate})
@@ -133,7 +140,7 @@ def _number_table(members: list[tuple[int, Measured]]) -> Any:
 def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
     """Read a study from an open result file, given its configuration and provenance."""
     children = {name: [*node.children.values()] for name, node in tree.children.items()}
-    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - {*_NODES, "curves", "decompositions"}}
+    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - _APART}
     found: list[tuple[int, Measured]] = []
     for folder, (kind, dimensions) in _NODES.items():
         for node in children.get(folder, ()):
@@ -159,6 +166,12 @@ def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any])
         config=config,
         measurements=tuple(m for _, m in sorted(found, key=lambda pair: pair[0])),
         curves=tuple(curves),
+        sweeps=tuple(
+            LearningRateSweep(
+                **_typed(node.attrs, LearningRateSweep), **{name: node[name].to_numpy() for name in _SWEEP}
+            )
+            for node in children.get("sweeps", ())
+        ),
         checks=tuple(checks),
         warnings=tuple(json.loads(tree.attrs["warnings"])),
         provenance=provenance,
@@ -174,7 +187,7 @@ def _decoded_verdict(row: Mapping[str, Any]) -> Verdict:
 
 def _decoded_decomposition(node: Any) -> Decomposition:
     about = _typed(node.attrs, Decomposition)
-    about |= {name: tuple(about[name]) for name in ("sources", "seeds")}
+    about |= {name: tuple(about[name]) for name in ("sources", "seeds", "arms") if name in about}
     return Decomposition(**about, **{name: node[name].to_numpy() for name in ("parts", "whole")})
 
 

@@ -185,6 +185,7 @@ class Collector:
     progress: Progress | None = None
     measurements: list[Measured] = field(default_factory=list)
     curves: list = field(default_factory=list)
+    sweeps: list = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     warnings: dict[str, None] = field(default_factory=dict)
 
@@ -222,6 +223,7 @@ class Collector:
             num_examples=problem.num_examples,
             measurements=tuple(self.measurements),
             curves=tuple(self.curves),
+            sweeps=tuple(self.sweeps),
             checks=tuple(self.checks),
             warnings=tuple(self.warnings),
         )

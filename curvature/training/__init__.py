@@ -5,11 +5,10 @@
 
 from curvature.training.arms import METHODS, STARTS, Arm, start
 from curvature.training.design import DEFAULT_ARMS, Trajectory, TrajectorySettings, lifts, trajectories
-from curvature.training.initialization import Start, paper_start
+from curvature.training.initialization import Start, paper_start, start_check
 from curvature.training.loop import Checkpoint, Run, train
 from curvature.training.optimizers import SGD, Adam, Optimizer
 from curvature.training.recursion import NormRecursion
-from curvature.training.state import fingerprint, load_trajectories, save_trajectories
 from curvature.training.sweep import tune_learning_rate
 from curvature.training.trainable import BatchNormalized, Trainable, Whitened
 
@@ -30,12 +29,10 @@ __all__ = [
     "Trajectory",
     "TrajectorySettings",
     "Whitened",
-    "fingerprint",
     "lifts",
-    "load_trajectories",
     "paper_start",
-    "save_trajectories",
     "start",
+    "start_check",
     "train",
     "trajectories",
     "tune_learning_rate",

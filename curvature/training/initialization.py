@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,9 +12,10 @@ from torch import Tensor
 from curvature.errors import InputError
 from curvature.parameterization.rows import PAPER_SCALE, row_norms
 from curvature.problem import Problem
+from curvature.records import Check
 from curvature.training.network import BatchNormNetwork
 
-__all__ = ["Start", "paper_start"]
+__all__ = ["Start", "paper_start", "start_check"]
 
 _STREAM = 160207868  # so that v is not drawn from the numbers that order the data
 
@@ -70,8 +72,7 @@ def paper_start(problem: Problem, *, seed: int, batch_size: int | None = None) -
         drawn = torch.randn(named[weight].shape, generator=generator, dtype=torch.float64)
         named[weight].copy_(PAPER_SCALE * drawn)
         named[bias].zero_()
-    order = torch.randperm(problem.num_examples, generator=torch.Generator().manual_seed(seed))
-    batch = problem.inputs[order[: batch_size or len(order)].to(problem.device)]
+    batch = _first_batch(problem, seed, batch_size)
     found = network.statistics(vector, batch)
     for path, statistics in found.items():
         floor = 1e3 * torch.finfo(vector.dtype).eps * statistics.mean.abs()
@@ -85,3 +86,39 @@ def paper_start(problem: Problem, *, seed: int, batch_size: int | None = None) -
     v = {name: named[name].clone() for name in by_weight}
     g = {name: row_norms(part.flatten(1)) / by_weight[name].deviation for name, part in v.items()}
     return Start("paper", problem.at(network.folded(vector, by_weight)), seed, v, g)
+
+
+def start_check(start: Start, batch_size: int | None = None) -> Check:
+    """C6: mean 0 and variance 1 of every pre-activation of the first batch, observed in the network as it runs."""
+    problem = start.problem
+    model = copy.deepcopy(problem.model)
+    observed: dict[str, Tensor] = {}
+
+    def watch(path: str) -> None:
+        def keep(_module: object, _inputs: object, output: Tensor) -> None:
+            observed[path] = output.detach().movedim(1, -1).flatten(0, -2)  # (batch and positions, neurons)
+
+        model.get_submodule(path).register_forward_hook(keep)
+
+    for entry in problem.layout.entries:
+        if entry.normalized:
+            watch(entry.layer)
+    with torch.no_grad():
+        torch.func.functional_call(
+            model, problem.unflatten(problem.weights), (_first_batch(problem, start.seed, batch_size),)
+        )
+    means = [float(found.mean(dim=0).abs().max()) for found in observed.values()]
+    variances = [float((found.var(dim=0, correction=0) - 1).abs().max()) for found in observed.values()]
+    return Check(
+        f"data-dependent start: pre-activations of the first batch have mean 0 and variance 1 (seed {start.seed})",
+        max(means + variances),
+        1e-10 if problem.dtype == torch.float64 else 1e-3,
+        "largest deviation of a mean from 0 or of a variance from 1, over all neurons of all layers",
+        claim="C6",
+    )
+
+
+def _first_batch(problem: Problem, seed: int, batch_size: int | None) -> Tensor:
+    """The inputs that training with this seed sees first."""
+    order = torch.randperm(problem.num_examples, generator=torch.Generator().manual_seed(seed))
+    return problem.inputs[order[: batch_size or len(order)].to(problem.device)]

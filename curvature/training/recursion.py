@@ -55,4 +55,5 @@ class NormRecursion:
             self.deviation if self.steps else float("nan"),
             self._tolerance,
             f"largest deviation over |v|^2 in {self.steps} steps; the largest growth in one step is {self.growth:.1e}",
+            claim="C4",
         )

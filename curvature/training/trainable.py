@@ -53,11 +53,6 @@ class Trainable:
         """Chart of a checkpoint, at :meth:`weights`: the arm's own."""
         return self.chart.moved(coordinates)
 
-    def restored(self, weights: Tensor, coordinates: Tensor) -> Parameterization:
-        """Give :meth:`parameterization` of a checkpoint that was stored: from its weights and coordinates alone."""
-        del weights
-        return self.parameterization(coordinates)
-
     def refresh(self, coordinates: Tensor) -> Tensor:
         """Change the chart where the coordinates are; give the new coordinates of the same weights."""
         raise NotImplementedError
@@ -170,10 +165,7 @@ class Whitened(Trainable):
         super().__init__(problem, preconditioner(problem, "prong", damping=damping))
 
     def parameterization(self, coordinates: Tensor) -> Parameterization:
-        return self.restored(self.chart.to_weights(coordinates), coordinates)
-
-    def restored(self, weights: Tensor, coordinates: Tensor) -> Parameterization:
-        del coordinates  # they lie around the weights of the last refresh
+        weights = self.chart.to_weights(coordinates)  # around the weights of the last refresh
         try:
             return preconditioner(self.problem.at(weights), "prong", damping=self.damping)
         except torch.linalg.LinAlgError as error:
