@@ -36,7 +36,7 @@ from curvature.report.document import place_of
 SCHEMA = "curvature/1"
 _KINDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
 _PLACE = {"arm": "str", "seed": "int", "checkpoint": "str", "step": "int", "order": "int"}
-# Records with arrays have a node each: the folder of their kind, and the dimensions of every array.
+# Records with arrays: the folder of their kind, and the dimensions of every array.
 _NODES = {
     "spectra": (Spectrum, {"eigenvalues": ("index",), "gradient_weights": ("index",)}),
     "extremes": (
@@ -51,7 +51,7 @@ _APART = {*_NODES, "curves", "sweeps", "decompositions"}  # folders; every other
 
 
 def write_result(study: Study, path: Path) -> None:
-    """Write NetCDF: a node per spectrum, end, density and curve, one table per other kind of record."""
+    """Write NetCDF: a table per kind of record, of arrays one per size; a node per curve and sweep."""
     import xarray as xr
 
     about = {name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")}
@@ -61,11 +61,8 @@ def write_result(study: Study, path: Path) -> None:
     for order, m in enumerate(study.measurements):
         groups.setdefault(type(m.record).__name__, []).append((order, m))
     for folder, (kind, dimensions) in _NODES.items():
-        for number, (order, m) in enumerate(groups.pop(kind.__name__, [])):
-            about = place_of(m) | {"order": order} | {f.name: getattr(m.record, f.name) for f in fields(m.record)}
-            arrays = {name: about.pop(name) for name in dimensions}
-            arrays = {name: (dimensions[name], values) for name, values in arrays.items() if values is not None}
-            nodes[f"/{folder}/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
+        for number, table in enumerate(_array_tables(groups.pop(kind.__name__, []), dimensions)):
+            nodes[f"/{folder}/{number:04d}"] = table
     if "ConditionNumbers" in groups:
         nodes["/condition_numbers"] = _number_table(groups.pop("ConditionNumbers"))
     for kind, members in groups.items():
@@ -117,6 +114,28 @@ def _row_table(rows: list[dict[str, Any]]) -> Any:
     return xr.Dataset(columns)
 
 
+def _array_tables(members: list[tuple[int, Measured]], dimensions: Mapping[str, tuple[str, ...]]) -> Iterable[Any]:
+    """Records with arrays, one table for each set of array shapes: a node per record is slow to write and to read."""
+    alike: dict[tuple, list[tuple[int, Measured]]] = {}
+    for order, m in members:
+        shapes = tuple(None if (values := getattr(m.record, name)) is None else values.shape for name in dimensions)
+        alike.setdefault(shapes, []).append((order, m))
+    for shapes, few in alike.items():
+        rows = [
+            place_of(m)
+            | {"order": order}
+            | {f.name: getattr(m.record, f.name) for f in fields(m.record) if f.name not in dimensions}
+            for order, m in few
+        ]
+        yield _row_table(rows).assign(
+            {
+                name: (("row", *dimensions[name]), np.stack([getattr(m.record, name) for _, m in few]))
+                for name, shape in zip(dimensions, shapes, strict=True)
+                if shape is not None
+            }
+        )
+
+
 def _number_table(members: list[tuple[int, Measured]]) -> Any:
     """Condition numbers: one row each, with value, status and note by the name of the quantity."""
     names = list(dict.fromkeys(name for _, m in members for name in m.record.values))
@@ -144,8 +163,12 @@ def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any])
     found: list[tuple[int, Measured]] = []
     for folder, (kind, dimensions) in _NODES.items():
         for node in children.get(folder, ()):
-            arrays = {name: node[name].to_numpy() if name in node.data_vars else None for name in dimensions}
-            found.append(_measured(kind, dict(node.attrs), arrays))
+            table = node.to_dataset()
+            arrays = {name: table[name].to_numpy() for name in dimensions if name in table}
+            for index, row in enumerate(_rows(table.drop_vars(list(arrays)))):
+                # a copy, or one record would keep all others alive
+                own = {name: arrays[name][index].copy() if name in arrays else None for name in dimensions}
+                found.append(_measured(kind, row, own))
     if "condition_numbers" in tables:
         found += _decoded_numbers(tables["condition_numbers"])
     for kind in _KINDS.keys() & tables.keys():
