@@ -130,7 +130,7 @@ def test_names_and_defaults_are_those_of_the_library():
     assert set(configuration.SpectrumConfiguration.model_fields["method"].annotation.__args__) == set(planning.METHODS)
     ours, theirs = configuration.CompareConfiguration(), study.CompareSettings()
     assert tuple(configuration.MATRICES[name] for name in ours.matrix) == theirs.matrices
-    assert tuple(range(ours.seeds)) == theirs.seeds
+    assert tuple(range(ours.num_seeds)) == theirs.seeds
     for name in ("epochs", "batch_size", "learning_rate", "momentum", "stretches", "dampings", "damping", "threshold"):
         assert getattr(ours, name) == getattr(theirs, name), name
     text = " ".join(run("compare", "--help").stdout.replace("│", " ").split())

@@ -149,7 +149,9 @@ def compare(
     loss: o.Loss = None,
     num_examples: o.NumExamples = None,
     matrix: o.Matrix = None,
+    full: o.Full = None,
     seeds: o.Seeds = None,
+    jobs: o.Jobs = None,
     epochs: o.Epochs = None,
     learning_rate: o.LearningRate = None,
     batch_size: o.BatchSize = None,
@@ -172,6 +174,8 @@ def compare(
 
     Two arms, paired seeds, plain SGD.
     Without options: a small network on handwritten digits, in about two minutes.
+    With --full the whole study: thirteen arms with their controls, each at its own tuned learning rate, from PyTorch's
+    and from the paper's initialization; ten seeds, every claim decided. Interrupted, the same command goes on.
     """
     execute("compare", locals())
 

@@ -97,7 +97,10 @@ class CompareConfiguration(Configuration):
     """Configuration of ``curvature compare``; the defaults are those of ``curvature.study.CompareSettings``."""
 
     matrix: tuple[str, ...] = Field(("hessian", "ggn", "gradient-covariance"), min_length=1)
-    seeds: PositiveInt = 3
+    full: bool = False
+    seeds: PositiveInt | None = None
+    jobs: PositiveInt = 1
+    tuning_epochs: PositiveInt = 10
     epochs: Annotated[int, Field(ge=2)] = 30
     batch_size: PositiveInt = 64
     learning_rate: PositiveFloat = 0.2
@@ -106,6 +109,11 @@ class CompareConfiguration(Configuration):
     dampings: tuple[PositiveFloat, ...] = (1e-5, 1e-3, 1e-1)
     damping: PositiveFloat = 1e-3
     threshold: PositiveFloat = math.log(1.1)
+
+    @property
+    def num_seeds(self) -> int:
+        """Paired seeds: three show what to expect, ten can decide about training."""
+        return self.seeds or (10 if self.full else 3)
 
 
 KINDS = {"spectrum": SpectrumConfiguration, "compare": CompareConfiguration}

@@ -24,6 +24,7 @@ from curvature.cli.configuration import (
     SpectrumConfiguration,
     resolve,
 )
+from curvature.cli.full import forget_parts, full_settings, measured_parts, parts_beside
 from curvature.cli.terminal import Terminal, count, printable, short_warnings
 from curvature.errors import ConfigurationError, ExitCode
 
@@ -65,11 +66,12 @@ def execute(command: str, options: dict[str, Any]) -> None:
             if options.get("dry_run"):
                 plans = _spectrum_plans(config, terminal)
             else:
-                study = measure(config, terminal, started)
+                study = measure(config, terminal, started, out)
         if plans is None:
             document = report.study_document(study)
             if out is not None:
                 out = report.write_run(study, out, overwrite=options["overwrite"])
+                forget_parts(out)
 
     if plans is not None:
         tables.print_plans(plans, options["as_json"])
@@ -134,7 +136,9 @@ def _unresolved(study: Study) -> list[str]:
     ]
 
 
-def _spectrum_study(config: SpectrumConfiguration, terminal: Terminal, started: float) -> Study:
+def _spectrum_study(
+    config: SpectrumConfiguration, terminal: Terminal, started: float, _out: Path | None = None
+) -> Study:
     from curvature.study import run_spectrum
 
     config, problem, model, data, work = _spectrum_work(config, terminal)
@@ -196,13 +200,32 @@ def _about_spectrum_model(config: SpectrumConfiguration) -> str:
     return _about_model(config, f"seed {config.seed}" if config.weights is None else None)
 
 
-def _compare_study(config: CompareConfiguration, terminal: Terminal, started: float) -> Study:
+def _compare_study(config: CompareConfiguration, terminal: Terminal, started: float, out: Path | None = None) -> Study:
     import torch
 
-    from curvature import loading
     from curvature.study import CompareSettings, run_compare
+    from curvature.study.full import combined
 
     _header(config, terminal)
+    config = config.model_copy(update={"seeds": config.num_seeds})
+    build, data, loss = _prepared(config, terminal)
+    first = build(0)
+    about_model, about_data = _about_model(config), _about_data(config, data)
+    terminal.note(f"model: {about_model}: {sum(p.numel() for p in first.parameters())} parameters")
+    terminal.note(f"data:  {about_data}")
+    if config.weights is not None and config.seeds > 1:
+        terminal.warn("every seed starts from the same --weights: the seeds differ in the order of the data alone")
+    written = {"model": about_model, "data_name": about_data, "config": _written(config, "compare")}
+    if config.full:
+        settings = full_settings(config)
+        terminal.note(
+            f"plan:  {count(config.seeds, 'paired seed')} x {count(len(settings.arms), 'arm')}, each tuned over "
+            f"{len(settings.training.rates)} or more learning rates of {config.tuning_epochs} epochs, then trained for "
+            f"{config.epochs}; {count(config.jobs, 'seed')} at a time"
+        )
+        with terminal.progress() as progress:
+            parts = measured_parts(config, _prepared, terminal, parts_beside(out), progress)
+        return _with_provenance(combined(parts, settings, **written), config, first, data, started)
     settings = CompareSettings(
         seeds=tuple(range(config.seeds)),
         epochs=config.epochs,
@@ -215,32 +238,24 @@ def _compare_study(config: CompareConfiguration, terminal: Terminal, started: fl
         damping=config.damping,
         threshold=config.threshold,
     )
-    loss = loading.load_loss(config.loss, terminal.say)
-    build = _model_builder(config, terminal)
-    first = build(settings.seeds[0])
-    data = _load_data(config, loss, first, terminal)
-    about_model, about_data = _about_model(config), _about_data(config, data)
-    terminal.note(f"model: {about_model}: {sum(p.numel() for p in first.parameters())} parameters")
-    terminal.note(f"data:  {about_data}")
     terminal.note(
         f"plan:  {count(config.seeds, 'paired seed')} x 2 arms (standard, weight-norm), {config.epochs} epochs of SGD "
         f"at {config.learning_rate:g}; {count(len(config.matrix), 'matrix', 'matrices')} at 3 checkpoints each"
     )
-    if config.weights is not None and config.seeds > 1:
-        terminal.warn("every seed starts from the same --weights: the seeds differ in the order of the data alone")
     with terminal.progress() as progress:
         study = run_compare(
-            build,
-            data,
-            loss,
-            settings,
-            model=about_model,
-            data_name=about_data,
-            config=_written(config, "compare"),
-            dtype=getattr(torch, config.dtype),
-            progress=progress,
+            build, data, loss, settings, dtype=getattr(torch, config.dtype), progress=progress, **written
         )
     return _with_provenance(study, config, first, data, started)
+
+
+def _prepared(config: Configuration, terminal: Terminal) -> tuple[Callable[[int], nn.Module], Any, Any]:
+    """How to build the model of a seed, the data and the loss."""
+    from curvature import loading
+
+    loss = loading.load_loss(config.loss, terminal.say)
+    build = _model_builder(config, terminal)
+    return build, _load_data(config, loss, build(0), terminal), loss
 
 
 def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:

@@ -53,7 +53,14 @@ _STEPS = "Products with each probe, at most the dimension: the resolution of the
 NumMatvecs = _option(int, "--num-matvecs", _COMPUTE, "N", _STEPS)
 NumSamples = _option(int, "--num-samples", _COMPUTE, "N", "Labels drawn per example for mc-fisher (default 1).")
 Seed = _option(int, "--seed", _COMPUTE, "N", "Draws the model's weights and everything random (default 0).")
-Seeds = _option(int, "--seeds", _COMPUTE, "N", "Number of paired seeds; the arms share each of them (default 3).")
+_FULL = (
+    "The whole study: every arm and control at its own learning rate, every claim decided; goes on where it stopped."
+)
+Full = _option(bool, "--full", _COMPUTE, None, _FULL)
+Seeds = _option(int, "--seeds", _COMPUTE, "N", "Paired seeds; the arms share each of them (default 3, --full 10).")
+Jobs = _option(
+    int, "--jobs", _COMPUTE, "N", "With --full: seeds measured at the same time, one thread each (default 1)."
+)
 Epochs = _option(int, "--epochs", _COMPUTE, "N", "Epochs of SGD in each arm (default 30).")
 LearningRate = _option(float, "--learning-rate", _COMPUTE, "X", "The same in both arms (default 0.2).")
 BatchSize = _option(int, "--batch-size", _COMPUTE, "N", "Examples per step (default 64).")

@@ -1,6 +1,23 @@
 """From a study to its run directory: result file, JSON, CSV, figures and one self-contained HTML page."""
 
-from curvature.report.directory import check_target, load_study, load_summary, study_document, write_run
+from curvature.report.directory import (
+    check_target,
+    load_part,
+    load_study,
+    load_summary,
+    study_document,
+    write_part,
+    write_run,
+)
 from curvature.report.result import SCHEMA
 
-__all__ = ["SCHEMA", "check_target", "load_study", "load_summary", "study_document", "write_run"]
+__all__ = [
+    "SCHEMA",
+    "check_target",
+    "load_part",
+    "load_study",
+    "load_summary",
+    "study_document",
+    "write_part",
+    "write_run",
+]

@@ -171,6 +171,27 @@ def load_study(directory: str | Path) -> Study:
         raise ConfigurationError(f"{_shown(directory)} cannot be read as a run: {error}") from error
 
 
+def write_part(study: Study, path: Path) -> None:
+    """Keep a part of a study in one file until the rest is measured; there is either all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".writing")
+    write_result(study, unfinished)
+    unfinished.replace(path)
+
+
+def load_part(path: Path) -> Study:
+    """Read what :func:`write_part` wrote."""
+    import xarray as xr
+
+    try:
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            return decoded_study(tree, {}, {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{_shown(path)} is damaged ({error}): delete it, it will be measured again."
+        ) from error
+
+
 def _contents(study: Study) -> dict[str, str]:
     document, drawings = study_document(study), drawings_of(study)
     svgs = {drawing.name: figures.render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}

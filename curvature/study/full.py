@@ -160,8 +160,9 @@ def measure_seed(
         for point in trajectory.run.checkpoints:
             found.say(f"seed {seed}: {trajectory.arm.name}, {point.name}", (1 + 2 * t / len(trained)) / 3)
             _measure_point(found, trajectory, point, seed, settings)
-        for name, reason in trajectory.run.missing.items():
-            found.warn(f"{trajectory.arm.name}, seed {seed}: no checkpoint {name!r}: {reason}")
+        if trajectory.arm.name in settings.followed:
+            for name in trajectory.run.missing:  # without the seed: said once for all of them
+                found.warn(f"{trajectory.arm.name}: in some seeds the loss never got to the checkpoint {name!r}.")
     begun = {trajectory.start.name: trajectory.start for trajectory in trained}
     if "paper" in begun:
         found.checks.append(start_check(begun["paper"], settings.training.batch_size))
