@@ -121,7 +121,7 @@ def test_help_documents_every_exit_code_and_key(command):
     for code in (0, 1, 2, 3, 5, 6, 7, 130):
         assert f"{code} {commands.EXIT_WORDS[ExitCode(code)].split()[0]}" in text
     fields = configuration.KINDS[command].model_fields.keys()
-    by_set_alone = {"momentum", "stretches", "dampings", "gradient", "threshold"}
+    by_set_alone = {"momentum", "stretches", "dampings", "gradient", "threshold", "tuning_epochs"}
     assert [name for name in fields - by_set_alone if f"--{name.replace('_', '-')}" not in text] == []
 
 
