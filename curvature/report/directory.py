@@ -19,7 +19,7 @@ from curvature._version import __version__
 from curvature.errors import ConfigurationError, CurvatureError, ResourceError
 from curvature.figures import printable
 from curvature.records import Study
-from curvature.report.document import tables_of
+from curvature.report.document import shown_part, tables_of
 from curvature.report.drawings import drawings_of
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
@@ -130,7 +130,7 @@ def study_document(study: Study) -> dict[str, Any]:
             "schema": SCHEMA,
             "version": __version__,
             **{name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")},
-            "findings": findings_of(study, tables),
+            "findings": findings_of(shown_part(study), tables),
             **tables,
             "config": dict(study.config),
             "provenance": dict(study.provenance),
@@ -193,7 +193,7 @@ def load_part(path: Path) -> Study:
 
 
 def _contents(study: Study) -> dict[str, str]:
-    document, drawings = study_document(study), drawings_of(study)
+    document, drawings = study_document(study), drawings_of(shown_part(study))
     svgs = {drawing.name: figures.render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
     return {
         "config.toml": tomli_w.dumps(without_none(study.config)),

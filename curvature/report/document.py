@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,28 @@ from curvature.records import (
 
 HEADLINE = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95")
 EQUAL = 1e-8  # log-ratios below it are rounding
+FIRST, LAST = "init", "late"
+ARMS_QUANTITY = "kappa_80"
 
 
-def tables_of(study: Study) -> dict[str, Any]:
+MOST_ARMS = 4  # that can be told apart in one picture
+
+
+def shown_part(study: Study) -> Study:
+    """What tables and pictures show: of a study with many arms those measured all along, at the fixed checkpoints."""
+    arms = list(dict.fromkeys(m.arm for m in study.measurements))
+    if len(arms) <= MOST_ARMS:
+        return study
+    followed = dict.fromkeys(m.arm for m in study.measurements if m.checkpoint not in (FIRST, LAST))
+    kept = [m for m in study.measurements if m.arm in followed and not m.checkpoint.startswith("loss ")]
+    curves = [curve for curve in study.curves if curve.arm in followed]
+    return replace(study, measurements=tuple(kept), curves=tuple(curves))
+
+
+def tables_of(everything: Study) -> dict[str, Any]:
     """Everything about the numbers of a study, aggregated over seeds and spectrum by spectrum."""
-    numbers = numbers_of(study)
+    study, numbers = shown_part(everything), numbers_of(shown_part(everything))
+    every_number = numbers if study is everything else numbers_of(everything)
     return {
         "seeds": sorted({m.seed for m in study.measurements} | {curve.seed for curve in study.curves}),
         "checkpoints": checkpoints_of(study),
@@ -44,7 +61,8 @@ def tables_of(study: Study) -> dict[str, Any]:
             for verdict in study.verdicts
         ],
         "decompositions": [_decomposition(item) for item in study.decompositions],
-        "unresolved": _unresolved(numbers),
+        "arms": _arms(everything),
+        "unresolved": _unresolved(every_number),
         "equality": _equality(study),
         "ratios": _ratios(numbers),
         "efficiencies": _efficiencies(study),
@@ -55,7 +73,7 @@ def tables_of(study: Study) -> dict[str, Any]:
         "training": _training(study),
         "checks": [asdict(check) | {"passed": check.passed} for check in study.checks],
         "warnings": list(study.warnings),
-        "spectra": [_spectrum_row(*pair) for pair in _pairs(study, numbers)],
+        "spectra": [_spectrum_row(*pair) for pair in _pairs(everything, every_number)],
         "extremes": [_extremes_row(m) for m in study.of(ExtremalEigenvalues)],
         "densities": [_density_row(m) for m in study.of(SpectralDensity)],
     }
@@ -65,7 +83,12 @@ def _decomposition(item: Decomposition) -> dict[str, Any]:
     """Means and intervals of the parts, and the parts of every seed."""
     intervals = part_intervals(item)
     about = {name: getattr(item, name) for name in ("matrix", "quantity", "num_orders", "num_missing")}
-    about |= {"seeds": list(item.seeds), "sources": list(item.sources), "held": dict(item.held)}
+    about |= {
+        "seeds": list(item.seeds),
+        "arms": list(item.arms),
+        "sources": list(item.sources),
+        "held": dict(item.held),
+    }
     means = {name: {"mean": mean, "low": low, "high": high} for name, (mean, low, high) in intervals.items()}
     return about | {"means": means, "parts": item.parts.tolist(), "whole": item.whole.tolist()}
 
@@ -385,6 +408,37 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     kept = [value for value in values if math.isfinite(value)]
     low, median, high = np.quantile(kept, [0.25, 0.5, 0.75]).tolist() if kept else [math.nan] * 3
     return {"median": median, "lower_quartile": low, "upper_quartile": high}
+
+
+def _row(quantities: Iterable[Quantity]) -> dict[str, Any]:
+    return asdict(spread(quantities))
+
+
+def _arms(study: Study) -> list[dict[str, Any]]:
+    """One row per arm whose learning rate was tuned: medians over seeds."""
+    rows = []
+    for arm in dict.fromkeys(sweep.arm for sweep in study.sweeps):
+        sweeps = [sweep for sweep in study.sweeps if sweep.arm == arm]
+        widths = [sweep.width() for sweep in sweeps]
+        ends = [float(curve.losses[-1]) for curve in study.curves if curve.arm == arm]
+        late = [m.record for m in study.of(ConditionNumbers, arm=arm, checkpoint=LAST, matrix="ggn", block="all")]
+        standard = [record for record in late if record.chart == "standard"]
+        own = [record for record in late if record.effective and record.gauge not in ("canonical", "paper")]
+        rows.append(
+            {
+                "arm": arm,
+                "seeds": len(sweeps),
+                "rate": _row(Quantity(sweep.chosen) for sweep in sweeps),
+                "at_edge": sum(sweep.at_edge for sweep in sweeps),
+                "width": _row(widths),
+                "open_widths": sum(width.status == "lower_bound" for width in widths),
+                "final_loss": _row(Quantity(end) for end in ends),
+                "diverged": sum(not math.isfinite(end) for end in ends) + len(sweeps) - len(ends),
+                "kappa_standard": _row(record.values[ARMS_QUANTITY] for record in standard),
+                "kappa_own": _row(record.values[ARMS_QUANTITY] for record in own),
+            }
+        )
+    return rows
 
 
 def _training(study: Study) -> list[dict[str, Any]]:
