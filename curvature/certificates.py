@@ -20,7 +20,7 @@ def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
     r"""How far below $\lambda_1$ the largest Ritz value may lie, relative to the spread; wrong with ``failure``.
 
     $\lambda_1 - \theta_1 \le \varepsilon (\lambda_1 - \lambda_n)$ on a Krylov space of dimension $k$ (``num_steps``)
-    from a start uniform on the sphere, with $\varepsilon = (\ln(1.648 \sqrt n / \text{failure}) / (2k - 1))^2$; infinite
+    from a start uniform on the sphere: $\varepsilon = (\ln(1.648 \sqrt n / \text{failure}) / (2k - 1))^2$; infinite
     for no steps, 0 for the whole space (Kuczynski & Wozniakowski 1992, doi:10.7916/D8B56SVV: for the positive definite
     $A - \lambda_n I$, whose Krylov spaces are those of $A$). No start vector fixed in advance allows any bound.
 

@@ -102,7 +102,7 @@ def condition_numbers(
 
 
 def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> Estimate:
-    r"""$(\lambda_1 + \delta) / (\lambda_D + \delta)$ of a positive semidefinite matrix between two bounds, from products.
+    r"""$(\lambda_1 + \delta) / (\lambda_D + \delta)$ of a positive semidefinite matrix between two bounds.
 
     Below: Ritz values lie inside the spectrum, so their ratio is never too large. Above: the interval of the whole
     spectrum (:meth:`ExtremalEigenvalues.spectral_bounds`), for certain or with probability 0.999, which is the record's

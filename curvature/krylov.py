@@ -383,7 +383,12 @@ def _verified(
         over = int((rest > found.largest[-1] + radius).sum()) if len(found.largest) else 0
         under = int((rest < found.smallest[-1] - radius).sum()) if len(found.smallest) else 0
         low, high = spectral_bounds(
-            rest[0], rest[-1], operator.dim - len(ritz), reached, positive_semidefinite=False, failure=FAILURE
+            float(rest[0]),
+            float(rest[-1]),
+            operator.dim - len(ritz),
+            reached,
+            positive_semidefinite=False,
+            failure=FAILURE,
         )
         missed, unseen, how = over + under, (low - radius, high + radius), "checked by a second start"
     return replace(
