@@ -221,8 +221,8 @@ def spectral_sum(
     r"""$\operatorname{tr} f(A + \delta I) = \sum_i f(\lambda_i + \delta)$ with a 95 % interval, or exactly.
 
     Stochastic Lanczos quadrature: $D$ times the mean of $q^T f q$ over uniform unit vectors (Golub & Meurant 2010;
-    Ubaru, Chen & Saad 2017, doi:10.1137/16M1104974). The even and the odd derivatives of the logarithm, the inverse
-    and powers have one sign each, so that for every probe the Gauss rule lies on one side of the truth and the
+    Ubaru, Chen & Saad 2017, doi:10.1137/16M1104974). The even and the odd derivatives of the logarithm, the inverse and
+    fractional powers have one sign each, so that for every probe the Gauss rule lies on one side of the truth and the
     Gauss-Radau rule with a node at the lower end of the spectrum on the other: bounds, not estimates, and rounding is
     in them. What is left to chance is the mean over probes.
 
@@ -265,27 +265,27 @@ def spectral_sum(
     end = -math.inf if lower is None else lower + damping
     if method == "auto":
         known = operator.kept is not None or operator.dense_form is not None
-        few = operator.factor_columns is not None and operator.factor_columns <= min(operator.dim, _CHEAP_DIM)
+        few = operator.factor_columns is not None and operator.factor_columns < min(operator.dim, _CHEAP_DIM)
         cheap = (known and operator.dim <= _CHEAP_DIM) or few or operator.dim <= _PILOT * _FIRST_STEPS
         method = "exact" if cheap else "quadrature"
     what = f"trace of {rule.name}" if rule.name != "log" else "log-determinant"
     if method == "exact":
-        values, products = _all_eigenvalues(operator)
-        rounding = _units(operator) * float(np.abs(values).max())
+        values, scale, products = _all_eigenvalues(operator)
+        rounding = _units(operator) * max(scale, float(np.abs(values).max()))
         if values.min() < (-math.inf if lower is None else lower) - 100 * rounding:
             raise SelfCheckError(
                 f"{operator.name} has the eigenvalue {values.min():.3g}, below the promised bound {lower:.3g}."
             )
-        if rule.needs_positive and end <= 0 and values.min() + damping <= rounding:
-            raise _undefined(operator, rule, f"its smallest eigenvalue is {values.min():.3g}")
-        end = end if end > 0 or not rule.needs_positive else max(end, values.min() + damping - rounding)
+        if not rule.defined(end):
+            if not rule.defined(values.min() + damping, rounding):
+                raise _undefined(operator, rule, f"its smallest eigenvalue is {values.min():.3g}")
+            end = max(values.min() + damping - rounding, 0.0)
         low, high = rule.sums(values[None] + damping, np.ones((1, 1)), rounding, end)
-        with np.errstate(invalid="ignore"):
-            value = float(rule.values(np.maximum(values + damping, end)).sum())
+        value = float(rule.values(np.maximum(values + damping, end)).sum())
         return _estimate(operator, what, value, min(low, value), max(high, value), method, products, started)
     if rule.certified and end == -math.inf:
         raise _undefined(operator, rule, "no lower bound of its eigenvalues is known (pass a proven one as lower)")
-    if rule.needs_positive and end <= 0:
+    if not rule.defined(end):
         raise _undefined(operator, rule, f"its eigenvalues may reach {end:.3g}")
     _demand(method, max_products, _PILOT * min(_FIRST_STEPS, operator.dim), generator)
     return _by_quadrature(operator, rule, what, damping, end, relative_error, max_products, generator, started)
@@ -473,11 +473,15 @@ class _Rule:
     gauss_above: bool | None = None
     increasing: bool = True
     least_steps: int = 1
-    needs_positive: bool = False
+    domain: str = "real"  # or "positive", or "not negative"
 
     @property
     def certified(self) -> bool:
         return self.gauss_above is not None
+
+    def defined(self, end: float, rounding: float = 0.0) -> bool:
+        """Whether it exists on a spectrum that reaches down to ``end``."""
+        return self.domain == "real" or (end > rounding if self.domain == "positive" else end >= -rounding)
 
     def at(self, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """The rule itself, one sum for each row."""
@@ -503,7 +507,7 @@ def _rule(function: str | float | Callable) -> _Rule:
     if callable(function):
         return _Rule(getattr(function, "__name__", "a function"), function)
     if function == "log":
-        return _Rule("log", np.log, gauss_above=True, needs_positive=True)
+        return _Rule("log", np.log, gauss_above=True, domain="positive")
     if function == "inverse":
         function = -1.0
     if isinstance(function, str) or not math.isfinite(function) or function == 0:
@@ -511,6 +515,8 @@ def _rule(function: str | float | Callable) -> _Rule:
             f"function must be 'log', 'inverse', a finite power other than 0, or a callable, got {function!r}."
         )
     power = float(function)
+    if power > 0 and power.is_integer():  # a polynomial: its rule is exact, and lies on no side
+        return _Rule(f"x^{power:g}", lambda x: x**power, least_steps=math.ceil(power) + 2)
     # The derivative of order j > p of x^p has the sign (-1)^(j - ceil(p)), or (-1)^j for p < 0; the Gauss rule is
     # below the truth where even ones are positive.
     return _Rule(
@@ -519,7 +525,7 @@ def _rule(function: str | float | Callable) -> _Rule:
         gauss_above=power > 0 and math.ceil(power) % 2 == 1,
         increasing=power > 0,
         least_steps=max(1, math.ceil(power)),
-        needs_positive=power < 0,
+        domain="positive" if power < 0 else "not negative",
     )
 
 
@@ -634,13 +640,14 @@ def _gauss(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, 
     return nodes, vectors[:, 0] ** 2
 
 
-def _all_eigenvalues(operator: SymmetricOperator) -> tuple[np.ndarray, int]:
-    """All eigenvalues in float64, and the products they took."""
+def _all_eigenvalues(operator: SymmetricOperator) -> tuple[np.ndarray, float, int]:
+    """All eigenvalues in float64, what their rounding is relative to if more than their size, and the products."""
+    if operator.kept is None and operator.factor_columns is not None and operator.factor_columns < operator.dim:
+        gram, scale = operator._gram()
+        found = eigenvalues(gram.cpu().numpy()).astype(np.float64)
+        return np.concatenate([np.zeros(operator.dim - len(found)), found]), scale, 0
     known = operator.kept is not None or operator.dense_form is not None
-    if not known and operator.factor_columns is not None and operator.factor_columns <= operator.dim:
-        found = eigenvalues(operator.gram().cpu().numpy()).astype(np.float64)
-        return np.concatenate([np.zeros(operator.dim - len(found)), found]), 0
-    return eigenvalues(operator.entries().cpu().numpy()).astype(np.float64), 0 if known else operator.dim
+    return eigenvalues(operator.entries().cpu().numpy()).astype(np.float64), 0.0, 0 if known else operator.dim
 
 
 def _undefined(operator: SymmetricOperator, rule: _Rule, why: str) -> NotDefinedError:

@@ -486,6 +486,20 @@ def test_exact_spectral_sum_says_how_far_rounding_reaches():
     assert spectral_sum(operator, 1.0).value == pytest.approx(values.sum(), rel=1e-12)
 
 
+@pytest.mark.parametrize("method", ["exact", "quadrature"])
+def test_powers_of_an_indefinite_matrix_are_whole_or_refused(method):
+    values = np.linspace(-1, 3, 100)
+    operator = operator_of(with_spectrum(values))
+    found = spectral_sum(operator, 3, method=method, relative_error=0.1, generator=seeded(0))
+    assert holds(found, (values**3).sum())
+    assert found.quadrature_error < 1e-10
+    for power in (0.5, 1.5, -1.0):
+        with pytest.raises(NotDefinedError):
+            spectral_sum(operator, power, method=method, generator=seeded(0))
+    root = spectral_sum(operator, 0.5, damping=1.0, method=method, lower=-1.0, generator=seeded(0))
+    assert holds(root, np.sqrt(values + 1).sum())
+
+
 def test_exact_spectral_sum_of_a_factor_adds_the_zeros():
     factor = normal(0, 5000, 3)
     operator = SymmetricOperator(
