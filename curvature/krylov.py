@@ -377,7 +377,7 @@ def _verified(
         matrix = operator.entries().double().cpu().numpy()
         top, over = _counted(matrix, found.largest, every, radius) if len(found.largest) else (np.inf, 0)
         bottom, under = _counted(-matrix, -found.smallest, -every, radius) if len(found.smallest) else (np.inf, 0)
-        missed, unseen, how, products = over + under, (-bottom, top), "certified by inertia", 0
+        missed, unseen, how, products = over + under, (float(-bottom), float(top)), "certified by inertia", 0
     else:
         rest, reached, products = _second_start(operator, ritz, found.num_products, generator)
         over = int((rest > found.largest[-1] + radius).sum()) if len(found.largest) else 0

@@ -33,6 +33,7 @@ from curvature.estimators import (
     _xtrace,
     mean_interval,
 )
+from curvature.krylov import _counted, lanczos
 from curvature.lapack import inertia as counted
 
 DIM = 120
@@ -397,8 +398,6 @@ def test_more_probes_and_independent_seeds_shrink_the_error_like_the_square_root
 
 
 def jacobi(matrix, probe, steps):
-    from curvature.krylov import lanczos
-
     return tuple(part.numpy() for part in lanczos(operator_of(matrix), probe[:, None], steps))
 
 
@@ -435,7 +434,9 @@ def test_gauss_and_radau_enclose_every_probe(spectrum, function):
     """A diagonal matrix, so that the truth of each probe is a sum with 40 digits."""
     values = HARD[spectrum]
     operator = operator_of(torch.diag(torch.tensor(values)), positive_semidefinite=True)
-    damping = 1e-14 if values.min() == 0 or spectrum == "condition 1e14" else 0.0
+    damping = 1e-14 if spectrum == "condition 1e14" else 0.0
+    if values.min() == 0 and function not in (0.5, 1.5):
+        damping = 1e-15  # below the rounding of the matrix
     probes = normal(11, 60, 6)
     unit = (probes / torch.linalg.vector_norm(probes, dim=0)).numpy()
     with mpmath.workdps(40):
@@ -670,6 +671,23 @@ def test_bounds_from_a_random_start_are_violated_less_often_than_they_admit(defi
     assert lanczos_slack(200, 0, 1e-3) == math.inf
 
 
+def test_a_few_steps_from_a_random_start_bound_what_they_have_not_reached():
+    """Few eigenvalues near the top: ten steps leave some 3 % of the spread, and the bound must know."""
+    values = torch.tensor(1 - np.linspace(0, 1, 20_000) ** 0.5)
+    operator = SymmetricOperator(
+        name="diagonal",
+        dim=len(values),
+        matmat=lambda block: values[:, None] * block,
+        dtype=values.dtype,
+        device=values.device,
+    )
+    for seed in range(20):
+        ends = extremal_eigenvalues(operator, num_largest=1, max_products=10, generator=seeded(seed))
+        assert ends.num_steps == 10
+        assert ends.largest[0] < 0.98
+        assert ends.spectral_bounds()[1] >= 1
+
+
 def blind_start(seed, dim, hidden=1.2):
     """Top values 10 and 5, one just below ``hidden``, a bulk; the start vector of this seed never sees ``hidden``."""
     start = normal(seed, dim, 1)
@@ -726,15 +744,31 @@ def test_a_set_that_cuts_a_multiple_eigenvalue_is_complete(dense):
     assert low[0] <= 4 <= high[0]
 
 
+def test_removed_vectors_do_not_come_back_as_zeros_of_a_negative_definite_matrix():
+    values = [-3.0, -3.5, *np.linspace(-10, -9, 198)]
+    found = extremal_eigenvalues(operator_of(with_spectrum(values)), num_largest=2, verify=True, generator=seeded(0))
+    assert found.complete == "checked by a second start"
+    assert -9 <= found.unseen[1] < -8
+
+
+def test_a_value_within_the_error_of_another_does_not_hide_a_missed_one():
+    """Two values one and a half errors apart may belong to eigenvalues on the same side of any number between them."""
+    matrix = np.diag([5.0, 1.0006, 1.0, 0.0, 0.0])
+    edge, missed = _counted(matrix, np.array([1.0015, 1.0]), np.array([0.0, 1.0, 1.0015]), 1e-3)
+    assert missed == 1
+    assert edge > 1.0015
+    assert _counted(matrix[1:, 1:], np.array([1.0015, 1.0]), np.array([0.0, 1.0, 1.0015]), 1e-3)[1] == 0
+
+
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("seed", range(8))
 def test_intervals_of_a_complete_set_hold_the_eigenvalues_in_order(seed, dense):
     rng = np.random.default_rng(seed)
-    values = np.sort(np.concatenate([rng.standard_normal(150), 4 + rng.random(3), [-6.0, -5.9]]))
+    values = np.sort(np.concatenate([rng.uniform(-1, 1, 150), [-1.4, -1.2, 1.1, 1.2 + 0.1 * rng.random(), 1.5]]))
     matrix = with_spectrum(values, seed)
     operator = SymmetricOperator.from_dense(matrix) if dense else operator_of(matrix)
     found = extremal_eigenvalues(
-        operator, num_largest=3, num_smallest=2, tolerance=1e-3, verify=True, generator=seeded(seed)
+        operator, num_largest=3, num_smallest=2, tolerance=0.01, verify=True, generator=seeded(seed)
     )
     truth = np.concatenate([values[:2], values[-3:]])
     low, high = found.intervals()
