@@ -22,17 +22,9 @@ from curvature import (
 )
 from curvature.certificates import cumulative_band, gauss_radau, kato_temple, lanczos_slack
 from curvature.errors import ConfigurationError, NonFiniteError, NotDefinedError, SelfCheckError
-from curvature.estimators import (
-    _gauss,
-    _hutch_plus_plus,
-    _hutchinson,
-    _quadratures,
-    _rule,
-    _xdiag,
-    _xnystrace,
-    _xtrace,
-    mean_interval,
-)
+from curvature.estimators.intervals import mean_interval
+from curvature.estimators.sums import _gauss, _quadratures, _rule
+from curvature.estimators.traces import _hutch_plus_plus, _hutchinson, _xdiag, _xnystrace, _xtrace
 from curvature.krylov import _counted, lanczos
 from curvature.lapack import inertia as counted
 
