@@ -50,7 +50,7 @@ def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
     product = lower @ blocks
     error = float(np.linalg.norm(product @ lower.T - shifted))
     error += len(shifted) * eps * float(np.linalg.norm(product) * np.linalg.norm(lower))
-    return int((signs < 0).sum()), int((signs > 0).sum()), error
+    return int((signs < 0).sum()), int((signs > 0).sum()), float(error)
 
 
 def _pairs(blocks: np.ndarray) -> np.ndarray:
