@@ -16,7 +16,7 @@ from typing import Any
 from curvature._version import __version__
 
 _HOMES = {
-    "conditioning": ("condition_numbers", "marchenko_pastur_ratio", "sphericity"),
+    "conditioning": ("condition_numbers", "damped_condition_number", "marchenko_pastur_ratio", "sphericity"),
     "errors": (
         "ConfigurationError",
         "ConvergenceError",
@@ -27,6 +27,7 @@ _HOMES = {
         "ResourceError",
         "SelfCheckError",
     ),
+    "estimators": ("diagonal", "log_determinant", "spectral_sum", "trace"),
     "evidence": ("decomposition", "verdicts"),
     "krylov": ("conjugate_gradients", "extremal_eigenvalues", "spectral_density"),
     "losses": ("BinaryCrossEntropy", "CrossEntropy", "HalfSquaredError", "MeanSquaredError", "PerExample"),
@@ -49,6 +50,7 @@ _HOMES = {
     "records": (
         "ConditionNumbers",
         "Decomposition",
+        "Estimate",
         "ExtremalEigenvalues",
         "SpectralDensity",
         "Spectrum",
@@ -56,7 +58,7 @@ _HOMES = {
         "Study",
         "Verdict",
     ),
-    "spectra": ("spectrum",),
+    "spectra": ("inertia", "spectrum"),
     "steps": ("chart_step", "compare_charts", "efficiency", "natural_gradient_step"),
     "study": ("compare",),
 }

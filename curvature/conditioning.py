@@ -6,10 +6,18 @@ import math
 
 import numpy as np
 
-from curvature.errors import ConfigurationError
-from curvature.records import ConditionNumbers, Quantity, Spectrum
+from curvature.certificates import FAILURE
+from curvature.errors import ConfigurationError, NotDefinedError
+from curvature.records import ConditionNumbers, Estimate, ExtremalEigenvalues, Quantity, Spectrum
 
-__all__ = ["PERCENTS", "condition_numbers", "marchenko_pastur_bures", "marchenko_pastur_ratio", "sphericity"]
+__all__ = [
+    "PERCENTS",
+    "condition_numbers",
+    "damped_condition_number",
+    "marchenko_pastur_bures",
+    "marchenko_pastur_ratio",
+    "sphericity",
+]
 
 PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
 GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
@@ -90,6 +98,50 @@ def condition_numbers(
         method=spectrum.method,
         values=values,
         damped=damped,
+    )
+
+
+def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> Estimate:
+    r"""$(\lambda_1 + \delta) / (\lambda_D + \delta)$ of a positive semidefinite matrix between two bounds.
+
+    Below: Ritz values lie inside the spectrum, so their ratio is never too large. Above: the interval of the whole
+    spectrum (:meth:`ExtremalEigenvalues.spectral_bounds`), for certain or with probability 0.999, which is the record's
+    ``level``. Without damping the upper bound is infinite unless the smallest eigenvalue is bounded away from zero:
+    products alone do not show that no singular direction was missed, and a finite bound would be a wish.
+
+    >>> import torch
+    >>> from curvature import SymmetricOperator, extremal_eigenvalues
+    >>> values = torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64)
+    >>> A = SymmetricOperator.from_dense(torch.diag(values), positive_semidefinite=True)
+    >>> ends = extremal_eigenvalues(A, num_largest=1, num_smallest=1, generator=torch.Generator().manual_seed(0))
+    >>> round(damped_condition_number(ends, 1.0).value, 6), damped_condition_number(ends).high
+    (4.0, inf)
+    """
+    if not ends.positive_semidefinite:
+        raise NotDefinedError(f"{ends.matrix} may be indefinite: an indefinite matrix has no condition number.")
+    if not (damping >= 0 and math.isfinite(damping)):
+        raise ConfigurationError(f"damping must be a finite number and not negative, got {damping}.")
+    smallest, largest = ends.ritz_range
+    floor = ends.noise_floor
+    bottom, top = ends.spectral_bounds()
+
+    def ratio(over: float, under: float) -> float:
+        return (over + damping) / (under + damping) if under + damping > 0 else math.inf
+
+    return Estimate(
+        what="condition number" if damping == 0 else f"condition number damped by {damping:g}",
+        value=ratio(largest, max(smallest, 0.0)),
+        low=max(1.0, ratio(max(largest - floor, 0.0), max(smallest, 0.0) + floor)) if largest > 0 else 1.0,
+        high=ratio(top, max(bottom, 0.0)),
+        level=1.0 if ends.certified and len(ends.smallest) and len(ends.largest) else 1 - FAILURE,
+        method="Krylov ends",
+        matrix=ends.matrix,
+        chart=ends.chart,
+        gauge=ends.gauge,
+        dim=ends.dim,
+        num_products=ends.num_products,
+        num_examples=ends.num_examples,
+        seconds=ends.seconds,
     )
 
 

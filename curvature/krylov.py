@@ -7,16 +7,22 @@ specific to a network.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.certificates import FAILURE, spectral_bounds
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
+from curvature.lapack import inertia
 from curvature.operators import SymmetricOperator, ensure_memory
 from curvature.records import ExtremalEigenvalues, SpectralDensity
 
 __all__ = ["conjugate_gradients", "default_basis", "extremal_eigenvalues", "lanczos", "spectral_density"]
+
+_INERTIA_DIM = 4096  # largest dense matrix that is factored to count eigenvalues: seconds, and half a gigabyte
+_SECOND_START = 50  # least steps of the second run
 
 
 def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
@@ -127,6 +133,7 @@ def extremal_eigenvalues(
     block_size: int = 1,
     max_basis: int | None = None,
     max_products: int | None = None,
+    verify: bool = False,
     generator: torch.Generator,
 ) -> ExtremalEigenvalues:
     r"""Largest and smallest (most negative) eigenvalues by thick-restart block Lanczos.
@@ -145,6 +152,10 @@ def extremal_eigenvalues(
         products, in half a gigabyte, at least ``3 k + 20``.
     max_products
         Budget; beyond it the values are returned with ``converged`` False where they are not. None: ``20 D``.
+    verify
+        Look for missed eigenvalues. Where the operator knows its dense form and ``D`` is at most 4096, those beyond
+        the last value are counted (two factorizations at each end, a proof). Else Lanczos runs once more, from a
+        second random start orthogonal to what was found, with half as many products as were spent (at least 50).
 
     Returns
     -------
@@ -152,7 +163,9 @@ def extremal_eigenvalues(
         For each Ritz pair the residual $r = \|A y - \theta y\|$, from products: some eigenvalue lies within $r$
         (and rounding) of $\theta$. The iteration stops on the sharper $\min(r, r^2 / \delta)$, which holds *if* the
         gap $\delta$ to the rest of the spectrum is what the other Ritz values say (Kato-Temple). Neither proves that
-        no eigenvalue was missed.
+        no eigenvalue was missed: one vector sees a double eigenvalue once, and a start vector orthogonal to an
+        eigenvector never sees it. ``verify`` does, and the record's ``complete`` says what came out; a set that
+        fails is not marked complete nor converged.
     """
     wanted = num_largest + num_smallest
     if num_largest < 0 or num_smallest < 0 or not 1 <= wanted <= operator.dim:
@@ -178,6 +191,7 @@ def extremal_eigenvalues(
     size, products, scale = 0, 0, 0.0
     check = min(dim, max(20, 2 * wanted + block_size))  # Ritz values of a handful of steps show no gaps
     agreed: np.ndarray | None = None
+    steps, restarted, extremes = 0, False, (np.inf, -np.inf)
     while True:
         width = len(block)
         basis[size : size + width] = block
@@ -198,6 +212,7 @@ def extremal_eigenvalues(
         projected[size : size + width, : size + width] = coefficients
         projected[: size + width, size : size + width] = coefficients.T
         size += width
+        steps += not restarted
         block, coupling = _next_block(image, span, dim * torch.finfo(operator.dtype).eps * max(scale, 1e-300))
         invariant = not len(block)
         if invariant and size < dim:
@@ -218,6 +233,7 @@ def extremal_eigenvalues(
         )
         bounds = _bounds(values.numpy(), residuals.numpy())
         largest = float(values.abs().max())
+        extremes = min(extremes[0], float(values[0])), max(extremes[1], float(values[-1]))
         met = size >= wanted and bool((bounds[chosen] <= 0.5 * tolerance * largest).all())
         found = values[chosen].numpy()
         # A start vector with little of one eigenvector finds it late: what has converged must still be
@@ -235,7 +251,8 @@ def extremal_eigenvalues(
             projected[: len(keep), : len(keep)] = torch.diag(values[keep])
             size = len(keep)
             check = size + max(block_size, wanted // 4)
-    return _ritz_record(
+            restarted = True
+    record = _ritz_record(
         operator,
         basis[:size],
         images[:size],
@@ -247,8 +264,13 @@ def extremal_eigenvalues(
         num_largest,
         tolerance,
         products,
-        time.perf_counter() - started,
     )
+    record = replace(
+        record, num_steps=steps, ritz_range=extremes, complete="the whole space" if exhausted else "not checked"
+    )
+    if verify and not exhausted:
+        record = _verified(operator, record, vectors[:, chosen].T.to(basis) @ basis[:size], values.numpy(), generator)
+    return replace(record, seconds=time.perf_counter() - started)
 
 
 def default_basis(operator: SymmetricOperator, wanted: int) -> int:
@@ -323,7 +345,6 @@ def _ritz_record(
     num_largest: int,
     tolerance: float,
     products: int,
-    seconds: float,
 ) -> ExtremalEigenvalues:
     """Residuals are computed from the products themselves: what the recursion says can drift."""
     weights, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)
@@ -344,9 +365,90 @@ def _ritz_record(
         error_bounds=np.maximum(residuals, floor),
         converged=len(chosen) == wanted and bool((reached <= max(tolerance * float(every.max()), floor)).all()),
         num_products=products,
-        seconds=seconds,
+        positive_semidefinite=operator.positive_semidefinite,
+        noise_floor=floor,
         **operator.about,
     )
+
+
+def _verified(
+    operator: SymmetricOperator, found: ExtremalEigenvalues, ritz: Tensor, every: np.ndarray, generator: torch.Generator
+) -> ExtremalEigenvalues:
+    """Count what lies beyond the values found, or look for it from a second start; ``ritz`` are rows, ``(k, D)``."""
+    # As many eigenvalues as Ritz vectors, copies counted, lie within this of the Ritz values (Kahan 1967).
+    radius = float(np.linalg.norm(found.residuals)) + found.noise_floor
+    known = operator.kept is not None or operator.dense_form is not None
+    if known and operator.dim <= _INERTIA_DIM:
+        matrix = operator.entries().double().cpu().numpy()
+        top, over = _counted(matrix, found.largest, every, radius) if len(found.largest) else (np.inf, 0)
+        bottom, under = _counted(-matrix, -found.smallest, -every, radius) if len(found.smallest) else (np.inf, 0)
+        missed, unseen, how, products = over + under, (float(-bottom), float(top)), "certified by inertia", 0
+    else:
+        rest, reached, products = _second_start(operator, ritz, found.num_products, generator)
+        over = int((rest > found.largest[-1] + radius).sum()) if len(found.largest) else 0
+        under = int((rest < found.smallest[-1] - radius).sum()) if len(found.smallest) else 0
+        low, high = spectral_bounds(
+            float(rest[0]),
+            float(rest[-1]),
+            operator.dim - len(ritz),
+            reached,
+            positive_semidefinite=False,
+            failure=FAILURE,
+        )
+        missed, unseen, how = over + under, (low - radius, high + radius), "checked by a second start"
+    return replace(
+        found,
+        complete="incomplete" if missed else how,
+        num_missed=missed,
+        unseen=(-np.inf, np.inf) if missed else unseen,
+        converged=found.converged and not missed,
+        num_products=found.num_products + products,
+    )
+
+
+def _counted(matrix: np.ndarray, descending: np.ndarray, every: np.ndarray, radius: float) -> tuple[float, int]:
+    """A number that no other eigenvalue exceeds, and how many are missing among the largest."""
+    last = float(descending[-1])
+    beyond = np.sort(every[every < last - 4 * radius])
+    if len(beyond):
+        # A gap below the last value: one count there settles the set, and bounds the rest away from it.
+        gap = (last - radius + float(beyond[-1])) / 2
+        _, above, error = inertia(matrix, gap)
+        if above == len(descending) and error < last - radius - gap:
+            return gap + error, 0
+    # The last value may be one of several copies: then as many may lie beyond a number just above it as were found.
+    radius += len(matrix) * np.finfo(np.float64).eps * float(np.abs(every).max())
+    edge = last + radius
+    for value in descending[::-1]:
+        if value <= edge + radius:
+            edge = max(edge, float(value) + radius)
+    _, above, error = inertia(matrix, edge)
+    return edge + error, max(0, above - int((descending > edge).sum()))
+
+
+def _second_start(
+    operator: SymmetricOperator, ritz: Tensor, spent: int, generator: torch.Generator
+) -> tuple[np.ndarray, int, int]:
+    """Ritz values orthogonal to the rows ``ritz``, the dimension of the Krylov space behind them, and its products."""
+    room = operator.dim - len(ritz)
+    start = _new_start(ritz, 1, generator)
+    # Rounding lets the removed vectors back in, and they would grow if their eigenvalue were extreme; so they get one
+    # from the middle instead.
+    middle = float((start @ (operator @ start.T)).squeeze())
+
+    def matmat(block: Tensor) -> Tensor:
+        removed = ritz.T @ (ritz @ block)
+        image = operator @ (block - removed)
+        return image - ritz.T @ (ritz @ image) + middle * removed
+
+    remainder = replace(operator, name=f"the rest of {operator.name}", matmat=matmat)
+    steps = min(room, max(_SECOND_START, spent // 2))
+    diagonal, off_diagonal = (part[0].double().cpu() for part in lanczos(remainder, start.T, steps))
+    used = next((k + 1 for k, coupling in enumerate(off_diagonal.tolist()) if coupling == 0), steps)
+    small = torch.diag(diagonal[:used]) + torch.diag(off_diagonal[: used - 1], 1)
+    small = small + torch.diag(off_diagonal[: used - 1], -1)
+    # An exhausted Krylov space holds every eigenvalue of the rest, if not every copy: nothing is left to miss.
+    return torch.linalg.eigvalsh(small).numpy(), room if used < steps else used, steps + 1
 
 
 def conjugate_gradients(

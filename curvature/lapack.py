@@ -1,4 +1,4 @@
-"""Eigenvalues of large symmetric matrices by the fastest LAPACK at hand.
+"""Eigenvalues of large symmetric matrices by the fastest LAPACK at hand, and how many lie on each side of a number.
 
 Without eigenvectors the two-stage reduction (full to band to tridiagonal: Bischof, Lang & Sun 2000,
 doi:10.1145/365723.365735) replaces matrix-vector by matrix-matrix products. NumPy and SciPy call the one-stage driver
@@ -11,9 +11,10 @@ import ctypes
 from functools import cache
 
 import numpy as np
+from scipy.linalg import ldl
 from threadpoolctl import threadpool_info
 
-__all__ = ["eigenvalues"]
+__all__ = ["eigenvalues", "inertia"]
 
 _COLUMN_MAJOR = 102
 _TWO_STAGE_FROM = 3000  # below, one stage is as fast: measured 0.65 s for both at 2410, 25.6 s against 46.7 s at 8970
@@ -30,6 +31,39 @@ def eigenvalues(matrix: np.ndarray, *, two_stage_from: int = _TWO_STAGE_FROM) ->
         if found is not None:
             return found
     return np.linalg.eigvalsh(matrix)
+
+
+def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
+    r"""Count the eigenvalues below and above ``shift``, and how far (in norm) the counted matrix is from ``matrix``.
+
+    By Sylvester's law the signs of $D$ in $A - t I = L D L^T$ (Bunch & Kaufman 1977) are those of the eigenvalues of
+    $L D L^T$. That differs from $A - t I$ by rounding, which is computed here rather than estimated: the third number
+    bounds its Frobenius norm, so no eigenvalue farther than it from ``shift`` is on the wrong side (Weyl).
+    About $n^3$ operations and four matrices.
+    """
+    shifted = matrix.astype(np.float64)
+    shifted[np.diag_indices(len(shifted))] -= shift
+    lower, blocks, _ = ldl(shifted, check_finite=False)
+    signs = np.linalg.eigvalsh(_pairs(blocks))
+    eps = np.finfo(np.float64).eps
+    # The difference itself is computed with an error of n units of rounding of the product of the sizes.
+    product = lower @ blocks
+    error = float(np.linalg.norm(product @ lower.T - shifted))
+    error += len(shifted) * eps * float(np.linalg.norm(product) * np.linalg.norm(lower))
+    return int((signs < 0).sum()), int((signs > 0).sum()), float(error)
+
+
+def _pairs(blocks: np.ndarray) -> np.ndarray:
+    """The 2 x 2 blocks on the diagonal of ``D``, ``(k, 2, 2)``; a 1 x 1 block beside a zero, which has no sign."""
+    coupling = np.append(np.diag(blocks, -1), 0.0)
+    second = np.append(False, coupling[:-1] != 0)
+    first = np.flatnonzero(~second)
+    pairs = np.zeros((len(first), 2, 2))
+    pairs[:, 0, 0] = blocks[first, first]
+    pairs[:, 0, 1] = pairs[:, 1, 0] = coupling[first]
+    partner = np.flatnonzero(coupling[first] != 0)
+    pairs[partner, 1, 1] = blocks[first[partner] + 1, first[partner] + 1]
+    return pairs
 
 
 def _two_stage(matrix: np.ndarray) -> np.ndarray | None:

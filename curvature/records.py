@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curvature.certificates import FAILURE, cumulative_band, kato_temple, spectral_bounds
 from curvature.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ __all__ = [
     "Check",
     "ConditionNumbers",
     "Decomposition",
+    "Estimate",
     "ExtremalEigenvalues",
     "GaugeState",
+    "Inertia",
     "LearningRateSweep",
     "Measured",
     "Quantity",
@@ -360,14 +363,123 @@ class SpectralDensity:
         spread = per_probe.std(ddof=1) if len(per_probe) > 1 else math.nan
         return float(per_probe.mean()), float(spread / len(per_probe) ** 0.5)
 
+    def cumulative(self, grid: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Share of the eigenvalues that are at most each number of ``grid``: low, middle, high, each like ``grid``.
+
+        The band holds the true share at each point with probability ``level`` or more: what the quadrature of every
+        probe leaves open (for certain) and what a finite number of probes does (exactly, not by a normal law; one
+        probe has a band too). See :func:`curvature.certificates.cumulative_band`. It is a band point by point, not for
+        the whole curve at once, and says nothing about single eigenvalues.
+        """
+        points = np.asarray(grid, dtype=float)
+        if not 0 < level < 1 or np.isnan(points).any():
+            raise ConfigurationError(f"level must lie between 0 and 1 (got {level}), and the grid must hold numbers.")
+        found = cumulative_band(self.nodes, self.weights, self.dim, points.ravel(), level)
+        return tuple(part.reshape(points.shape) for part in found)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    r"""One number of a matrix (or one per coordinate) with the interval that it lies in.
+
+    Attributes
+    ----------
+    what
+        ``"trace"``, ``"diagonal"``, ``"log-determinant"``, ...
+    value, low, high
+        The number and its interval; arrays ``(D,)`` for a diagonal, whose interval holds entry by entry.
+    level
+        Probability that the interval holds the truth, over the random probes: 1 for exact and certified values.
+    standard_error
+        Of ``value`` over probes; 0 where nothing is random.
+    quadrature_error
+        Half of the part of the interval that more Lanczos steps, not more probes, would remove.
+    method
+        ``"exact"`` (up to rounding, which is the interval), or the estimator.
+    num_products, num_probes
+        Products with the matrix that were spent, and independent probes among them.
+    converged
+        Whether the precision that was asked for was reached; True where none was.
+    note
+        What else a reader must know.
+    """
+
+    what: str
+    value: float | np.ndarray
+    low: float | np.ndarray
+    high: float | np.ndarray
+    level: float
+    method: str
+    matrix: str
+    chart: str
+    gauge: str
+    dim: int
+    standard_error: float | np.ndarray = 0.0
+    quadrature_error: float = 0.0
+    num_products: int = 0
+    num_probes: int = 0
+    converged: bool = True
+    note: str = ""
+    num_examples: int | None = None
+    seconds: float = math.nan
+
+    @property
+    def exact(self) -> bool:
+        """Whether only rounding is left."""
+        return self.method == "exact"
+
+    def __str__(self) -> str:
+        if np.ndim(self.value):
+            return f"{self.what} of {self.matrix}: {self.dim} entries, {self.method}"
+        how = self.method if self.exact else f"{100 * self.level:g} %, {self.method}"
+        return f"{self.what} of {self.matrix}: {self.value:.6g} in [{self.low:.6g}, {self.high:.6g}] ({how})"
+
+
+@dataclass(frozen=True)
+class Inertia:
+    """How many eigenvalues lie below and above ``shift``, by Sylvester's law of inertia.
+
+    ``tolerance`` is the norm of the rounding that was made: eigenvalues farther than it from ``shift`` are on the right
+    side for certain. Eigenvalues of the rounded matrix that are exactly ``shift`` count on neither side.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    dim: int
+    shift: float
+    below: int
+    above: int
+    tolerance: float
+    num_examples: int | None = None
+
 
 @dataclass(frozen=True)
 class ExtremalEigenvalues:
-    """Ritz values at the ends of a spectrum, with what is known of their errors.
+    r"""Ritz values at the ends of a spectrum, with what is known of their errors.
 
-    ``largest`` descending, ``smallest`` ascending. ``residuals`` and ``error_bounds`` are for ascending values
-    (smallest first): some eigenvalue lies within the bound. ``converged`` says that all values asked for meet the
-    tolerance given the gaps that the Ritz values show, not that no eigenvalue was missed.
+    Attributes
+    ----------
+    largest, smallest
+        Descending and ascending.
+    residuals, error_bounds
+        For ascending values (smallest first): some eigenvalue lies within the bound.
+    converged
+        All values asked for meet the tolerance given the gaps that the Ritz values show, and no check found one
+        missing. Alone it does not say that no eigenvalue was missed: that is ``complete``.
+    complete
+        ``"certified by inertia"``: the eigenvalues beyond the last one were counted. ``"the whole space"``: the basis
+        spans it. ``"checked by a second start"``: an independent Lanczos run orthogonal to these vectors found nothing
+        beyond; ``unseen`` says what it could not have seen. ``"not checked"``: nobody looked. ``"incomplete"``: at
+        least ``num_missed`` eigenvalues belong into this set and are not in it.
+    unseen
+        All other eigenvalues lie between these two: for certain by inertia, with probability 0.999 by a second start.
+    num_steps
+        Dimension of the Krylov space from the random start, before any restart: what :meth:`spectral_bounds` rests on.
+    ritz_range
+        Smallest and largest Ritz value met.
+    noise_floor
+        Rounding of one eigenvalue.
     """
 
     matrix: str
@@ -386,6 +498,13 @@ class ExtremalEigenvalues:
     block: str = "all"
     effective: bool = False
     num_samples: int | None = None
+    positive_semidefinite: bool = False
+    complete: str = "not checked"
+    num_missed: int = 0
+    unseen: tuple[float, float] = (-math.inf, math.inf)
+    num_steps: int = 0
+    ritz_range: tuple[float, float] = (-math.inf, math.inf)
+    noise_floor: float = 0.0
 
     @property
     def largest_bounds(self) -> np.ndarray:
@@ -396,6 +515,56 @@ class ExtremalEigenvalues:
     def smallest_bounds(self) -> np.ndarray:
         """Error bounds of ``smallest``, in its order."""
         return self.error_bounds[: len(self.smallest)]
+
+    @property
+    def certified(self) -> bool:
+        """Whether the set is complete for certain, not only with high probability."""
+        return self.complete in ("certified by inertia", "the whole space")
+
+    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        r"""Lower and upper ends for ascending values (smallest first), rounding included.
+
+        Where the set is complete, of the i-th eigenvalue itself, by Kato & Temple: quadratic in the residual where the
+        neighbours leave a gap. A second start makes them hold with probability 0.999 rather than for certain. Where it
+        is not known to be complete, only $\theta \pm r$, in which *some* eigenvalue lies.
+        """
+        values = np.concatenate([self.smallest, self.largest[::-1]])
+        if not (self.certified or self.complete == "checked by a second start"):
+            return values - self.error_bounds, values + self.error_bounds
+        # Orthonormal Ritz vectors: each value has its own eigenvalue within the norm of all residuals (Kahan 1967).
+        radius = float(np.linalg.norm(self.residuals)) + self.noise_floor
+        bottom = len(self.smallest)
+        below = np.concatenate([[-math.inf], values[:-1] + radius])
+        above = np.concatenate([values[1:] - radius, [math.inf]])
+        below[bottom:] = np.maximum(below[bottom:], self.unseen[1])
+        above[:bottom] = np.minimum(above[:bottom], self.unseen[0])
+        low, high = kato_temple(values, self.residuals, below, above)
+        alone = (below < values - radius) & (above > values + radius)
+        low, high = np.where(alone, low, values - radius), np.where(alone, high, values + radius)
+        # Beside a value that is not beyond everything unseen, one more eigenvalue may count before it.
+        low[:bottom] = np.where(alone, low, np.minimum(low, self.unseen[0]))[:bottom]
+        high[bottom:] = np.where(alone, high, np.maximum(high, self.unseen[1]))[bottom:]
+        return low - self.noise_floor, high + self.noise_floor
+
+    def spectral_bounds(self) -> tuple[float, float]:
+        """Interval of all eigenvalues: certain where the set is certified, else with probability 0.999.
+
+        From the random start (Kuczynski & Wozniakowski 1992). A positive semidefinite matrix has no eigenvalue below
+        zero; how far above zero its smallest one is, products can not say once the condition number is large.
+        """
+        low, high = spectral_bounds(
+            *self.ritz_range,
+            self.dim,
+            self.num_steps,
+            positive_semidefinite=self.positive_semidefinite,
+            failure=FAILURE,
+        )
+        low, high = low - self.noise_floor, high + self.noise_floor
+        if self.certified:
+            ends = self.intervals()
+            low = float(ends[0][0]) if len(self.smallest) else low
+            high = float(ends[1][-1]) if len(self.largest) else high
+        return (max(low, 0.0) if self.positive_semidefinite else low), high
 
 
 @dataclass(frozen=True)

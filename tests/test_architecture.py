@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < lapack layout provenance records < operators < parameterization losses < problem"
-    " < layers structured krylov estimators spectra < nullspace < zoo matrices < checks conditioning"
+    "_version errors < certificates lapack < layout provenance records < operators < parameterization losses < problem"
+    " < layers structured krylov < estimators spectra < nullspace < zoo matrices < checks conditioning"
     " < planning preconditioners < steps noise < evidence training < study < figures < report < loading < cli"
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}
-MATRIX_WING = {"operators", "krylov", "estimators", "spectra", "conditioning", "lapack", "planning"}
+MATRIX_WING = {"operators", "certificates", "krylov", "estimators", "spectra", "conditioning", "lapack", "planning"}
 # A record opens these rooms when it is asked to draw or to summarize itself; nothing is imported before that.
 DOORS = {("records", "conditioning"), ("records", "figures")}
 MODEL_WING = {"parameterization", "losses", "problem", "training"}  # layout is shared ground

@@ -244,6 +244,8 @@ def _restored(value: Any, declared: str) -> Any:
     if declared == "str":
         return str(value)
     value = json.loads(value) if isinstance(value, str) else value
+    if declared.startswith("tuple["):
+        return tuple(value)
     return float(value) if declared == "float" else value
 
 
