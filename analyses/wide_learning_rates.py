@@ -166,7 +166,7 @@ def draw(document: dict) -> Figure:
             middle = float(np.median([row["decades"] for row in found]))
             decades.plot([middle] * 2, [place - 0.3, place + 0.3], color=style.color, linewidth=2)
     decades.set_yticks(
-        range(len(ARMS)), labels=[f"{arm}\n{below_chance(widths, arm):.1f} below chance" for arm in ARMS]
+        range(len(ARMS)), labels=[f"{arm}\n{below_chance(widths, arm):.1f} decades below chance" for arm in ARMS]
     )
     decades.invert_yaxis()
     decades.set_xlim(left=0)
