@@ -70,7 +70,7 @@ def sharpness(problem: cv.Problem, chart: cv.Parameterization) -> float:
 def measure(*, fast: bool = False) -> list[dict]:
     """Train every arm on the full batch and measure both Hessians every few steps."""
     rows = []
-    steps, every = (500, 50) if fast else (STEPS, EVERY)
+    steps, every = (400, 50) if fast else (STEPS, EVERY)
     for seed in SEEDS[: 1 if fast else None]:
         problem = problem_at(seed, fast=fast)
         for arm, rate in ARMS.items():
@@ -150,7 +150,7 @@ def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, 40 examples, six hidden units, 500 steps")
+    parser.add_argument("--fast", action="store_true", help="one seed, 40 examples, six hidden units, 400 steps")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = measure(fast=arguments.fast)

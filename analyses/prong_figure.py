@@ -76,6 +76,7 @@ def _along(problem: cv.Problem, arm: str, seed: int, *, fast: bool) -> list[dict
         lambda: Arm(arm).begin(begun),
         optimizer=SGD(1.0),
         rates=RATES[1::2] if fast else RATES,
+        max_extensions=0 if fast else 6,
         epochs=2 if fast else 10,
         **shared,
     ).chosen

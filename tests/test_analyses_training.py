@@ -232,6 +232,7 @@ def test_peers_answer_as_the_table_says(hazards):
         ("class_weights", "curvlinops"),
         ("ignored_targets", "curvlinops"),
         ("lanczos_ghosts", "hessian-eigenthings"),
+        ("multiplicity", "hessian-eigenthings"),
         ("single_precision", "curvlinops"),
         ("side_effects", "PyHessian"),
     }
