@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ class Chart(ABC):
     def _polar(self) -> tuple[Tensor, Tensor, Tensor]:
         """Thin singular value decomposition ``J = U S W^T`` on the rank of ``J``."""
         jacobian = self.push(torch.eye(self.dim, dtype=self.coordinates.dtype, device=self.coordinates.device))
-        left, values, right = torch.linalg.svd(jacobian, full_matrices=False)
+        left, values, right = _thin_svd(jacobian)
         kept = values > max(jacobian.shape) * torch.finfo(values.dtype).eps * values[0]
         return left[:, kept], values[kept], right[kept].T
 
@@ -126,6 +127,15 @@ class Chart(ABC):
         """Multiply by the transpose of :meth:`horizontal`: ``(Q, K)`` to ``(P, K)``."""
         left, _, right = self._polar
         return left @ (right.T @ block)
+
+
+def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Divide and conquer; where it gives up (seen at 760 x 780, condition number 78, torch 2.13), QR iteration."""
+    try:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        found = scipy.linalg.svd(matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+        return tuple(torch.from_numpy(part).to(matrix) for part in found)
 
 
 class Parameterization:

@@ -1,0 +1,225 @@
+r"""Does normalization remove the outliers of the Hessian's spectrum?
+
+Claim tested (Ghorbani, Krishnan & Xiao 2019, arXiv:1901.10159): without normalization about as many large isolated
+eigenvalues as classes appear early in training and the gradient lies in their space; with batch normalization both are
+almost absent, and with its population statistics they are back. What does weight normalization do, which they did not
+measure? Every Hessian is exact, all eigenvalues, in the coordinates that are stepped in, at every checkpoint of the
+arm's own training: plain, batch norm through the statistics of the full batch and with them frozen, weight norm at the
+canonical and at the paper's gauge. An answer is, per arm, the size of the outliers ``lambda_1 / lambda_(C + 1)``, how
+many there are and by what gap they stand apart, and the share of the gradient in the top ``C`` eigenvectors. Beside the
+exact eigenvalues stands the density that stochastic Lanczos quadrature, the paper's method, gives of the same matrix.
+
+    python -m analyses.hessian_outliers --out results/hessian_outliers [--fast]
+
+Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` three seconds.
+
+Keys of a row: ``arm, seed, epoch, loss``, ``largest, smallest``, ``outlier_size`` (``lambda_1 / lambda_(C+1)``),
+``count`` (place of the largest ratio ``lambda_k / lambda_(k+1)`` among the first ``2 C``) with that ratio as ``gap``,
+``gradient_share`` (squared) and ``uniform_share`` (``C`` over the number of coordinates, what a random gradient would
+have). ``spectra`` holds, for the first seed after training, all eigenvalues, and nodes and weights of the density.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("agg")
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+import curvature as cv
+from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
+from curvature.training import SGD, Arm, train
+from curvature.training import start as starting_point
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from curvature.parameterization import Parameterization
+
+FULL_BATCH, FROZEN = "batch-norm, full batch", "batch-norm, frozen"
+RATES = {"standard": 0.5, "batch-norm": 0.3, "weight-norm": 0.5, "weight-norm-paper": 0.1}
+LOOKS = {
+    "standard": Style(BLACK, "-", "o"),
+    FULL_BATCH: Style(GREEN, "-", "P"),
+    FROZEN: Style(ORANGE, ":", "v"),
+    "weight-norm": Style(BLUE, "--", "s"),
+    "weight-norm-paper": Style(VERMILLION, "-.", "^"),
+}
+NUM_CLASSES = 10
+SEEDS = (0, 1, 2)
+NUM_EXAMPLES, WIDTHS, BATCH_SIZE = 400, (10,), 50
+EPOCHS = (0, 1, 2, 5, 10, 30)
+PROBES, STEPS = 10, 80  # of the density
+
+
+def measure(*, fast: bool = False) -> dict:
+    """Rows of every arm, seed and epoch, and the spectra of the first seed after training."""
+    rows, spectra = [], {}
+    epochs = (0, 4) if fast else EPOCHS
+    for seed in SEEDS[: 1 if fast else None]:
+        problem = cv.zoo.digits_problem(100 if fast else NUM_EXAMPLES, widths=(4,) if fast else WIDTHS, seed=seed)
+        for method, rate in RATES.items():
+            trainable = Arm(method).begin(starting_point(problem, "module", seed=seed))
+            run = train(
+                problem,
+                trainable,
+                arm=method,
+                seed=seed,
+                optimizer=SGD(rate),
+                epochs=epochs[-1],
+                batch_size=BATCH_SIZE,
+                checkpoints={str(epoch): epoch for epoch in epochs},
+            ).require_finite()
+            losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
+            for point in run.checkpoints:
+                charts = {method: point.chart}
+                if method == "batch-norm":
+                    through = trainable.full_batch_parameterization(point.coordinates)
+                    charts = {FULL_BATCH: through, FROZEN: point.chart}
+                hessian = cv.hessian(problem.at(point.weights)).materialized()
+                for arm, chart in charts.items():
+                    about = {"arm": arm, "seed": seed, "epoch": int(point.name), "loss": losses[point.step]}
+                    numbers, kept = _measured(hessian, chart)
+                    rows.append(about | numbers)
+                    if seed == SEEDS[0] and point is run.checkpoints[-1]:
+                        spectra[arm] = kept
+    return {"rows": rows, "spectra": spectra}
+
+
+def _measured(hessian: cv.SymmetricOperator, chart: Parameterization) -> tuple[dict, dict]:
+    operator = cv.pullback(hessian, chart).materialized()
+    values, vectors = torch.linalg.eigh(operator.dense())
+    top = values.flip(0)[: 2 * NUM_CLASSES + 1]
+    ratios = top[:-1] / top[1:]
+    count = int(ratios.argmax()) + 1
+    gradient = operator.gradient()
+    share = (vectors[:, -NUM_CLASSES:].T @ gradient).square().sum() / gradient.square().sum()
+    density = cv.spectral_density(
+        operator,
+        num_matvecs=min(STEPS, operator.dim),
+        num_probes=PROBES,
+        generator=torch.Generator().manual_seed(0),
+    )
+    numbers = {
+        "largest": float(values[-1]),
+        "smallest": float(values[0]),
+        "outlier_size": float(top[0] / top[NUM_CLASSES]),
+        "count": count,
+        "gap": float(ratios[count - 1]),
+        "gradient_share": float(share),
+        "uniform_share": NUM_CLASSES / operator.dim,
+    }
+    kept = {
+        "eigenvalues": values.tolist(),
+        "nodes": density.nodes.tolist(),
+        "weights": density.weights.tolist(),
+    }
+    return numbers, kept
+
+
+def draw(document: dict) -> Figure:
+    """Exact spectra beside their densities, one panel per arm; then three numbers along training."""
+    rows, spectra = document["rows"], document["spectra"]
+    figure, axes = plt.subplots(2, len(LOOKS), figsize=(19, 7.6), layout="constrained")
+    last = max(row["epoch"] for row in rows)
+    for ax, (arm, style) in zip(axes[0], LOOKS.items(), strict=True):
+        row = next(row for row in rows if row["arm"] == arm and row["epoch"] == last and row["seed"] == SEEDS[0])
+        _spectrum(ax, spectra[arm], style)
+        title = f"{arm}: λ₁/λ₁₁ = {row['outlier_size']:.1f}; gap {row['gap']:.1f} after {row['count']}"
+        finish(ax, title, "eigenvalue λ  (nat / coordinate²)", "eigenvalues above λ")
+        ax.title.set_fontsize("small")
+    axes[0, 0].legend(fontsize="small", loc="upper right")
+    panels = {
+        "outlier_size": "λ₁ / λ₁₁  (no unit)",
+        "gap": "largest gap among λ₁ … λ₂₁  (ratio)",
+        "count": "eigenvalues above the largest gap",
+        "gradient_share": "squared share of the gradient",
+        "loss": "cross-entropy  (nat)",
+    }
+    titles = {
+        "outlier_size": "Size of the outliers",
+        "gap": "How far they stand apart",
+        "count": "How many they are",
+        "gradient_share": "Gradient in the top 10 directions",
+        "loss": "Training loss",
+    }
+    for ax, (key, label) in zip(axes[1], panels.items(), strict=True):
+        for arm, style in LOOKS.items():
+            if key == "loss" and arm == FROZEN:
+                continue  # the same run
+            middle = medians(rows, arm, key)
+            ax.plot(list(middle), list(middle.values()), **style.line, markersize=5, linewidth=1.4, label=arm)
+        if key in ("outlier_size", "gap", "loss"):
+            ax.set_yscale("log")
+        if key == "count":
+            ax.axhline(NUM_CLASSES, color="0.5", linestyle=(0, (1, 3)), label="number of classes")
+        if key == "gradient_share":
+            uniform = rows[0]["uniform_share"]
+            ax.axhline(uniform, color="0.5", linestyle=(0, (1, 3)), label="random gradient")
+            ax.set_ylim(0, 1)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(left=-0.15)
+        seeds = len({row["seed"] for row in rows})
+        finish(ax, f"{titles[key]}, median of {seeds} seed{'s' * (seeds > 1)}", "epoch", label)
+        epochs = sorted({row["epoch"] for row in rows})
+        ax.set_xticks(epochs, labels=[str(epoch) for epoch in epochs])
+    axes[1, 0].legend(fontsize="small")
+    return figure
+
+
+def _spectrum(ax: Axes, spectrum: dict, style: Style) -> None:
+    """Number of eigenvalues above each value: exact as steps, from the density as the mean over its probes."""
+    values = np.array(spectrum["eigenvalues"])[::-1]
+    largest = values[0]
+    shown = values[values > 1e-3 * largest]
+    ax.plot(shown, np.arange(1, len(shown) + 1), color=style.color, marker=style.marker, ms=4, lw=0, label="exact")
+    nodes, weights = np.array(spectrum["nodes"]), np.array(spectrum["weights"])
+    grid = np.geomspace(1e-3 * largest, 1.05 * largest, 300)
+    above = np.array([(weights * (nodes > at)).sum(axis=1).mean() for at in grid]) * len(values)
+    ax.plot(grid, above, color="0.35", linestyle="-", linewidth=1, label=f"Lanczos density, {len(nodes)} probes")
+    ax.set(xscale="log", yscale="log", ylim=(0.5, 2 * len(shown)))
+    ax.axhline(NUM_CLASSES, color="0.5", linestyle=(0, (1, 3)), label="number of classes")
+
+
+def medians(rows: list[dict], arm: str, key: str) -> dict[int, float]:
+    """Median over the seeds of one number by epoch."""
+    epochs = sorted({row["epoch"] for row in rows})
+    return {
+        epoch: float(np.median([row[key] for row in rows if row["arm"] == arm and row["epoch"] == epoch]))
+        for epoch in epochs
+    }
+
+
+def main() -> None:
+    """Measure, write, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
+    parser.add_argument("--fast", action="store_true", help="one seed, 100 examples, four hidden units, four epochs")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast} | measure(fast=arguments.fast)
+    (arguments.out / "curves.json").write_text(json.dumps(document, indent=1) + "\n")
+    matplotlib.rcParams["svg.hashsalt"] = "hessian_outliers"
+    draw(document).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    last = max(row["epoch"] for row in document["rows"])
+    print(f"{'after the last epoch':>22}  l_1/l_11  count    gap  gradient in the top {NUM_CLASSES}")
+    for arm in LOOKS:
+        found = {
+            key: medians(document["rows"], arm, key)[last] for key in ("outlier_size", "count", "gap", "gradient_share")
+        }
+        print(
+            f"{arm:>22}  {found['outlier_size']:8.2f}  {found['count']:5.0f}  {found['gap']:5.2f}  "
+            f"{found['gradient_share']:.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+r"""Does weight normalization train well over a wider range of learning rates?
+
+Claim tested (Salimans & Kingma 2016, section 2.1; C4): since ``||v||`` can only grow, and ``v`` turns by about the
+gradient over ``||v||``, too large a rate stabilizes itself, so that training is robust to it. All arms start at one
+function, the paper's data-dependent initialization, and see the data in the same order; only what is optimized
+differs. An answer is the final loss against the learning rate, one curve per arm; the decades of rates that end within
+10 % of an arm's best loss, per paired seed; the verdict of ``curvature.evidence`` on each arm against the standard
+one; and the squared length of ``v``, which must have grown by exactly the squared steps.
+
+    python -m analyses.wide_learning_rates --out results/wide_learning_rates [--fast]
+
+Writes curves.json (every number in the figure, and the verdicts) and figure.svg. About four minutes; ``--fast`` two
+seconds, whose verdicts decide nothing.
+
+Keys: ``rows`` has one run each (``arm, seed, learning_rate, final_loss``, None where it diverged, and for arms with a
+``v`` the median over neurons of ``growth = ||v_T||^2/||v_0||^2`` and of ``predicted_growth``, the same from the squared
+steps alone, and the largest ``recursion_deviation`` of a step); ``widths`` one arm and seed each (``decades``,
+``is_open`` where the range leaves the grid, so that it is a lower bound, and ``decades_below_chance``: how much of the
+grid ends below the loss of guessing, a claim far weaker than "trains well"). A bound that is infinite is None.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+matplotlib.use("agg")
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+
+import curvature as cv
+from curvature.evidence import adjust
+from curvature.evidence.claims import self_stabilizing
+from curvature.evidence.pairs import learning_rate_width
+from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
+from curvature.training import SGD, Arm, NormRecursion, train
+from curvature.training import start as starting_point
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
+
+    from curvature.records import Check, TrainingCurve, Verdict
+    from curvature.training import Start
+
+START = "paper"  # one function for all arms, and the gauge that the paper's authors drew
+ARMS = {
+    "standard": Style(BLACK, "-", "o"),
+    "scaled-standard": Style(ORANGE, ":", "v"),
+    "weight-norm": Style(BLUE, "--", "s"),
+    "weight-norm-paper": Style(VERMILLION, "-.", "^"),
+    "weight-norm-log": Style(GREEN, "--", "D"),
+    "placebo-paper": Style(PURPLE, ":", "X"),
+}
+RATES = tuple(float(10 ** (k / 4)) for k in range(-12, 9))  # quarter decades, 0.001 to 100
+FAST_RATES = tuple(float(10 ** (k / 4)) for k in range(-4, 9, 4))
+NUM_SEEDS = 10  # pairs that the verdict needs
+WIDTHS, EPOCHS, BATCH_SIZE = (16,), 10, 64
+CHANCE = math.log(10)  # loss of the uniform prediction
+
+
+def measure(*, fast: bool = False) -> dict:
+    """Every arm at every rate and seed: runs, widths, verdicts against the standard arm."""
+    rows, widths, curves = [], [], []
+    checks: dict[str, list[Check]] = {arm: [] for arm in ARMS}
+    for seed in range(1 if fast else NUM_SEEDS):
+        problem = cv.zoo.digits_problem(200 if fast else None, widths=(4,) if fast else WIDTHS, seed=seed)
+        begun = starting_point(problem, START, seed=seed, batch_size=BATCH_SIZE)
+        for arm in ARMS:
+            rates = FAST_RATES if fast else RATES
+            runs = [_run(arm, begun, rate, epochs=4 if fast else EPOCHS) for rate in rates]
+            rows += [row for row, _, _ in runs]
+            curves += [curve for _, curve, _ in runs]
+            checks[arm] += [check for _, _, check in runs if check is not None]
+            decades, is_open = learning_rate_width(rates, [row["final_loss"] for row, _, _ in runs])
+            below = sum(row["final_loss"] < CHANCE for row, _, _ in runs) * math.log10(rates[1] / rates[0])
+            about = {"decades": decades, "is_open": is_open, "decades_below_chance": below}
+            widths.append({"arm": arm, "seed": seed} | about)
+    return {"rows": rows, "widths": widths, "verdicts": _verdicts(curves, checks)}
+
+
+def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, TrainingCurve, Check | None]:
+    trainable, optimizer = Arm(arm, begun.name).begin(begun), SGD(rate)
+    recursion = NormRecursion(trainable, optimizer) if NormRecursion.applies(trainable, optimizer) else None
+    lengths = getattr(trainable.chart, "squared_lengths", None)
+    before = None if lengths is None else lengths(trainable.coordinates)
+    after, predicted = before, before
+
+    def watch(old: torch.Tensor, gradient: torch.Tensor, new: torch.Tensor) -> None:
+        nonlocal after, predicted
+        recursion(old, gradient, new)
+        after, predicted = lengths(new), predicted + rate**2 * lengths(gradient)
+
+    run = train(
+        begun.problem,
+        trainable,
+        arm=arm,
+        seed=begun.seed,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        evaluate_every=10**9,  # the end alone
+        watch=None if recursion is None else watch,
+    )
+    row = {"arm": arm, "seed": begun.seed, "learning_rate": rate, "final_loss": float(run.curve.losses[-1])}
+    if recursion is not None and run.diverged is None:
+        row["growth"] = float((after / before).median())
+        row["predicted_growth"] = float((predicted / before).median())
+        row["recursion_deviation"] = recursion.deviation
+        return row, run.curve, recursion.check(f"{arm}, seed {begun.seed}, rate {rate:g}")
+    return row, run.curve, None
+
+
+def _verdicts(curves: Sequence[TrainingCurve], checks: dict[str, list[Check]]) -> list[dict]:
+    """C4 for each arm against the standard one, decided together (Holm)."""
+    drafts = [self_stabilizing(curves, checks[arm], arms=("standard", arm)) for arm in ARMS if arm != "standard"]
+    others = [arm for arm in ARMS if arm != "standard"]
+    return [_entry(arm, verdict) for arm, verdict in zip(others, adjust(drafts), strict=True)]
+
+
+def _entry(arm: str, verdict: Verdict) -> dict:
+    names = ("outcome", "estimate", "low", "high", "p_value", "adjusted_p_value", "threshold", "num_pairs")
+    names += ("control", "control_estimate", "control_passed", "unit", "rule", "note")
+    return {"arm": arm, "against": "standard"} | {name: getattr(verdict, name) for name in names}
+
+
+def median_losses(rows: list[dict], arm: str) -> dict[float, float]:
+    """Median final loss over the seeds by learning rate."""
+    rates = sorted({row["learning_rate"] for row in rows})
+    return {
+        rate: float(np.median([r["final_loss"] for r in rows if r["arm"] == arm and r["learning_rate"] == rate]))
+        for rate in rates
+    }
+
+
+def draw(document: dict) -> Figure:
+    """Final loss against the rate; decades per arm and seed (bar: median, hollow: at least); growth, and predicted."""
+    rows, widths = document["rows"], document["widths"]
+    figure, (losses, decades, growth) = plt.subplots(
+        1, 3, figsize=(15, 4.6), layout="constrained", gridspec_kw={"width_ratios": (1.35, 1, 1.2)}
+    )
+    for arm, style in ARMS.items():
+        medians = {rate: loss for rate, loss in median_losses(rows, arm).items() if math.isfinite(loss)}
+        losses.plot(list(medians), list(medians.values()), **style.line, markersize=4.5, linewidth=1.4, label=arm)
+    losses.set(xscale="log", yscale="log")
+    seeds = len({row["seed"] for row in rows})
+    finish(losses, f"Final loss, median of {seeds} seeds", "learning rate η", "training loss after the last step (nat)")
+    losses.axhline(CHANCE, color="0.5", linestyle=(0, (1, 3)), linewidth=1, label="guessing")
+    losses.legend(fontsize="small", loc="upper left")
+
+    for place, (arm, style) in enumerate(ARMS.items()):
+        found = [row for row in widths if row["arm"] == arm and math.isfinite(row["decades"])]
+        offsets = np.linspace(-0.15, 0.15, len(found)) if len(found) > 1 else [0]
+        for offset, row in zip(offsets, found, strict=True):
+            face = "white" if row["is_open"] else style.color
+            look = {"marker": style.marker, "color": style.color, "markerfacecolor": face, "linestyle": "none"}
+            decades.plot(row["decades"], place + offset, markersize=5, **look)
+        if found:
+            middle = float(np.median([row["decades"] for row in found]))
+            decades.plot([middle] * 2, [place - 0.3, place + 0.3], color=style.color, linewidth=2)
+    decades.set_yticks(
+        range(len(ARMS)), labels=[f"{arm}\n{below_chance(widths, arm):.1f} decades below chance" for arm in ARMS]
+    )
+    decades.invert_yaxis()
+    decades.set_xlim(left=0)
+    outcomes = [verdict["outcome"] for verdict in document["verdicts"]]
+    counts = ", ".join(f"{outcomes.count(name)} {name}" for name in dict.fromkeys(outcomes))
+    finish(decades, f"Wider than standard (C4, Holm): {counts}", "decades of η within 10 % of the best loss", "")
+
+    for arm, style in ARMS.items():
+        found = [row for row in rows if row["arm"] == arm and "growth" in row]
+        rates = sorted({row["learning_rate"] for row in found})
+        if not rates:
+            continue
+        middle = {
+            key: [float(np.median([row[key] - 1 for row in found if row["learning_rate"] == rate])) for rate in rates]
+            for key in ("growth", "predicted_growth")
+        }
+        look = {"color": style.color, "linestyle": "none", "marker": style.marker, "markersize": 5}
+        growth.plot(rates, middle["growth"], **look, label=arm)
+        growth.plot(rates, middle["predicted_growth"], color=style.color, linestyle=style.linestyle, linewidth=1)
+    growth.plot([], [], color="0.4", linewidth=1, label=r"lines: $\eta^2 \sum_t \|\partial L/\partial v\|^2$")
+    growth.set(xscale="log", yscale="log")
+    finish(
+        growth,
+        f"Recursion of ‖v‖²: largest deviation {worst_deviation(rows):.0e}",
+        "learning rate η",
+        r"growth of $\|v\|^2$ over $\|v_0\|^2$, median neuron",
+    )
+    add_legend(growth)
+    return figure
+
+
+def below_chance(widths: list[dict], arm: str) -> float:
+    """Median over the seeds of the decades that end below the loss of guessing."""
+    return float(np.median([row["decades_below_chance"] for row in widths if row["arm"] == arm]))
+
+
+def worst_deviation(rows: list[dict]) -> float:
+    """Largest deviation from the recursion of any step of any run."""
+    return max((row["recursion_deviation"] for row in rows if "growth" in row), default=math.nan)
+
+
+def _finite(part: object) -> object:
+    """JSON has no infinities and no NaN: None."""
+    if isinstance(part, dict):
+        return {key: _finite(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_finite(value) for value in part]
+    return None if isinstance(part, float) and not math.isfinite(part) else part
+
+
+def main() -> None:
+    """Measure, write, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
+    parser.add_argument("--fast", action="store_true", help="one seed, four rates, 200 examples, four hidden units")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast} | measure(fast=arguments.fast)
+    (arguments.out / "curves.json").write_text(json.dumps(_finite(document), indent=2) + "\n")
+    matplotlib.rcParams["svg.hashsalt"] = "wide_learning_rates"
+    draw(document).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    print(f"{'arm':>18}  median decades, below chance  against standard")
+    for arm in ARMS:
+        found = [row["decades"] for row in document["widths"] if row["arm"] == arm]
+        verdict = next((v for v in document["verdicts"] if v["arm"] == arm), None)
+        words = f"{verdict['outcome']}, {verdict['low']:.2f} to {verdict['high']:.2f} decades more" if verdict else ""
+        below = below_chance(document["widths"], arm)
+        print(f"{arm:>18}  {np.median(found):14.2f}, {below:12.2f}  {words}")
+
+
+if __name__ == "__main__":
+    main()
