@@ -4,8 +4,8 @@ Claim tested (C7): the gradient step of weight norm resembles the natural gradie
 (``curvature.efficiency``: the share of the damped natural gradient's progress that the chart's step makes) is put on a
 scale where 0 is gradient descent and 1 the neuron-block natural gradient, the natural ceiling of charts with a
 neuron-block metric: R = (E - E_SGD) / (E_neuron - E_SGD). An answer is R of weight norm at the canonical, the paper's
-and its own gauge beside the controls (placebo, e1-direction, Jacobi), beside PRONG, K-FAC and the full natural gradient,
-and beside the *best* gauge: one rho for the network, per layer, per neuron, by the largest E (exact: nonnegative least
+and its own gauge beside the controls (placebo, e1-direction, Jacobi), beside PRONG, K-FAC and the natural gradient, and
+beside the *best* gauge: one rho for the network, per layer, per neuron, by the largest E (exact: nonnegative least
 squares) or by the smallest kappa_80 (a local search: at least this good).
 
     python -m analyses.natural_gradient_resemblance --out results/natural_gradient_resemblance [--fast]
