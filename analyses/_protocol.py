@@ -18,6 +18,7 @@ import matplotlib
 
 matplotlib.use("agg")
 import numpy as np
+from matplotlib.transforms import ScaledTranslation
 
 import curvature as cv
 from curvature.evidence import paired_interval
@@ -98,7 +99,7 @@ def intervals(rows: Sequence[dict], by: Sequence[str], of: Sequence[str], *, log
     """Mean over the seeds of each group, with Student's 95 % interval; ``log``: of the logarithm (geometric mean).
 
     Only finite numbers count (positive ones with ``log``), and ``num_NAME`` says how many; below two there is no
-    interval (NaN).
+    interval (NaN). Where rows have a ``NAME_status``, ``num_NAME_unresolved`` counts those that are bounds or estimates.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -115,18 +116,25 @@ def intervals(rows: Sequence[dict], by: Sequence[str], of: Sequence[str], *, log
                 numbers = tuple(math.exp(number) for number in numbers)
             summary |= dict(zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True))
             summary[f"num_{name}"] = len(values)
+            if f"{name}_status" in members[0]:
+                summary[f"num_{name}_unresolved"] = sum(row[f"{name}_status"] != "resolved" for row in members)
         found.append(summary)
     return found
 
 
 def plot_intervals(ax: Axes, summary: Sequence[dict], x: str, y: str, style: Style, label: str) -> None:
-    """Means joined by a line, intervals as bars; what has no interval has no bar."""
+    """Means joined by a line, intervals as bars; what has no interval has no bar.
+
+    Each further curve on the Axes lies a point further right, so that bars do not cover each other.
+    """
+    shift = ScaledTranslation((1.6 * len(ax.containers) - 3) / 72, 0, ax.figure.dpi_scale_trans)
     xs = [row[x] for row in summary]
     ys = np.array([row[y] for row in summary])
-    bars = np.array([[row[y] - row[f"{y}_low"] for row in summary], [row[f"{y}_high"] - row[y] for row in summary]])
+    bars = [[row[y] - row[f"{y}_low"] for row in summary], [row[f"{y}_high"] - row[y] for row in summary]]
+    bars = np.nan_to_num(bars, posinf=0)
     ax.errorbar(
-        xs, ys, yerr=np.nan_to_num(bars), **style.line, markersize=5, linewidth=1.4, elinewidth=0.9, capsize=2,
-        label=label,
+        xs, ys, yerr=bars, **style.line, markersize=5, linewidth=1.4, elinewidth=0.9, capsize=2,
+        label=label, transform=ax.transData + shift,
     )  # fmt: skip
 
 

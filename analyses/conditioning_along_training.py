@@ -108,7 +108,10 @@ def draw(rows: list[dict]) -> Figure:
         for line, label in enumerate(DRAWN.values()):
             ax = axes[line, column]
             ax.set_yscale("log")
+            means = [value for row in summary if math.isfinite(value := row[list(DRAWN)[line]])]
+            ax.set_ylim(min(means) / 10, max(means) * 10)  # the widest intervals leave it
             ax.set_xscale("symlog", linthresh=1, linscale=0.5)
+            ax.set_xlim(-0.25, 1.3 * max(row["epoch"] for row in rows))
             finish(ax, words if not line else "", "epoch" if line else "", "" if column else label)
             ticks = sorted({row["epoch"] for row in rows})
             ax.set_xticks(ticks, [str(tick) for tick in ticks])

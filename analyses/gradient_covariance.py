@@ -140,6 +140,7 @@ def draw(rows: list[dict]) -> Figure:
         bottom.set_ylim(0, 1)
         for ax in (top, bottom):
             ax.set_xscale("symlog", linthresh=1, linscale=0.5)
+            ax.set_xlim(-0.25, 1.3 * max(epochs))
         finish(top, f"layer {layer}", "", "" if column else "|cos| with the top eigenvector of C")
         finish(bottom, "", "epoch", "" if column else "Bures distance to c·I (0 is white)")
         bottom.set_xticks(epochs, [str(epoch) for epoch in epochs])

@@ -7,7 +7,7 @@ answer is a table of layers and gauges, at initialization and after training, as
 
     python -m analyses.layerwise_conditioning --out results/layerwise_conditioning [--fast]
 
-Blocks are those of :math:`K^{1/2} A K^{1/2}`, which has no gauge zeros, so all gauges have the same rank. Also written
+Blocks are those of :math:`K^{1/2} A K^{1/2}`, which has no gauge zeros: all gauges have the same rank. Also written
 is the factor by which each gauge moves the number of the standard chart, with its interval over seeds.
 
 Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` two seconds.
@@ -16,6 +16,7 @@ Writes curves.json (every number in the figure) and figure.svg. About a minute; 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,11 +57,16 @@ def measure(*, fast: bool = False) -> list[dict]:
         for point in run.checkpoints:
             problem = begun.problem.at(point.weights)
             matrix = cv.ggn(problem).materialized()
+            ranks: dict[str, tuple[int, str]] = {}
             for gauge, chart in gauges(point.chart).items():
                 at = chart.at(problem.layout, problem.weights)
                 stretches = at.stretches.tolist() if isinstance(chart, cv.WeightNorm) else [1.0]
                 for layer, block in cv.blocks(cv.effective(matrix, chart), "layer").items():
-                    numbers = cv.spectrum(block).condition_numbers()
+                    spectrum = cv.spectrum(block)
+                    # K is invertible on the weights, so no gauge changes a block's rank (Sylvester), but it may carry
+                    # an eigenvalue across the threshold: the standard chart comes first and decides.
+                    rank = ranks.setdefault(layer, (spectrum.rank, f"{spectrum.rank_rule} in the standard chart"))
+                    numbers = replace(spectrum, rank=rank[0], rank_rule=rank[1]).condition_numbers()
                     rows.append(
                         {
                             "arm": arm.name,

@@ -33,7 +33,7 @@ from curvature.training import Arm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTHS = (8,)  # small: the search over rho per neuron takes some hundred eigendecompositions
+WIDTHS = (4,)  # small: the search over rho per neuron takes some hundred eigendecompositions
 DAMPING = 1e-3
 FULL = Plan((Arm("weight-norm"),), seeds=(0, 1, 2, 3, 4), epochs=20, look=(0, 4, 20))
 FAST = Plan((Arm("weight-norm"),), seeds=(0,), epochs=1, look=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
