@@ -99,7 +99,7 @@ def intervals(rows: Sequence[dict], by: Sequence[str], of: Sequence[str], *, log
     """Mean over the seeds of each group, with Student's 95 % interval; ``log``: of the logarithm (geometric mean).
 
     Only finite numbers count (positive ones with ``log``), and ``num_NAME`` says how many; below two there is no
-    interval (NaN). Where rows have a ``NAME_status``, ``num_NAME_unresolved`` counts those that are bounds or estimates.
+    interval (NaN). Where rows have a ``NAME_status``, ``num_NAME_unresolved`` counts bounds and estimates.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -132,10 +132,12 @@ def plot_intervals(ax: Axes, summary: Sequence[dict], x: str, y: str, style: Sty
     ys = np.array([row[y] for row in summary])
     bars = [[row[y] - row[f"{y}_low"] for row in summary], [row[f"{y}_high"] - row[y] for row in summary]]
     bars = np.nan_to_num(bars, posinf=0)
-    ax.errorbar(
-        xs, ys, yerr=bars, **style.line, markersize=5, linewidth=1.4, elinewidth=0.9, capsize=2,
-        label=label, transform=ax.transData + shift,
-    )  # fmt: skip
+    drawn = ax.errorbar(
+        xs, ys, yerr=bars, **style.line, markersize=5, linewidth=1.4, elinewidth=0.9, capsize=2, label=label
+    )
+    line, caps, columns = drawn.lines
+    for artist in (line, *caps, *columns):  # afterwards, so that the limits are those of the data
+        artist.set_transform(ax.transData + shift)
 
 
 def legend_below(figure: Figure, ax: Axes, columns: int = 3) -> None:

@@ -39,7 +39,7 @@ ARMS = {
 }
 WIDTHS = (8, 8)  # small enough that every eigenvalue is computed
 FULL = Plan(tuple(ARMS), seeds=(0, 1, 2, 3, 4), epochs=30, look=(0, 1, 2, 4, 8, 16, 30), tuning_epochs=15)
-FAST = Plan(tuple(ARMS)[:5:2], seeds=(0,), epochs=2, look=(0, 2), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
+FAST = Plan(tuple(ARMS)[:5:2], seeds=(0,), epochs=2, look=(0, 2), tuning_epochs=1, rates=(0.1, 0.2, 0.4), batch_size=50)
 NUMBERS = ("kappa_50", "kappa_80", "kappa_95", "gd_time")
 DRAWN = {"kappa_80": "κ₈₀ of the GGN", "gd_time": "descent steps (gd_time) of the GGN"}
 CHARTS = {"own": "own chart", "canonical": "lifted to the canonical gauge"}
