@@ -49,6 +49,7 @@ CASES = {  # (start, gauge)
     ("data-dependent", "standard"): Style(BLUE, "--", "s"),
     ("data-dependent", "paper"): Style(ORANGE, ":", "D"),
 }
+START_NAMES = {"he": "He's start", "data-dependent": "data-dependent start"}
 NUMBERS = ("l1_over_mean", "kappa_50", "kappa_80", "predicted_l1_over_mean")
 
 
@@ -173,7 +174,7 @@ def draw(rows: list[dict]) -> Figure:
             curve = [s for s in summary if (s["sweep"], s["start"], s["gauge"]) == (sweep, start, gauge)]
             gauge_name = "weight norm, paper's gauge" if gauge == "paper" else "standard"
             for row, quantity in enumerate(("l1_over_mean", "kappa_80")):
-                plot_intervals(axes[row, column], curve, sweep, quantity, style, f"{start} start, {gauge_name}")
+                plot_intervals(axes[row, column], curve, sweep, quantity, style, f"{START_NAMES[start]}, {gauge_name}")
             xs = [s[sweep] for s in curve]
             axes[0, column].plot(
                 xs, [s["predicted_l1_over_mean"] for s in curve], color=style.color, linewidth=0.8, alpha=0.8,

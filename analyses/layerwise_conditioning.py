@@ -10,7 +10,7 @@ answer is a table of layers and gauges, at initialization and after training, as
 Blocks are those of :math:`K^{1/2} A K^{1/2}`, which has no gauge zeros: all gauges have the same rank. Also written
 is the factor by which each gauge moves the number of the standard chart, with its interval over seeds.
 
-Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` two seconds.
+Writes curves.json (every number in the figure) and figure.svg. Half a minute; ``--fast`` two seconds.
 """
 
 from __future__ import annotations

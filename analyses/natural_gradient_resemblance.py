@@ -13,7 +13,7 @@ squares) or by the smallest kappa_80 (a local search: at least this good).
 The weights are those of the weight-normalized arm at initialization, where the loss is half way, and after training.
 The best gauge is fitted to this very point with all data: nothing that trains could know it.
 
-Writes curves.json (every number in the figure) and figure.svg. About two minutes; ``--fast`` three seconds.
+Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` three seconds.
 """
 
 from __future__ import annotations
@@ -119,7 +119,13 @@ def draw(rows: list[dict]) -> Figure:
     summary = summarize(rows)
     epochs = sorted({row["epoch"] for row in summary})
     figure, axes = plt.subplots(
-        1, len(epochs), figsize=(3.2 * len(epochs) + 2.8, 5.6), layout="constrained", sharey=True, squeeze=False
+        1,
+        len(epochs),
+        figsize=(3.2 * len(epochs) + 2.8, 5.6),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
     )
     listed = list(NAMES)
     for ax, epoch in zip(axes[0], epochs, strict=True):

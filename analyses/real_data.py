@@ -12,7 +12,7 @@ chart over the standard arm in its own). The canonical gauge must give 1. Inside
 One hidden layer of eight tanh units; classes by softmax cross-entropy, numbers by half squared error. Both arms at
 their own tuned learning rates. Intervals are not corrected for the number of data sets.
 
-Writes curves.json (every number in the figure) and figure.svg. Half a minute without ``--data``; ``--fast`` two
+Writes curves.json (every number in the figure) and figure.svg. About a minute without ``--data``; ``--fast`` two
 seconds.
 """
 
