@@ -116,7 +116,7 @@ def draw(rows: list[dict]) -> Figure:
             ticks = sorted({row["epoch"] for row in rows})
             ax.set_xticks(ticks, [str(tick) for tick in ticks])
             ax.minorticks_off()
-    figure.supxlabel(
+    figure.suptitle(
         "geometric means with 95 % intervals over seeds; the widest intervals leave the axes", fontsize="small"
     )
     legend_below(figure, axes[0, 1])

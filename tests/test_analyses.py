@@ -299,6 +299,7 @@ def test_layers_obey_ostrowski_and_the_canonical_gauge_changes_none(rows_of):
     for (epoch, layer, gauge), row in rows.items():
         standard = rows[epoch, layer, "standard"]
         assert row["rank"] == standard["rank"]
+        assert row["dim"] == standard["dim"]  # no gauge zeros: the effective matrix
         rhos = [row["smallest_stretch"] ** -2, row["largest_stretch"] ** -2, 1.0]
         bound = max(rhos) / min(rhos)
         factor = row["kappa_80"] / standard["kappa_80"]
