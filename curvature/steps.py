@@ -13,9 +13,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.optimize import minimize, nnls
 from torch import Tensor
 
-from curvature.errors import NotDefinedError
+from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.matrices import fisher as fisher_matrix
 from curvature.matrices import gradient_covariance
 from curvature.operators import SymmetricOperator
@@ -23,11 +24,13 @@ from curvature.parameterization import Chart, Parameterization, Placebo, Standar
 from curvature.preconditioners import Preconditioners, absolute_damping
 from curvature.problem import Problem
 from curvature.records import StepComparison
+from curvature.spectra import spectrum
 
 __all__ = [
     "DAMPINGS",
     "Controls",
     "best_stretch",
+    "best_stretches",
     "chart_step",
     "compare_charts",
     "control_charts",
@@ -37,6 +40,11 @@ __all__ = [
 
 DAMPINGS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _STRETCH_RANGE = (1e-4, 1e4)
+_SCOPES = ("network", "layer", "neuron")
+_CRITERIA = ("efficiency", "kappa")
+_PERCENT = 80  # of the rank: the headline kappa that a gauge is chosen by
+_UNIFORM_STARTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # stretches from which one number for the network is searched
+_MAX_EVALUATIONS = 60  # of one search, each an eigendecomposition
 
 
 def chart_step(problem: Problem, chart: Parameterization) -> Tensor:
@@ -239,9 +247,7 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | No
     slope = problem.gradient()
     if not slope.any():
         raise NotDefinedError("the gradient is zero here: there is no step to stretch.")
-    # K g = p + rho q, and K = I at rho = 1: two gauges give both parts.
-    tangential = (-chart_step(problem, WeightNorm(stretch=0.5)) - slope) / 3
-    radial = slope - tangential
+    radial, tangential = _parts(problem)
     a, b = float(slope @ radial), float(slope @ tangential)
 
     def product(x: Tensor, y: Tensor) -> float:
@@ -255,6 +261,184 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | No
         candidates.append(min(max(numerator / denominator, high**-2), low**-2))
     best = max(candidates, key=lambda rho: (a + rho * b) ** 2 / (c0 + 2 * rho * c1 + rho**2 * c2))
     return best**-0.5
+
+
+def best_stretches(
+    problem: Problem,
+    *,
+    by: str = "neuron",
+    criterion: str = "efficiency",
+    damping: float = 1e-3,
+    fisher: SymmetricOperator | None = None,
+) -> dict[str, Tensor]:
+    r"""The gauge that suits this point best: one stretch for the network, for each layer, or for each neuron.
+
+    What weight normalization could do at all, against what it does at a gauge that somebody chose.
+
+    Parameters
+    ----------
+    by
+        ``"network"``, ``"layer"`` or ``"neuron"`` (a normalized row): what shares one stretch.
+    criterion
+        ``"efficiency"``: the largest $E$ of :func:`efficiency`, exactly. With $K g = p + \sum_k \rho_k q_k$ ($q_k$ the
+        tangential gradient of group $k$, $p$ all the rest) and $A = L L^T$, it is the nonnegative least-squares problem
+        $\min_{x \ge 0} \|L^T (x_0 p + \sum_k x_k q_k) - L^{-1} g\|$, $\rho_k = x_k / x_0$ (Lawson & Hanson 1974).
+
+        ``"kappa"``: a small $\kappa_{80}$ of $K^{1/2} F K^{1/2}$, undamped. A *local* search over $\log \rho$ (L-BFGS-B
+        with $\partial \log \lambda_i / \partial \log \rho_k = \|M_k y_i\|^2$, $y_i$ the eigenvector, $M_k$ the
+        tangential projector of the group), so what it gives is an upper bound on the least $\kappa_{80}$: never worse
+        than the canonical gauge, nor than the result for the next coarser groups, from which it starts.
+    damping
+        As in :func:`efficiency`; ``"kappa"`` has none.
+    fisher
+        The Fisher, if it is at hand.
+
+    Returns
+    -------
+    dict
+        By weight name one stretch $\|v\|/|g|$ per row, for ``WeightNorm(stretch=...)``; within 1e-4 to 1e4, whose ends
+        stand for "none of this direction" and "nothing but it". 1 where the gauge makes no difference.
+
+    Raises
+    ------
+    NotDefinedError
+        If the gradient is zero, or $\kappa_{80}$ is not resolved at the canonical gauge.
+
+    Notes
+    -----
+    Cost: one factorization of the Fisher, or for ``"kappa"`` some hundred eigendecompositions of it.
+
+    Examples
+    --------
+    >>> from curvature import zoo
+    >>> problem = zoo.digits_problem(num_examples=40, widths=(4,))
+    >>> {name: len(rows) for name, rows in best_stretches(problem, by="neuron").items()}
+    {'0.weight': 4, '2.weight': 10}
+    """
+    if by not in _SCOPES:
+        raise ConfigurationError(f"by must be one of {', '.join(_SCOPES)}, got {by!r}.")
+    if criterion not in _CRITERIA:
+        raise ConfigurationError(f"criterion must be one of {', '.join(_CRITERIA)}, got {criterion!r}.")
+    if not problem.gradient().any():
+        raise NotDefinedError("the gradient is zero here: there is no step to stretch.")
+    operator = fisher or fisher_matrix(problem)
+    if criterion == "efficiency":
+        groups = _Groups(problem, by)
+        return groups.stretches(_most_efficient(problem, groups, operator.entries(), damping))
+    rank = spectrum(operator, method="dense")
+    position = -(-_PERCENT * rank.rank // 100)
+    if not rank.on_rank[position - 1] > rank.noise_floor:
+        raise NotDefinedError(
+            f"kappa_{_PERCENT} is not resolved here (eigenvalue {position} of {rank.rank} is below the noise floor "
+            f"{rank.noise_floor:.1e}): there is nothing to minimize."
+        )
+    matrix, coarser, logs = operator.entries(), None, torch.empty(0)
+    for scope in _SCOPES[: _SCOPES.index(by) + 1]:
+        groups = _Groups(problem, scope)
+        if coarser is None:
+            starts = [torch.tensor([-2 * math.log(stretch)], dtype=torch.float64) for stretch in _UNIFORM_STARTS]
+        else:
+            starts = [logs[coarser.of_group(groups)], torch.zeros(groups.count, dtype=torch.float64)]
+        logs = _least_kappa(problem, groups, matrix, position, starts)
+        coarser = groups
+    return groups.stretches(logs.exp())
+
+
+class _Groups:
+    """Which rows of normalized weights share one stretch."""
+
+    def __init__(self, problem: Problem, by: str):
+        entries = [(entry, where) for entry, where in problem.layout.pairs() if entry.normalized]
+        layers = list(dict.fromkeys(entry.layer for entry, _ in entries))
+        self.rows: dict[str, Tensor] = {}  # group of each row, by weight name
+        self.of_weight = torch.full((problem.dim,), -1)  # group of each weight, -1 where none is normalized
+        taken = 0
+        for entry, where in entries:
+            rows = {
+                "network": torch.zeros(entry.num_rows, dtype=torch.long),
+                "layer": torch.full((entry.num_rows,), layers.index(entry.layer)),
+                "neuron": taken + torch.arange(entry.num_rows),
+            }[by]
+            taken += entry.num_rows
+            self.rows[entry.name] = rows
+            self.of_weight[where] = entry.from_rows(rows[:, None].expand(-1, entry.numel // entry.num_rows))
+        self.count = int(self.of_weight.max()) + 1
+
+    def of_group(self, finer: _Groups) -> Tensor:
+        """For each finer group, the group here that it belongs to."""
+        found = torch.zeros(finer.count, dtype=torch.long)
+        for name, rows in self.rows.items():
+            found[finer.rows[name]] = rows
+        return found
+
+    def stretches(self, rhos: Tensor) -> dict[str, Tensor]:
+        low, high = _STRETCH_RANGE
+        values = rhos.rsqrt().clamp(low, high)
+        return {name: values[rows] for name, rows in self.rows.items()}
+
+
+def _parts(problem: Problem) -> tuple[Tensor, Tensor]:
+    """``(p, q)`` with ``K g = p + rho q`` under weight normalization: K = I at rho = 1, so two gauges give both."""
+    slope = problem.gradient()
+    tangential = (-chart_step(problem, WeightNorm(stretch=0.5)) - slope) / 3
+    return slope - tangential, tangential
+
+
+def _most_efficient(problem: Problem, groups: _Groups, matrix: Tensor, damping: float) -> Tensor:
+    slope, (rest, tangential) = problem.gradient(), _parts(problem)
+    members = groups.of_weight.to(problem.device)
+    columns = torch.zeros(problem.dim, groups.count + 1, dtype=slope.dtype, device=slope.device)
+    columns[:, 0] = rest
+    inside = (members >= 0).nonzero().flatten()
+    columns[inside, 1 + members[inside]] = tangential[inside]
+    factor = torch.linalg.cholesky(
+        matrix + absolute_damping(matrix, damping) * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    )
+    design, aim = factor.T @ columns, torch.linalg.solve_triangular(factor, slope[:, None], upper=False)[:, 0]
+    lengths = torch.linalg.vector_norm(design, dim=0)
+    moves = lengths > 0  # a group without a tangential gradient may have any rho
+    scale = torch.where(moves, lengths, torch.ones_like(lengths))
+    found = torch.as_tensor(nnls((design / scale).cpu().numpy(), aim.cpu().numpy())[0]) / scale.cpu()
+    low, high = _STRETCH_RANGE
+    # Where nothing but tangential steps would do, the largest of them goes to the end of the range.
+    rhos = (found[1:] / max(float(found[0]), float(found[1:].max()) * low**2)).clamp(high**-2, low**-2)
+    return torch.where(moves[1:].cpu(), rhos, torch.ones_like(rhos))
+
+
+def _least_kappa(problem: Problem, groups: _Groups, matrix: Tensor, position: int, starts: Sequence[Tensor]) -> Tensor:
+    """Best logarithms of rho that L-BFGS-B meets on its ways from the starts, the starts included."""
+    reach = -2 * math.log(_STRETCH_RANGE[0])
+    entries = [(entry, where) for entry, where in problem.layout.pairs() if entry.normalized]
+    best: list = [math.inf, starts[0]]
+
+    def objective(logs: np.ndarray) -> tuple[float, np.ndarray]:
+        rhos = torch.as_tensor(logs).exp()
+        chart = WeightNorm(stretch=groups.stretches(rhos)).at(problem.layout, problem.weights)
+        values, vectors = torch.linalg.eigh(chart.effective(matrix))
+        ends = vectors[:, [-1, -position]]
+        if not float(values[-position]) > 0:
+            return math.inf, np.zeros_like(logs)
+        kappa = math.log(float(values[-1] / values[-position]))
+        if kappa < best[0]:
+            best[:] = kappa, torch.as_tensor(logs.copy())
+        slope = torch.zeros(groups.count, 2, dtype=torch.float64)
+        for entry, where in entries:
+            unit = torch.nn.functional.normalize(entry.rows(problem.weights[where]), dim=1)
+            part = entry.rows(ends[where])
+            across = part.square().sum(dim=1) - torch.einsum("ri, rik -> rk", unit, part).square()
+            slope.index_add_(0, groups.rows[entry.name], across.cpu().double())
+        return kappa, (slope[:, 0] - slope[:, 1]).numpy()
+
+    for start in starts:
+        minimize(
+            objective,
+            start.numpy(),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(-reach, reach)] * groups.count,
+            options={"maxfun": _MAX_EVALUATIONS},
+        )
+    return best[1]
 
 
 def top_directions(problem: Problem, covariance: SymmetricOperator | None = None) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""Small seeded models and embedded data; some with curvature known on paper."""
+"""Small seeded models and data without a download; some with curvature known on paper."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,14 +13,19 @@ from curvature.errors import ConfigurationError
 from curvature.problem import Problem
 
 __all__ = [
+    "DATA",
     "MODELS",
+    "breast_cancer",
     "cnn",
+    "diabetes",
     "digits",
     "digits_problem",
+    "housing",
     "linear_regression",
     "mlp",
     "softmax_regression",
     "two_layer_linear",
+    "wine",
 ]
 
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "identity": nn.Identity}
@@ -34,11 +40,73 @@ def digits(num_examples: int | None = None, *, image: bool = False) -> tuple[Ten
     from sklearn.datasets import load_digits  # slow to import, and not every user needs it
 
     inputs, targets = load_digits(return_X_y=True)
-    if num_examples is not None and not 1 <= num_examples <= len(inputs):
-        raise ConfigurationError(f"num_examples must be between 1 and {len(inputs)}, got {num_examples}.")
+    _refuse_count(num_examples, len(inputs))
     pixels = torch.as_tensor(inputs[:num_examples], dtype=torch.float64) / 16
     labels = torch.as_tensor(targets[:num_examples])
     return (pixels.view(-1, 1, 8, 8) if image else pixels), labels
+
+
+def breast_cancer(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
+    """569 tumours by 30 measurements, benign or malignant (Street, Wolberg & Mangasarian 1993), from scikit-learn.
+
+    This table and the next two: columns of mean 0 and variance 1 over all rows, and the rows shuffled once with a fixed
+    seed, since they come sorted; ``num_examples`` takes the first ones.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    return _table(*load_breast_cancer(return_X_y=True), num_examples)
+
+
+def wine(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
+    """178 wines of three cultivars by 13 measurements (Forina et al. 1988), from scikit-learn."""
+    from sklearn.datasets import load_wine
+
+    return _table(*load_wine(return_X_y=True), num_examples)
+
+
+def diabetes(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
+    """442 patients by 10 measurements, and the progression of the disease (Efron et al. 2004), from scikit-learn.
+
+    Targets ``(N, 1)`` of mean 0 and variance 1.
+    """
+    from sklearn.datasets import load_diabetes
+
+    return _table(*load_diabetes(return_X_y=True), num_examples)
+
+
+def housing(num_examples: int | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A *made* table in the manner of the California housing data, which are no part of any package: no download.
+
+    Eight columns as there: income and population with heavy tails, age, rooms and bedrooms nearly proportional to each
+    other (the ill-conditioned pair), occupancy with outliers, and two coordinates along a slanted coast with two
+    cities. The price grows with income, falls with the distance to a city, and is cut off at the top. Nothing is fitted
+    to the real table. 2000 rows unless ``num_examples`` says otherwise, columns and price of mean 0 and variance 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = 2000 if num_examples is None else num_examples
+    if count < 2:
+        raise ConfigurationError(f"num_examples must be at least 2, got {num_examples}.")
+
+    def normal() -> Tensor:
+        return torch.randn(count, generator=generator, dtype=torch.float64)
+
+    income = (1.2 + 0.45 * normal()).exp()
+    age = (28 + 12 * normal()).clamp(1, 52)
+    rooms = 3 + 0.6 * income + 0.4 * normal().exp()
+    bedrooms = 0.2 * rooms + 0.03 * normal()
+    population = (7.0 + 0.75 * normal()).exp()
+    occupancy = 2.8 + 0.5 * normal() + 0.2 * (normal() ** 2) * (normal() > 2)
+    south = torch.rand(count, generator=generator, dtype=torch.float64) < 0.55
+    latitude = torch.where(south, 34.0, 37.7) + 0.6 * normal()
+    longitude = -118.2 - 1.05 * (latitude - 34.0) + 0.5 * normal()
+    city = torch.where(south, 34.05, 37.75)
+    distance = ((latitude - city) ** 2 + (longitude + 118.2 + 1.05 * (city - 34.0)) ** 2).sqrt()
+    price = 0.4 * income + 1.5 * (-distance).exp() + 0.01 * age - 0.1 * occupancy + 0.3 * normal()
+    columns = [income, age, rooms, bedrooms, population, occupancy, latitude, longitude]
+    return _standardized(torch.stack(columns, dim=1)), _standardized(price.clamp(max=3.5)[:, None])
+
+
+DATA = {"digits": digits, "breast-cancer": breast_cancer, "wine": wine, "diabetes": diabetes, "housing": housing}
 
 
 def mlp(
@@ -147,7 +215,33 @@ def _digits_mlp(widths: Sequence[int] = (16,), activation: str = "tanh", seed: i
     return mlp((64, *widths, 10), activation=activation, seed=seed)
 
 
-MODELS = {"digits-mlp": _digits_mlp, "digits-cnn": cnn}
+def _mlp(
+    inputs: int, outputs: int, widths: Sequence[int] = (16,), activation: str = "tanh", seed: int = 0
+) -> nn.Module:
+    return mlp((inputs, *widths, outputs), activation=activation, seed=seed)
+
+
+MODELS = {"digits-mlp": _digits_mlp, "digits-cnn": cnn, "mlp": _mlp}
+
+
+def _table(rows: np.ndarray, targets: np.ndarray, num_examples: int | None) -> tuple[Tensor, Tensor]:
+    _refuse_count(num_examples, len(rows))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    inputs = _standardized(torch.as_tensor(rows, dtype=torch.float64))
+    found = torch.as_tensor(targets)
+    if found.is_floating_point():
+        found = _standardized(found[:, None])
+    return inputs[order][:num_examples], found[order][:num_examples]
+
+
+def _standardized(columns: Tensor) -> Tensor:
+    centred = columns - columns.mean(dim=0)
+    return centred / centred.std(dim=0, correction=0)
+
+
+def _refuse_count(num_examples: int | None, count: int) -> None:
+    if num_examples is not None and not 1 <= num_examples <= count:
+        raise ConfigurationError(f"num_examples must be between 1 and {count}, got {num_examples}.")
 
 
 def _activation(name: str) -> nn.Module:

@@ -623,6 +623,19 @@ def test_wrong_configuration_names_its_key(here, content, words):
     assert words in str(found.value)
 
 
+def test_a_table_is_measured_with_a_network_of_its_size():
+    sizes = ["--model", "builtin:mlp", "--arg", "inputs=13", "--arg", "outputs=3", *SMALL]
+    found = document("spectrum", "--data", "builtin:wine", *sizes)
+    assert found["num_weights"] == 13 * 2 + 2 + 2 * 3 + 3
+    assert "builtin:wine: 20 examples of 13, classes 0 to 2" in found["data"]
+
+
+def test_a_folder_of_images_is_data_not_code(here):
+    (here / "c.toml").write_text("data = 'mnist:nowhere'\nmatrix = ['ggn']\n")
+    refused = run("spectrum", "--config", "c.toml", code=5)
+    assert "the folder 'nowhere' of the MNIST files does not exist" in refused.stderr
+
+
 def test_code_named_by_a_file_needs_trust(here):
     (here / "c.toml").write_text("model = 'net.py:make'\ndata = 'good.npz'\nmatrix = ['ggn']\n")
     refused = run("spectrum", "--config", "c.toml", code=2)

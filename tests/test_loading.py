@@ -1,6 +1,8 @@
 """Models, weights, data, losses and charts by name: what comes in, and what each refusal says."""
 
+import gzip
 import io
+import struct
 import warnings
 import zipfile
 
@@ -328,6 +330,133 @@ def test_digits_are_flat_or_images():
     assert model(inputs).shape == (7, 10)
     assert len(targets) == 7
     assert not loading.takes_images(loading.load_model("builtin:digits-mlp")(0))
+
+
+@pytest.mark.parametrize("name", list(zoo.DATA))
+def test_built_in_data_are_those_of_the_zoo(name):
+    loaded = loading.load_data(f"builtin:{name}", CrossEntropy(), num_examples=30)
+    assert all(torch.equal(found, wanted) for found, wanted in zip(loaded, zoo.DATA[name](30), strict=True))
+
+
+def test_a_table_fits_the_built_in_network_of_its_size_and_no_network_of_images():
+    loss = loading.load_loss("half-squared-error")
+    data = loading.load_data("builtin:diabetes", loss, num_examples=30)
+    model = loading.load_model("builtin:mlp", {"inputs": 10, "outputs": 1, "widths": 3})(0)
+    assert Problem.from_module(model, loss=loss, data=data).dim == 10 * 3 + 3 + 3 + 1
+    with pytest.raises(ConfigurationError, match="missing a required argument: 'inputs'"):
+        loading.load_model("builtin:mlp")
+    with pytest.raises(ConfigurationError, match="tables of numbers"):
+        loading.load_data("builtin:wine", CrossEntropy(), image=True)
+
+
+PIXELS = np.arange(5 * 28 * 28).reshape(5, 28, 28) % 256
+LABELS = np.array([3, 1, 4, 1, 9])
+
+
+def idx(array, kind=8):
+    header = bytes([0, 0, kind, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def put_mnist(folder, images=PIXELS, labels=LABELS, *, dot="-", end=".gz"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, content in (
+        ("train-images", images if isinstance(images, bytes) else idx(images)),
+        ("train-labels", labels if isinstance(labels, bytes) else idx(labels)),
+    ):
+        name = f"{stem}{dot}idx{3 if 'images' in stem else 1}-ubyte{end}"
+        (folder / name).write_bytes(gzip.compress(content) if end else content)
+
+
+@pytest.mark.parametrize(("place", "dot", "end"), [("", "-", ".gz"), ("MNIST/raw", "-", ""), ("raw", ".", ".gz")])
+def test_mnist_is_read_from_the_users_folder(here, place, dot, end):
+    put_mnist(here / "data.csv" / place, dot=dot, end=end)  # the name of a folder says nothing about its files
+    inputs, targets = loading.load_data("mnist:data.csv", CrossEntropy())
+    assert np.array_equal(inputs.numpy() * 255, PIXELS.reshape(5, 784))
+    assert (inputs.dtype, targets.tolist()) == (torch.float64, LABELS.tolist())
+    images, labels = loading.load_data("mnist:data.csv", CrossEntropy(), num_examples=2, image=True)
+    assert images.shape == (2, 1, 28, 28)
+    assert torch.equal(images.flatten(1), inputs[:2])
+    assert labels.tolist() == [3, 1]
+
+
+def test_cifar_is_read_from_the_binary_version(here):
+    records = np.random.default_rng(0).integers(0, 256, (7, 3073)).astype(np.uint8)
+    records[:, 0] = [0, 9, 3, 3, 5, 1, 2]
+    folder = here / "c" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for number, part in enumerate(np.array_split(records, 5), start=1):
+        (folder / f"data_batch_{number}.bin").write_bytes(part.tobytes())
+    images, labels = loading.load_data("cifar10:c", CrossEntropy(), image=True)
+    assert images.shape == (7, 3, 32, 32)
+    assert np.array_equal((images * 255).round().numpy().reshape(7, -1), records[:, 1:])
+    assert float(images[1, 2, 4, 5]) * 255 == pytest.approx(records[1, 1 + 2 * 1024 + 4 * 32 + 5])  # blue, row 4
+    assert labels.tolist() == records[:, 0].tolist()
+    few, _ = loading.load_data("cifar10:c", CrossEntropy(), num_examples=3)
+    assert torch.equal(few, images.flatten(1)[:3])
+    with pytest.raises(ConfigurationError, match="--num-examples 8: cifar10:c has 7"):
+        loading.load_data("cifar10:c", CrossEntropy(), num_examples=8)
+
+
+BILLION = bytes([0, 0, 8, 3]) + struct.pack(">3I", 10**6, 10**3, 10**3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"images": idx(PIXELS)[:-1]}, "another number of bytes: damaged"),
+        ({"images": idx(PIXELS) + b"x"}, "another number of bytes: damaged"),
+        ({"images": idx(PIXELS, kind=13)}, "not an IDX file of unsigned bytes with 3 axes"),
+        ({"images": idx(LABELS)}, "not an IDX file"),
+        ({"images": b""}, "not an IDX file"),
+        ({"labels": LABELS[:3]}, "5 images but 3 labels"),
+        ({"images": BILLION}, "more than the 4 GB"),
+    ],
+)
+def test_damaged_mnist_is_refused_in_words(here, arguments, words):
+    put_mnist(here / "m", **arguments)
+    with pytest.raises(InputError, match=words):
+        loading.load_data("mnist:m", CrossEntropy())
+
+
+def test_mnist_that_is_no_gzip_file_is_refused_in_words(here):
+    put_mnist(here / "m", end="")
+    for path in (here / "m").iterdir():
+        path.rename(path.with_name(f"{path.name}.gz"))
+    with pytest.raises(InputError, match="cannot be read: BadGzipFile"):
+        loading.load_data("mnist:m", CrossEntropy())
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "holds no CIFAR-10"),
+        ({"data_batch_1": b"pickle"}, "pickled and is not read: take the binary version"),
+        ({"data_batch_1.bin": b"x" * 3072}, "3072 bytes, no multiple of the 3073"),
+        ({"data_batch_1.bin": b""}, "0 bytes"),
+        ({"data_batch_1.bin": b"\x0b" * 3073}, "the label 11; CIFAR-10 has 0 to 9"),
+        ({"data_batch_1.bin": b"\x01" * 3073}, "no CIFAR-10 .* file data_batch_2.bin"),
+    ],
+)
+def test_damaged_or_pickled_cifar_is_refused_in_words(here, files, words):
+    (here / "c").mkdir()
+    for name, content in files.items():
+        (here / "c" / name).write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        loading.load_data("cifar10:c", CrossEntropy())
+
+
+def test_more_images_than_memory_is_meant_for_are_refused(here, monkeypatch):
+    put_mnist(here / "m")
+    monkeypatch.setattr(loading.images, "MAX_BYTES", 8 * 784 * 3)
+    with pytest.raises(InputError, match="use --num-examples"):
+        loading.load_data("mnist:m", CrossEntropy())
+    assert len(loading.load_data("mnist:m", CrossEntropy(), num_examples=3)[0]) == 3
+
+
+def test_a_missing_folder_is_named():
+    with pytest.raises(InputError, match="folder 'nowhere' of the MNIST files does not exist"):
+        loading.load_data("mnist:nowhere", CrossEntropy())
 
 
 X, Y = np.arange(12.0).reshape(6, 2), np.array([0, 1, 0, 1, 2, 2])

@@ -11,12 +11,12 @@ from scipy.optimize import minimize, minimize_scalar
 from torch import nn
 
 import curvature as cv
-from curvature import zoo
+from curvature import steps, zoo
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.operators import SymmetricOperator
 from curvature.parameterization import LinearChart
 from curvature.preconditioners import preconditioner
-from curvature.steps import Controls, best_stretch, control_charts, top_directions
+from curvature.steps import Controls, best_stretch, best_stretches, control_charts, top_directions
 
 ROUNDING = 1e-10  # relative: 1e-16 times the condition number of A, below 1e4, with room
 DAMPING = 0.01
@@ -470,6 +470,149 @@ def test_best_stretch_is_the_end_of_its_range_where_the_best_is_beyond(weights, 
     assert best_stretch(problem, damping=1e-9, fisher=fisher) == pytest.approx(stretch, rel=1e-12)
 
 
+SCOPES = ("network", "layer", "neuron")
+
+
+def efficiency_at(problem, stretches, damping=DAMPING):
+    """``E`` at one stretch per row: from the definition, with dense matrices and the Jacobian by autograd."""
+    matrix, slope = damped_fisher(problem, damping), problem.gradient()
+    step = metric(problem, cv.WeightNorm(stretch=stretches)) @ slope
+    return float((slope @ step) ** 2 / ((step @ matrix @ step) * (slope @ torch.linalg.solve(matrix, slope))))
+
+
+def kappa_at(problem, stretches):
+    matrix = cv.effective(cv.fisher(problem), cv.WeightNorm(stretch=stretches))
+    return cv.spectrum(matrix).condition_numbers()["kappa_80"].value
+
+
+@pytest.mark.parametrize("widths", [(3, 4, 3), (3, 3, 2, 3)])
+@pytest.mark.parametrize("damping", [1e-4, 1e-1])
+def test_the_best_one_stretch_is_that_of_the_closed_form(widths, damping):
+    problem = classifier(widths)
+    found = best_stretches(problem, by="network", damping=damping)
+    values = torch.cat(list(found.values()))
+    assert torch.equal(values, values[:1].expand_as(values))
+    assert float(values[0]) == pytest.approx(best_stretch(problem, damping=damping), rel=1e-9)
+
+
+@pytest.mark.parametrize("build", [classifier, regression])
+def test_finer_groups_are_never_less_efficient_and_gradient_descent_is_beaten(build):
+    problem = build()
+    values = [efficiency_at(problem, best_stretches(problem, by=by, damping=DAMPING)) for by in SCOPES]
+    assert efficiency_at(problem, 1.0) <= values[0] * (1 + 1e-12)
+    assert values[0] < values[1] < values[2]
+    assert values[2] <= cv.efficiency(problem, preconditioner(problem, "full", damping=DAMPING)).efficiency + 1e-12
+
+
+@pytest.mark.parametrize("by", ["layer", "neuron"])
+def test_no_search_over_stretches_is_more_efficient(by):
+    """Against Nelder-Mead over log stretches from several starts: a route without least squares."""
+    problem = classifier()
+    matrix, slope = damped_fisher(problem), problem.gradient()
+    found = best_stretches(problem, by=by, damping=DAMPING)
+    sizes = [len(rows) for rows in found.values()]
+
+    def lost(logs):
+        values = torch.as_tensor(np.exp(np.clip(logs, -9, 9)))
+        parts = (
+            [part.expand(n) for part, n in zip(values, sizes, strict=True)] if by == "layer" else values.split(sizes)
+        )
+        step = cv.chart_step(problem, cv.WeightNorm(stretch=dict(zip(found, parts, strict=True))))
+        return -float((slope @ step) ** 2 / (step @ matrix @ step) / (slope @ torch.linalg.solve(matrix, slope)))
+
+    count = 2 if by == "layer" else sum(sizes)
+    searched = min(
+        minimize(lost, np.full(count, start), method="Nelder-Mead", options={"maxfev": 400}).fun for start in (0.0, 1.0)
+    )
+    best = efficiency_at(problem, found)
+    assert best >= -searched * (1 - 1e-6)  # the clipped ends of the range cost less than that
+    assert best <= -searched * 1.1  # and the search came near it
+
+
+@pytest.mark.parametrize(("weights", "stretch"), [((1.0, 0.0), 1e4), ((0.0, 1.0), 1e-4)])
+def test_best_stretches_are_the_end_of_their_range_where_the_best_is_beyond(weights, stretch):
+    """The problem of the closed form above: Fisher [[1, 1.5], [1.5, 3]], gradient (1, 1)."""
+    inputs = drawn(20, 2) @ torch.linalg.inv(torch.linalg.qr(drawn(20, 2)).R) * 20**0.5  # whitened
+    inputs = inputs @ torch.linalg.cholesky(torch.tensor([[1.0, 1.5], [1.5, 3.0]], dtype=torch.float64)).T
+    module = nn.Linear(2, 1, bias=False).double()
+    module.weight.data = torch.tensor([weights], dtype=torch.float64)
+    fisher = torch.tensor([[1.0, 1.5], [1.5, 3.0]], dtype=torch.float64)
+    optimum = module.weight.detach() - torch.linalg.solve(fisher, torch.ones(2, dtype=torch.float64))
+    problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, inputs @ optimum.T))
+    assert torch.allclose(problem.gradient(), torch.ones(2, dtype=torch.float64), rtol=1e-12)
+    found = best_stretches(problem, by="neuron", damping=1e-9)
+    assert found["weight"].tolist() == pytest.approx([stretch], rel=1e-12)
+
+
+def test_a_neuron_without_a_gradient_keeps_the_canonical_gauge():
+    module = zoo.mlp((3, 4, 3), activation="relu")
+    module[0].bias.data[2] = -100.0  # dead on all data
+    targets = torch.randint(3, (12,), generator=torch.Generator().manual_seed(5))
+    problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(12, 3), targets))
+    found = best_stretches(problem, by="neuron", damping=DAMPING)["0.weight"]
+    assert float(found[2]) == 1
+    assert int((found == 1).sum()) == 1
+
+
+@pytest.mark.parametrize("build", [classifier, regression])
+def test_finer_groups_have_no_larger_kappa_and_the_canonical_gauge_is_no_better(build):
+    problem = build()
+    values = [kappa_at(problem, best_stretches(problem, by=by, criterion="kappa")) for by in SCOPES]
+    assert values[0] <= kappa_at(problem, 1.0) * (1 + 1e-9)
+    assert values[1] <= values[0] * (1 + 1e-9)
+    assert values[2] <= values[1] * (1 + 1e-9)
+    assert values[2] < 0.9 * kappa_at(problem, 1.0)
+
+
+def test_the_search_for_finer_groups_begins_where_the_coarser_one_ended(monkeypatch):
+    problem = classifier()
+    network = best_stretches(problem, by="network", criterion="kappa")
+    least = steps._least_kappa
+
+    def patched(problem, groups, *rest):
+        return least(problem, groups, *rest) if groups.count == 1 else rest[-1][0]
+
+    monkeypatch.setattr(steps, "_least_kappa", patched)
+    neuron = best_stretches(problem, by="neuron", criterion="kappa")
+    assert not torch.allclose(network["0.weight"], torch.ones(4, dtype=torch.float64), rtol=0.01)
+    for name, rows in network.items():
+        assert torch.allclose(neuron[name], rows, rtol=1e-12)
+
+
+def test_the_one_stretch_of_least_kappa_is_at_least_as_good_as_a_grid():
+    problem = classifier()
+    found = kappa_at(problem, best_stretches(problem, by="network", criterion="kappa"))
+    grid = min(kappa_at(problem, float(stretch)) for stretch in np.logspace(-2, 2, 41))
+    assert found <= 1.05 * grid
+
+
+def test_kappa_is_least_where_w_is_the_top_eigenvector_and_rho_undoes_the_gap():
+    """Least squares, science of the pullback: ``{l_1} U {rho l_j}``; best where the largest of the rest reaches l_1."""
+    spectrum = torch.tensor([8.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    inputs = torch.linalg.qr(drawn(30, 4)).Q * 30**0.5 * spectrum.sqrt()
+    module = nn.Linear(4, 1, bias=False).double()
+    module.weight.data = torch.tensor([[1.5, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, inputs @ drawn(4, 1)))
+    found = kappa_at(problem, best_stretches(problem, criterion="kappa"))
+    # kappa_80 of four eigenvalues is l_1 / l_4: 16 at rho = 1, 2 / 0.5 = 4 for rho from 4 to 16.
+    assert kappa_at(problem, 1.0) == pytest.approx(16)
+    assert found == pytest.approx(4, rel=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"by": "row"}, {"criterion": "kappa_80"}])
+def test_unknown_groups_and_criteria_are_refused(wrong):
+    with pytest.raises(ConfigurationError, match="must be one of"):
+        best_stretches(classifier(), **wrong)
+
+
+def test_a_kappa_below_the_noise_floor_is_not_minimized():
+    inputs = drawn(20, 4) * torch.tensor([1.0, 1.0, 1.0, 1e-9])
+    module = nn.Linear(4, 1, bias=False).double()
+    problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, drawn(20, 1)))
+    with pytest.raises(NotDefinedError, match="kappa_80 is not resolved"):
+        best_stretches(problem, criterion="kappa")
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -499,9 +642,10 @@ def stationary():
         lambda problem: cv.efficiency(problem, cv.Standard()),
         cv.compare_charts,
         best_stretch,
+        best_stretches,
         control_charts,
     ],
-    ids=["efficiency", "compare_charts", "best_stretch", "control_charts"],
+    ids=["efficiency", "compare_charts", "best_stretch", "best_stretches", "control_charts"],
 )
 def test_a_zero_gradient_is_refused(compare):
     problem = stationary()

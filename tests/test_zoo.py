@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn import datasets
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -25,6 +26,8 @@ BUILDERS = {
     "cnn": lambda seed: zoo.cnn((2, 3), seed=seed),
     "digits-mlp": lambda seed: zoo.MODELS["digits-mlp"](widths=(3,), seed=seed),
     "digits-cnn": lambda seed: zoo.MODELS["digits-cnn"](channels=(2,), seed=seed),
+    "builtin-mlp": lambda seed: zoo.MODELS["mlp"](3, 2, widths=(4,), seed=seed),
+    "housing": lambda seed: zoo.housing(20, seed=seed),
     "digits_problem": lambda seed: zoo.digits_problem(20, widths=(3,), seed=seed),
     "linear_regression": lambda seed: zoo.linear_regression(20, 3, seed=seed),
     "softmax_regression": lambda seed: zoo.softmax_regression(20, 3, 4, seed=seed),
@@ -36,6 +39,8 @@ def fingerprint(built):
     """All numbers in a module or a problem, as one vector."""
     if isinstance(built, cv.Problem):
         return torch.cat([built.weights, built.inputs.reshape(-1), built.targets.double().reshape(-1)])
+    if isinstance(built, tuple):
+        return torch.cat([part.double().reshape(-1) for part in built])
     return torch.cat([parameter.detach().reshape(-1) for parameter in built.parameters()])
 
 
@@ -176,3 +181,41 @@ def test_unknown_activations_are_refused_with_the_names_there_are():
 def test_whitening_needs_as_many_examples_as_inputs():
     with pytest.raises(ConfigurationError, match="whitening 5 inputs needs at least 5 examples, got 4"):
         zoo.two_layer_linear((5, 4, 3), num_examples=4)
+
+
+@pytest.mark.parametrize("name", ["breast-cancer", "wine", "diabetes"])
+def test_tables_are_those_of_scikit_learn_standardized_and_shuffled_once(name):
+    inputs, targets = zoo.DATA[name]()
+    raw = getattr(datasets, f"load_{name.replace('-', '_')}")()
+    expected = (raw.data - raw.data.mean(axis=0)) / raw.data.std(axis=0)
+    numbers = targets.is_floating_point()
+    labels = (raw.target - raw.target.mean()) / raw.target.std() if numbers else raw.target
+    assert targets.shape == ((len(labels), 1) if numbers else (len(labels),))
+    joined = np.column_stack([inputs.numpy(), targets.numpy()])
+    wanted = np.column_stack([expected, labels])
+    by_row = [table[np.lexsort(table.round(9).T)] for table in (joined, wanted)]
+    assert np.allclose(*by_row, atol=1e-12)
+    assert not np.allclose(joined, wanted, atol=0.1)
+    few, fewer = zoo.DATA[name](40)
+    assert torch.equal(few, inputs[:40])
+    assert torch.equal(fewer, targets[:40])
+    assert numbers or set(fewer.tolist()) == set(raw.target.tolist())  # sorted rows would hold one class
+    with pytest.raises(ConfigurationError, match=f"between 1 and {len(labels)}"):
+        zoo.DATA[name](len(labels) + 1)
+
+
+def test_made_houses_are_ill_conditioned_heavy_tailed_and_cut_off_at_the_top():
+    inputs, price = zoo.housing()
+    assert (inputs.shape, price.shape) == ((2000, 8), (2000, 1))
+    assert torch.allclose(inputs.mean(dim=0), torch.zeros(8, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(inputs.std(dim=0, correction=0), torch.ones(8, dtype=torch.float64), atol=1e-12)
+    correlation = inputs.T @ inputs / 2000
+    assert float(correlation[2, 3]) > 0.95  # rooms and bedrooms
+    assert float(correlation[6, 7]) < -0.9  # the coast
+    assert 10 < float(torch.linalg.cond(inputs)) < 100
+    assert float(inputs[:, 4].max()) > 5  # the tail of the population
+    assert 0.02 < float((price == price.max()).double().mean()) < 0.15
+    solution = torch.linalg.lstsq(inputs, price).solution
+    assert 0.1 < float((inputs @ solution - price).square().mean()) < 0.6  # learnable, not linear
+    with pytest.raises(ConfigurationError, match="at least 2"):
+        zoo.housing(1)

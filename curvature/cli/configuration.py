@@ -229,7 +229,7 @@ def _argument(text: str) -> Any:
 
 
 def _names_code(key: str, value: str) -> bool:
-    if value.startswith("builtin:"):
+    if value.startswith("builtin:") or (key == "data" and value.startswith(("mnist:", "cifar10:"))):
         return False
     return key == "model" or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
 

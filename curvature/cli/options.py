@@ -18,7 +18,8 @@ def _option(kind: Any, names: str, panel: str, metavar: str | None, words: str) 
 
 
 _FACTORY = (
-    "builtin:digits-mlp (default), builtin:digits-cnn, package.module:factory, path/file.py:factory (executes the file)"
+    "builtin:digits-mlp (default), builtin:digits-cnn, builtin:mlp (with --arg inputs=N --arg outputs=C), "
+    "package.module:factory, path/file.py:factory (executes the file)"
 )
 Model = _option(str, "--model", _MODEL, "NAME", f"{_FACTORY}, or model.pt2 from torch.export.")
 Weights = _option(str, "--weights", _MODEL, "FILE", "state_dict to load: .safetensors, or .pt with tensors only.")
@@ -26,7 +27,10 @@ Key = _option(str, "--key", _MODEL, "NAME", "Where a .pt checkpoint holds the st
 _ARG = "Argument of the model's factory, e.g. widths=32,16 or activation=relu. Repeatable."
 Arg = _option(list[str], "--arg", _MODEL, "NAME=VALUE", _ARG)
 
-_SOURCES = "builtin:digits (default), a .npz or .pt file with x and y, a .csv file, or package.module:loader."
+_SOURCES = (
+    "builtin:digits (default), builtin:breast-cancer, wine, diabetes or housing; a .npz or .pt file with x and y, a "
+    ".csv file, mnist:FOLDER or cifar10:FOLDER with files you have, or package.module:loader."
+)
 Data = _option(str, "--data", _DATA, "NAME", _SOURCES)
 Target = _option(str, "--target", _DATA, "COLUMN", "Column of the .csv file that is predicted.")
 _LOSSES = "cross-entropy (default), bce, mse, half-squared-error, or package.module:function for one example."

@@ -17,13 +17,17 @@ from curvature import losses, zoo
 from curvature.errors import ConfigurationError, InputError
 from curvature.loading.code import call, find
 from curvature.loading.files import contents, existing, load_tensors, refuse_large
+from curvature.loading.images import FOLDERS
 from curvature.loading.wording import Say, choice, dtype_name, first_line, listed
 from curvature.losses import Loss
 from curvature.problem import materialize
 
 __all__ = ["load_data"]
 
-_DATA_FORMS = "builtin:digits, file.npz, file.pt, file.csv (with --target COLUMN) or package.module:loader"
+_DATA_FORMS = (
+    "builtin:NAME, file.npz, file.pt, file.csv (with --target COLUMN), mnist:FOLDER, cifar10:FOLDER or "
+    "package.module:loader"
+)
 _INPUT_NAMES, _TARGET_NAMES = ("x", "X", "inputs"), ("y", "Y", "targets")
 
 
@@ -41,7 +45,8 @@ def load_data(
     Parameters
     ----------
     spec
-        ``builtin:digits``, a ``.npz``, ``.pt`` or ``.csv`` file, or ``package.module:loader``, which is called.
+        ``builtin:digits`` (or another of ``zoo.DATA``), a ``.npz``, ``.pt`` or ``.csv`` file, ``mnist:FOLDER`` or
+        ``cifar10:FOLDER`` with files of the user's own, or ``package.module:loader``, which is called.
     loss
         Tells classes from numbers, which a CSV file and floating-point labels cannot.
     target
@@ -49,15 +54,19 @@ def load_data(
     num_examples
         Take the first ones.
     image
-        Built-in digits as ``(N, 1, 8, 8)`` instead of ``(N, 64)``.
+        Digits, MNIST and CIFAR-10 as images ``(N, channels, height, width)`` instead of rows.
     """
-    suffix = Path(spec).suffix
+    kind, _, name = spec.partition(":")
+    suffix = "" if kind in {"builtin", *FOLDERS} else Path(spec).suffix
     if target is not None and suffix != ".csv":
         raise ConfigurationError(f"--target names a column of a .csv file; the data are {spec!r}.")
-    kind, _, name = spec.partition(":")
     if kind == "builtin":
-        loader = choice(name, {"digits": zoo.digits}, "built-in data set", "builtin:")
-        return loader(num_examples, image=image)
+        loader = choice(name, zoo.DATA, "built-in data set", "builtin:")
+        if image and loader is not zoo.digits:
+            raise ConfigurationError(f"{spec} are tables of numbers and the model takes images: use builtin:mlp.")
+        return loader(num_examples, image=True) if image else loader(num_examples)
+    if kind in FOLDERS and name:
+        return _examples(*FOLDERS[kind](name, num_examples, image=image), num_examples, spec)
     if suffix == ".npz":
         inputs, targets = _load_npz(existing(spec, "data"))
     elif suffix == ".csv":

@@ -24,7 +24,7 @@ __all__ = ["Build", "load_model", "takes_images"]
 
 Build = Callable[[int], nn.Module]
 
-_MODEL_FORMS = "builtin:digits-mlp, package.module:factory, path/file.py:factory or model.pt2"
+_MODEL_FORMS = "builtin:digits-mlp (or -cnn, or builtin:mlp), package.module:factory, path/file.py:factory or model.pt2"
 _EXPORT = (
     "torch.export.save(torch.export.export(model.eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim('n')},)), "
     "'model.pt2')"
