@@ -6,8 +6,11 @@ specific to a network.
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +28,18 @@ _INERTIA_DIM = 4096  # largest dense matrix that is factored to count eigenvalue
 _SECOND_START = 50  # least steps of the second run
 
 
+def _in_one_pool(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a loop of products inside :meth:`SymmetricOperator.one_pool`, what lies between the products included."""
+
+    @functools.wraps(function)
+    def run(operator: SymmetricOperator, *arguments: Any, **options: Any) -> Any:
+        with operator.one_pool():
+            return function(operator, *arguments, **options)
+
+    return run
+
+
+@_in_one_pool
 def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
     """Tridiagonalize a matrix on the Krylov space of each column of ``starts``.
 
@@ -124,6 +139,7 @@ def spectral_density(
     )
 
 
+@_in_one_pool
 def extremal_eigenvalues(
     operator: SymmetricOperator,
     *,
@@ -451,6 +467,7 @@ def _second_start(
     return torch.linalg.eigvalsh(small).numpy(), room if used < steps else used, steps + 1
 
 
+@_in_one_pool
 def conjugate_gradients(
     operator: SymmetricOperator,
     right_hand_sides: Tensor,

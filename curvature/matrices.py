@@ -89,6 +89,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
         else matmat,
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
         work=_contraction_work(_work(problem, chain), chain),
+        numpy_blas=problem.device.type == "cpu",
     )
 
 
@@ -348,6 +349,8 @@ def _output_space(
             total += _backward_columns([outputs], leaves, columns, batched=batched)
         return total
 
+    numpy_blas = chain is not None and problem.device.type == "cpu"
+
     def contracted() -> Tensor:
         return structured.curvature(chain, matrix, second_order=False)
 
@@ -357,7 +360,8 @@ def _output_space(
         work = _work(problem, chain)
         if chain is None:
             return _on_weights(problem, name, matmat, work=work)
-        return _on_weights(problem, name, matmat, dense_form=contracted, work=_contraction_work(work, chain))
+        work = _contraction_work(work, chain)
+        return _on_weights(problem, name, matmat, dense_form=contracted, work=work, numpy_blas=numpy_blas)
 
     def factor_blocks() -> Iterator[Tensor]:
         for where in problem.chunks():
@@ -391,6 +395,7 @@ def _output_space(
         gram_form=(lambda: (structured.gram(chain, factor), 0.0)) if isinstance(chain, structured.Chain) else None,
         dense_form=contracted if contracts else lambda: _accumulate(factor_blocks(), problem),
         work=work,
+        numpy_blas=numpy_blas,
     )
 
 
