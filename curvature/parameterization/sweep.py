@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.operators import empty_square
+
 __all__ = ["RowMap", "swept"]
 
 _CACHE_BYTES = 2 * 2**20
@@ -50,7 +52,7 @@ def swept(matrix: Tensor, maps: Sequence[RowMap], dim: int) -> Tensor:
 
     ``maps`` cover the coordinates in order. About one pass over the matrix and one over the result.
     """
-    result = torch.empty(dim, dim, dtype=matrix.dtype, device=matrix.device)
+    result = empty_square(dim, matrix.dtype, matrix.device)
     for number, current in enumerate(maps):
         rest = maps[number:]
         rows = matrix[current.source, current.source.start :]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvature.operators import mirrored
+from curvature.operators import empty_square, mirrored
 from curvature.structured.chain import Chain, Layer, forward, matmul, places
 
 __all__ = ["curvature", "curvature_bytes"]
@@ -148,7 +148,7 @@ def _add(sums: dict, key: tuple[int, int], left: Tensor, right: Tensor) -> None:
 def _assemble(chain: Chain, sums: dict[tuple[int, int], Tensor], crossed: dict[tuple[int, int], Tensor]) -> Tensor:
     """Put the sums, indexed ``(o o', i i')``, in their places ``(o i, o' i')`` in the order of the layout."""
     problem, layers = chain.problem, chain.layers
-    result = torch.empty(problem.dim, problem.dim, dtype=problem.dtype, device=problem.device)
+    result = empty_square(problem.dim, problem.dtype, problem.device)
     for row, col in list(sums):
         first, second = layers[row], layers[col]
         block = sums.pop((row, col))
