@@ -132,11 +132,6 @@ def checkpoints_of(study: Study) -> list[str]:
     return list(dict.fromkeys(m.checkpoint for m in sorted(study.measurements, key=lambda m: m.step)))
 
 
-def last_checkpoint(study: Study) -> str:
-    """Name of the last checkpoint; empty where nothing was measured."""
-    return (checkpoints_of(study) or [""])[-1]
-
-
 def _unresolved(numbers: list[Measured]) -> dict[str, int]:
     """How many headline numbers there are, and how many of them cannot be quoted as they stand."""
     statuses = [quantity.status for m in numbers for quantity in m.record.headline.values()]

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curvature import figures
+from curvature.evidence import last_checkpoint
 from curvature.figures import chart_label, grouped, matrix_name, spread, stretch_of
 from curvature.records import (
     Alignment,
@@ -24,7 +25,7 @@ from curvature.records import (
     Study,
     Whitening,
 )
-from curvature.report.document import last_checkpoint, numbers_of, quartiles
+from curvature.report.document import numbers_of, quartiles
 from curvature.report.findings import arm_words, block_words, capital, point_words
 
 MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
