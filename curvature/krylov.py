@@ -89,7 +89,7 @@ def _projected(span: Tensor, vectors: Tensor) -> Tensor:
 
 
 def spectral_density(
-    operator: SymmetricOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator
+    operator: SymmetricOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator, checks: bool = True
 ) -> SpectralDensity:
     r"""Estimate the eigenvalue density by stochastic Lanczos quadrature (SLQ).
 
@@ -106,6 +106,8 @@ def spectral_density(
         Independent probes: the statistics.
     generator
         Source of the probes, drawn on the CPU; the caller owns the seed.
+    checks
+        Also make the self-checks of :mod:`curvature.checks`, once for each operator.
 
     Notes
     -----
@@ -130,6 +132,7 @@ def spectral_density(
     if num_probes < 1:
         raise ConfigurationError(f"num_probes must be at least 1, got {num_probes}.")
     started = time.perf_counter()
+    passed = operator.checks if checks else ()
     probes = torch.randn(operator.dim, num_probes, generator=generator, dtype=torch.float64)
     diagonal, off_diagonal = lanczos(operator, probes.to(operator.device, operator.dtype), num_matvecs)
     tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
@@ -142,6 +145,7 @@ def spectral_density(
         nodes=nodes.cpu().numpy(),
         weights=(vectors[:, 0] ** 2).cpu().numpy(),
         num_products=num_matvecs * num_probes,
+        checks=passed,
         seconds=time.perf_counter() - started,
         **operator.about,
     )
@@ -158,6 +162,7 @@ def extremal_eigenvalues(
     max_basis: int | None = None,
     max_products: int | None = None,
     verify: bool = False,
+    checks: bool = True,
     generator: torch.Generator,
 ) -> ExtremalEigenvalues:
     r"""Largest and smallest (most negative) eigenvalues by thick-restart block Lanczos.
@@ -180,6 +185,8 @@ def extremal_eigenvalues(
         Look for missed eigenvalues. Where the operator knows its dense form and ``D`` is at most 4096, those beyond
         the last value are counted (two factorizations at each end, a proof). Else Lanczos runs once more, from a
         second random start orthogonal to what was found, with half as many products as were spent (at least 50).
+    checks
+        Also make the self-checks of :mod:`curvature.checks`, once for each operator.
 
     Returns
     -------
@@ -200,6 +207,7 @@ def extremal_eigenvalues(
     if not tolerance > 0 or block_size < 1:
         raise ConfigurationError(f"tolerance and block_size must be positive, got {tolerance} and {block_size}.")
     started = time.perf_counter()
+    passed = operator.checks if checks else ()
     dim, itemsize = operator.dim, operator.dtype.itemsize
     if max_basis is None:
         max_basis = default_basis(operator, wanted)
@@ -294,7 +302,7 @@ def extremal_eigenvalues(
     )
     if verify and not exhausted:
         record = _verified(operator, record, vectors[:, chosen].T.to(basis) @ basis[:size], values.numpy(), generator)
-    return replace(record, seconds=time.perf_counter() - started)
+    return replace(record, checks=passed, seconds=time.perf_counter() - started)
 
 
 def default_basis(operator: SymmetricOperator, wanted: int) -> int:

@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from curvature import structured
-from curvature.errors import ConfigurationError
+from curvature.checks import Witness, same_form
+from curvature.differences import gradient_witness, output_witness
+from curvature.errors import ConfigurationError, CurvatureError
 from curvature.nullspace import known_null_space, verified
 from curvature.operators import SymmetricOperator, Work, mirrored
 from curvature.parameterization import Parameterization, Standard
@@ -79,8 +81,9 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
         return total
 
     chain = _chain(problem, method)
+    about = {"difference": gradient_witness(problem), "rebuild": hessian}
     if chain is None:
-        return _on_weights(problem, "hessian", matmat, work=_work(problem, None))
+        return _on_weights(problem, "hessian", matmat, work=_work(problem, None), **about)
     return _on_weights(
         problem,
         "hessian",
@@ -90,6 +93,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
         work=_contraction_work(_work(problem, chain), chain),
         numpy_blas=problem.device.type == "cpu",
+        **about,
     )
 
 
@@ -100,12 +104,13 @@ def ggn(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     """
     loss = problem.loss
     if not loss.convex:
-        return _output_space(problem, "ggn", method, matrix=loss.hessian, product=loss.hessian_product)
+        return _output_space(problem, "ggn", method, ggn, matrix=loss.hessian, product=loss.hessian_product)
     scale = problem.denominator**-0.5
     return _output_space(
         problem,
         "ggn",
         method,
+        ggn,
         factor=lambda f, y, _: loss.hessian_factor(f, y) * scale,
         matrix=loss.hessian,
         product=loss.hessian_product,
@@ -129,6 +134,7 @@ def fisher(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
         problem,
         "fisher",
         method,
+        fisher,
         factor=lambda f, y, _: problem.loss.fisher_factor(f, y) * scale,
         matrix=second_moment,
     )
@@ -146,8 +152,11 @@ def monte_carlo_fisher(
     _require_likelihood(problem)
     drawn = problem.loss.sampled_factor(problem.outputs(), problem.targets, num_samples, generator)
     drawn = drawn * problem.denominator**-0.5
-    operator = _output_space(problem, "monte_carlo_fisher", method, factor=lambda _f, _y, where: drawn[where])
-    return replace(operator, details={"num_samples": num_samples})
+
+    def of_drawn(other: Problem, *, method: str) -> SymmetricOperator:
+        return _output_space(other, "monte_carlo_fisher", method, of_drawn, factor=lambda _f, _y, where: drawn[where])
+
+    return replace(of_drawn(problem, method=method), details={"num_samples": num_samples})
 
 
 def empirical_fisher(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
@@ -155,7 +164,7 @@ def empirical_fisher(problem: Problem, *, method: str = "auto") -> SymmetricOper
 
     Neither the Fisher nor a covariance, though it is often called so.
     """
-    return _output_space(problem, "empirical_fisher", method, factor=_gradient_factor(problem))
+    return _output_space(problem, "empirical_fisher", method, empirical_fisher, factor=_gradient_factor(problem))
 
 
 def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
@@ -163,8 +172,10 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricO
 
     Built from centred gradients, not as a difference of matrices. Rank at most ``N - 1``.
     """
-    uncentred = _output_space(problem, "gradient_covariance", method, factor=_gradient_factor(problem))
     mean = cache(problem.gradient)
+    uncentred = _output_space(
+        problem, "gradient_covariance", method, gradient_covariance, factor=_gradient_factor(problem), centre=mean
+    )
     root_weights = _example_weights(problem).sqrt()
 
     def factor_blocks() -> Iterator[Tensor]:
@@ -234,7 +245,11 @@ def _move(operator: SymmetricOperator, chart: Parameterization, on_weights: bool
 
 
 def _in_chart(
-    operator: SymmetricOperator, problem: Problem, parameterization: Parameterization, on_weights: bool
+    operator: SymmetricOperator,
+    problem: Problem,
+    parameterization: Parameterization,
+    on_weights: bool,
+    difference: Witness,
 ) -> SymmetricOperator:
     chart = parameterization.at(problem.layout, problem.weights)
     bends = operator.name == "hessian" and not chart.flat
@@ -260,6 +275,8 @@ def _in_chart(
     def structural_rank(_: SymmetricOperator) -> tuple[int, str]:
         return operator.structural_rank(operator)
 
+    # The Hessian's in these coordinates: nothing of the formulas above.
+    difference = gradient_witness(problem, chart) if operator.name == "hessian" else difference.through(chart.push)
     # A map onto the weights keeps the rank (Sylvester); a bent one adds to the Hessian what has no formula.
     keeps_rank = operator.structural_rank is not None and not bends and chart.dim - chart.null_dim == problem.dim
     return replace(
@@ -277,11 +294,21 @@ def _in_chart(
         to_chart=None,
         details={**operator.details, "effective": on_weights},
         kept=None,
+        witnesses=(difference.through(chart.horizontal) if on_weights else difference,),
+        blame=None if operator.blame is None else lambda block: operator.blame(forward(block)),
         work=_work_in_chart(operator, problem.dim if on_weights else chart.dim, bends),
     )
 
 
-def _on_weights(problem: Problem, name: str, matmat: Callable[[Tensor], Tensor], **about: object) -> SymmetricOperator:
+def _on_weights(
+    problem: Problem,
+    name: str,
+    matmat: Callable[[Tensor], Tensor],
+    *,
+    difference: Witness,
+    rebuild: Callable[..., SymmetricOperator],
+    **about: object,
+) -> SymmetricOperator:
     null_space = cache(lambda: known_null_space(problem, second_order=name == "hessian"))
     return SymmetricOperator(
         name=name,
@@ -295,9 +322,47 @@ def _on_weights(problem: Problem, name: str, matmat: Callable[[Tensor], Tensor],
         num_examples=problem.num_examples,
         gradient=cache(problem.gradient),
         structural_rank=cache(lambda operator: verified(null_space(), operator)),  # once for all charts
-        to_chart=lambda operator, chart, on_weights: _in_chart(operator, problem, chart, on_weights),
+        to_chart=lambda operator, chart, on_weights: _in_chart(operator, problem, chart, on_weights, difference),
+        witnesses=(_by_other_chunks(problem, rebuild), difference),
+        blame=lambda block: _not_finite(problem, rebuild, block),
         **about,
     )
+
+
+def _by_other_chunks(problem: Problem, rebuild: Callable[..., SymmetricOperator]) -> Witness:
+    """Testify by autograd, from the model evaluated again, on examples cut in other places."""
+    size = max(1, 2 * min(problem.chunk_size, problem.num_examples) // 3)
+
+    def multiply(block: Tensor) -> Tensor:
+        return rebuild(replace(problem, chunk_size=size), method="generic") @ block
+
+    return Witness(
+        "products by autograd in other chunks of examples",
+        same_form(multiply),
+        "The model or the loss is random or keeps a state, treats an example differently in other company, or has a "
+        "layer that autograd and the formulas of this package disagree about (method='generic' leaves these out).",
+    )
+
+
+def _not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], block: Tensor) -> str:
+    """Say for which example and in which parameters a product is not finite, by bisection."""
+
+    def product(start: int, stop: int) -> Tensor:
+        part = replace(problem, inputs=problem.inputs[start:stop], targets=problem.targets[start:stop])
+        return rebuild(part, method="generic").matmat(block)
+
+    start, stop = 0, problem.num_examples
+    try:
+        while stop - start > 1:
+            half = (start + stop) // 2
+            start, stop = (start, half) if not torch.isfinite(product(start, half)).all() else (half, stop)
+        rows = problem.unflatten(product(start, stop)[:, 0])
+    except CurvatureError as error:  # the gradient of a part is not finite either, and says where
+        return f"{error} (example {start} or later)"
+    where = [name for name, part in rows.items() if not torch.isfinite(part).all()]
+    if not where:
+        return "each example alone is finite: a sum overflows. Scale the loss down."
+    return f"first for example {start}, in {', '.join(where)}; look at the model at this point."
 
 
 _OutputMap = Callable[[Tensor, Tensor, slice], Tensor]
@@ -307,14 +372,17 @@ def _output_space(
     problem: Problem,
     name: str,
     method: str,
+    rebuild: Callable[..., SymmetricOperator],
     *,
     factor: _OutputMap | None = None,
     matrix: Callable[[Tensor, Tensor], Tensor] | None = None,
     product: structured.OutputProduct | None = None,
+    centre: Callable[[], Tensor] | None = None,
 ) -> SymmetricOperator:
     """Build ``sum_n J_n^T M_n J_n`` from a factor ``S_n`` (``M_n = S_n S_n^T``) or from ``D M_n`` in output space.
 
-    ``product`` multiplies by ``D M_n`` where that is cheaper than with its entries.
+    ``product`` multiplies by ``D M_n`` where that is cheaper than with its entries. ``rebuild`` and ``centre`` (whose
+    outer product the caller takes off) are for the self-checks.
     """
     chain, batched = _chain(problem, method), _batches_backward(problem)
 
@@ -350,6 +418,7 @@ def _output_space(
         return total
 
     numpy_blas = chain is not None and problem.device.type == "cpu"
+    about = {"difference": output_witness(problem, middle, centre), "rebuild": rebuild}
 
     def contracted() -> Tensor:
         return structured.curvature(chain, matrix, second_order=False)
@@ -359,9 +428,9 @@ def _output_space(
     if factor is None:
         work = _work(problem, chain)
         if chain is None:
-            return _on_weights(problem, name, matmat, work=work)
+            return _on_weights(problem, name, matmat, work=work, **about)
         work = _contraction_work(work, chain)
-        return _on_weights(problem, name, matmat, dense_form=contracted, work=work, numpy_blas=numpy_blas)
+        return _on_weights(problem, name, matmat, dense_form=contracted, work=work, numpy_blas=numpy_blas, **about)
 
     def factor_blocks() -> Iterator[Tensor]:
         for where in problem.chunks():
@@ -396,6 +465,7 @@ def _output_space(
         dense_form=contracted if contracts else lambda: _accumulate(factor_blocks(), problem),
         work=work,
         numpy_blas=numpy_blas,
+        **about,
     )
 
 

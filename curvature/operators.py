@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from curvature.checks import Witness, same_form, self_checks
 from curvature.errors import ConfigurationError, InputError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.layout import Layout
+from curvature.records import Check
 
 __all__ = [
     "SymmetricOperator",
@@ -32,6 +34,10 @@ __all__ = [
 _COLUMNS_AT_ONCE = 256  # of the identity, when a dense matrix is built from products
 USABLE = 0.9  # of the memory that is free
 _PRODUCT_BYTES = 2**28  # of the columns that are multiplied at once
+_TWO_ROUTES = (
+    "Either something in the model is random or keeps a state while gradients are taken, or two routes of this package "
+    "disagree, which is a defect: please report it."
+)
 _TILE = 512  # rows and columns of a tile that fits into cache
 
 
@@ -106,6 +112,10 @@ class SymmetricOperator:
         Whether products and entries are matrix products by NumPy's BLAS; see :meth:`one_pool`.
     work
         Counted operations and memory of the routes above.
+    witnesses
+        Other ways to ``V^T A V`` that the products must agree with; see :mod:`curvature.checks`.
+    blame
+        ``block -> words``: where a product that is NaN or infinite comes from.
 
     Examples
     --------
@@ -139,6 +149,32 @@ class SymmetricOperator:
     kept: Tensor | None = field(default=None, repr=False)
     numpy_blas: bool = field(default=False, repr=False)
     work: Work = field(default=Work(), repr=False)
+    witnesses: tuple[Witness, ...] = field(default=(), repr=False)
+    blame: Callable[[Tensor], str] | None = field(default=None, repr=False)
+
+    @cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """Self-checks that the products pass, made once; the first that fails is an error. A few products."""
+        return self._checked(self.__matmul__, self.witnesses)
+
+    def checks_of(self, multiply: Callable[[Tensor], Tensor]) -> tuple[Check, ...]:
+        """Self-checks of what claims to be this matrix, ``V -> A V`` for blocks; the products are one more witness."""
+        return self._checked(multiply, (self._by_products(), *self.witnesses))
+
+    def _by_products(self) -> Witness:
+        return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES)
+
+    def _checked(self, multiply: Callable[[Tensor], Tensor], witnesses: tuple[Witness, ...]) -> tuple[Check, ...]:
+        like = torch.empty(0, dtype=self.dtype, device=self.device)
+        with self.one_pool():
+            return self_checks(
+                self.name,
+                multiply,
+                self.dim,
+                like,
+                positive_semidefinite=self.positive_semidefinite,
+                witnesses=witnesses,
+            )
 
     @property
     def about(self) -> dict[str, Any]:
@@ -196,7 +232,8 @@ class SymmetricOperator:
             parts = [self.matmat(part) for part in columns.split(at_once, dim=1)]
             product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             if not torch.isfinite(product).all():
-                raise NonFiniteError(f"a product with {self.name} is NaN or infinite; look at the model at this point.")
+                words = "look at the model at this point." if self.blame is None else self.blame(columns)
+                raise NonFiniteError(f"a product with {self.name} is NaN or infinite; {words}")
         return product[:, 0] if block.ndim == 1 else product
 
     @contextmanager
@@ -256,6 +293,7 @@ class SymmetricOperator:
             dense_form=lambda: matrix.clone(),
             kept=matrix,
             work=work,
+            witnesses=self.witnesses if self.dense_form is None else (self._by_products(), *self.witnesses),
         )
 
     def entries(self) -> Tensor:
@@ -306,10 +344,13 @@ class SymmetricOperator:
     def _principal(self, indices: Tensor, name: str, dense_form: Callable[[], Tensor] | None) -> SymmetricOperator:
         where = indices.to(self.device)
 
-        def matmat(block: Tensor) -> Tensor:
+        def pad(block: Tensor) -> Tensor:
             padded = torch.zeros(self.dim, block.shape[1], dtype=self.dtype, device=self.device)
             padded[where] = block
-            return self.matmat(padded)[where]
+            return padded
+
+        def matmat(block: Tensor) -> Tensor:
+            return self.matmat(pad(block))[where]
 
         work = replace(self.work, column_bytes=self.work.column_bytes + 2 * self.dim * self.dtype.itemsize)
         if dense_form is None:
@@ -331,6 +372,8 @@ class SymmetricOperator:
             structural_rank=None,
             to_chart=None,
             details={**self.details, "block": name},
+            witnesses=tuple(witness.through(pad) for witness in self.witnesses),
+            blame=None if self.blame is None else lambda block: self.blame(pad(block)),
             kept=None,
             work=work,
         )

@@ -11,7 +11,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,25 @@ class Quantity:
 
 
 @dataclass(frozen=True)
+class Check:
+    """One self-check or identity: what was compared, how far apart it was, and how far it may be.
+
+    ``claim`` names the claim that this check is a measurement of (``"C4"``, ``"C5"``, ``"C6"``), if any.
+    """
+
+    name: str
+    value: float
+    tolerance: float
+    note: str = ""
+    claim: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within the tolerance (NaN is not)."""
+        return bool(self.value <= self.tolerance)
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """All eigenvalues of one matrix in one chart, and how far they can be trusted.
 
@@ -104,6 +123,8 @@ class Spectrum:
         Rank and where it comes from: a structural formula with verified null vectors, or the threshold.
     gradient_weights
         Squared components of the loss gradient along the eigenvectors, where they were asked for.
+    checks
+        Self-checks that the matrix passed; see :mod:`curvature.checks`.
     """
 
     matrix: str
@@ -122,6 +143,7 @@ class Spectrum:
     num_samples: int | None = None
     gradient_weights: np.ndarray | None = field(default=None, repr=False)
     seconds: float = math.nan
+    checks: tuple[Check, ...] = field(default=(), repr=False)
 
     @property
     def dim(self) -> int:
@@ -176,7 +198,7 @@ class Spectrum:
             raise ConfigurationError(f"a spectrum is saved as .npz, got {path.name!r}.")
         about = {key: value for key, value in _fields(self).items() if not isinstance(value, np.ndarray)}
         arrays = {key: value for key, value in _fields(self).items() if isinstance(value, np.ndarray)}
-        np.savez(path, about=np.array(json.dumps({"schema": _SCHEMA} | about)), **arrays)
+        np.savez(path, about=np.array(json.dumps({"schema": _SCHEMA} | about, default=asdict)), **arrays)
         return path
 
     @classmethod
@@ -190,6 +212,7 @@ class Spectrum:
                 about = json.loads(str(stored["about"]))
                 arrays = {key: stored[key] for key in stored.files if key != "about"}
             schema = about.pop("schema")
+            about["checks"] = tuple(Check(**check) for check in about.get("checks", ()))
             found = cls(**about, **arrays) if schema == _SCHEMA else None
         # A damaged file fails in as many ways as there are layers: archive, array, JSON, fields.
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -214,7 +237,9 @@ class Spectrum:
         import xarray as xr
 
         about = {
-            key: value if isinstance(value, str | int | float) and not isinstance(value, bool) else json.dumps(value)
+            key: value
+            if isinstance(value, str | int | float) and not isinstance(value, bool)
+            else json.dumps(value, default=asdict)
             for key, value in _fields(self).items()
             if not isinstance(value, np.ndarray)
         }
@@ -242,6 +267,7 @@ class Spectrum:
             "noise floor": f"{self.noise_floor:.1e}",
             **{name: str(quantity) for name, quantity in summary.headline.items()},
             "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
+            "self-checks": f"{len(self.checks)} passed" if self.checks else "none made",
         }
         body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
         return (
@@ -308,7 +334,7 @@ class SpectralDensity:
     """A density of eigenvalues, held as the quadrature that produced it; smoothing is a choice of the picture.
 
     ``nodes`` (Ritz values, unit loss / coordinate**2) and ``weights`` (each row sums to one) have shape
-    ``(num_probes, num_matvecs)``.
+    ``(num_probes, num_matvecs)``; ``checks``: the self-checks that the matrix passed.
     """
 
     matrix: str
@@ -324,6 +350,7 @@ class SpectralDensity:
     block: str = "all"
     effective: bool = False
     num_samples: int | None = None
+    checks: tuple[Check, ...] = field(default=(), repr=False)
 
     @property
     def num_probes(self) -> int:
@@ -480,6 +507,8 @@ class ExtremalEigenvalues:
         Smallest and largest Ritz value met.
     noise_floor
         Rounding of one eigenvalue.
+    checks
+        Self-checks that the matrix passed; see :mod:`curvature.checks`.
     """
 
     matrix: str
@@ -505,6 +534,7 @@ class ExtremalEigenvalues:
     num_steps: int = 0
     ritz_range: tuple[float, float] = (-math.inf, math.inf)
     noise_floor: float = 0.0
+    checks: tuple[Check, ...] = field(default=(), repr=False)
 
     @property
     def largest_bounds(self) -> np.ndarray:
@@ -653,25 +683,6 @@ class GaugeState:
     median: float
     maximum: float
     num_rows: int
-
-
-@dataclass(frozen=True)
-class Check:
-    """One self-check or identity: what was compared, how far apart it was, and how far it may be.
-
-    ``claim`` names the claim that this check is a measurement of (``"C4"``, ``"C5"``, ``"C6"``), if any.
-    """
-
-    name: str
-    value: float
-    tolerance: float
-    note: str = ""
-    claim: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the value is within the tolerance (NaN is not)."""
-        return bool(self.value <= self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -984,6 +995,23 @@ class Study:
     sweeps: tuple[LearningRateSweep, ...] = field(default=(), repr=False)
     verdicts: tuple[Verdict, ...] = ()
     decompositions: tuple[Decomposition, ...] = ()
+
+    @property
+    def self_checks(self) -> tuple[Check, ...]:
+        """Self-checks that all records carry, one for each matrix and name: the one closest to its tolerance."""
+        found: dict[tuple[str, str], list[Check]] = {}
+        for m in self.measurements:
+            for check in getattr(m.record, "checks", ()):
+                found.setdefault((m.record.matrix, check.name), []).append(check)
+
+        def badness(check: Check) -> float:  # what could not be compared must be seen
+            return check.value / check.tolerance if math.isfinite(check.tolerance) else math.inf
+
+        return tuple(
+            replace(worst, name=f"{matrix}: {name}", note=f"{worst.note}; the worst of {len(checks)}")
+            for (matrix, name), checks in found.items()
+            for worst in [max(checks, key=badness)]
+        )
 
     def of(self, kind: type, **where: Any) -> list[Measured]:
         """Measurements of one kind of record; ``where`` filters by place or by the record's own fields.

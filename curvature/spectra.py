@@ -13,7 +13,7 @@ from torch import Tensor
 from curvature import lapack
 from curvature.errors import ConfigurationError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.operators import USABLE, SymmetricOperator, ensure_memory, free_memory, memory_words
-from curvature.records import Inertia, Spectrum
+from curvature.records import Check, Inertia, Spectrum
 
 __all__ = [
     "METHODS",
@@ -38,6 +38,7 @@ def spectrum(
     effective: bool = False,
     method: str = "auto",
     gradient: bool = False,
+    checks: bool = True,
 ) -> Spectrum:
     r"""Compute every eigenvalue, exactly up to rounding.
 
@@ -58,6 +59,9 @@ def spectrum(
     gradient
         Also compute the squared components of the loss gradient along the eigenvectors, which ``gd_time`` needs;
         costs the eigenvectors.
+    checks
+        Also make the self-checks of :mod:`curvature.checks` (a few products and gradients), which the record then
+        carries. Turn them off for a matrix whose twin has just passed them.
 
     Returns
     -------
@@ -69,8 +73,8 @@ def spectrum(
     Raises
     ------
     SelfCheckError
-        If a matrix that must be positive semidefinite has a negative eigenvalue beyond rounding, or the eigenvalues do
-        not add up to the trace.
+        If a self-check fails, if a matrix that must be positive semidefinite has a negative eigenvalue beyond rounding,
+        or if the eigenvalues do not add up to the trace.
     ResourceError
         Before allocating, if it does not fit in memory: what it needs, what is free, and the ways out. A density or
         the ends of the spectrum never stand in for it.
@@ -110,12 +114,13 @@ def spectrum(
     weights, scale = None, 0.0
     try:
         if method == "gram":
+            passed = operator.checks if checks else ()
             values, scale = _by_gram(operator)
         else:
-            values, weights = (_by_factor if method == "factor" else _dense)(operator, slope)
+            values, weights, passed = (_by_factor if method == "factor" else _dense)(operator, slope, checks)
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"the spectrum of {operator.name} ran out of memory: {error}") from error
-    return _record(operator, values, weights, method, scale, time.perf_counter() - started)
+    return _record(operator, values, weights, method, scale, passed, time.perf_counter() - started)
 
 
 def spectrum_bytes(operator: SymmetricOperator, method: str, *, gradient: bool = False) -> float:
@@ -221,8 +226,15 @@ def inertia(operator: SymmetricOperator, shift: float = 0.0) -> Inertia:
     )
 
 
-def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+_Found = tuple[np.ndarray, np.ndarray | None, tuple[Check, ...]]
+
+
+def _dense(operator: SymmetricOperator, slope: Tensor | None, checks: bool) -> _Found:
+    by_products = operator.dense_form is None or operator.kept is not None
+    passed = operator.checks if checks and by_products else ()  # a wrong derivative is named before D products are made
     matrix = operator.entries()
+    if checks and not by_products:
+        passed = operator.checks_of(lambda block: matrix @ block)
     trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
     if slope is None:
         values, weights = eigenvalues_of(matrix), None
@@ -234,7 +246,7 @@ def _dense(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarra
         raise SelfCheckError(
             f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
         )
-    return values, weights
+    return values, weights, passed
 
 
 def eigenvalues_of(matrix: Tensor) -> np.ndarray:
@@ -251,8 +263,9 @@ def _eigenvectors(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return values.cpu().numpy(), vectors.cpu().numpy()
 
 
-def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _by_factor(operator: SymmetricOperator, slope: Tensor | None, checks: bool) -> _Found:
     short = _short_factor(operator.factor_blocks(), operator.dim)  # (r, D), A = short^T short
+    passed = operator.checks_of(lambda block: short.T @ (short @ block)) if checks else ()
     if slope is None:
         singular, weights = torch.linalg.svdvals(short), None
     else:
@@ -265,7 +278,7 @@ def _by_factor(operator: SymmetricOperator, slope: Tensor | None) -> tuple[np.nd
             weights[0] = float(((slope - right.T @ inside) ** 2).sum())
     values = np.zeros(operator.dim, dtype=singular.cpu().numpy().dtype)
     values[operator.dim - len(singular) :] = (singular.cpu().numpy() ** 2)[::-1]
-    return values, weights
+    return values, weights, passed
 
 
 def _by_gram(operator: SymmetricOperator) -> tuple[np.ndarray, float]:
@@ -295,6 +308,7 @@ def _record(
     weights: np.ndarray | None,
     method: str,
     scale: float,
+    checks: tuple[Check, ...],
     seconds: float,
 ) -> Spectrum:
     eps = torch.finfo(operator.dtype).eps
@@ -332,6 +346,7 @@ def _record(
         rank=rank,
         rank_rule=rule,
         gradient_weights=weights,
+        checks=checks,
         seconds=seconds,
         **operator.about,
     )

@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < certificates lapack < layout provenance records < operators < parameterization losses < problem"
-    " < layers structured krylov < estimators spectra < nullspace < zoo matrices < checks conditioning"
-    " < planning preconditioners < steps noise < evidence training < study < figures < report < loading < cli"
+    "_version errors < certificates lapack < layout provenance records < checks < operators < parameterization losses"
+    " < problem < differences layers structured krylov < estimators spectra < nullspace < zoo matrices < conditioning <"
+    " planning preconditioners < steps noise < evidence training < study < figures < report < loading < cli"
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}
-MATRIX_WING = {"operators", "certificates", "krylov", "estimators", "spectra", "conditioning", "lapack", "planning"}
+MATRIX_WING = {
+    "operators",
+    "checks",
+    "certificates",
+    "krylov",
+    "estimators",
+    "spectra",
+    "conditioning",
+    "lapack",
+    "planning",
+}
 # A record opens these rooms when it is asked to draw or to summarize itself; nothing is imported before that.
 DOORS = {("records", "conditioning"), ("records", "figures")}
 MODEL_WING = {"parameterization", "losses", "problem", "training"}  # layout is shared ground

@@ -45,6 +45,13 @@ def test_row_has_the_promised_keys_and_is_json():
     assert row["ratio_to_floor"] == pytest.approx(row["seconds"] / 1e-3)
 
 
+def test_the_peak_of_the_memory_is_seen_after_it_was_freed():
+    before = bench._resident_bytes(forget_peak=True)
+    np.ones(8 * 2**20).sum()
+    assert 60 * 2**20 < bench._resident_bytes(peak=True) - before < 200 * 2**20
+    assert bench._resident_bytes() - before < 60 * 2**20
+
+
 def test_a_failing_peer_is_a_row_and_a_failing_package_of_ours_is_an_error():
     broken = bench.Contender("peer", fails("no forward mode\nand a long trace"))
     found = rows(case(contender("ours", is_ours=True), broken))

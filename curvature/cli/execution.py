@@ -100,14 +100,15 @@ def execute(command: str, options: dict[str, Any]) -> None:
 def _close(command: str, study: Study, config: Configuration, terminal: Terminal, out: Path | None) -> None:
     for warning in study.warnings:
         terminal.warn(warning)
+    checks = (*study.self_checks, *study.checks)
     if terminal.verbose:
-        for check in study.checks:
+        for check in checks:
             verdict = "passed" if check.passed else "FAILED"
             terminal.note(f"check {verdict}: {check.name}: {check.value:.2g} (allowed {check.tolerance:.2g})")
     else:
-        passed = sum(check.passed for check in study.checks)
-        if study.checks:
-            terminal.note(f"checks: {passed} of {len(study.checks)} passed (-v lists them)")
+        passed = sum(check.passed for check in checks)
+        if checks:
+            terminal.note(f"checks: {passed} of {len(checks)} passed (-v lists them)")
     terminal.note(f"time: {study.provenance['seconds']:.1f} s")
     if out is not None:
         terminal.note(f"report: {out / 'report.html'}")

@@ -71,7 +71,7 @@ def tables_of(everything: Study) -> dict[str, Any]:
         "alignments": _alignments(study),
         "whitenings": _whitenings(study),
         "training": _training(study),
-        "checks": [asdict(check) | {"passed": check.passed} for check in study.checks],
+        "checks": [asdict(check) | {"passed": check.passed} for check in (*everything.self_checks, *study.checks)],
         "warnings": list(study.warnings),
         "spectra": [_spectrum_row(*pair) for pair in _pairs(everything, every_number)],
         "extremes": [_extremes_row(m) for m in study.of(ExtremalEigenvalues)],

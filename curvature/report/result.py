@@ -97,7 +97,9 @@ def _stored(value: Any) -> Any:
     """Keep numbers and text; write None, booleans and containers, which NetCDF does not know, as JSON."""
     if isinstance(value, str):
         return value if "\0" not in value and value.isprintable() else printable(value)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value)
+    return (
+        value if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value, default=asdict)
+    )
 
 
 def _row_table(rows: list[dict[str, Any]]) -> Any:
@@ -244,6 +246,8 @@ def _restored(value: Any, declared: str) -> Any:
     if declared == "str":
         return str(value)
     value = json.loads(value) if isinstance(value, str) else value
+    if declared.startswith("tuple[Check"):
+        return tuple(Check(**check) for check in value)
     if declared.startswith("tuple["):
         return tuple(value)
     return float(value) if declared == "float" else value
