@@ -18,6 +18,7 @@ from curvature.problem import Problem
 
 __all__ = ["gradient_witness", "output_witness"]
 
+_DIFFERENCE_ERROR = 1e-8  # relative, of a squared difference quotient of ordinary size
 _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
 # Nodes of a graph whose own backward is wrong, or is missing; the name in the graph, and what to tell a user.
 _SUSPECTS = {
@@ -87,6 +88,7 @@ def output_witness(
         moved = noise + 2 * (noise * float(form.abs().max())) ** 0.5
         if centre is not None:
             along = centre() @ block
+            moved += _DIFFERENCE_ERROR * float(form.abs().max())  # which does not cancel
             form = form - along[:, None] * along
         return Testimony(form, moved, roughness)
 

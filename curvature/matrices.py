@@ -173,10 +173,15 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricO
     Built from centred gradients, not as a difference of matrices. Rank at most ``N - 1``.
     """
     mean = cache(problem.gradient)
-    uncentred = _output_space(
-        problem, "gradient_covariance", method, gradient_covariance, factor=_gradient_factor(problem), centre=mean
-    )
     root_weights = _example_weights(problem).sqrt()
+    uncentred = _output_space(
+        problem,
+        "gradient_covariance",
+        method,
+        gradient_covariance,
+        factor=_gradient_factor(problem),
+        centre=(mean, root_weights),
+    )
 
     def factor_blocks() -> Iterator[Tensor]:
         for where, block in zip(problem.chunks(), uncentred.factor_blocks(), strict=True):
@@ -195,12 +200,12 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricO
     num_counted = int((root_weights > 0).sum())
     return replace(
         uncentred,
-        matmat=lambda block: uncentred.matmat(block) - mean()[:, None] * (mean() @ block),
         factor_blocks=factor_blocks,
         dense_form=lambda: _accumulate(factor_blocks(), problem),
         gram_form=None if uncentred.gram_form is None else gram_form,
         work=_accumulation_work(uncentred.work, problem, uncentred.factor_columns),
         rank_bound=min(problem.dim, max(0, num_counted - 1)),
+        centred=True,
     )
 
 
@@ -377,12 +382,13 @@ def _output_space(
     factor: _OutputMap | None = None,
     matrix: Callable[[Tensor, Tensor], Tensor] | None = None,
     product: structured.OutputProduct | None = None,
-    centre: Callable[[], Tensor] | None = None,
+    centre: tuple[Callable[[], Tensor], Tensor] | None = None,
 ) -> SymmetricOperator:
     """Build ``sum_n J_n^T M_n J_n`` from a factor ``S_n`` (``M_n = S_n S_n^T``) or from ``D M_n`` in output space.
 
-    ``product`` multiplies by ``D M_n`` where that is cheaper than with its entries. ``rebuild`` and ``centre`` (whose
-    outer product the caller takes off) are for the self-checks.
+    ``product`` multiplies by ``D M_n`` where that is cheaper than with its entries; ``rebuild`` is for the self-checks.
+    With ``centre``, a mean and root weights ``s``, products are those of the columns ``b_n - s_n mean`` (one for each
+    example); entries and factor are the caller's.
     """
     chain, batched = _chain(problem, method), _batches_backward(problem)
 
@@ -412,13 +418,21 @@ def _output_space(
         for where, leaves, outputs, cotangent, pulled in graphs():
             pushed = _backward_columns(pulled, [cotangent], _split_columns(problem, block), batched=batched)
             pushed = pushed.reshape(len(outputs), -1, block.shape[1])
-            weighted = middle(outputs.detach(), where, pushed)
+            if centre is None:
+                weighted = middle(outputs.detach(), where, pushed)
+            else:
+                # Before the sum over examples: a difference of two products would cancel twice as many digits.
+                mean, roots = centre[0](), centre[1][where]
+                directions = factor(outputs.detach(), problem.targets[where], where)
+                inner = directions.mT @ pushed - roots[:, None, None] * (mean @ block)
+                weighted = directions @ inner
+                total -= mean[:, None] * (roots @ inner[:, 0])
             columns = [weighted.permute(2, 0, 1).reshape(block.shape[1], *outputs.shape)]
             total += _backward_columns([outputs], leaves, columns, batched=batched)
         return total
 
     numpy_blas = chain is not None and problem.device.type == "cpu"
-    about = {"difference": output_witness(problem, middle, centre), "rebuild": rebuild}
+    about = {"difference": output_witness(problem, middle, centre and centre[0]), "rebuild": rebuild}
 
     def contracted() -> Tensor:
         return structured.curvature(chain, matrix, second_order=False)

@@ -112,6 +112,8 @@ class SymmetricOperator:
         Whether products and entries are matrix products by NumPy's BLAS; see :meth:`one_pool`.
     work
         Counted operations and memory of the routes above.
+    centred
+        Whether the columns of the factor had the gradient, their mean, taken out: its cancellation amplifies rounding.
     witnesses
         Other ways to ``V^T A V`` that the products must agree with; see :mod:`curvature.checks`.
     blame
@@ -149,6 +151,7 @@ class SymmetricOperator:
     kept: Tensor | None = field(default=None, repr=False)
     numpy_blas: bool = field(default=False, repr=False)
     work: Work = field(default=Work(), repr=False)
+    centred: bool = field(default=False, repr=False)
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     blame: Callable[[Tensor], str] | None = field(default=None, repr=False)
 
@@ -173,6 +176,7 @@ class SymmetricOperator:
                 self.dim,
                 like,
                 positive_semidefinite=self.positive_semidefinite,
+                cancelled=float(torch.linalg.vector_norm(self.gradient())) if self.centred else 0.0,
                 witnesses=witnesses,
             )
 

@@ -817,8 +817,9 @@ class Verdict:
         if self.num_pairs and not any(self.effects) and not any(self.ceilings):
             number = "no difference, exactly"
         else:
-            number = "only bounds" if math.isnan(self.estimate) and self.num_pairs else f"{self.estimate:+.3g}"
-            if not math.isnan(self.level):
+            unknown = "only bounds" if self.num_pairs else "no number"
+            number = unknown if math.isnan(self.estimate) else f"{self.estimate:+.3g}"
+            if self.num_pairs and not math.isnan(self.level):
                 number += f", {100 * self.level:.4g} % interval [{self.low:+.3g}, {self.high:+.3g}]"
         missing = f" of {self.num_pairs + self.num_missing}" if self.num_missing else ""
         return f"{number}; {self.unit}; threshold {self.threshold:.3g}; {self.num_pairs}{missing} pairs"

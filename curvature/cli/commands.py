@@ -22,7 +22,7 @@ EXIT_WORDS = {
     ExitCode.DONE: "done",
     ExitCode.INTERNAL: "internal error",
     ExitCode.USAGE: "usage or configuration",
-    ExitCode.UNRESOLVED: "done, but --strict and a headline number is a bound or unresolved",
+    ExitCode.UNRESOLVED: "done, but --strict and a headline number or a verdict is open",
     ExitCode.LOADING: "model, data, loss or weights cannot be used",
     ExitCode.SELF_CHECK: "a self-check failed: do not trust the numbers",
     ExitCode.RESOURCES: "out of memory",

@@ -93,7 +93,7 @@ def execute(command: str, options: dict[str, Any]) -> None:
         raise typer.Exit(int(ExitCode.SELF_CHECK))
     open_ones = _unresolved(study) if options["strict"] else []
     if open_ones:
-        terminal.error(f"--strict: {len(open_ones)} headline numbers are not resolved, first {open_ones[0]}.")
+        terminal.error(f"--strict: {len(open_ones)} numbers or verdicts are open, the first: {open_ones[0]}.")
         raise typer.Exit(int(ExitCode.UNRESOLVED))
 
 
@@ -129,12 +129,17 @@ def _unresolved(study: Study) -> list[str]:
         f"the ends of {measured.record.matrix} in {measured.record.chart} (not converged)"
         for measured in study.of(ExtremalEigenvalues, converged=False)
     ]
-    return unconverged + [
-        f"{name} of {measured.record.matrix} in {measured.record.chart} ({quantity.status.replace('_', ' ')})"
-        for measured in study.of(ConditionNumbers)
-        for name, quantity in measured.record.headline.items()
-        if quantity.status in {"lower_bound", "unresolved"}
-    ]
+    undecided = [f"{v.name} is {v.outcome}" for v in study.verdicts if v.outcome in ("inconclusive", "not tested")]
+    return (
+        undecided
+        + unconverged
+        + [
+            f"{name} of {measured.record.matrix} in {measured.record.chart} ({quantity.status.replace('_', ' ')})"
+            for measured in study.of(ConditionNumbers)
+            for name, quantity in measured.record.headline.items()
+            if quantity.status in {"lower_bound", "unresolved"}
+        ]
+    )
 
 
 def _spectrum_study(

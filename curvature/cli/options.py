@@ -91,5 +91,5 @@ _TRUST = "Run the code that the --config file names as model, data or loss."
 TrustConfig = _option(bool, "--trust-config", _RUN, None, _TRUST)
 _DRY_RUN = "Print the plan, with its estimated time and memory, and end."
 DryRun = _option(bool, "--dry-run", _RUN, None, _DRY_RUN)
-_STRICT = "Exit with 3 unless every headline number is resolved: a bound is not enough then."
+_STRICT = "Exit with 3 unless every headline number is resolved and every claim decided: a bound is not enough then."
 Strict = _option(bool, "--strict", _RUN, None, _STRICT)

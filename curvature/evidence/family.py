@@ -16,7 +16,7 @@ from curvature.evidence.claims import (
     training_speed,
 )
 from curvature.evidence.inference import LEVEL, THRESHOLD, adjust
-from curvature.evidence.pairs import last_checkpoint
+from curvature.evidence.pairs import last_checkpoint, matched_checkpoint
 from curvature.records import Alignment, Check, ConditionNumbers, Measured, StepComparison, Study, Verdict, Whitening
 
 __all__ = ["verdicts"]
@@ -57,11 +57,11 @@ def verdicts(
     plain, normed = arms
     last = last_checkpoint(study)
 
-    def at(kind: type, arm: str, **where: object) -> list[Measured]:
-        return study.of(kind, arm=arm, checkpoint=last, **where)
+    def at(kind: type, arm: str, point: str = last, **where: object) -> list[Measured]:
+        return study.of(kind, arm=arm, checkpoint=point, **where)
 
-    def numbers(arm: str, name: str, chart: str, gauge: str) -> list[Measured]:
-        found = at(ConditionNumbers, arm, matrix=name, chart=chart, gauge=gauge, block="all")
+    def numbers(arm: str, name: str, chart: str, gauge: str, point: str = last) -> list[Measured]:
+        found = at(ConditionNumbers, arm, point, matrix=name, chart=chart, gauge=gauge, block="all")
         return [m for m in found if chart == "standard" or m.record.effective or gauge == "canonical"]
 
     own = numbers(normed, matrix, "weight-norm", "checkpoint")
@@ -112,15 +112,28 @@ def verdicts(
         closeness(steps, threshold=threshold),
         training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=arms),
     ]
+    matched = matched_checkpoint(study, arms)
+    if matched:
+        # After as many steps the arms may be at very different losses, and curvature falls with the loss.
+        equal = conditioning(
+            numbers(normed, matrix, "weight-norm", "checkpoint", matched),
+            numbers(plain, matrix, "standard", "-", matched),
+            quantity=quantity,
+            threshold=threshold,
+            control=canonical,
+            case=f"own training, at the same loss of {matched.split()[-1]}",
+        )
+        found.insert(1, equal)
     if published is not None:
-        base, theirs, matched = published
+        base, theirs, plain_start = published
         charts = numbers(theirs, matrix, "weight-norm", "checkpoint")
+        own_start = (plain_start, theirs)
         c4 = [check for check in _claimed(study, "C4") if theirs in check.name]
         pairs = [
             (
                 conditioning(
                     charts,
-                    numbers(matched, matrix, "standard", "-"),
+                    numbers(plain_start, matrix, "standard", "-"),
                     quantity=quantity,
                     threshold=threshold,
                     control=canonical,
@@ -128,13 +141,13 @@ def verdicts(
                 "own training, the paper's start",
             ),
             (
-                self_stabilizing(study.curves, c4, sweeps=study.sweeps, threshold=threshold, arms=(matched, theirs)),
+                self_stabilizing(
+                    study.curves, c4, sweeps=study.sweeps, threshold=threshold, arms=(plain_start, theirs)
+                ),
                 "the paper's start",
             ),
             (
-                training_speed(
-                    study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=(matched, theirs)
-                ),
+                training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=own_start),
                 "the paper's start",
             ),
             (

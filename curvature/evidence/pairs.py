@@ -21,6 +21,7 @@ __all__ = [
     "learning_rate_width",
     "log_of_ratio",
     "log_ratio",
+    "matched_checkpoint",
     "paired",
     "steps_at",
     "steps_to",
@@ -32,6 +33,7 @@ WHOLE = ("bures", "l1_over_mean", "participation_ratio", "effective_rank", "stab
 RANK_TOLERANCE = 0.01  # condition numbers on the rank are compared where the ranks agree this well
 NEAR_BEST = 1.1  # learning rates count while the final loss is within 10 % of the arm's best
 USUAL_DAMPING = 1e-3
+MATCHED = "loss "  # begins the names of checkpoints at a loss that arms reach at steps of their own
 
 
 def log_ratio(ours: ConditionNumbers, theirs: ConditionNumbers, quantity: str) -> tuple[float, str]:
@@ -70,6 +72,13 @@ def last_checkpoint(study: Study) -> str:
         name for name, _, _ in {(m.checkpoint, m.arm, m.seed) for m in study.measurements if m.step == last}
     )
     return max(sorted(there), key=there.__getitem__, default="")
+
+
+def matched_checkpoint(study: Study, arms: tuple[str, str]) -> str:
+    """The matched loss that most seeds of both arms reached, the lowest of several; "" where none was looked for."""
+    reached = {arm: {(m.checkpoint, m.seed) for m in study.of(ConditionNumbers, arm=arm)} for arm in arms}
+    both = Counter(name for name, _ in reached[arms[0]] & reached[arms[1]] if name.startswith(MATCHED))
+    return max(both, key=lambda name: (both[name], -float(name.removeprefix(MATCHED))), default="")
 
 
 def by_place(measured: Iterable[Measured]) -> dict[tuple[str, int, str], ConditionNumbers]:

@@ -19,8 +19,9 @@ from curvature.matrices import MATRICES
 from curvature.noise import alignments, whitening
 from curvature.parameterization import Parameterization, Standard, WeightNorm
 from curvature.problem import Problem
-from curvature.records import Check, Decomposition, Study
+from curvature.records import Decomposition, Study
 from curvature.spectra import spectrum
+from curvature.study.identities import one_layer_identity
 from curvature.study.measuring import (
     Collector,
     Place,
@@ -34,7 +35,6 @@ from curvature.study.measuring import (
 from curvature.training import (
     DEFAULT_ARMS,
     Arm,
-    BatchNormalized,
     Checkpoint,
     Trajectory,
     TrajectorySettings,
@@ -145,7 +145,7 @@ def measure_seed(
     """Train and measure every arm at one seed; ``module`` as that seed initialized it."""
     found = Collector(progress)
     start = Problem.from_module(module, loss=loss, data=data)
-    found.checks.append(_one_layer_identity(start, seed))
+    found.checks.append(one_layer_identity(start, seed))
     # A third of the time goes into training.
     trained = trajectories(
         start, settings.arms, settings.training, seed=seed, say=lambda words, share: found.say(words, share / 3)
@@ -267,43 +267,3 @@ def _without_noise(found: Collector, trajectory: Trajectory, seed: int, settings
     place = Place(name, seed, point.name, point.step)
     charts = [Standard()] + ([] if isinstance(point.chart, Standard) else [point.chart])
     measured_spectra(found, place, begun.problem.at(point.weights), ("ggn",), charts, True, False)
-
-
-def _one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
-    r"""C5: one layer on whitened inputs, trained with batch normalization and with weight normalization, side by side.
-
-    Whole batches, so that the inputs of every batch are white; $\epsilon$ of batch normalization next to 0. Inputs are
-    the problem's own, with the directions in which they vary; classes or values likewise.
-    """
-    flat = problem.inputs.flatten(1).double()
-    left, values, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
-    white = left[:, values > 1e-8 * values[0]] * len(flat) ** 0.5
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(white.shape[1], problem.num_outputs, dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
-        layer.bias.zero_()
-    single = Problem.from_module(layer, loss=problem.loss, data=(white.to(problem.inputs), problem.targets))
-    arms = (BatchNormalized(single, epsilon=1e-30), WeightNorm())
-    weights = [
-        train(
-            single,
-            arm,
-            arm="one layer",
-            seed=seed,
-            optimizer=TrajectorySettings().optimizer,
-            epochs=steps,
-            batch_size=single.num_examples,
-            checkpoints={"late": steps},
-        )
-        .checkpoints[0]
-        .weights
-        for arm in arms
-    ]
-    return Check(
-        f"one layer with whitened inputs: batch normalization is weight normalization (seed {seed})",
-        float((weights[0] - weights[1]).abs().max() / weights[1].abs().max()),
-        1e-10,
-        f"largest difference of weights after {steps} steps, over the largest weight",
-        claim="C5",
-    )

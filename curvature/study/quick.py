@@ -18,6 +18,7 @@ from curvature.parameterization import Parameterization, Standard, WeightNorm
 from curvature.problem import Problem
 from curvature.records import Check, Study
 from curvature.spectra import spectrum
+from curvature.study.identities import claimed_identities
 from curvature.study.measuring import (
     Collector,
     Place,
@@ -147,7 +148,9 @@ def run_compare(
     * the check that the canonical gauge leaves GGN, Fisher, empirical Fisher and gradient covariance unchanged;
     * the gauge sweep of the GGN;
     * alignment and whitening of each neuron's gradient covariance;
-    * efficiency of every chart's step against the natural gradient, with controls, over the dampings.
+    * efficiency of every chart's step against the natural gradient, with controls, over the dampings;
+
+    and, at each initialization, the two claims that are identities (C5, C6).
 
     Then the claims that these measurements can test are decided (:mod:`curvature.evidence`), and the difference between
     the arms is cut into its sources.
@@ -161,6 +164,10 @@ def run_compare(
             raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
         if problem is None:
             problem = start
+        identities, missing = claimed_identities(start, seed=seed, batch_size=settings.batch_size)
+        found.checks += identities
+        for words in missing:
+            found.warn(words)
         for a, (arm, parameterization) in enumerate((("standard", Standard()), ("weight-norm", WeightNorm()))):
             done = (2 * s + a) / (2 * len(settings.seeds))
             found.say(f"seed {seed}: training the {arm} arm", done)
