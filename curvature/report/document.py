@@ -419,6 +419,7 @@ def _arms(study: Study) -> list[dict[str, Any]]:
         late = [m.record for m in study.of(ConditionNumbers, arm=arm, checkpoint=LAST, matrix="ggn", block="all")]
         standard = [record for record in late if record.chart == "standard"]
         own = [record for record in late if record.effective and record.gauge not in ("canonical", "paper")]
+        own = own or standard  # the standard chart is its own
         rows.append(
             {
                 "arm": arm,

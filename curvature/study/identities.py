@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from curvature.errors import ConfigurationError, InputError
+from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.parameterization import WeightNorm
 from curvature.problem import Problem
 from curvature.records import Check
@@ -23,7 +23,7 @@ def claimed_identities(problem: Problem, *, seed: int, batch_size: int) -> tuple
     ):
         try:
             checks.append(measure())
-        except (ConfigurationError, InputError) as error:
+        except (ConfigurationError, InputError, NonFiniteError) as error:
             missing.append(f"{claim} is not tested on this model: {error}")
     return checks, missing
 
