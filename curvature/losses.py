@@ -243,8 +243,15 @@ class CrossEntropy(Loss):
             return super().hessian_product(outputs, targets)
         probabilities = torch.softmax(outputs, dim=1)[:, None]
         scaled = probabilities * self._label_mass(outputs, targets)[:, None, None]
-        # m (diag(p) - p p^T) t = m p (t - p.t)
-        return lambda rows: (rows - (rows * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)
+        likeliest = probabilities.argmax(dim=2, keepdim=True)
+
+        def product(rows: Tensor) -> Tensor:
+            # m (diag(p) - p p^T) t = m p (t - p.t), from t less its value at the likeliest class k, where t - p.t would
+            # cancel: there it is the sum over the others of p_j (t_k - t_j).
+            shifted = rows - rows.gather(2, likeliest.expand(-1, rows.shape[1], -1))
+            return shifted.sub_((shifted * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)
+
+        return product
 
     def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # The score for label y is p - e_y, drawn with probability p_y: one column per label.

@@ -48,6 +48,15 @@ def test_the_curvature_of_an_unlikely_class_keeps_its_digits(least):
     assert max(diagonal) < 20 * EPS * abs(depth)
 
 
+@pytest.mark.parametrize("depth", [1.0, 10.0, 30.0, 300.0])
+def test_products_of_a_saturated_softmax_hessian_keep_their_digits(depth, generator):
+    outputs = torch.tensor([[-depth, 0.0, -2 * depth]], dtype=torch.float64)
+    rows = torch.randn(1, 4, 3, generator=generator, dtype=torch.float64)
+    found = CrossEntropy().hessian_product(outputs, torch.tensor([0]))(rows)
+    columns = CrossEntropy().hessian_factor(outputs, torch.tensor([0]))
+    assert torch.allclose(found, rows @ columns @ columns.mT, rtol=1e-13, atol=0)
+
+
 def test_two_classes_have_one_column_and_one_class_has_a_zero():
     outputs = torch.tensor([[0.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
     factor = CrossEntropy().hessian_factor(outputs, torch.tensor([0, 1]))
