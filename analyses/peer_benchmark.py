@@ -734,14 +734,14 @@ def factor_gram(operator: cv.SymmetricOperator) -> Tensor:
 def work_ggn_few(scale: Scale) -> Iterator[Case]:
     """The smaller matrix that has the non-zero spectrum of a GGN: the large network on few examples."""
     net = network(scale, "large", torch.float64, num_examples=scale.few_examples)
-    sides = len(net.inputs) * 10
+    sides = len(net.inputs) * 9
     check = top_check(net, scale.top, ggn_products)
     contenders = (
         _ours(
             "curvature, Gram matrix",
             lambda: gram(cv.ggn(net.problem)),
             check=lambda matrix: check(np.linalg.eigvalsh(matrix.numpy())),
-            note="the smaller side, N C",
+            note="the smaller side, N (C - 1)",
         ),
         _ours("curvature, dense", lambda: cv.ggn(net.problem).dense()),
         curvlinops_dense(net, "GGN"),

@@ -220,12 +220,21 @@ class CrossEntropy(Loss):
         return spread.reshape(num, classes * positions, width * positions)
 
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        # diag(p) - p p^T = S S^T with S = diag(sqrt p) - p sqrt(p)^T: no cancellation in p (1 - p).
+        # With q = sqrt(p), a unit vector, diag(p) - p p^T = diag(q) (I - q q^T) diag(q), and I - q q^T is Q Q^T for any
+        # orthonormal basis Q of the complement of q: here the columns but k of the Householder reflection
+        # I - u u^T / (1 + q_k), u = q + e_k (Golub & Van Loan 2013, section 5.1). With k the likeliest class nothing
+        # cancels, so the entries of S S^T keep their relative accuracy where p (1 - p) would lose it.
         logits = outputs.flatten(2) if outputs.ndim > 2 else outputs[:, :, None]
-        probabilities = torch.softmax(logits, dim=1)
-        roots = probabilities.sqrt()
-        columns = -probabilities[:, :, None] * roots[:, None]
-        columns.diagonal(dim1=1, dim2=2).add_(roots.mT)
+        if logits.shape[1] == 1:  # certain whatever the logit: zeros, since a factor has columns
+            return self._block_diagonal(torch.zeros_like(logits)[:, None])
+        roots = torch.softmax(logits, dim=1).sqrt()
+        likeliest = roots.argmax(dim=1, keepdim=True)
+        others = torch.arange(roots.shape[1] - 1, device=roots.device)[:, None]
+        others = others + (others >= likeliest)
+        kept = roots.gather(1, others)
+        reflector = roots.scatter_add(1, likeliest, torch.ones_like(roots[:, :1]))
+        columns = (roots * reflector / (1 + roots.gather(1, likeliest)))[:, :, None] * -kept[:, None]
+        columns.scatter_add_(1, others[:, None], kept[:, None])
         mass = self._label_mass(outputs, targets).reshape(len(outputs), 1, 1, -1)
         return self._block_diagonal(columns * mass.sqrt())
 
@@ -234,8 +243,15 @@ class CrossEntropy(Loss):
             return super().hessian_product(outputs, targets)
         probabilities = torch.softmax(outputs, dim=1)[:, None]
         scaled = probabilities * self._label_mass(outputs, targets)[:, None, None]
-        # m (diag(p) - p p^T) t = m p (t - p.t)
-        return lambda rows: (rows - (rows * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)
+        likeliest = probabilities.argmax(dim=2, keepdim=True)
+
+        def product(rows: Tensor) -> Tensor:
+            # m (diag(p) - p p^T) t = m p (t - p.t), from t less its value at the likeliest class k, where t - p.t would
+            # cancel: there it is the sum over the others of p_j (t_k - t_j).
+            shifted = rows - rows.gather(2, likeliest.expand(-1, rows.shape[1], -1))
+            return shifted.sub_((shifted * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)
+
+        return product
 
     def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # The score for label y is p - e_y, drawn with probability p_y: one column per label.

@@ -457,7 +457,8 @@ def _output_space(
         first = problem.predict(problem.weights, problem.inputs[:1])
         num_columns = factor(first, problem.targets[:1], slice(0, 1)).shape[2]
     counted = int((_example_weights(problem) > 0).sum())
-    contracts = chain is not None and matrix is not None and structured.contracts(chain, num_columns)
+    network = isinstance(chain, structured.Network)
+    contracts = isinstance(chain, structured.Chain) and matrix is not None and structured.contracts(num_columns)
     columns = problem.num_examples * num_columns
     work = _work(problem, None if matrix is None else chain)
     # Rows of one chunk and a copy; without a chain vmap keeps what each row's own backward pass holds.
@@ -465,7 +466,20 @@ def _output_space(
     rows = 2.0 * problem.weights.element_size() * problem.dim * held
     rows = rows if chain is not None else 2 * rows + num_columns * work.product_bytes
     work = replace(work, chunk_bytes=rows)
-    work = _contraction_work(work, chain) if contracts else _accumulation_work(work, problem, columns)
+    if network:
+        work = replace(
+            work,
+            multiplications=problem.num_examples * structured.gauss_newton_cost(chain, num_columns),
+            entries_bytes=structured.gauss_newton_bytes(chain, num_columns),
+        )
+    else:
+        work = _contraction_work(work, chain) if contracts else _accumulation_work(work, problem, columns)
+
+    def entries() -> Tensor:
+        if network:
+            return structured.gauss_newton(chain, factor, num_columns)
+        return contracted() if contracts else _accumulate(factor_blocks(), problem)
+
     per_example = problem.loss.rank_per_example(problem.num_outputs) if num_columns > 1 else 1
     return _on_weights(
         problem,
@@ -476,7 +490,7 @@ def _output_space(
         factor_blocks=factor_blocks,
         factor_columns=columns,
         gram_form=(lambda: (structured.gram(chain, factor), 0.0)) if isinstance(chain, structured.Chain) else None,
-        dense_form=contracted if contracts else lambda: _accumulate(factor_blocks(), problem),
+        dense_form=entries,
         work=work,
         numpy_blas=numpy_blas,
         **about,

@@ -9,7 +9,8 @@ $$\frac{\partial^2 \ell_n}{\partial W_l[o,i]\, \partial W_k[o',i']}
 
 Summed over examples each term is one matrix product between two row-wise Kronecker products, about $N P^2$
 multiplications in all, instead of $P$ passes through the network. Without the terms that hold $\phi''$ or $g$ it is
-the GGN. Convolutions are linear in their weights on patches: :mod:`curvature.structured.convolution`.
+the GGN. Convolutions are linear in their weights on patches: :mod:`curvature.structured.convolution`, and for matrices
+with a factor :mod:`curvature.structured.network_factor`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from curvature.problem import Problem
-from curvature.structured import convolution, dense, factor, network_products, products
+from curvature.structured import convolution, dense, factor, network_factor, network_products, products
 from curvature.structured.chain import Chain, chain_of
 from curvature.structured.factor import gram
 from curvature.structured.network import Network, network_of
+from curvature.structured.network_factor import gauss_newton, gauss_newton_bytes, gauss_newton_cost
 from curvature.structured.network_products import NetworkProducts
 from curvature.structured.products import OutputProduct, Products
 
@@ -35,6 +37,9 @@ __all__ = [
     "curvature",
     "curvature_bytes",
     "factor_rows",
+    "gauss_newton",
+    "gauss_newton_bytes",
+    "gauss_newton_cost",
     "gram",
     "linearized",
     "linearizes",
@@ -66,16 +71,14 @@ def curvature_bytes(model: Chain | Network) -> float:
     return (dense if isinstance(model, Chain) else convolution).curvature_bytes(model)
 
 
-def contracts(model: Chain | Network, num_columns: int) -> bool:
-    """Whether :func:`curvature` is cheaper than the product of a factor with so many columns per example."""
-    if isinstance(model, Chain):
-        return num_columns > 2  # N P^2 whatever the number of outputs, against R N P^2 / 2
-    return model.contraction_cost < num_columns * model.problem.dim**2 / 2
+def contracts(num_columns: int) -> bool:
+    """Whether :func:`curvature` of a chain is cheaper than the product of a factor with so many columns per example."""
+    return num_columns > 2  # N P^2 whatever the number of outputs, against R N P^2 / 2
 
 
 def factor_rows(model: Chain | Network, where: slice, output_factor: _Map) -> Tensor:
     r"""Rows $(J_n^T S_n)^T$ of a few examples, ``(n R, P)``; ``output_factor(outputs, targets, where)`` is $S_n$."""
-    room = factor if isinstance(model, Chain) else convolution
+    room = factor if isinstance(model, Chain) else network_factor
     return room.factor_rows(model, where, output_factor)
 
 

@@ -23,9 +23,18 @@ from torch import Tensor
 from curvature.structured.chain import matmul
 from curvature.structured.network import Network, Pointwise, Select, Step, Trace, Weighted, forward
 
-__all__ = ["curvature", "curvature_bytes", "factor_rows"]
+__all__ = [
+    "assemble",
+    "contract",
+    "curvature",
+    "curvature_bytes",
+    "examples_at_once",
+    "held_bytes",
+    "pull",
+]
 
 _CHUNK_BYTES = 64 * 2**20
+_PIECE_BYTES = 4 * 2**20  # of one factor of a product over examples: larger ones leave the cache
 
 
 def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
@@ -43,7 +52,7 @@ def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tenso
         for col in trained
         if col <= row
     }
-    size = max(1, _CHUNK_BYTES // (_numbers_per_example(network, second_order) * problem.weights.element_size()))
+    size = examples_at_once(network, _numbers_per_example(network, second_order))
     for start in range(0, problem.num_examples, size):
         where = slice(start, start + size)
         trace = forward(network, where, 2 if second_order else 1)
@@ -51,27 +60,7 @@ def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tenso
         curved = output_hessian(trace.outputs, targets) / problem.denominator
         slope = problem.loss.gradient(trace.outputs, targets) / problem.denominator if second_order else None
         _Contraction(network, trace, blocks, curved, slope).add()
-    return _assemble(network, blocks)
-
-
-def factor_rows(network: Network, where: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
-    r"""Rows $(J_n^T S_n)^T$ of a few examples, ``(n R, P)``: one backward pass for all columns, no Jacobian.
-
-    ``factor(outputs, targets, where)`` gives $S_n$, ``(n, C, R)``.
-    """
-    problem, trace = network.problem, forward(network, where, 1)
-    block = factor(trace.outputs, problem.targets[where], where)
-    rows = block.new_empty(len(block), block.shape[2], problem.dim)
-    for s in range(len(network.steps) - 1, network.trained[0] - 1, -1):
-        step = network.steps[s]
-        if isinstance(step, Weighted) and step.trained:
-            signal = block.mT.reshape(len(block), -1, step.positions)  # (n, R O, T)
-            part = matmul(signal, trace.rows[s]).view(len(block), -1, step.fan_out, step.columns)
-            for at, place in step.places:
-                rows[:, :, place] = part[..., at].flatten(2)
-        if s > network.trained[0]:
-            block = _pull(step, s, trace, block)
-    return rows.flatten(0, 1)
+    return assemble(network, blocks)
 
 
 def _push(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
@@ -80,7 +69,8 @@ def _push(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
     return step.push(block, trace.chosen[s]) if isinstance(step, Select) else step.push(block)
 
 
-def _pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
+def pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
+    """Cotangents ``(n, size, columns)`` of the outputs of step ``s`` to those of its inputs."""
     if isinstance(step, Pointwise):
         return block * trace.slopes[s][:, :, None]
     return step.pull(block, trace.chosen[s]) if isinstance(step, Select) else step.pull(block)
@@ -105,10 +95,22 @@ def _numbers_per_example(network: Network, second_order: bool) -> int:
 
 
 def curvature_bytes(network: Network) -> float:
-    """Upper bound of the memory of :func:`curvature`: the result, its blocks, and what one chunk of examples holds."""
-    item = network.problem.weights.element_size()
-    chunk = max(_CHUNK_BYTES, item * _numbers_per_example(network, True))
-    return item * 3.0 * network.problem.dim**2 + 3.0 * chunk
+    """Upper bound of the memory of :func:`curvature`."""
+    numbers = _numbers_per_example(network, True)
+    return held_bytes(network, numbers, examples_at_once(network, numbers))
+
+
+def examples_at_once(network: Network, numbers: int) -> int:
+    """How many examples, each ``numbers`` long, make a chunk: it may hold a quarter of the result."""
+    problem = network.problem
+    most = max(_CHUNK_BYTES // problem.weights.element_size(), problem.dim**2 // 4)
+    return max(1, min(problem.num_examples, most // numbers))
+
+
+def held_bytes(network: Network, numbers: int, count: int) -> float:
+    """Upper bound of the memory for a dense matrix: the result, its blocks, and what ``count`` examples hold."""
+    item, dim = network.problem.weights.element_size(), network.problem.dim
+    return item * 3.0 * dim**2 + 3.0 * max(_CHUNK_BYTES, item * numbers * count)
 
 
 class _Contraction:
@@ -158,11 +160,11 @@ class _Contraction:
                 for found in self.carried.values():
                     found.mul_(self.trace.slopes[s][:, :, None])
             else:
-                self.carried = {k: _pull(step, s, self.trace, found) for k, found in self.carried.items()}
+                self.carried = {k: pull(step, s, self.trace, found) for k, found in self.carried.items()}
             if self.second_order:
                 if isinstance(step, Pointwise):
                     self._bend(s)
-                self.slope = _pull(step, s, self.trace, self.slope[:, :, None])[:, :, 0]
+                self.slope = pull(step, s, self.trace, self.slope[:, :, None])[:, :, 0]
 
     def _visit(self, s: int, layer: Weighted) -> None:
         if layer.trained:
@@ -183,32 +185,9 @@ class _Contraction:
     def _contract(self, s: int, k: int) -> None:
         """``sum_t B[t, o] a_l[t, i]``, and over the positions of layer ``k`` where its columns are outputs."""
         layer, other = self.steps[s], self.steps[k]
-        left = self.trace.rows[s].flatten(0, 1).T
-        count = left.shape[1]
-        carried = self.carried[k].unflatten(1, (layer.fan_out, layer.positions))
-        block = self.blocks[s, k].view(layer.fan_out, layer.columns, other.num_weights)
-        if not other.by_outputs:
-            found = matmul(left, carried.transpose(1, 2).reshape(count, -1))
-            block += found.view(layer.columns, layer.fan_out, -1).transpose(0, 1)
-            return
-        room = carried.new_empty(count * other.num_weights)
-        for o in range(layer.fan_out):
-            first = o if s == k else 0  # the rest by symmetry
-            part = self._weight_columns(carried[:, o], k, first, room)
-            block[o, :, first * other.columns :] += matmul(left, part.view(count, -1))
-
-    def _weight_columns(self, block: Tensor, k: int, first: int = 0, room: Tensor | None = None) -> Tensor:
-        """Derivatives by outputs of layer ``k`` to derivatives by its weights, from channel ``first`` on.
-
-        ``room`` is memory for the result: taking it anew each time would cost more than to fill it.
-        """
-        layer, count = self.steps[k], len(block)
-        block = block.unflatten(2, (-1, layer.positions))[:, :, first:]
-        channels = block.reshape(count, -1, layer.positions)
-        shape = (count, channels.shape[1], layer.columns)
-        out = None if room is None else room[: prod(shape)].view(shape)
-        multiply = torch.mul if layer.positions == 1 else matmul
-        return multiply(channels, self.trace.rows[k], out=out).view(count, block.shape[1], -1)
+        carried = self.carried[k].unflatten(1, (layer.fan_out, layer.positions)).transpose(1, 2)
+        rows = self.trace.rows[k] if other.by_outputs else None
+        contract(self.trace.rows[s], carried.unflatten(3, (other.fan_out, -1)), rows, self.blocks[s, k], s == k)
 
     def _cross(self, s: int, k: int) -> None:
         """``sum_t g_l[t, o] (d a_l[t, i] / d W_k)``."""
@@ -231,7 +210,8 @@ class _Contraction:
         width = tangents.shape[2] // other.fan_out
         for o in range(other.fan_out):
             part = tangents[:, :, o * width : (o + 1) * width]
-            block[:, : layer.fan_in, o] += along(self._weight_columns(part, k) if other.by_outputs else part)
+            part = matmul(part, self.trace.rows[k]) if other.by_outputs else part
+            block[:, : layer.fan_in, o] += along(part)
 
     def _bend(self, s: int) -> None:
         r"""What $\phi''$ of an elementwise function adds."""
@@ -294,6 +274,34 @@ class _Contraction:
         return found.transpose(1, 2).flatten(2)
 
 
+def contract(rows: Tensor, middle: Tensor, other_rows: Tensor | None, block: Tensor, symmetric: bool = False) -> None:
+    r"""Add $\sum_{n, t} a[t, i]\, B[t, o, c]$ to a block ``(O I, columns)``, one more contraction over ``c`` included.
+
+    ``rows (n, T, I)`` are the layer's patches. ``middle (n, T, O, O', T')`` holds derivatives by the outputs of
+    another layer, whose patches are ``other_rows (n, T', I')``, or ``(n, T, O, O', I')`` by its weights. Of a
+    ``symmetric`` block (a layer with itself) only the parts ``o <= o'`` are added. In pieces that stay in cache.
+    """
+    left = rows.flatten(0, 1).T
+    count, _, fan_out, channels, _ = middle.shape
+    columns = block.shape[1] // channels
+    block = block.view(fan_out, -1, channels, columns)
+    room = middle.new_empty(max(_PIECE_BYTES // middle.element_size(), left.shape[1] * columns))
+    most = len(room) // (left.shape[1] * columns)  # pairs (o, o') at once
+    several = 1 if symmetric else max(1, most // channels)
+    for o in range(0, fan_out, several):
+        for first in range(o if symmetric else 0, channels, most):
+            piece = middle[:, :, o : o + several, first : first + most]
+            if other_rows is None:
+                part = piece.flatten(0, 1).flatten(1)  # a view where all channels are taken
+            else:
+                multiply = torch.mul if other_rows.shape[1] == 1 else matmul
+                shape = (count, piece[0, ..., 0].numel(), columns)
+                part = multiply(piece.reshape(*shape[:2], -1), other_rows, out=room[: prod(shape)].view(shape))
+            found = matmul(left, part.view(left.shape[1], -1))
+            found = found.view(len(left), *piece.shape[2:4], columns)
+            block[o : o + several, :, first : first + most] += found.transpose(0, 1)
+
+
 def _spread(compact: Tensor, channels: int) -> Tensor:
     """``(n, channels * positions, columns)`` to ``(n, channels * positions, channels * columns)``."""
     compact = compact.unflatten(1, (channels, -1))
@@ -302,7 +310,7 @@ def _spread(compact: Tensor, channels: int) -> Tensor:
     return found.flatten(3).flatten(1, 2)
 
 
-def _assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
+def assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
     """Put the blocks, rows and columns ``(o i)`` with the bias last, in their places in the order of the layout."""
     problem = network.problem
     result = problem.weights.new_empty(problem.dim, problem.dim)

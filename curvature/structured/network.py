@@ -244,7 +244,7 @@ class Network:
 
     @property
     def contraction_cost(self) -> int:
-        """Multiplications for a dense GGN-type matrix, per example; by the factor with ``R`` columns ``R P^2 / 2``."""
+        """Multiplications for a dense matrix, per example, where there is no factor."""
         layers = [self.steps[s] for s in self.trained]
         own = sum(layer.positions * layer.num_weights**2 // 2 for layer in layers if layer.by_outputs)
         return own + sum(
