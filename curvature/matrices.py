@@ -19,6 +19,7 @@ Unit of the entries: loss / weight**2.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -154,7 +155,9 @@ def monte_carlo_fisher(
     drawn = drawn * problem.denominator**-0.5
 
     def of_drawn(other: Problem, *, method: str) -> SymmetricOperator:
-        return _output_space(other, "monte_carlo_fisher", method, of_drawn, factor=lambda _f, _y, where: drawn[where])
+        return _output_space(
+            other, "monte_carlo_fisher", method, of_drawn, factor=lambda outputs, _, where: drawn[where].to(outputs)
+        )
 
     return replace(of_drawn(problem, method=method), details={"num_samples": num_samples})
 
@@ -291,6 +294,7 @@ def _in_chart(
         factor_blocks=None if operator.factor_blocks is None else lambda: map(back, operator.factor_blocks()),
         gram_form=None,
         structural_rank=structural_rank if keeps_rank else None,
+        same_rank=operator if keeps_rank else None,
         to_chart=None,
         details={**operator.details, "effective": on_weights},
         kept=None,
@@ -323,18 +327,42 @@ def _on_weights(
         gradient=cache(problem.gradient),
         structural_rank=cache(lambda operator: verified(null_space(), operator)),  # once for all charts
         to_chart=lambda operator, chart, on_weights: _in_chart(operator, problem, chart, on_weights, difference),
-        witnesses=(_by_other_chunks(problem, rebuild), difference),
+        witnesses=(_by_other_chunks(problem, rebuild, name != "monte_carlo_fisher"), difference),
         blame=lambda block: _not_finite(problem, rebuild, block),
         **about,
     )
 
 
-def _by_other_chunks(problem: Problem, rebuild: Callable[..., SymmetricOperator]) -> Witness:
-    """Testify by autograd, from the model evaluated again, on examples cut in other places."""
+def _in_double(problem: Problem) -> Problem:
+    """The same problem in double precision, at the same weights."""
+    if problem.dtype == torch.float64:
+        return problem
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    return replace(
+        problem,
+        model=copy.deepcopy(problem.model).double(),
+        inputs=double(problem.inputs),
+        targets=double(problem.targets),
+        weights=problem.weights.double(),
+    )
+
+
+def _by_other_chunks(problem: Problem, rebuild: Callable[..., SymmetricOperator], reversible: bool) -> Witness:
+    """Testify by autograd in double precision, on examples in the opposite order, cut in other places.
+
+    The difference is what the order of sums and single precision do to a product. Sampled labels belong to places
+    (``reversible`` False).
+    """
     size = max(1, 2 * min(problem.chunk_size, problem.num_examples) // 3)
 
     def multiply(block: Tensor) -> Tensor:
-        return rebuild(replace(problem, chunk_size=size), method="generic") @ block
+        other = replace(_in_double(problem), chunk_size=size)
+        if reversible:
+            other = replace(other, inputs=other.inputs.flip(0), targets=other.targets.flip(0))
+        return rebuild(other, method="generic") @ block.to(other.dtype)
 
     return Witness(
         "products by autograd in other chunks of examples",
