@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from curvature import structured
 from curvature.checks import Witness, same_form
 from curvature.differences import gradient_witness, output_witness
-from curvature.errors import ConfigurationError, CurvatureError
+from curvature.errors import ConfigurationError, CurvatureError, SelfCheckError
 from curvature.nullspace import known_null_space, verified
 from curvature.operators import SymmetricOperator, Work, mirrored
-from curvature.parameterization import Parameterization, Standard
+from curvature.parameterization import Chart, Parameterization, Standard
 from curvature.problem import Problem
 
 __all__ = [
@@ -276,12 +276,16 @@ def _in_chart(
         return (chart.horizontal_transpose(chart.pull(slope)) if on_weights else chart.pull(slope))[:, 0]
 
     def structural_rank(_: SymmetricOperator) -> tuple[int, str]:
-        return operator.structural_rank(operator)
+        rank, rule = operator.structural_rank(operator)
+        gauge = 0 if on_weights else chart.null_dim
+        return rank, f"{rule}; besides, {gauge} verified directions of the {chart.name} gauge" if gauge else rule
 
     # The Hessian's in these coordinates: nothing of the formulas above.
     difference = gradient_witness(problem, chart) if operator.name == "hessian" else difference.through(chart.push)
     # A map onto the weights keeps the rank (Sylvester); a bent one adds to the Hessian what has no formula.
     keeps_rank = operator.structural_rank is not None and not bends and chart.dim - chart.null_dim == problem.dim
+    if keeps_rank and not on_weights:
+        _verify_gauge(chart)
     return replace(
         operator,
         dim=problem.dim if on_weights else chart.dim,
@@ -302,6 +306,19 @@ def _in_chart(
         blame=None if operator.blame is None else lambda block: operator.blame(forward(block)),
         work=_work_in_chart(operator, problem.dim if on_weights else chart.dim, bends),
     )
+
+
+def _verify_gauge(chart: Chart) -> None:
+    r"""Push random elements of $\ker J$ forward: what does not vanish is no gauge, and a wrong map (no rank then)."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(chart.dim, 2, generator=generator, dtype=torch.float64).to(chart.coordinates)
+    inside = drawn - chart.horizontal(chart.horizontal_transpose(drawn))
+    left, size = (float(torch.linalg.matrix_norm(chart.push(block))) for block in (inside, drawn))
+    if not left <= 1e3 * torch.finfo(drawn.dtype).eps * size:
+        raise SelfCheckError(
+            f"the gauge of {chart.name} ({chart.gauge}) moves the weights: {left:.1e} against {size:.1e} of a random "
+            "direction. Its closed forms do not belong to its map, which is a defect: please report it."
+        )
 
 
 def _on_weights(

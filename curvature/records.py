@@ -193,6 +193,12 @@ class Spectrum:
         """Smallest and largest possible rank; equal where the rank is resolved."""
         return (self.rank, self.rank) if self.rank_bounds is None else self.rank_bounds
 
+    @property
+    def rank_words(self) -> str:
+        """The rank, or between what it lies."""
+        few, many = self.possible_ranks
+        return str(self.rank) if few == many else f"{few} to {many}"
+
     def intervals(self) -> tuple[np.ndarray, np.ndarray]:
         r"""Lower and upper ends for the ascending eigenvalues: of the i-th eigenvalue itself (Weyl).
 
@@ -323,7 +329,7 @@ class Spectrum:
     def __repr__(self) -> str:
         low, high = self.eigenvalue(0), self.eigenvalue(-1)
         return (
-            f"Spectrum({self.label}: {self.dim} eigenvalues in [{low}, {high}], rank {self.rank}, "
+            f"Spectrum({self.label}: {self.dim} eigenvalues in [{low}, {high}], rank {self.rank_words}, "
             f"noise floor {self.noise_floor:.1e}, {self.method})"
         )
 
@@ -335,7 +341,7 @@ class Spectrum:
         rows = {
             "eigenvalues": f"{self.dim} ({negative} negative, {zero} below the noise floor, {positive} positive)",
             "extremes": f"{self.eigenvalue(0)} to {self.eigenvalue(-1)}",
-            "rank": f"{self.rank} ({self.rank_rule})",
+            "rank": f"{self.rank_words} ({self.rank_rule})",
             "trace": f"{self.trace:.4g}",
             "noise floor": f"{self.noise_floor:.1e}" + (f" ({self.floor_rule})" if self.floor_rule else ""),
             **{name: str(quantity) for name, quantity in summary.headline.items()},

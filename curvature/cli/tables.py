@@ -227,7 +227,7 @@ def _print_densities(records: list[SpectralDensity]) -> None:
 
 def _rank(record: Spectrum) -> str:
     few, many = record.possible_ranks
-    return str(record.rank) if few == many else f"({few} to {many})"
+    return record.rank_words if few == many else f"({record.rank_words})"
 
 
 def _number(quantity: Quantity | None, verbose: bool) -> str:
