@@ -57,7 +57,7 @@ def measure(*, fast: bool = False) -> list[dict]:
         for point in run.checkpoints:
             problem = begun.problem.at(point.weights)
             matrix = cv.ggn(problem).materialized()
-            ranks: dict[str, tuple[int, str]] = {}
+            ranks: dict[str, dict] = {}
             for gauge, chart in gauges(point.chart).items():
                 at = chart.at(problem.layout, problem.weights)
                 stretches = at.stretches.tolist() if isinstance(chart, cv.WeightNorm) else [1.0]
@@ -65,8 +65,11 @@ def measure(*, fast: bool = False) -> list[dict]:
                     spectrum = cv.spectrum(block)
                     # K is invertible on the weights, so no gauge changes a block's rank (Sylvester), but it may carry
                     # an eigenvalue across the threshold: the standard chart comes first and decides.
-                    rank = ranks.setdefault(layer, (spectrum.rank, f"{spectrum.rank_rule} in the standard chart"))
-                    numbers = replace(spectrum, rank=rank[0], rank_rule=rank[1]).condition_numbers()
+                    rule = f"{spectrum.rank_rule} in the standard chart"
+                    rank = ranks.setdefault(
+                        layer, {"rank": spectrum.rank, "rank_rule": rule, "rank_bounds": spectrum.rank_bounds}
+                    )
+                    numbers = replace(spectrum, **rank).condition_numbers()
                     rows.append(
                         {
                             "arm": arm.name,

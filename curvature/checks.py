@@ -27,11 +27,15 @@ _KINK = 1e-4  # share of a one-sided difference that must be gone at the smalles
 
 @dataclass(frozen=True)
 class Testimony:
-    """``V^T A V``, how far rounding may have moved it, and how much its one-sided differences disagree (0: smooth)."""
+    """``V^T A V``, how far rounding may have moved it, and how much its one-sided differences disagree (0: smooth).
+
+    ``image`` is ``A V`` where the witness has it.
+    """
 
     form: Tensor
     rounding: float = 0.0
     roughness: float = 0.0
+    image: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,17 @@ class Witness:
 
     def through(self, map_: Callable[[Tensor], Tensor]) -> Witness:
         """The witness of ``M^T A M`` for a linear map ``M``, given as ``V -> M V``."""
-        return replace(self, testify=lambda block, shrink: self.testify(map_(block), shrink))
+        return replace(self, testify=lambda block, shrink: replace(self.testify(map_(block), shrink), image=None))
 
 
 def same_form(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], Testimony]:
     """A testimony by other products."""
-    return lambda block, _: Testimony(block.T @ multiply(block))
+
+    def testify(block: Tensor, _: float) -> Testimony:
+        image = multiply(block)
+        return Testimony(block.to(image.dtype).T @ image, image=image)
+
+    return testify
 
 
 def self_checks(
@@ -111,8 +120,7 @@ def self_checks(
     vectors /= torch.linalg.vector_norm(vectors, dim=0)
     block = torch.cat([vectors, vectors[:, :1] - 2 * vectors[:, 1:2]], dim=1)
     images = multiply(block)
-    largest = float(images.abs().max())  # squares neither overflow nor vanish
-    size = largest * float(torch.linalg.vector_norm(images / largest, dim=0).max()) if largest > 0 else 0.0
+    size = _longest(images)
     form = vectors.T @ images[:, :_COLUMNS]
     # A random unit vector has a share 1 / sqrt(D) of its image along another one.
     scale = max(float(form.abs().max()), size / dim**0.5)
@@ -142,7 +150,7 @@ def self_checks(
     ]
     # Before symmetry: where a second derivative is wrong, finite differences know more about the cause.
     for witness in witnesses:
-        check = _agreement(witness, vectors[:, :2], form[:2, :2], scale, eps * amplified, relative)
+        check = _agreement(witness, vectors[:, :2], images[:, :2], scale, eps * amplified, relative)
         found.append(_required(name, check, witness.blame))
     found.append(
         required(
@@ -167,13 +175,14 @@ def self_checks(
 def _agreement(
     witness: Witness,
     vectors: Tensor,
-    form: Tensor,
+    images: Tensor,
     scale: float,
     eps: float,
     relative: Callable[[float, float], float],
 ) -> Check:
     tolerance = _ROUNDING * eps if witness.tolerance is None else witness.tolerance
     what = f"agreement with {witness.name}"
+    form = vectors.T @ images
     values = []
     for shrink in witness.shrinks:
         testimony = witness.testify(vectors, shrink)
@@ -181,11 +190,20 @@ def _agreement(
         values.append(relative(0.0 if excess <= 0 else excess, scale))  # NaN stays
         if values[-1] <= tolerance:
             note = "of V^T A V" if shrink == 1 else f"of V^T A V; with {shrink:.1g} of the usual step"
-            return Check(what, values[-1], tolerance, note)
+            if testimony.image is None:
+                return Check(what, values[-1], tolerance, note)
+            rounding = relative(_longest(testimony.image - images), _longest(images))
+            return Check(what, values[-1], tolerance, note, rounding=rounding)
     if testimony.roughness > _KINK:
         note = f"not compared: the loss has a kink here, one-sided differences disagree by {testimony.roughness:.0e}"
         return Check(what, min(values), math.inf, note)
     return Check(what, min(values), tolerance, "of V^T A V")
+
+
+def _longest(columns: Tensor) -> float:
+    """Largest length of a column; squares neither overflow nor vanish."""
+    largest = float(columns.abs().max())
+    return largest * float(torch.linalg.vector_norm(columns / largest, dim=0).max()) if largest > 0 else 0.0
 
 
 def _required(name: str, check: Check, blame: str | Callable[[], str]) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,7 @@ PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
 GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
 DAMPING = 1e-6  # of the mean eigenvalue, for the damped sphericities
 _DAMPING_DECADES = range(7)
+_SAME = 1.01  # an interval over several ranks whose ends agree this well is one number
 
 
 def condition_numbers(
@@ -31,7 +33,7 @@ def condition_numbers(
     r"""Summarize a spectrum; eigenvalues $l_1 \ge l_2 \ge \dots$, $r$ the rank, $d$ the dimension.
 
     ======================  ======================================================================================
-    ``kappa_rank``          $l_1 / l_r$: a lower bound where $l_r$ is below the noise floor; not a headline
+    ``kappa_rank``          $l_1 / l_r$; not a headline
     ``kappa_50, 80, 95``    $l_1 / l_{\lceil p r \rceil}$ (headline)
     ``gd_time``             steps $t$ of gradient descent at rate $1/l_1$ until
                             $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ falls to ``accuracy`` times its value at 0,
@@ -49,7 +51,13 @@ def condition_numbers(
 
     and, for $\delta$ in decades of the mean eigenvalue, $(l_1 + \delta)/(l_d + \delta)$ and $\sum l / (l + \delta)$.
 
-    An indefinite matrix has no condition number: then ``kappa_rank`` and the rest are *undefined*, and the ratios
+    Each number but ``gd_time`` and the sums of an indefinite matrix carries the interval that follows from those of the
+    eigenvalues (:meth:`Spectrum.intervals`). A ratio is a *lower bound* where the eigenvalue below the line is not
+    above the noise floor. Where the rank is not resolved, the interval of what is taken on the rank holds the number
+    for every rank that is possible: up to 1 % wide it is resolved, wider it is *unresolved*, and where nothing bounds
+    it from above, its lower end is a lower bound whatever the rank is.
+
+    An indefinite matrix has no condition number: then ``kappa_rank`` and the rest are *indefinite*, and the ratios
     of absolute values appear under their own names, ``abs_kappa_50`` and so on; ``stable_rank`` and
     ``participation_ratio`` stay.
     """
@@ -65,20 +73,22 @@ def condition_numbers(
         nothing = Quantity(math.nan, "undefined", "the matrix is zero")
         values = dict.fromkeys(("kappa_rank", *(f"kappa_{p}" for p in PERCENTS)), nothing)
     elif definite:
-        values["kappa_rank"] = _ratio(sizes, len(sizes), spectrum)
-        values |= {f"kappa_{p}": _ratio(sizes, _percentile(p, len(sizes)), spectrum) for p in PERCENTS}
+        values["kappa_rank"] = _ratio(100, spectrum)
+        values |= {f"kappa_{p}": _ratio(p, spectrum) for p in PERCENTS}
         if spectrum.gradient_weights is not None:
             values["gd_time"] = _gd_time(spectrum, accuracy)
         values |= _on_rank_spread(sizes, spectrum)
         clipped = np.clip(spectrum.eigenvalues[::-1], 0, None)
-        values |= sphericity(clipped, damping)
-        values |= _ranks(clipped)
-        damped = _damped(clipped)
+        ends = tuple(np.clip(end[::-1], 0, None) for end in spectrum.intervals())
+        values |= _with_intervals(sphericity(clipped, damping), clipped, ends, spectrum.method)
+        values |= _with_intervals(_ranks(clipped), clipped, ends, spectrum.method)
+        damped = _damped(clipped, ends, spectrum)
     else:
-        note = "the matrix is indefinite"
-        undefined = ("kappa_rank", *(f"kappa_{p}" for p in PERCENTS))
-        values = dict.fromkeys(undefined, Quantity(math.nan, "undefined", note))
-        values |= {f"abs_kappa_{p}": _ratio(sizes, _percentile(p, len(sizes)), spectrum) for p in PERCENTS}
+        negative, _, positive = spectrum.inertia
+        note = f"{negative} eigenvalues are negative and {positive} positive beyond the noise floor"
+        names = ("kappa_rank", *(f"kappa_{p}" for p in PERCENTS))
+        values = dict.fromkeys(names, Quantity(math.nan, "indefinite", note))
+        values |= {f"abs_kappa_{p}": _ratio(p, spectrum) for p in PERCENTS}
         relative = spectrum.on_rank / sizes[0]
         values["stable_rank"] = Quantity(float((relative**2).sum()))
         values["participation_ratio"] = Quantity(
@@ -98,6 +108,7 @@ def condition_numbers(
         method=spectrum.method,
         values=values,
         damped=damped,
+        rank_bounds=spectrum.rank_bounds,
     )
 
 
@@ -207,23 +218,42 @@ def _percentile(percent: int, rank: int) -> int:
     return -(-percent * rank // 100)
 
 
-def _ratio(sizes: np.ndarray, position: int, spectrum: Spectrum) -> Quantity:
-    """``l_1 / l_position`` of descending sizes, or the lower bound that the noise floor leaves."""
-    small = sizes[position - 1]
-    if small > spectrum.noise_floor:
-        return Quantity(float(sizes[0] / small))
-    return Quantity(
-        float(sizes[0] / spectrum.noise_floor),
-        "lower_bound",
-        f"eigenvalue {position} of {spectrum.rank} is below the noise floor {spectrum.noise_floor:.1e}: a bound if the "
-        "rank is right, nothing if the eigenvalue is zero for a reason that the rank formula does not know",
-    )
+def _ratio(percent: int, spectrum: Spectrum) -> Quantity:
+    """``l_1 / l_k`` with ``k`` at ``percent`` of the rank, and its interval over every rank that is possible."""
+    sizes, lows, highs = _sizes(spectrum)
+    few, many = spectrum.possible_ranks
+    position = _percentile(percent, spectrum.rank)
+    below = float(highs[_percentile(percent, max(1, few)) - 1])
+    above = float(lows[_percentile(percent, many) - 1])
+    # l_1 is at least l_k, and at most any larger eigenvalue's upper end.
+    low = max(1.0, float(lows[0]) / below)
+    high = float(highs[0]) / above if above > 0 else math.inf
+    found = Quantity(float(sizes[0] / max(sizes[position - 1], spectrum.noise_floor)), low=low, high=high)
+    known = few == many
+    method = f"{spectrum.method}, Weyl" + ("" if known else ", every possible rank")
+    why = f"the rank is not resolved: {few} to {many}"
+    if math.isinf(high):
+        smallest = f"eigenvalue {position} of {spectrum.rank} is below the noise floor {spectrum.noise_floor:.1e}"
+        return replace(found, value=low, status="lower_bound", note=smallest if known else why, method=method)
+    if not known and high > _SAME * low:
+        return replace(found, status="unresolved", note=why, method=method)
+    return replace(found, method=method)
+
+
+def _sizes(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Absolute eigenvalues, descending, with their lower and upper ends."""
+    order = np.argsort(-np.abs(spectrum.eigenvalues), kind="stable")
+    sizes = np.abs(spectrum.eigenvalues)[order]
+    low, high = (end[order] for end in spectrum.intervals())
+    across = (low < 0) & (high > 0)
+    return sizes, np.where(across, 0, np.minimum(np.abs(low), np.abs(high))), np.maximum(np.abs(low), np.abs(high))
 
 
 def _gd_time(spectrum: Spectrum, accuracy: float) -> Quantity:
     """Steps for the modes above the noise floor; unresolved where the modes below it could change the answer."""
     above = spectrum.eigenvalues > spectrum.noise_floor
     below = (spectrum.eigenvalues > 0) & ~above
+    below[: spectrum.dim - spectrum.possible_ranks[1]] = False  # zero for certain: what is left of them is rounding
     values = spectrum.eigenvalues[above]
     # A gradient in the range of a singular direction has c^2 / l of ordinary size however small l is, but eigenvectors
     # below the floor are mixed by rounding: their share is only an estimate.
@@ -261,17 +291,55 @@ def _gd_time(spectrum: Spectrum, accuracy: float) -> Quantity:
 
 
 def _on_rank_spread(sizes: np.ndarray, spectrum: Spectrum) -> dict[str, Quantity]:
-    resolved = bool(sizes[-1] > spectrum.noise_floor)
-    if not resolved:
-        note = f"{int((sizes <= spectrum.noise_floor).sum())} of {len(sizes)} eigenvalues are below the noise floor"
-        kept = sizes[sizes > 0]
-        status = "unresolved"
-    else:
-        note, kept, status = "", sizes, "resolved"
+    few, many = spectrum.possible_ranks
+    hidden = int((sizes <= spectrum.noise_floor).sum())
+    note = f"{hidden} of {len(sizes)} eigenvalues are below the noise floor" if hidden else ""
+    note = note or (f"the rank is not resolved: {few} to {many}" if few < many else "")
+    kept = sizes[sizes > 0]
     logs = np.log(kept)
+    am_gm, distance = max(0.0, float(np.log(kept.mean()) - logs.mean())), float(logs.std())
+    if note:
+        return {"am_gm": Quantity(am_gm, "unresolved", note), "ai_distance": Quantity(distance, "unresolved", note)}
+    _, lows, highs = (part[: len(sizes)] for part in _sizes(spectrum))
+    # The standard deviation of logarithms moves by no more than the root mean square of what they move by.
+    moved = float(np.sqrt(np.mean(np.log(highs / lows) ** 2)))
+    method = f"{spectrum.method}, Weyl"
+    least = max(0.0, float(np.log(lows.mean()) - np.log(highs).mean()))
+    most = float(np.log(highs.mean()) - np.log(lows).mean())
     return {
-        "am_gm": Quantity(max(0.0, float(np.log(kept.mean()) - logs.mean())), status, note),
-        "ai_distance": Quantity(float(logs.std()), status, note),
+        "am_gm": Quantity(am_gm, low=least, high=most, method=method),
+        "ai_distance": Quantity(distance, low=max(0.0, distance - moved), high=distance + moved, method=method),
+    }
+
+
+def _with_intervals(
+    found: dict[str, Quantity], values: np.ndarray, ends: tuple[np.ndarray, np.ndarray], method: str
+) -> dict[str, Quantity]:
+    """Add what eigenvalues between two ends, all descending, allow: for the numbers with a simple formula."""
+    low, high = (end / values[0] for end in ends)
+    dim, least, most = len(values), float(low.sum()), float(high.sum())
+    if not low[0] > 0:
+        return found
+    squares = float((low**2).sum()), float((high**2).sum())
+    roots = float(np.sqrt(low).sum()), float(np.sqrt(high).sum())
+    bounds = {
+        "bures": (1 - roots[1] ** 2 / (dim * least), 1 - roots[0] ** 2 / (dim * most)),
+        "l1_over_mean": (dim * low[0] / most, dim * high[0] / least),
+        "participation_ratio": (least**2 / squares[1], most**2 / squares[0]),
+        "stable_rank": (squares[0] / high[0] ** 2, squares[1] / low[0] ** 2),
+        "intrinsic_dimension": (least / high[0], most / low[0]),
+    }
+    if "effective_rank" in found and dim > 1:
+        # Entropies of laws at a total variation distance t differ by at most t log(d - 1) + h(t) (Fannes 1973).
+        shift = min(1 - 1 / dim, float((high - low).sum()) / least)
+        entropy = shift * math.log(dim - 1) - sum(p * math.log(p) for p in (shift, 1 - shift) if p > 0)
+        value = found["effective_rank"].value
+        bounds["effective_rank"] = (value * math.exp(-entropy), value * math.exp(entropy))
+    return {
+        name: replace(quantity, low=float(bounds[name][0]), high=float(bounds[name][1]), method=f"{method}, Weyl")
+        if name in bounds and quantity.has_value
+        else quantity
+        for name, quantity in found.items()
     }
 
 
@@ -287,13 +355,27 @@ def _ranks(values: np.ndarray) -> dict[str, Quantity]:
     }
 
 
-def _damped(values: np.ndarray) -> dict[float, tuple[Quantity, Quantity]]:
+def _damped(
+    values: np.ndarray, ends: tuple[np.ndarray, np.ndarray], spectrum: Spectrum
+) -> dict[float, tuple[Quantity, Quantity]]:
     mean = float(values.mean())
+    low, high = ends
+    if not spectrum.positive_semidefinite and low[-1] <= 0:
+        # Seen to be semidefinite up to the floor, not known to be.
+        low = np.where(low > 0, low, -spectrum.noise_floor)
+    method = f"{spectrum.method}, Weyl"
     found = {}
     for decade in _DAMPING_DECADES:
         delta = mean * 10.0**-decade
-        found[delta] = (
-            Quantity(float((values[0] + delta) / (values[-1] + delta))),
-            Quantity(float((values / (values + delta)).sum())),
+        least = float(low[-1]) + delta
+        kappa = Quantity(
+            float((values[0] + delta) / (values[-1] + delta)),
+            low=max(1.0, float((low[0] + delta) / (high[-1] + delta))),
+            high=float((high[0] + delta) / least) if least > 0 else math.inf,
+            method=method,
         )
+        if math.isinf(kappa.high):
+            kappa = replace(kappa, value=kappa.low, status="lower_bound", note="the damping is below the noise floor")
+        dimension, fewest, most = (float((part / (part + delta)).sum()) for part in (values, *ends))
+        found[delta] = kappa, Quantity(dimension, low=fewest, high=most, method=method)
     return found

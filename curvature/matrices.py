@@ -19,6 +19,7 @@ Unit of the entries: loss / weight**2.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -30,10 +31,10 @@ from torch import Tensor, nn
 from curvature import structured
 from curvature.checks import Witness, same_form
 from curvature.differences import gradient_witness, output_witness
-from curvature.errors import ConfigurationError, CurvatureError
+from curvature.errors import ConfigurationError, CurvatureError, SelfCheckError
 from curvature.nullspace import known_null_space, verified
 from curvature.operators import SymmetricOperator, Work, mirrored
-from curvature.parameterization import Parameterization, Standard
+from curvature.parameterization import Chart, Parameterization, Standard
 from curvature.problem import Problem
 
 __all__ = [
@@ -154,7 +155,9 @@ def monte_carlo_fisher(
     drawn = drawn * problem.denominator**-0.5
 
     def of_drawn(other: Problem, *, method: str) -> SymmetricOperator:
-        return _output_space(other, "monte_carlo_fisher", method, of_drawn, factor=lambda _f, _y, where: drawn[where])
+        return _output_space(
+            other, "monte_carlo_fisher", method, of_drawn, factor=lambda outputs, _, where: drawn[where].to(outputs)
+        )
 
     return replace(of_drawn(problem, method=method), details={"num_samples": num_samples})
 
@@ -278,12 +281,16 @@ def _in_chart(
         return (chart.horizontal_transpose(chart.pull(slope)) if on_weights else chart.pull(slope))[:, 0]
 
     def structural_rank(_: SymmetricOperator) -> tuple[int, str]:
-        return operator.structural_rank(operator)
+        rank, rule = operator.structural_rank(operator)
+        gauge = 0 if on_weights else chart.null_dim
+        return rank, f"{rule}; besides, {gauge} verified directions of the {chart.name} gauge" if gauge else rule
 
     # The Hessian's in these coordinates: nothing of the formulas above.
     difference = gradient_witness(problem, chart) if operator.name == "hessian" else difference.through(chart.push)
     # A map onto the weights keeps the rank (Sylvester); a bent one adds to the Hessian what has no formula.
     keeps_rank = operator.structural_rank is not None and not bends and chart.dim - chart.null_dim == problem.dim
+    if keeps_rank and not on_weights:
+        _verify_gauge(chart)
     return replace(
         operator,
         dim=problem.dim if on_weights else chart.dim,
@@ -296,6 +303,7 @@ def _in_chart(
         factor_blocks=None if operator.factor_blocks is None else lambda: map(back, operator.factor_blocks()),
         gram_form=None,
         structural_rank=structural_rank if keeps_rank else None,
+        same_rank=operator if keeps_rank else None,
         to_chart=None,
         details={**operator.details, "effective": on_weights},
         kept=None,
@@ -303,6 +311,19 @@ def _in_chart(
         blame=None if operator.blame is None else lambda block: operator.blame(forward(block)),
         work=_work_in_chart(operator, problem.dim if on_weights else chart.dim, bends),
     )
+
+
+def _verify_gauge(chart: Chart) -> None:
+    r"""Push random elements of $\ker J$ forward: what does not vanish is no gauge, and a wrong map (no rank then)."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(chart.dim, 2, generator=generator, dtype=torch.float64).to(chart.coordinates)
+    inside = drawn - chart.horizontal(chart.horizontal_transpose(drawn))
+    left, size = (float(torch.linalg.matrix_norm(chart.push(block))) for block in (inside, drawn))
+    if not left <= 1e3 * torch.finfo(drawn.dtype).eps * size:
+        raise SelfCheckError(
+            f"the gauge of {chart.name} ({chart.gauge}) moves the weights: {left:.1e} against {size:.1e} of a random "
+            "direction. Its closed forms do not belong to its map, which is a defect: please report it."
+        )
 
 
 def _on_weights(
@@ -328,18 +349,42 @@ def _on_weights(
         gradient=cache(problem.gradient),
         structural_rank=cache(lambda operator: verified(null_space(), operator)),  # once for all charts
         to_chart=lambda operator, chart, on_weights: _in_chart(operator, problem, chart, on_weights, difference),
-        witnesses=(_by_other_chunks(problem, rebuild), difference),
+        witnesses=(_by_other_chunks(problem, rebuild, name != "monte_carlo_fisher"), difference),
         blame=lambda block: _not_finite(problem, rebuild, block),
         **about,
     )
 
 
-def _by_other_chunks(problem: Problem, rebuild: Callable[..., SymmetricOperator]) -> Witness:
-    """Testify by autograd, from the model evaluated again, on examples cut in other places."""
+def _in_double(problem: Problem) -> Problem:
+    """The same problem in double precision, at the same weights."""
+    if problem.dtype == torch.float64:
+        return problem
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    return replace(
+        problem,
+        model=copy.deepcopy(problem.model).double(),
+        inputs=double(problem.inputs),
+        targets=double(problem.targets),
+        weights=problem.weights.double(),
+    )
+
+
+def _by_other_chunks(problem: Problem, rebuild: Callable[..., SymmetricOperator], reversible: bool) -> Witness:
+    """Testify by autograd in double precision, on examples in the opposite order, cut in other places.
+
+    The difference is what the order of sums and single precision do to a product. Sampled labels belong to places
+    (``reversible`` False).
+    """
     size = max(1, 2 * min(problem.chunk_size, problem.num_examples) // 3)
 
     def multiply(block: Tensor) -> Tensor:
-        return rebuild(replace(problem, chunk_size=size), method="generic") @ block
+        other = replace(_in_double(problem), chunk_size=size)
+        if reversible:
+            other = replace(other, inputs=other.inputs.flip(0), targets=other.targets.flip(0))
+        return rebuild(other, method="generic") @ block.to(other.dtype)
 
     return Witness(
         "products by autograd in other chunks of examples",

@@ -101,6 +101,8 @@ class SymmetricOperator:
         where that is larger than its norm, else 0.
     structural_rank
         ``operator -> (rank, what was counted)``: rank by formula, verified by products with the operator.
+    same_rank
+        The matrix on the weights, where this one is that matrix in a chart that maps onto the weights.
     to_chart
         ``(operator, chart, effective) -> operator``: how this matrix moves to other coordinates. Matrices
         of a problem have it; a matrix from anywhere else does not.
@@ -146,6 +148,7 @@ class SymmetricOperator:
     factor_columns: int | None = None
     gram_form: Callable[[], tuple[Tensor, float]] | None = field(default=None, repr=False)
     structural_rank: Callable[[SymmetricOperator], tuple[int, str]] | None = field(default=None, repr=False)
+    same_rank: SymmetricOperator | None = field(default=None, repr=False)
     to_chart: Callable[..., SymmetricOperator] | None = field(default=None, repr=False)
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
     kept: Tensor | None = field(default=None, repr=False)
@@ -374,6 +377,7 @@ class SymmetricOperator:
             else lambda: (block[where] for block in self.factor_blocks()),
             gram_form=None,
             structural_rank=None,
+            same_rank=None,
             to_chart=None,
             details={**self.details, "block": name},
             witnesses=tuple(witness.through(pad) for witness in self.witnesses),

@@ -58,30 +58,62 @@ class Quantity:
     Attributes
     ----------
     value
-        The number; NaN where ``status`` is ``"undefined"``.
+        The number; NaN where there is none.
     status
-        ``"resolved"``, ``"lower_bound"`` (what it divides by is below the noise floor: at least this, if the rank
-        is right), ``"unresolved"`` (computed, but it depends on digits that are not there), or ``"undefined"``.
+        ======================  ================================================================================
+        ``resolved``            the number, up to the interval
+        ``lower_bound``         at least this: of a ratio, what it divides by is known from above only
+        ``upper_bound_only``    at most this
+        ``below_noise_floor``   cannot be told from zero: its absolute value is below ``high``
+        ``unresolved``          computed, but it depends on digits, or on a rank, that nobody knows
+        ``indefinite``          no number: the matrix has eigenvalues of both signs
+        ``undefined``           no number for another reason
+        ======================  ================================================================================
     note
         Why, where it is not resolved.
+    low, high
+        Interval that holds the truth, with ``high`` infinite where nothing bounds it; None where none is known.
+    method
+        What the interval rests on.
+
+    >>> str(Quantity(1e-17, "below_noise_floor", low=-1e-15, high=1e-15)), str(Quantity(2e9, "lower_bound"))
+    ('< 1e-15', '> 2e+09')
     """
 
     value: float
     status: str = "resolved"
     note: str = ""
+    low: float | None = None
+    high: float | None = None
+    method: str = ""
+
+    @property
+    def has_value(self) -> bool:
+        """Whether there is a number at all."""
+        return self.status not in ("undefined", "indefinite")
+
+    @property
+    def interval(self) -> str:
+        """The interval as text, empty where none is known."""
+        known = self.low is not None and self.high is not None
+        return f"[{self.low:.4g}, {self.high:.4g}]" if known else ""
 
     def __str__(self) -> str:
-        if self.status == "undefined":
-            return "undefined"
+        if not self.has_value:
+            return self.status
+        if self.status == "below_noise_floor" and self.high is not None:
+            return f"< {self.high:.2g}"
         shown = f"{self.value:.4g}"
-        return {"lower_bound": f"> {shown}", "unresolved": f"({shown})"}.get(self.status, shown)
+        signs = {"lower_bound": f"> {shown}", "upper_bound_only": f"< {shown}", "unresolved": f"({shown})"}
+        return signs.get(self.status, shown)
 
 
 @dataclass(frozen=True)
 class Check:
     """One self-check or identity: what was compared, how far apart it was, and how far it may be.
 
-    ``claim`` names the claim that this check is a measurement of (``"C4"``, ``"C5"``, ``"C6"``), if any.
+    ``claim`` names the claim that this check is a measurement of (``"C4"``, ``"C5"``, ``"C6"``), if any; ``rounding``
+    is the largest ``|A v - A' v| / |A v|`` where two products were compared whole, not only along other vectors.
     """
 
     name: str
@@ -89,6 +121,7 @@ class Check:
     tolerance: float
     note: str = ""
     claim: str = ""
+    rounding: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -117,10 +150,13 @@ class Spectrum:
     method
         ``"dense"`` (LAPACK on the entries), ``"factor"`` (singular values of ``B``, ``A = B B^T``) or ``"gram"``
         (LAPACK on the entries of ``B^T B``).
-    noise_floor
-        Eigenvalues below it in absolute value cannot be told from zero.
+    noise_floor, floor_rule
+        Eigenvalues below it in absolute value cannot be told from zero; and what set it.
     rank, rank_rule
-        Rank and where it comes from: a structural formula with verified null vectors, or the threshold.
+        Rank and where it comes from: a structural formula with verified null vectors, a gap, or a threshold.
+    rank_bounds
+        Smallest and largest rank that agree with what is known; both are the rank where it is resolved. None: whoever
+        made the record vouches for the rank.
     gradient_weights
         Squared components of the loss gradient along the eigenvectors, where they were asked for.
     checks
@@ -144,11 +180,50 @@ class Spectrum:
     gradient_weights: np.ndarray | None = field(default=None, repr=False)
     seconds: float = math.nan
     checks: tuple[Check, ...] = field(default=(), repr=False)
+    floor_rule: str = ""
+    rank_bounds: tuple[int, int] | None = None
 
     @property
     def dim(self) -> int:
         """Number of eigenvalues."""
         return len(self.eigenvalues)
+
+    @property
+    def possible_ranks(self) -> tuple[int, int]:
+        """Smallest and largest possible rank; equal where the rank is resolved."""
+        return (self.rank, self.rank) if self.rank_bounds is None else self.rank_bounds
+
+    @property
+    def rank_words(self) -> str:
+        """The rank, or between what it lies."""
+        few, many = self.possible_ranks
+        return str(self.rank) if few == many else f"{few} to {many}"
+
+    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        r"""Lower and upper ends for the ascending eigenvalues: of the i-th eigenvalue itself (Weyl).
+
+        Dense: $\lambda \pm \varphi$ with the noise floor $\varphi$. Factor: the same for singular values, $(\sigma \pm
+        \sqrt\varphi)^2$. A positive semidefinite matrix has no eigenvalue below zero.
+        """
+        if self.method == "factor":
+            singular, floor = np.sqrt(self.eigenvalues), self.noise_floor**0.5
+            return np.maximum(singular - floor, 0) ** 2, (singular + floor) ** 2
+        low, high = self.eigenvalues - self.noise_floor, self.eigenvalues + self.noise_floor
+        return (np.maximum(low, 0), np.maximum(high, 0)) if self.positive_semidefinite else (low, high)
+
+    def eigenvalue(self, k: int) -> Quantity:
+        """Give ``eigenvalues[k]`` (ascending) as resolved, or as below the noise floor, with its interval.
+
+        >>> record = Spectrum("ggn", "standard", "-", np.array([1e-20, 2.0]), True, "dense", 1e-15, 1, "by hand")
+        >>> print(record.eigenvalue(0), record.eigenvalue(-1), record.eigenvalue(-1).method)
+        < 1e-15 2 dense, Weyl
+        """
+        value, floor = float(self.eigenvalues[k]), self.noise_floor
+        low, high = (float(ends[k]) for ends in self.intervals())
+        if abs(value) > floor:
+            return Quantity(value, low=low, high=high, method=f"{self.method}, Weyl")
+        status, note = "below_noise_floor", f"computed as {value:.1e}"
+        return Quantity(value, status, note, 0.0 if self.positive_semidefinite else -floor, floor, self.method)
 
     @property
     def inertia(self) -> tuple[int, int, int]:
@@ -213,6 +288,7 @@ class Spectrum:
                 arrays = {key: stored[key] for key in stored.files if key != "about"}
             schema = about.pop("schema")
             about["checks"] = tuple(Check(**check) for check in about.get("checks", ()))
+            about["rank_bounds"] = tuple(about["rank_bounds"]) if about.get("rank_bounds") else None
             found = cls(**about, **arrays) if schema == _SCHEMA else None
         # A damaged file fails in as many ways as there are layers: archive, array, JSON, fields.
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
@@ -222,12 +298,15 @@ class Spectrum:
         return found
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per eigenvalue, ascending, with its index and whether it is above the noise floor."""
+        """One row per eigenvalue, ascending, with its index, interval and whether it is above the noise floor."""
         import pandas as pd
 
+        low, high = self.intervals()
         columns = {
             "index": np.arange(self.dim),
             "eigenvalue": self.eigenvalues,
+            "low": low,
+            "high": high,
             "resolved": np.abs(self.eigenvalues) > self.noise_floor,
         }
         return pd.DataFrame(columns).assign(matrix=self.matrix, chart=self.chart, gauge=self.gauge, block=self.block)
@@ -248,9 +327,9 @@ class Spectrum:
         )
 
     def __repr__(self) -> str:
-        low, high = self.eigenvalues[[0, -1]]
+        low, high = self.eigenvalue(0), self.eigenvalue(-1)
         return (
-            f"Spectrum({self.label}: {self.dim} eigenvalues in [{low:.4g}, {high:.4g}], rank {self.rank}, "
+            f"Spectrum({self.label}: {self.dim} eigenvalues in [{low}, {high}], rank {self.rank_words}, "
             f"noise floor {self.noise_floor:.1e}, {self.method})"
         )
 
@@ -261,10 +340,10 @@ class Spectrum:
         negative, zero, positive = self.inertia
         rows = {
             "eigenvalues": f"{self.dim} ({negative} negative, {zero} below the noise floor, {positive} positive)",
-            "extremes": f"{self.eigenvalues[0]:.4g} to {self.eigenvalues[-1]:.4g}",
-            "rank": f"{self.rank} ({self.rank_rule})",
+            "extremes": f"{self.eigenvalue(0)} to {self.eigenvalue(-1)}",
+            "rank": f"{self.rank_words} ({self.rank_rule})",
             "trace": f"{self.trace:.4g}",
-            "noise floor": f"{self.noise_floor:.1e}",
+            "noise floor": f"{self.noise_floor:.1e}" + (f" ({self.floor_rule})" if self.floor_rule else ""),
             **{name: str(quantity) for name, quantity in summary.headline.items()},
             "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
             "self-checks": f"{len(self.checks)} passed" if self.checks else "none made",
@@ -297,6 +376,7 @@ class ConditionNumbers:
     method: str
     values: Mapping[str, Quantity]
     damped: Mapping[float, tuple[Quantity, Quantity]]
+    rank_bounds: tuple[int, int] | None = None
 
     def __getitem__(self, name: str) -> Quantity:
         if name not in self.values:
@@ -316,7 +396,8 @@ class ConditionNumbers:
 
     def _repr_html_(self) -> str:
         body = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(quantity))}</td><td>{html.escape(quantity.note)}</td></tr>"
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(quantity))}</td><td>{quantity.interval}</td>"
+            f"<td>{html.escape(quantity.note)}</td></tr>"
             for name, quantity in self.values.items()
         )
         gauge = "" if self.gauge == "-" else f" ({self.gauge})"
@@ -575,6 +656,30 @@ class ExtremalEigenvalues:
         low[:bottom] = np.where(alone, low, np.minimum(low, self.unseen[0]))[:bottom]
         high[bottom:] = np.where(alone, high, np.maximum(high, self.unseen[1]))[bottom:]
         return low - self.noise_floor, high + self.noise_floor
+
+    def eigenvalue(self, k: int) -> Quantity:
+        r"""Give the k-th value found (ascending, smallest first) as what it is known to be.
+
+        Where the set is complete, the eigenvalue of that place with its interval. Where nobody counted, Ritz values
+        lie inside the spectrum (Cauchy): the j-th largest is a lower bound of the j-th largest eigenvalue, the j-th
+        smallest an upper bound; the interval is closed by :meth:`spectral_bounds`.
+        """
+        values = np.concatenate([self.smallest, self.largest[::-1]])
+        value, floor, (low, high) = float(values[k]), self.noise_floor, (float(ends[k]) for ends in self.intervals())
+        if self.positive_semidefinite:
+            low, high = max(low, 0.0), max(high, 0.0)
+        if self.certified or self.complete == "checked by a second start":
+            method = f"Kato-Temple, {self.complete}"
+            if abs(value) <= floor and high <= 2 * floor and low >= -2 * floor:
+                return Quantity(value, "below_noise_floor", f"computed as {value:.1e}", low, high, method)
+            if self.converged:
+                return Quantity(value, low=low, high=high, method=method)
+            return Quantity(value, "unresolved", "not converged", low, high, method)
+        bottom, top = self.spectral_bounds()
+        method = f"Ritz value, {self.complete}; random start, probability {1 - FAILURE:g}"
+        if k % len(values) < len(self.smallest):
+            return Quantity(value, "upper_bound_only", "smaller ones may be missing", bottom, value + floor, method)
+        return Quantity(value, "lower_bound", "larger ones may be missing", value - floor, top, method)
 
     def spectral_bounds(self) -> tuple[float, float]:
         """Interval of all eigenvalues: certain where the set is certified, else with probability 0.999.

@@ -175,7 +175,7 @@ def test_printed_numbers_are_the_librarys():
 def test_signs_of_an_indefinite_matrix_are_shown_apart():
     text = run("spectrum", *HESSIAN).stdout
     assert "abs_kappa_95" in text
-    assert "undefined: kappa_50, kappa_80, kappa_95; the matrix is indefinite" in text
+    assert "indefinite: kappa_50, kappa_80, kappa_95; " in text
 
 
 def test_quiet_says_nothing_on_stderr_and_verbose_says_all():
@@ -538,7 +538,9 @@ def test_failed_check_is_exit_code_6_and_names_it(monkeypatch):
 
 
 def test_bound_is_a_result_unless_strict():
-    arguments = ["spectrum", *SMALL, "--dtype", "float32", "--method", "dense"]
+    # With 20 examples a gap shows the rank even in float32; with 100 the eigenvalues go on below the floor.
+    small = [*SMALL[:2], "--num-examples", "100", *SMALL[4:]]
+    arguments = ["spectrum", *small, "--dtype", "float32", "--method", "dense"]
     assert "> x: at least x" in run(*arguments).stdout
     assert "is a bound or" not in run(*arguments).stderr
     assert "--strict: " in run(*arguments, "--strict", code=3).stderr

@@ -115,7 +115,8 @@ def test_effective_matrices_have_the_rank_of_the_matrix_on_the_weights(chart):
 def test_the_hessian_in_a_bent_chart_has_no_formula_for_its_rank():
     operator = cv.hessian(problem_of(relu_network()))
     assert cv.spectrum(operator).rank_rule.startswith("formula")
-    assert cv.spectrum(operator, chart=cv.WeightNorm(stretch=2.0)).rank_rule.startswith("threshold")
+    # Nor does it need one: a gap of many decades shows the only null direction that is left.
+    assert cv.spectrum(operator, chart=cv.WeightNorm(stretch=2.0)).rank_rule.startswith("gap")
 
 
 @pytest.mark.parametrize("widths", [(5, 4, 3), (3, 4, 5), (2, 6, 2), (4, 1, 3)])

@@ -465,7 +465,10 @@ def test_the_document_is_json_without_nan_and_says_why(document, run):
     undefined = [quantity for quantity in quantities if quantity["value"] is None]
     assert undefined
     assert all(quantity["note"] for quantity in undefined)
-    assert {quantity["note"] for quantity in undefined} == {"the matrix is indefinite"}
+    assert {quantity["status"] for quantity in undefined} == {"indefinite"}
+    assert all("negative" in quantity["note"] for quantity in undefined)
+    bounded = [quantity for quantity in quantities if quantity["status"] == "lower_bound"]
+    assert {(quantity["high"], quantity["high_reason"]) for quantity in bounded} == {(None, "infinite")}
 
 
 @pytest.mark.parametrize(
@@ -566,7 +569,7 @@ def test_a_failed_check_comes_first(study):
 def test_unresolved_numbers_are_counted(document):
     fisher = 2 * 2 * 3
     assert document["unresolved"]["lower_bound"] == fisher
-    assert document["unresolved"]["undefined"] > 0
+    assert document["unresolved"]["indefinite"] > 0
 
 
 def test_condition_numbers_are_computed_where_the_study_has_only_spectra(study, document):
@@ -599,7 +602,7 @@ def test_csv_has_a_line_per_spectrum_with_the_records_numbers(run, study):
     assert float(row["kappa_95"]) == condition_numbers(m.record)["kappa_95"].value
     assert (int(row["rank"]), int(row["zero"]), row["kappa_95_status"]) == (DIM - NULL, NULL, "resolved")
     indefinite = next(row for row in rows if row["matrix"] == "hessian")
-    assert (indefinite["kappa_95"], indefinite["kappa_95_status"]) == ("", "undefined")
+    assert (indefinite["kappa_95"], indefinite["kappa_95_status"]) == ("", "indefinite")
     assert indefinite["abs_kappa_95_status"] == "resolved"
 
 

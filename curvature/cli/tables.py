@@ -143,18 +143,18 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
     labels = [_place(record) for record in records]
     columns = ("chart", "dim", "rank", "smallest", "largest", "< 0", "= 0", "> 0")
     rows = [
-        (label, str(r.dim), str(r.rank), *(f"{r.eigenvalues[k]:.4g}" for k in (0, -1)), *map(str, r.inertia))
+        (label, str(r.dim), _rank(r), *(str(r.eigenvalue(k)) for k in (0, -1)), *map(str, r.inertia))
         for label, r in zip(labels, records, strict=True)
     ]
     _print_table(columns, rows)
     typer.echo()
     chosen = [summary.values if verbose else summary.headline for summary in summaries]
-    defined = [name for values in chosen for name, quantity in values.items() if quantity.status != "undefined"]
+    defined = [name for values in chosen for name, quantity in values.items() if quantity.has_value]
     names = list(dict.fromkeys(defined))
     for start in range(0, len(names), 4):
         part = names[start : start + 4]
         rows = [
-            (label, *(str(values.get(name, "-")) for name in part))
+            (label, *(_number(values.get(name), verbose) for name in part))
             for label, values in zip(labels, chosen, strict=True)
         ]
         _print_table(("chart", *part), rows)
@@ -165,7 +165,9 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
         rules.setdefault(record.rank_rule, []).append(label)
     for rule, where in list(rules.items())[: None if verbose else 4]:
         typer.echo(f"rank: {rule}" if len(rules) == 1 else f"rank, {'; '.join(where[:3])}: {rule}")
-    typer.echo(f"= 0: not above the noise floor, {max(record.noise_floor for record in records):.1e} or less\n")
+    highest = max(records, key=lambda record: record.noise_floor)
+    cause = f" ({highest.floor_rule})" if highest.floor_rule else ""
+    typer.echo(f"= 0: not above the noise floor, {highest.noise_floor:.1e} or less{cause}\n")
     pictured = records if verbose else records[:MOST_PICTURES]
     for record in pictured:
         typer.echo(printable(text_picture(record, bar="█" if _can_print("█") else "#")) + "\n")
@@ -178,7 +180,7 @@ def _print_extremes(records: list[ExtremalEigenvalues]) -> None:
     first = records[0]
     typer.echo(f"{_matrix_name(first.matrix)}, ends (N = {first.num_examples}, {first.dtype}, lanczos)\n")
     rows = [
-        (_place(record), end, str(rank + 1), f"{value:.8g}", f"{bound:.1e}")
+        (_place(record), end, str(rank + 1), _above(value, record.noise_floor), f"{bound:.1e}")
         for record in records
         for end, values, bounds in (
             ("largest", record.largest, record.largest_bounds),
@@ -192,6 +194,10 @@ def _print_extremes(records: list[ExtremalEigenvalues]) -> None:
         state = "converged" if record.converged else "NOT converged"
         typer.echo(f"{_place(record)}, {record.dim} x {record.dim}: {state} in {record.num_products} products")
     typer.echo()
+
+
+def _above(value: float, floor: float) -> str:
+    return f"{value:.8g}" if abs(value) > floor else f"< {floor:.2g}"
 
 
 def _print_densities(records: list[SpectralDensity]) -> None:
@@ -217,6 +223,17 @@ def _print_densities(records: list[SpectralDensity]) -> None:
         "\nresolution: (highest - lowest) / products, nothing finer is there to be read; near 0: within half of it; "
         "±: one standard error over the probes; nodes are no eigenvalues\n"
     )
+
+
+def _rank(record: Spectrum) -> str:
+    few, many = record.possible_ranks
+    return record.rank_words if few == many else f"({record.rank_words})"
+
+
+def _number(quantity: Quantity | None, verbose: bool) -> str:
+    if quantity is None:
+        return "-"
+    return f"{quantity} {quantity.interval}" if verbose and quantity.interval else str(quantity)
 
 
 def _place(record: Any) -> str:
@@ -251,12 +268,12 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
 def _print_notes(quantities: list[tuple[str, Quantity]]) -> None:
     """Say what stands behind a number that is not resolved."""
     signs = {"lower_bound": "> x: at least x", "unresolved": "(x): not resolved"}
-    for status in (*signs, "undefined"):
+    for status in (*signs, "indefinite", "undefined"):
         found = [(name, q.note) for name, q in quantities if q.status == status]
         if found:
             names, notes = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
             more = f", and {count(len(notes) - 1, 'other reason')}" if len(notes) > 1 else ""
-            typer.echo(f"{signs.get(status) or 'undefined: ' + ', '.join(names)}; {notes[0]}{more}")
+            typer.echo(f"{signs.get(status) or f'{status}: ' + ', '.join(names)}; {notes[0]}{more}")
 
 
 def _identity(record: Any) -> tuple[Any, ...]:
@@ -354,7 +371,7 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def _spread(spread: Mapping[str, Any]) -> str:
     if not spread["count"]:
-        return "undefined"
+        return "indefinite" if spread["status"] == "indefinite" else "undefined"
     median = _short(spread["median"])
     median = {"lower_bound": f"> {median}", "unresolved": f"({median})"}.get(spread["status"], median)
     return median if spread["count"] == 1 else f"{median} [{_short(spread['low'])}, {_short(spread['high'])}]"

@@ -184,7 +184,7 @@ def plot_layers(
     drawn = shades[np.isfinite(shades)]
     image = ax.imshow(np.ma.masked_invalid(shades), cmap="cividis", aspect="auto")
     for (row, column), cell in cells.items():
-        forms = {"lower_bound": "> {}", "unresolved": "({})", "undefined": "–"}
+        forms = {"lower_bound": "> {}", "unresolved": "({})", "undefined": "–", "indefinite": "–"}
         dark = shades[row, column] < (drawn.min() + drawn.max()) / 2 if len(drawn) else False
         ax.text(
             column, row, forms.get(cell.status, "{}").format(short_number(cell.median, 2)), ha="center", va="center",

@@ -26,7 +26,7 @@ def spectrum_svg(spectrum: Spectrum) -> str:
     text = render_svg(
         figure,
         f"Eigenvalues of {spectrum.label}: {positive} positive, {negative} negative, {zero} below the noise floor, "
-        f"rank {spectrum.rank}",
+        f"rank {spectrum.rank_words}",
     )
     return inline_svg(text)
 
@@ -46,7 +46,7 @@ def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> st
                           < floor 1 (noise floor 1.0e-15)
     """
     decades, hidden = decade_counts(spectrum)
-    title = f"{printable(spectrum.label)}: {spectrum.dim} eigenvalues, rank {spectrum.rank}"
+    title = f"{printable(spectrum.label)}: {spectrum.dim} eigenvalues, rank {spectrum.rank_words}"
     lines = [title if len(title) <= width else title[: width - 1] + "…"]
     most = max((count for pair in decades.values() for count in pair), default=0)
     digits = len(str(max(most, hidden, 1)))

@@ -70,7 +70,10 @@ def plot_spectrum(
         if len(where):
             look = {"color": color, "markersize": 4, "linestyle": "none", **look}
             ax.plot(ranks[where], np.abs(values[where]), label=f"{label}: {kept.sum()}" if label else "_", **look)
-    if spectrum.rank:
+    few, many = spectrum.possible_ranks
+    if few < many:
+        ax.axvspan(few + 0.5, many + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=f"rank {spectrum.rank_words}")
+    elif spectrum.rank:
         ax.axvline(spectrum.rank, color=GRAY, linestyle=":", linewidth=1.2, label=f"rank {spectrum.rank}")
     ax.set(xscale="log", yscale="log")
     _draw_floor(ax, np.abs(values[above]), spectrum.noise_floor, int((~above).sum()))

@@ -283,15 +283,16 @@ class Spread:
 
 
 def spread(quantities: Iterable[Quantity]) -> Spread:
-    """Median and range of the defined values; a median that contains a lower bound is itself a lower bound.
+    """Median and range of the values there are; a median that contains a lower bound is itself a lower bound.
 
     >>> spread([Quantity(1.0), Quantity(4.0, "lower_bound"), Quantity(2.0)])
     Spread(median=2.0, low=1.0, high=4.0, count=3, status='lower_bound', affected=1)
     """
     quantities = list(quantities)
-    defined = [q for q in quantities if q.status != "undefined" and math.isfinite(q.value)]
+    defined = [q for q in quantities if q.has_value and math.isfinite(q.value)]
     if not defined:
-        return Spread(math.nan, math.nan, math.nan, 0, "undefined", len(quantities))
+        indefinite = quantities and all(q.status == "indefinite" for q in quantities)
+        return Spread(math.nan, math.nan, math.nan, 0, "indefinite" if indefinite else "undefined", len(quantities))
     values = [q.value for q in defined]
     for status in ("unresolved", "lower_bound"):
         affected = sum(q.status == status for q in defined)

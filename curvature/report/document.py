@@ -136,7 +136,7 @@ def _unresolved(numbers: list[Measured]) -> dict[str, int]:
     """How many headline numbers there are, and how many of them cannot be quoted as they stand."""
     statuses = [quantity.status for m in numbers for quantity in m.record.headline.values()]
     return {"total": len(statuses)} | {
-        name: statuses.count(name) for name in ("lower_bound", "unresolved", "undefined")
+        name: statuses.count(name) for name in ("lower_bound", "unresolved", "indefinite", "undefined")
     }
 
 
@@ -153,6 +153,8 @@ def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
         "num_examples": record.num_examples,
         "rank": record.rank,
         "rank_rule": record.rank_rule,
+        "lowest_rank": (record.rank_bounds or (record.rank,))[0],
+        "highest_rank": (record.rank_bounds or (record.rank,))[-1],
         "noise_floor": record.noise_floor,
     }
     if spectrum is not None:
@@ -166,6 +168,7 @@ def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
             "smallest": float(spectrum.eigenvalues[0]),
             "largest": float(spectrum.eigenvalues[-1]),
             "trace": spectrum.trace,
+            "floor_rule": spectrum.floor_rule,
             "dtype": spectrum.dtype,
             "seconds": spectrum.seconds,
         }
@@ -270,7 +273,7 @@ def _compared(
     for name in HEADLINE:
         pairs = [(seeds[seed].record, base[seed].record) for seed in shared]
         pairs = [(ours, theirs) for ours, theirs in pairs if name in ours.values and name in theirs.values]
-        if not pairs or all(r.values[name].status == "undefined" for pair in pairs for r in pair):
+        if not pairs or not any(r.values[name].has_value for pair in pairs for r in pair):
             continue
         logs, reasons = [], []
         for ours, theirs in pairs:
@@ -359,8 +362,10 @@ def _table(study: Study, numbers: list[Measured]) -> list[dict[str, Any]]:
 
 
 def _general(rule: str) -> str:
-    """Leave out a threshold's value, which differs from seed to seed."""
-    return re.sub(r"(above) [\d.e+-]+", r"\1 the noise floor and rounding", rule)
+    """Leave out the value of a threshold, a gap or a floor, which differ from seed to seed."""
+    rule = re.sub(r"(above) [\d.e+-]+", r"\1 the noise floor and rounding", rule)
+    rule = re.sub(r"a (factor of [\d.e+-]+|step from [\d.e+-]+ to zero) after", "a factor of 1000 or more after", rule)
+    return re.sub(r"(noise floor) [\d.e+-]+", r"\1", rule)
 
 
 def _gauges(study: Study) -> list[dict[str, Any]]:

@@ -414,7 +414,7 @@ def _without_sweep(items: list[Measured]) -> list[Measured]:
 
 
 def _usable(m: Measured, name: str) -> bool:
-    return name in m.record.values and m.record.values[name].status != "undefined"
+    return name in m.record.values and m.record.values[name].has_value
 
 
 def _chart(m: Measured) -> str:

@@ -211,7 +211,8 @@ def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, An
         yield _finding(
             "limit",
             f"{open_ends} of {counts['total']} headline numbers are not resolved: {counts['lower_bound']} are lower "
-            f"bounds, {counts['unresolved']} depend on eigenvalues below the noise floor. They enter no ratio.",
+            f"bounds, {counts['unresolved']} depend on eigenvalues below the noise floor or on a rank that nobody "
+            "knows. They enter no ratio.",
         )
     if ratios and not any(row["compared"] for row in ratios):
         yield _finding("limit", "No condition number could be compared: nothing can be concluded about conditioning.")
@@ -244,8 +245,8 @@ def _in_words(item: Mapping[str, Any]) -> str:
     'at least 3 (lower bound)'
     """
     status, several = item["status"], f" in {item['affected']} of {item['count']} seeds" if item["count"] > 1 else ""
-    if status == "undefined" or item["median"] is None or not math.isfinite(item["median"]):
-        return "undefined"
+    if item["median"] is None or not math.isfinite(item["median"]):
+        return "indefinite" if status == "indefinite" else "undefined"
     if status == "lower_bound":
         return f"at least {short_number(item['median'])} (lower bound{several})"
     return short_number(item["median"]) + (f" (unresolved{several})" if status == "unresolved" else "")

@@ -20,8 +20,8 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, Mapping):
         found = {str(key): plain_values(item) for key, item in value.items()}
         odd = {key: _why(item) for key, item in value.items() if _is_odd(item)}
-        if odd and "status" in value:
-            return found | {"note": value.get("note") or next(iter(odd.values()))}
+        if "value" in odd and "status" in value:
+            return found | {"note": value.get("note") or odd["value"]}
         return found | {f"{key}_reason": reason for key, reason in odd.items()}
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value, key=str) if isinstance(value, set | frozenset) else value

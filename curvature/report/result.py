@@ -45,6 +45,15 @@ _NODES = {
     ),
     "densities": (SpectralDensity, {"nodes": ("probe", "node"), "weights": ("probe", "node")}),
 }
+# Of condition numbers, by the name of the table: field of a quantity, type.
+_GRIDS = {
+    "value": ("value", float),
+    "status": ("status", object),
+    "note": ("note", object),
+    "low": ("low", float),
+    "high": ("high", float),
+    "interval_method": ("method", object),
+}
 _CURVE = ("steps", "losses", "accuracies")
 _SWEEP = ("rates", "final_losses")
 _APART = {*_NODES, "curves", "sweeps", "decompositions"}  # folders; every other name is a table
@@ -139,7 +148,7 @@ def _array_tables(members: list[tuple[int, Measured]], dimensions: Mapping[str, 
 
 
 def _number_table(members: list[tuple[int, Measured]]) -> Any:
-    """Condition numbers: one row each, with value, status and note by the name of the quantity."""
+    """Condition numbers: one row each, and by the name of the quantity its value, status, note, interval and method."""
     names = list(dict.fromkeys(name for _, m in members for name in m.record.values))
     rows = []
     for order, m in members:
@@ -148,12 +157,11 @@ def _number_table(members: list[tuple[int, Measured]]) -> Any:
         rows.append(place_of(m) | {"order": order} | about | {"damped": damped})
     missing = Quantity(math.nan, "", "")
     cells = [[m.record.values.get(name, missing) for name in names] for _, m in members]
-    grids = {"value": float, "status": object, "note": object}
     return _row_table(rows).assign(
         quantity=("quantity", np.array(names, dtype=object)),
         **{
-            key: (("row", "quantity"), np.array([[getattr(q, key) for q in row] for row in cells], dtype=dtype))
-            for key, dtype in grids.items()
+            grid: (("row", "quantity"), np.array([[getattr(q, name) for q in row] for row in cells], dtype=dtype))
+            for grid, (name, dtype) in _GRIDS.items()
         },
     )
 
@@ -218,12 +226,13 @@ def _decoded_decomposition(node: Any) -> Decomposition:
 
 def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
     names = [str(name) for name in table["quantity"].to_numpy()]
-    value, status, note = (table[key].to_numpy() for key in ("value", "status", "note"))
-    for index, row in enumerate(_rows(table.drop_vars(["quantity", "value", "status", "note"]))):
+    stored = [grid for grid in _GRIDS if grid in table]  # files of an older version have fewer
+    grids = {_GRIDS[grid][0]: table[grid].to_numpy() for grid in stored}
+    for index, row in enumerate(_rows(table.drop_vars(["quantity", *stored]))):
         values = {
-            name: Quantity(float(value[index, k]), str(status[index, k]), str(note[index, k]))
+            name: Quantity(**_typed({key: grid[index, k] for key, grid in grids.items()}, Quantity))
             for k, name in enumerate(names)
-            if status[index, k]
+            if grids["status"][index, k]
         }
         damped = {float(delta): (Quantity(*one), Quantity(*two)) for delta, one, two in json.loads(row.pop("damped"))}
         yield _measured(ConditionNumbers, row, {"values": values, "damped": damped})
@@ -248,8 +257,10 @@ def _restored(value: Any, declared: str) -> Any:
     value = json.loads(value) if isinstance(value, str) else value
     if declared.startswith("tuple[Check"):
         return tuple(Check(**check) for check in value)
+    if declared == "float | None":
+        return None if value is None or math.isnan(value) else float(value)
     if declared.startswith("tuple["):
-        return tuple(value)
+        return None if value is None else tuple(value)
     return float(value) if declared == "float" else value
 
 
