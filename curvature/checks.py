@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import SelfCheckError
+from curvature.norms import vector_norms
 from curvature.records import Check
 
 __all__ = ["Testimony", "Witness", "same_form", "self_checks"]
@@ -108,7 +109,7 @@ def self_checks(
     vectors /= torch.linalg.vector_norm(vectors, dim=0)
     block = torch.cat([vectors, vectors[:, :1] - 2 * vectors[:, 1:2]], dim=1)
     images = multiply(block)
-    size = float(torch.linalg.vector_norm(images, dim=0).max())
+    size = float(vector_norms(images, 0).max())
     form = vectors.T @ images[:, :_COLUMNS]
     # A random unit vector has a share 1 / sqrt(D) of its image along another one.
     scale = max(float(form.abs().max()), size / dim**0.5)
@@ -130,7 +131,7 @@ def self_checks(
         ),
         required(
             "linearity",
-            torch.linalg.vector_norm(images[:, -1] - images[:, 0] + 2 * images[:, 1]),
+            vector_norms(images[:, -1] - images[:, 0] + 2 * images[:, 1], 0),
             rounding,
             "The products do not belong to one matrix: something in the model or the loss changes between calls.",
         ),

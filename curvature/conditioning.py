@@ -23,6 +23,7 @@ PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
 GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
 DAMPING = 1e-6  # of the mean eigenvalue, for the damped sphericities
 _DAMPING_DECADES = range(7)
+_GAP = 1e3  # between the last eigenvalue that counts and the first that does not, where no formula gives the rank
 
 
 def condition_numbers(
@@ -31,7 +32,8 @@ def condition_numbers(
     r"""Summarize a spectrum; eigenvalues $l_1 \ge l_2 \ge \dots$, $r$ the rank, $d$ the dimension.
 
     ======================  ======================================================================================
-    ``kappa_rank``          $l_1 / l_r$: a lower bound where $l_r$ is below the noise floor; not a headline
+    ``kappa_rank``          $l_1 / l_r$: a lower bound where $l_r$ is below the noise floor, or where $r$ was counted by
+                            a threshold and no gap of 1000 marks where the spectrum ends; not a headline
     ``kappa_50, 80, 95``    $l_1 / l_{\lceil p r \rceil}$ (headline)
     ``gd_time``             steps $t$ of gradient descent at rate $1/l_1$ until
                             $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ falls to ``accuracy`` times its value at 0,
@@ -65,7 +67,7 @@ def condition_numbers(
         nothing = Quantity(math.nan, "undefined", "the matrix is zero")
         values = dict.fromkeys(("kappa_rank", *(f"kappa_{p}" for p in PERCENTS)), nothing)
     elif definite:
-        values["kappa_rank"] = _ratio(sizes, len(sizes), spectrum)
+        values["kappa_rank"] = _whole_ratio(sizes, spectrum)
         values |= {f"kappa_{p}": _ratio(sizes, _percentile(p, len(sizes)), spectrum) for p in PERCENTS}
         if spectrum.gradient_weights is not None:
             values["gd_time"] = _gd_time(spectrum, accuracy)
@@ -220,6 +222,25 @@ def _ratio(sizes: np.ndarray, position: int, spectrum: Spectrum) -> Quantity:
     )
 
 
+def _whole_ratio(sizes: np.ndarray, spectrum: Spectrum) -> Quantity:
+    """``l_1 / l_r``; where rounding cut the spectrum off, there may be more of it below."""
+    found, doubt = _ratio(sizes, len(sizes), spectrum), _open_end(sizes, spectrum)
+    return Quantity(found.value, "lower_bound", doubt) if doubt and found.status == "resolved" else found
+
+
+def _open_end(sizes: np.ndarray, spectrum: Spectrum) -> str:
+    """Say why a rank that a threshold counted may be too small; nothing where a formula or a gap fixes it."""
+    if not spectrum.rank_rule.startswith("threshold") or len(sizes) == spectrum.dim:
+        return ""
+    beyond = float(np.sort(np.abs(spectrum.eigenvalues))[-len(sizes) - 1])
+    if sizes[-1] >= max(_GAP * beyond, 10 * spectrum.noise_floor):
+        return ""
+    return (
+        f"no gap below eigenvalue {len(sizes)} ({sizes[-1]:.1e}, the next {beyond:.1e}): the rank was counted by a "
+        "threshold, and smaller eigenvalues may be lost in rounding"
+    )
+
+
 def _gd_time(spectrum: Spectrum, accuracy: float) -> Quantity:
     """Steps for the modes above the noise floor; unresolved where the modes below it could change the answer."""
     above = spectrum.eigenvalues > spectrum.noise_floor
@@ -261,8 +282,10 @@ def _gd_time(spectrum: Spectrum, accuracy: float) -> Quantity:
 
 
 def _on_rank_spread(sizes: np.ndarray, spectrum: Spectrum) -> dict[str, Quantity]:
-    resolved = bool(sizes[-1] > spectrum.noise_floor)
-    if not resolved:
+    resolved, doubt = bool(sizes[-1] > spectrum.noise_floor), _open_end(sizes, spectrum)
+    if resolved and doubt:
+        note, kept, status = doubt, sizes, "unresolved"
+    elif not resolved:
         note = f"{int((sizes <= spectrum.noise_floor).sum())} of {len(sizes)} eigenvalues are below the noise floor"
         kept = sizes[sizes > 0]
         status = "unresolved"

@@ -279,6 +279,7 @@ def test_restarts_in_a_small_basis_find_the_same(ends, block_size, generator):
         tolerance=1e-8,
         block_size=block_size,
         max_basis=24,
+        checks=False,
         generator=generator,
     )
     expected = descending(matrix)
