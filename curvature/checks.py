@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from curvature.errors import SelfCheckError
-from curvature.norms import vector_norms
 from curvature.records import Check
 
 __all__ = ["Testimony", "Witness", "same_form", "self_checks"]
@@ -77,6 +76,7 @@ def self_checks(
     like: Tensor,
     *,
     positive_semidefinite: bool = False,
+    cancelled: float = 0.0,
     witnesses: Sequence[Witness] = (),
 ) -> tuple[Check, ...]:
     r"""Check products ``V -> A V``; every check in the result has passed.
@@ -90,7 +90,9 @@ def self_checks(
                             not agree with each other, nothing is compared and the note says so
     ======================  ===================================================================================
 
-    ``like`` gives precision and device. The vectors are always the same, so that a check can be repeated.
+    ``like`` gives precision and device. ``cancelled`` is the length of the mean that was taken out of the columns of
+    the factor of a covariance: rounding is relative to it times the root of the norm, where that is more than the norm.
+    The vectors are always the same, so that a check can be repeated.
 
     Raises
     ------
@@ -109,11 +111,13 @@ def self_checks(
     vectors /= torch.linalg.vector_norm(vectors, dim=0)
     block = torch.cat([vectors, vectors[:, :1] - 2 * vectors[:, 1:2]], dim=1)
     images = multiply(block)
-    size = float(vector_norms(images, 0).max())
+    largest = float(images.abs().max())  # squares neither overflow nor vanish
+    size = largest * float(torch.linalg.vector_norm(images / largest, dim=0).max()) if largest > 0 else 0.0
     form = vectors.T @ images[:, :_COLUMNS]
     # A random unit vector has a share 1 / sqrt(D) of its image along another one.
     scale = max(float(form.abs().max()), size / dim**0.5)
-    rounding = 100 * eps
+    amplified = max(1.0, cancelled / size**0.5) if size > 0 else 1.0
+    rounding = 100 * eps * amplified
 
     def relative(difference: Tensor | float, to: float) -> float:
         difference = float(difference)
@@ -126,19 +130,19 @@ def self_checks(
         required(
             "repetition",
             (multiply(block) - images).abs().max(),
-            10 * eps,
+            10 * eps * amplified,
             "The same product gave two results: something in the model or the loss is random, or keeps a state.",
         ),
         required(
             "linearity",
-            vector_norms(images[:, -1] - images[:, 0] + 2 * images[:, 1], 0),
+            (images[:, -1] - images[:, 0] + 2 * images[:, 1]).abs().max(),
             rounding,
             "The products do not belong to one matrix: something in the model or the loss changes between calls.",
         ),
     ]
     # Before symmetry: where a second derivative is wrong, finite differences know more about the cause.
     for witness in witnesses:
-        check = _agreement(witness, vectors[:, :2], form[:2, :2], scale, eps, relative)
+        check = _agreement(witness, vectors[:, :2], form[:2, :2], scale, eps * amplified, relative)
         found.append(_required(name, check, witness.blame))
     found.append(
         required(

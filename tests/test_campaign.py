@@ -45,7 +45,8 @@ Solvers
 
 22. ``eigenvalues_and_vectors_are_within_lapacks_own_threshold``;
     ``test_spectrum::dense_eigenvalues_are_within_rounding_of_the_norm``
-23. ``no_budget_of_steps_makes_ghosts_of_outliers``; ``test_krylov::outliers_have_no_ghosts``
+23. ``no_budget_of_steps_makes_ghosts_of_outliers``, ``bases_stay_orthogonal_to_rounding``;
+    ``test_krylov::outliers_have_no_ghosts``
 24. ``a_wrong_set_is_never_marked_complete``; ``test_krylov::cluster_of_relative_width_7e_5_is_complete``,
     ``test_estimators::a_double_eigenvalue_at_either_end_is_missed_by_one_vector_and_found_by_two``
 25. ``residual_and_kato_temple_intervals_hold_in_eighteen_thousand_cases``;
@@ -93,7 +94,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, sem, t
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
@@ -101,6 +102,7 @@ from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_par
 import curvature as cv
 from curvature import lapack
 from curvature.certificates import kato_temple, lanczos_slack, spectral_bounds
+from curvature.estimators.intervals import mean_interval
 from curvature.krylov import lanczos
 from curvature.matrices import MATRICES
 
@@ -912,6 +914,33 @@ def test_single_precision_never_claims_a_condition_number_beyond_its_digits():
     assert number.value == pytest.approx(1e3, rel=1e-2)
 
 
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_bases_stay_orthogonal_to_rounding(block_size):
+    """What the products are asked with is the basis itself: no vector of it may lean on another.
+
+    The spectrum is graded, so that residuals are short beside their images and one pass of Gram-Schmidt leaves a part
+    of them behind.
+    """
+    values = np.concatenate([10.0 ** -np.arange(12.0), np.geomspace(1e-13, 1e-14, 28)])
+    matrix, asked = with_spectrum(values, 11), []
+
+    def matmat(block):
+        asked.append(block.clone())
+        return matrix @ block
+
+    operator = cv.SymmetricOperator("matrix", 40, matmat, torch.float64, torch.device("cpu"))
+    lanczos(operator, normal(1, 40, 1), 12)
+    kept = torch.cat(asked, dim=1)
+    assert float((kept.T @ kept - torch.eye(kept.shape[1], dtype=torch.float64)).abs().max()) < 1e-13
+    asked.clear()
+    cv.extremal_eigenvalues(
+        operator, num_largest=4, tolerance=1e-15, block_size=block_size, checks=False, generator=seeded(2)
+    )
+    kept = torch.cat(asked, dim=1)
+    assert kept.shape[1] >= 12
+    assert float((kept.T @ kept - torch.eye(kept.shape[1], dtype=torch.float64)).abs().max()) < 1e-13
+
+
 # -------------------------------------------------------------------------------------------------- degenerate matrices
 
 DEGENERATE = {
@@ -993,6 +1022,16 @@ def test_every_method_is_right_on_degenerate_matrices_at_extreme_scales(name, sc
 
 
 # --------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_interval_of_even_samples_is_students_with_one_degree_of_freedom_less():
+    """Symmetric samples have no skewness to correct: Student's interval, lengthened by ``1 + 3 / n``."""
+    for count in (8, 12, 30):
+        samples = np.linspace(-1, 1, count) + 5
+        low, high = mean_interval(samples)
+        student = t.interval(0.95, count - 1, loc=5, scale=sem(samples))
+        assert np.allclose(np.array([low, high]) - 5, (np.array(student) - 5) * (1 + 3 / count), rtol=1e-9)
+
 
 SPECTRA = {
     "flat": np.linspace(0.9, 1.1, 100),
