@@ -719,6 +719,16 @@ def test_mutations_can_still_be_planted(mutation):
         assert not name or f"def {name}(" in (ROOT / file).read_text(), test
 
 
+# The first counterexample will do: to find the simplest one takes most of the time.
+UNSHRUNK = """
+from hypothesis import Phase, settings
+
+def pytest_configure():
+    settings.register_profile("planted", parent=settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("planted")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=identifiers())
 def test_mutation_turns_its_tests_red(mutation, tmp_path):
@@ -727,9 +737,10 @@ def test_mutation_turns_its_tests_red(mutation, tmp_path):
     text = planted.read_text()
     assert text.count(mutation.source) == 1
     planted.write_text(text.replace(mutation.source, mutation.replacement))
+    (tmp_path / "unshrunk.py").write_text(UNSHRUNK)
     # Tests of the repository against the copy, whose place comes first; doctests are the copy's own.
     tests = [str((tmp_path if test.startswith("curvature") else ROOT) / test) for test in mutation.tests]
-    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "unshrunk", "-c", str(ROOT / "pyproject.toml")]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, f"--rootdir={ROOT}", "-o", f"pythonpath={tmp_path}", *tests],
         cwd=tmp_path,
