@@ -62,8 +62,8 @@ def kato_temple(
     """
     low, high = values - below, above - values
     with np.errstate(divide="ignore", invalid="ignore"):
-        up = np.where(low > 0, residuals**2 / low, np.inf)
-        down = np.where(high > 0, residuals**2 / high, np.inf)
+        up = np.where(low > 0, residuals * (residuals / low), np.inf)
+        down = np.where(high > 0, residuals * (residuals / high), np.inf)
     return values - np.minimum(residuals, down), values + np.minimum(residuals, up)
 
 
@@ -78,7 +78,7 @@ def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> 
     tiny = np.finfo(float).tiny
     for step in range(1, diagonal.shape[1]):
         pivot = np.where(np.abs(pivot) < tiny, tiny, pivot)
-        coupling = off_diagonal[:, step - 1] ** 2 / pivot
+        coupling = off_diagonal[:, step - 1] * (off_diagonal[:, step - 1] / pivot)  # a square might overflow
         changed[:, step] = node + coupling
         pivot = diagonal[:, step] - node - coupling
     changed[:, :-1] = diagonal[:, :-1]

@@ -7,6 +7,7 @@ specific to a network.
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch import Tensor
 from curvature.certificates import FAILURE, spectral_bounds
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
 from curvature.lapack import inertia
+from curvature.norms import vector_norms
 from curvature.operators import SymmetricOperator, ensure_memory
 from curvature.records import ExtremalEigenvalues, SpectralDensity
 
@@ -58,7 +60,7 @@ def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tu
         basis[:, step] = vectors
         residual = (operator @ vectors.T).T
         diagonal[:, step] = (vectors * residual).sum(dim=1)
-        scale = torch.maximum(scale, torch.linalg.vector_norm(residual, dim=1))
+        scale = torch.maximum(scale, vector_norms(residual, 1))
         if step + 1 == num_matvecs:
             break
         span = basis[:, : step + 1]
@@ -68,11 +70,11 @@ def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tu
         if step:
             residual -= off_diagonal[:, step - 1, None] * basis[:, step - 1]
         for _ in range(3):
-            before = torch.linalg.vector_norm(residual, dim=1)
+            before = vector_norms(residual, 1)
             residual = residual - _projected(span, residual)
-            if (torch.linalg.vector_norm(residual, dim=1) > 0.7 * before).all():
+            if (vector_norms(residual, 1) > 0.7 * before).all():
                 break
-        length = torch.linalg.vector_norm(residual, dim=1)
+        length = vector_norms(residual, 1)
         alive = length > dim * torch.finfo(operator.dtype).eps * scale
         off_diagonal[:, step] = torch.where(alive, length, 0)
         vectors = torch.where(alive[:, None], residual / torch.where(alive, length, 1)[:, None], 0)
@@ -230,7 +232,7 @@ def extremal_eigenvalues(
         image = (operator @ block.T).T
         images[size : size + width] = image
         products += width
-        scale = max(scale, float(torch.linalg.vector_norm(image, dim=1).max()))
+        scale = max(scale, float(vector_norms(image, 1).max()))
         span = basis[: size + width]
         inner = image @ span.T
         image = image - inner @ span
@@ -261,7 +263,7 @@ def extremal_eigenvalues(
         residuals = (
             values.new_zeros(size)
             if exhausted or invariant
-            else torch.linalg.vector_norm(coupling.cpu() @ vectors[size - width :], dim=0)
+            else vector_norms(coupling.cpu() @ vectors[size - width :], 0)
         )
         bounds = _bounds(values.numpy(), residuals.numpy())
         largest = float(values.abs().max())
@@ -297,9 +299,13 @@ def extremal_eigenvalues(
         tolerance,
         products,
     )
-    record = replace(
-        record, num_steps=steps, ritz_range=extremes, complete="the whole space" if exhausted else "not checked"
-    )
+    record = replace(record, num_steps=steps, ritz_range=extremes)
+    if exhausted:
+        # Nothing is unseen but the Ritz values that were not asked for.
+        rest = np.delete(values.numpy(), chosen)
+        radius = math.hypot(*residuals.numpy()) + record.noise_floor
+        unseen = (float(rest[0]) - radius, float(rest[-1]) + radius) if len(rest) else (math.inf, -math.inf)
+        record = replace(record, complete="the whole space", unseen=unseen)
     if verify and not exhausted:
         record = _verified(operator, record, vectors[:, chosen].T.to(basis) @ basis[:size], values.numpy(), generator)
     return replace(record, checks=passed, seconds=time.perf_counter() - started)
@@ -322,7 +328,7 @@ def _new_start(span: Tensor, width: int, generator: torch.Generator) -> Tensor:
 def _next_block(image: Tensor, span: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """Orthonormal rows that continue the basis, and ``R`` with ``image = R^T block``; empty if nothing is left."""
     if len(image) == 1:
-        length = torch.linalg.vector_norm(image)
+        length = vector_norms(image, 1)[0]
         if length <= threshold:
             return image[:0], image.new_zeros(0, 1)
         return image / length, length.reshape(1, 1)
@@ -361,7 +367,7 @@ def _bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
     gap[1:] = np.minimum(gap[1:], values[1:] - np.maximum.accumulate(high)[:-1])
     gap[:-1] = np.minimum(gap[:-1], np.minimum.accumulate(low[::-1])[::-1][1:] - values[:-1])
     with np.errstate(divide="ignore", invalid="ignore"):
-        quadratic = np.where(gap > 0, residuals**2 / gap, np.inf)
+        quadratic = np.where(gap > 0, residuals * (residuals / gap), np.inf)  # a square might overflow
     return np.minimum(residuals, quadratic)
 
 
@@ -380,7 +386,7 @@ def _ritz_record(
 ) -> ExtremalEigenvalues:
     """Residuals are computed from the products themselves: what the recursion says can drift."""
     weights, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)
-    residuals = torch.linalg.vector_norm(weights @ images - theta[:, None] * (weights @ basis), dim=1).cpu().numpy()
+    residuals = vector_norms(weights @ images - theta[:, None] * (weights @ basis), 1).cpu().numpy()
     every = np.abs(values.numpy())
     tighter = estimates.copy()  # the gap also depends on values that were not asked for
     tighter[chosen] = residuals
@@ -408,7 +414,7 @@ def _verified(
 ) -> ExtremalEigenvalues:
     """Count what lies beyond the values found, or look for it from a second start; ``ritz`` are rows, ``(k, D)``."""
     # As many eigenvalues as Ritz vectors, copies counted, lie within this of the Ritz values (Kahan 1967).
-    radius = float(np.linalg.norm(found.residuals)) + found.noise_floor
+    radius = math.hypot(*found.residuals) + found.noise_floor
     known = operator.kept is not None or operator.dense_form is not None
     if known and operator.dim <= _INERTIA_DIM:
         matrix = operator.entries().double().cpu().numpy()

@@ -9,6 +9,7 @@ wider band than its own driver takes, which costs a fifth more time).
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from typing import Any
 
@@ -43,8 +44,10 @@ def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
     bounds its Frobenius norm, so no eigenvalue farther than it from ``shift`` is on the wrong side (Weyl).
     About $n^3$ operations and four matrices.
     """
-    shifted = matrix.astype(np.float64)
-    shifted[np.diag_indices(len(shifted))] -= shift
+    # Entries of ordinary size, exactly: sums of their squares must neither overflow nor vanish.
+    scale = math.ldexp(1.0, math.frexp(max(float(np.abs(matrix).max()), abs(shift)))[1])
+    shifted = matrix.astype(np.float64) / scale
+    shifted[np.diag_indices(len(shifted))] -= shift / scale
     lower, blocks, _ = ldl(shifted, check_finite=False)
     signs = np.linalg.eigvalsh(_pairs(blocks))
     eps = np.finfo(np.float64).eps
@@ -52,7 +55,7 @@ def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
     product = lower @ blocks
     error = float(np.linalg.norm(product @ lower.T - shifted))
     error += len(shifted) * eps * float(np.linalg.norm(product) * np.linalg.norm(lower))
-    return int((signs < 0).sum()), int((signs > 0).sum()), float(error)
+    return int((signs < 0).sum()), int((signs > 0).sum()), scale * float(error)
 
 
 def _pairs(blocks: np.ndarray) -> np.ndarray:

@@ -643,7 +643,7 @@ class ExtremalEigenvalues:
         if not (self.certified or self.complete == "checked by a second start"):
             return values - self.error_bounds, values + self.error_bounds
         # Orthonormal Ritz vectors: each value has its own eigenvalue within the norm of all residuals (Kahan 1967).
-        radius = float(np.linalg.norm(self.residuals)) + self.noise_floor
+        radius = math.hypot(*self.residuals) + self.noise_floor
         bottom = len(self.smallest)
         below = np.concatenate([[-math.inf], values[:-1] + radius])
         above = np.concatenate([values[1:] - radius, [math.inf]])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < certificates lapack < layout provenance records < checks < operators < parameterization losses"
-    " < problem < differences layers structured krylov < estimators spectra < nullspace < zoo matrices < conditioning <"
-    " planning preconditioners < steps noise < evidence training < study < figures < report < loading < cli"
+    "_version errors < certificates lapack norms < layout provenance records < checks < operators <"
+    " parameterization losses < problem < differences layers structured krylov < estimators spectra < nullspace <"
+    " zoo matrices < conditioning < planning preconditioners < steps noise < evidence training < study < figures <"
+    " report < loading < cli"
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}
 MATRIX_WING = {
@@ -23,6 +24,7 @@ MATRIX_WING = {
     "spectra",
     "conditioning",
     "lapack",
+    "norms",
     "planning",
 }
 # A record opens these rooms when it is asked to draw or to summarize itself; nothing is imported before that.

@@ -50,9 +50,9 @@ def trace(
         ``"auto"``: exact where the entries are kept, there is a factor, ``D`` is within the budget, or the dense form
         is known and ``D`` at most 4096; else ``"xnystrace"`` for a semidefinite matrix and ``"xtrace"`` for others.
     num_products
-        Budget. XTrace is exact for a rank below half of it, XNysTrace below all of it (their intervals close one rank
-        later, since the jackknife does without one vector), Hutch++ for a rank of a third. XNysTrace spends at most
-        ``D / 2``.
+        Budget; one of ``D`` products or more buys the exact value instead (but by ``"hutchinson"``). XTrace is exact
+        for a rank below half of it, XNysTrace below all of it (their intervals close one rank later, since the
+        jackknife does without one vector), Hutch++ for a rank of a third. XNysTrace spends at most ``D / 2``.
     generator
         Source of the probes, drawn on the CPU; needed unless the value is exact.
 
@@ -85,6 +85,8 @@ def trace(
         rounding = rounding_units(operator) * float(entries.abs().sum())
         return estimate(operator, "trace", value, value - rounding, value + rounding, method, products, started)
     demand(method, num_products, {"hutchinson": 8, "hutch++": 24, "xtrace": 12, "xnystrace": 6}[method], generator)
+    if method != "hutchinson" and operator.dim <= num_products:  # a basis of the range would be the whole space
+        return trace(operator, method="exact")
     third = num_products // 3
     if method == "hutchinson":
         samples, scale = _hutchinson(operator, _signs(operator.dim, num_products, generator))
@@ -138,11 +140,15 @@ def diagonal(
         value = entries.cpu().numpy()
         return estimate(operator, "diagonal", value, value - rounding, value + rounding, method, products, started)
     demand(method, num_products, 8 if method == "hutchinson" else 12, generator)
+    if method == "xdiag" and operator.dim <= num_products:  # a basis of the range would be the whole space
+        return diagonal(operator, method="exact")
     if method == "hutchinson":
         spent = count = num_products
         probes = _signs(operator.dim, count, generator).to(operator.device)
         samples = probes * _product(operator, probes)
-        mean, error, scale = samples.mean(dim=1), samples.std(dim=1) / count**0.5, float(samples.abs().max())
+        scale = float(samples.abs().max())
+        samples = samples / (scale or 1.0)  # squares of the entries may vanish or overflow
+        mean, error = (scale * part for part in (samples.mean(dim=1), samples.std(dim=1) / count**0.5))
     else:
         count = num_products // 2
         spent = 2 * count
@@ -240,8 +246,9 @@ def _xnystrace_samples(r: Tensor, h: Tensor, g: Tensor, dim: int) -> Tensor:
 def _xdiag(operator: SymmetricOperator, probes: Tensor) -> tuple[Tensor, Tensor, float]:
     """Mean of the leave-one-out diagonals, its jackknife error and the scale of rounding."""
     images = _product(operator, probes)
-    basis, r = torch.linalg.qr(images)
-    image = _product(operator, basis)
+    scale = float(images.abs().max())
+    basis, r = torch.linalg.qr(images / (scale or 1.0))  # squares of the entries may vanish or overflow
+    image = _product(operator, basis) / (scale or 1.0)
     probes = probes.to(basis)
     mean = _xdiag_mean(probes, basis, image, r)
     total, squares = torch.zeros_like(mean), torch.zeros_like(mean)
@@ -249,7 +256,7 @@ def _xdiag(operator: SymmetricOperator, probes: Tensor) -> tuple[Tensor, Tensor,
         q, less = torch.linalg.qr(r[:, kept])
         change = _xdiag_mean(probes[:, kept], basis @ q, image @ q, less) - mean
         total, squares = total + change, squares + change**2
-    return mean, (squares - total**2 / len(r)).clamp(min=0).sqrt(), float(images.abs().max())
+    return scale * mean, scale * (squares - total**2 / len(r)).clamp(min=0).sqrt(), scale
 
 
 def _xdiag_mean(probes: Tensor, basis: Tensor, image: Tensor, r: Tensor) -> Tensor:
