@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < certificates lapack < layout provenance records < checks < operators < parameterization losses"
-    " < problem < differences layers structured krylov < estimators spectra < nullspace < zoo matrices < conditioning <"
-    " planning preconditioners < steps noise < evidence training < study < figures < report < loading < cli"
+    "_version errors < arithmetic certificates lapack < layout provenance records < checks < operators < "
+    "parameterization losses < problem < differences layers structured krylov < estimators spectra < nullspace < zoo "
+    "matrices < conditioning < planning preconditioners < steps noise < evidence training < study < figures < report < "
+    "loading < cli"
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}
 MATRIX_WING = {
