@@ -89,7 +89,7 @@ def common_type(module: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dty
     for name, tensor in tensors.items():
         if tensor.is_complex():
             raise InputError(f"parameter {name!r} is complex; only real parameters are supported.")
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise InputError(f"parameter {name!r} contains NaN or infinity.")
     kinds = {tensor.dtype for tensor in tensors.values()}
     if dtype is None and len(kinds) > 1:
