@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 
 from curvature.checks import Testimony, Witness
+from curvature.errors import SelfCheckError
 from curvature.parameterization import Chart
 from curvature.problem import Problem
+from curvature.problem.behaviour import graph_nodes
 
 __all__ = ["gradient_witness", "output_witness"]
 
 _DIFFERENCE_ERROR = 1e-8  # relative, of a squared difference quotient of ordinary size
 _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
+_LEAP = 1e-3  # of the outputs, over the shortest step
 # Nodes of a graph whose own backward is wrong, or is missing; the name in the graph, and what to tell a user.
 _SUSPECTS = {
     "WeightNormInterfaceBackward": "torch._weight_norm is in the graph, whose double backward is wrong (write "
@@ -45,6 +48,9 @@ def gradient_witness(problem: Problem, chart: Chart | None = None) -> Witness:
 
     def testify(block: Tensor, shrink: float) -> Testimony:
         slopes, rounding, roughness = _central(gradient, point, block, shrink)
+        if roughness > 0 and shrink == _SHRINKS[-1]:  # a kink may be; a jump of the outputs is no kink
+            to_weights = (lambda weights: weights) if chart is None else chart.to_weights
+            _central(lambda at: problem.outputs(to_weights(at)), point, block, shrink, continuous=True)
         form = block.T @ slopes
         return Testimony(
             0.5 * (form + form.T), rounding * float(torch.linalg.vector_norm(block, dim=0).max()), roughness
@@ -71,7 +77,11 @@ def output_witness(
     def testify(block: Tensor, shrink: float) -> Testimony:
         at = problem.outputs()
         slopes, rounding, roughness = _central(
-            lambda weights: problem.outputs(weights).reshape(-1), problem.weights, block, shrink
+            lambda weights: problem.outputs(weights).reshape(-1),
+            problem.weights,
+            block,
+            shrink,
+            continuous=shrink == _SHRINKS[-1],
         )
         tangents = slopes.reshape(len(at), -1, block.shape[1])
 
@@ -103,9 +113,12 @@ def output_witness(
 
 
 def _central(
-    function: Callable[[Tensor], Tensor], point: Tensor, block: Tensor, shrink: float
+    function: Callable[[Tensor], Tensor], point: Tensor, block: Tensor, shrink: float, *, continuous: bool = False
 ) -> tuple[Tensor, float, float]:
-    """Derivatives along each column, their rounding, and by how much one-sided differences disagree, relatively."""
+    """Derivatives along each column, their rounding, and by how much one-sided differences disagree, relatively.
+
+    With ``continuous``, a function whose values jump is an error.
+    """
     eps = torch.finfo(point.dtype).eps
     length = shrink * eps ** (1 / 3) * max(1.0, float(torch.linalg.vector_norm(point)))
     # Smooth functions do not need it: their first step agrees.
@@ -123,6 +136,12 @@ def _central(
         if at is not None:
             jump = max(jump, float(torch.linalg.vector_norm(ahead - 2 * at + behind)))
         change = max(change, float(torch.linalg.vector_norm(ahead - behind)))
+    if continuous and jump > _LEAP * largest:
+        raise SelfCheckError(
+            f"the model is discontinuous at this point: a step of {length:.0e} in the weights moves its outputs by "
+            f"{jump / largest:.0e} (relative), so there is no derivative. Look for rounding, signs, comparisons or "
+            "integer casts of weights in its layers."
+        )
     rounding = 4 * eps * largest / length
     return torch.stack(slopes, dim=1), rounding, jump / change if change > 0 else 0.0
 
@@ -135,14 +154,7 @@ def _tolerance(point: Tensor) -> float:
 def _suspects(problem: Problem) -> str:
     """Say what in the graph is known to have a wrong second derivative, or none."""
     _, _, loss = problem._chunk_loss(slice(0, 1))
-    seen, waiting, found = set(), [loss.grad_fn], []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found += [words for name, words in _SUSPECTS.items() if name in type(node).__name__]
-        waiting += [parent for parent, _ in node.next_functions]
+    found = [words for node in graph_nodes(loss) for name, words in _SUSPECTS.items() if name in type(node).__name__]
     known = "; ".join(dict.fromkeys(found))
     return "What autograd computes is not the derivative of the gradient: " + (
         f"{known}." if known else "a layer or the loss has a wrong double backward; replace or freeze it."

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.certificates import FAILURE, spectral_bounds
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
 from curvature.lapack import inertia
@@ -90,6 +91,7 @@ def _projected(span: Tensor, vectors: Tensor) -> Tensor:
     return torch.from_numpy(np.matmul(inner.transpose(0, 2, 1), rows)[:, 0])
 
 
+@full_precision()
 def spectral_density(
     operator: SymmetricOperator, *, num_matvecs: int, num_probes: int, generator: torch.Generator, checks: bool = True
 ) -> SpectralDensity:
@@ -153,6 +155,7 @@ def spectral_density(
     )
 
 
+@full_precision()
 @_in_one_pool
 def extremal_eigenvalues(
     operator: SymmetricOperator,
@@ -489,6 +492,7 @@ def _second_start(
     return torch.linalg.eigvalsh(small).numpy(), room if used < steps else used, steps + 1
 
 
+@full_precision()
 @_in_one_pool
 def conjugate_gradients(
     operator: SymmetricOperator,

@@ -13,6 +13,7 @@ curvature is ``C / 2`` times as large.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ __all__ = [
     "Loss",
     "MeanSquaredError",
     "PerExample",
+    "refuse_other_reduction",
     "resolve_loss",
 ]
 
@@ -449,6 +451,35 @@ LOSSES: dict[str, type[Loss]] = {
     "mse": MeanSquaredError,
     "half-squared-error": HalfSquaredError,
 }
+
+
+def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensor) -> None:
+    """Refuse a user's function that, given all examples at once, is neither the mean nor the sum over single ones.
+
+    Such a function (class weights, ignored targets, a denominator of its own) was written for batches, and its mean
+    over examples is another loss. A function that takes one example only passes; :class:`PerExample`, built by the
+    user, declares that it is meant so.
+    """
+    if len(outputs) < 2:
+        return
+    each = loss.terms(outputs, targets)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # shapes that PyTorch warns about are no batches for this function
+            together = torch.as_tensor(loss.function(outputs.clone(), targets.clone()))
+    except Exception:  # anything may come out of a user's function; it does not take batches
+        return
+    if together.numel() != 1 or not torch.isfinite(each).all():
+        return
+    near = 1e4 * torch.finfo(outputs.dtype).eps * float(each.abs().sum())
+    if any(abs(float(together) - float(own)) <= near for own in (each.mean(), each.sum())):
+        return
+    raise InputError(
+        f"the loss {loss.name!r} of all {len(each)} examples at once is {float(together):.6g}, the mean of its values "
+        f"for single examples {float(each.mean()):.6g}, their sum {float(each.sum()):.6g}: it is called with one "
+        "example at a time, so what it divides by in a batch (class weights, ignored targets) is lost. Use "
+        "CrossEntropy(weight=..., ignore_index=...), or PerExample(function) if it is meant for single examples."
+    )
 
 
 def resolve_loss(loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor]) -> Loss:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from curvature import structured
+from curvature.arithmetic import full_precision
 from curvature.checks import Witness, same_form
 from curvature.differences import gradient_witness, output_witness
 from curvature.errors import ConfigurationError, CurvatureError, SelfCheckError
@@ -54,6 +55,7 @@ _BATCHED_COLUMNS = 8  # in one vectorized backward pass; more leave the cache (m
 _KEPT_CHUNKS = 4  # graphs of so many chunks of examples are kept between products
 
 
+@full_precision()
 def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     r"""Hessian $\nabla^2 L$ of the mean loss in the weights. Indefinite in general.
 
@@ -98,6 +100,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     )
 
 
+@full_precision()
 def ggn(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     r"""Generalized Gauss-Newton matrix $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$.
 
@@ -118,6 +121,7 @@ def ggn(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     )
 
 
+@full_precision()
 def fisher(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     """Fisher information: exact expectation over the model's own labels, never the data's.
 
@@ -141,6 +145,7 @@ def fisher(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     )
 
 
+@full_precision()
 def monte_carlo_fisher(
     problem: Problem, num_samples: int, generator: torch.Generator, *, method: str = "auto"
 ) -> SymmetricOperator:
@@ -162,6 +167,7 @@ def monte_carlo_fisher(
     return replace(of_drawn(problem, method=method), details={"num_samples": num_samples})
 
 
+@full_precision()
 def empirical_fisher(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     r"""Second moment $\sum_n \alpha_n g_n g_n^T$ of the per-example gradients at the data's labels, uncentred.
 
@@ -170,6 +176,7 @@ def empirical_fisher(problem: Problem, *, method: str = "auto") -> SymmetricOper
     return _output_space(problem, "empirical_fisher", method, empirical_fisher, factor=_gradient_factor(problem))
 
 
+@full_precision()
 def gradient_covariance(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     r"""Centred covariance $\sum_n \alpha_n (g_n - \bar g)(g_n - \bar g)^T$ of the per-example gradients.
 
@@ -222,6 +229,7 @@ MATRICES: dict[str, Callable[..., SymmetricOperator]] = {
 }
 
 
+@full_precision()
 def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
     r"""Write a weight-space matrix in the coordinates of a chart at the same point; exact.
 
@@ -232,6 +240,7 @@ def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricO
     return _move(operator, chart, False)
 
 
+@full_precision()
 def effective(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
     r"""The chart's curvature without its structural zeros: $K^{1/2} A K^{1/2}$ on the weights, ``P x P``.
 
@@ -403,12 +412,13 @@ def _not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], blo
 
     start, stop = 0, problem.num_examples
     try:
+        problem.gradient()  # where that is not finite, it knows best
         while stop - start > 1:
             half = (start + stop) // 2
             start, stop = (start, half) if not torch.isfinite(product(start, half)).all() else (half, stop)
         rows = problem.unflatten(product(start, stop)[:, 0])
-    except CurvatureError as error:  # the gradient of a part is not finite either, and says where
-        return f"{error} (example {start} or later)"
+    except CurvatureError as error:
+        return str(error)
     where = [name for name, part in rows.items() if not torch.isfinite(part).all()]
     if not where:
         return "each example alone is finite: a sum overflows. Scale the loss down."

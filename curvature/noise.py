@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.conditioning import sphericity
 from curvature.layers import trace_layers
 from curvature.layout import Entry
@@ -36,6 +37,7 @@ def mean_cosine(dim: int) -> float:
     return math.exp(math.lgamma(dim / 2) - math.lgamma((dim + 1) / 2)) / math.sqrt(math.pi)
 
 
+@full_precision()
 def alignments(
     problem: Problem, *, generator: torch.Generator, covariance: SymmetricOperator | None = None
 ) -> tuple[Alignment, ...]:
@@ -71,6 +73,7 @@ def alignments(
     return tuple(found)
 
 
+@full_precision()
 def whitening(
     problem: Problem, *, generator: torch.Generator, covariance: SymmetricOperator | None = None
 ) -> tuple[Whitening, ...]:

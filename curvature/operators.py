@@ -14,6 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.checks import Witness, same_form, self_checks
 from curvature.errors import ConfigurationError, InputError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.layout import Layout
@@ -170,6 +171,7 @@ class SymmetricOperator:
     def _by_products(self) -> Witness:
         return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES)
 
+    @full_precision()
     def _checked(self, multiply: Callable[[Tensor], Tensor], witnesses: tuple[Witness, ...]) -> tuple[Check, ...]:
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         with self.one_pool():
@@ -198,6 +200,7 @@ class SymmetricOperator:
         return f"SymmetricOperator({self.name}, {self.dim} x {self.dim}, chart={self.chart!r}, gauge={self.gauge!r})"
 
     @classmethod
+    @full_precision()
     def from_dense(cls, matrix: Tensor, *, name: str = "matrix", **about: Any) -> SymmetricOperator:
         """Wrap a symmetric ``(D, D)`` tensor; asymmetry beyond rounding is an error.
 
@@ -219,6 +222,7 @@ class SymmetricOperator:
             **about,
         )
 
+    @full_precision()
     def __matmul__(self, block: Tensor) -> Tensor:
         """Multiply a vector ``(D,)`` or a block of columns ``(D, K)``."""
         if not isinstance(block, Tensor):
@@ -239,9 +243,14 @@ class SymmetricOperator:
             parts = [self.matmat(part) for part in columns.split(at_once, dim=1)]
             product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             if not torch.isfinite(product).all():
-                words = "look at the model at this point." if self.blame is None else self.blame(columns)
-                raise NonFiniteError(f"a product with {self.name} is NaN or infinite; {words}")
+                raise NonFiniteError(f"a product with {self.name} is NaN or infinite; {self.culprit(columns)}")
         return product[:, 0] if block.ndim == 1 else product
+
+    def culprit(self, block: Tensor | None = None) -> str:
+        """Say where NaN or infinity comes from that a product with ``block`` has, or else one with ones."""
+        if self.blame is None:
+            return "look at the model and the data at this point."
+        return self.blame(torch.ones(self.dim, 1, dtype=self.dtype, device=self.device) if block is None else block)
 
     @contextmanager
     def one_pool(self) -> Iterator[None]:
@@ -272,6 +281,7 @@ class SymmetricOperator:
         """Memory of a product with ``num_columns`` columns, the columns and their images not included."""
         return self.work.product_bytes + min(num_columns * self.work.column_bytes, _PRODUCT_BYTES)
 
+    @full_precision()
     def dense(self) -> Tensor:
         """All entries, ``(D, D)``, exactly symmetric.
 
@@ -281,7 +291,10 @@ class SymmetricOperator:
         ensure_memory(self.dense_bytes, f"the dense {self.name} ({self.dim} x {self.dim})", self.device)
         if self.dense_form is not None:
             with self.one_pool():
-                return symmetrized(self.dense_form(), self.name)
+                try:
+                    return symmetrized(self.dense_form(), self.name)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{self.name} has NaN or infinite entries; {self.culprit()}") from error
         columns = []
         for start in range(0, self.dim, _COLUMNS_AT_ONCE):
             width = min(_COLUMNS_AT_ONCE, self.dim - start)
@@ -290,6 +303,7 @@ class SymmetricOperator:
             columns.append(self @ identity)
         return symmetrized(torch.cat(columns, dim=1), self.name)
 
+    @full_precision()
     def materialized(self) -> SymmetricOperator:
         """The same matrix with its entries computed now and kept: many charts, blocks or products follow cheaply."""
         matrix = self.dense()
@@ -315,6 +329,7 @@ class SymmetricOperator:
         """
         return self._gram()[0]
 
+    @full_precision()
     def _gram(self) -> tuple[Tensor, float]:
         """Gram matrix, and what its rounding is relative to where that is larger than its norm."""
         if self.factor_blocks is None:

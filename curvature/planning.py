@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError, ResourceError
 from curvature.krylov import default_basis
 from curvature.operators import USABLE, SymmetricOperator, free_memory, memory_words
@@ -110,6 +111,7 @@ class Plan:
         )
 
 
+@full_precision()
 def plan(
     operator: SymmetricOperator,
     wanted: str = "spectrum",
@@ -272,6 +274,7 @@ def summary(made: Sequence[Plan]) -> str:
 # -------------------------------------------------------------------------------------------------------------- speeds
 
 
+@full_precision()
 def pilot(dtype: torch.dtype = torch.float64, device: torch.device | None = None) -> Rates:
     """Measure how fast matrix products and eigenvalues are here, in about a tenth of a second; remembered.
 

@@ -22,6 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError
 from curvature.layers import trace_layers
 from curvature.matrices import fisher as fisher_matrix
@@ -42,6 +43,7 @@ def absolute_damping(fisher: SymmetricOperator | Tensor, damping: float) -> floa
     return damping * float(matrix.trace()) / len(matrix)
 
 
+@full_precision()
 def preconditioner(
     problem: Problem, kind: str, *, damping: float = 1e-3, fisher: SymmetricOperator | None = None
 ) -> LinearChart:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from curvature import lapack
-from curvature.errors import ConfigurationError, NonFiniteError, ResourceError, SelfCheckError
+from curvature.arithmetic import full_precision
+from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.operators import USABLE, SymmetricOperator, ensure_memory, free_memory, memory_words
 from curvature.records import Check, Inertia, Spectrum
 
@@ -38,6 +40,7 @@ _SPARE, _SUMS = 50, 8  # in so many more sums of columns than it may have rank, 
 _FLOOR, _SHARE, _SINGULAR_SHARE = 10, 1 / 12, 1 / 3
 
 
+@full_precision()
 def spectrum(
     operator: SymmetricOperator,
     *,
@@ -129,7 +132,8 @@ def spectrum(
     try:
         if method == "gram":
             passed = operator.checks if checks else ()
-            values, scale = _by_gram(operator)
+            values, scale, retried = _by_gram(operator)
+            passed = (*passed, *retried)
         elif method == "factor":
             values, weights, passed, again = _by_factor(operator, slope, checks)
         else:
@@ -215,6 +219,7 @@ def refusal(operator: SymmetricOperator, needed: float, allowed: float) -> str:
     )
 
 
+@full_precision()
 def inertia(operator: SymmetricOperator, shift: float = 0.0) -> Inertia:
     r"""Count the eigenvalues on each side of ``shift`` without computing any: Sylvester's law on the entries.
 
@@ -247,7 +252,8 @@ def inertia(operator: SymmetricOperator, shift: float = 0.0) -> Inertia:
     )
 
 
-_Found = tuple[np.ndarray, np.ndarray | None, tuple[Check, ...]]
+_Checks = tuple[Check, ...]
+_Found = tuple[np.ndarray, np.ndarray | None, _Checks]
 
 
 def _dense(operator: SymmetricOperator, slope: Tensor | None, checks: bool) -> _Found:
@@ -258,16 +264,33 @@ def _dense(operator: SymmetricOperator, slope: Tensor | None, checks: bool) -> _
         passed = operator.checks_of(lambda block: matrix @ block)
     trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
     if slope is None:
-        values, weights = eigenvalues_of(matrix), None
+        (values, retried), weights = _converged(eigenvalues_of, matrix, operator), None
     else:
-        values, vectors = _eigenvectors(matrix)
+        (values, vectors), retried = _converged(_eigenvectors, matrix, operator)
         weights = (vectors.T @ slope.cpu().numpy()) ** 2
     eps = torch.finfo(operator.dtype).eps
     if abs(values.sum() - trace) > 100 * len(values) * eps * size:
         raise SelfCheckError(
             f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
         )
-    return values, weights, passed
+    return values, weights, (*passed, *retried)
+
+
+def _converged(decompose: Callable[[Tensor], Any], matrix: Tensor, operator: SymmetricOperator) -> tuple[Any, _Checks]:
+    """LAPACK on a matrix; where it fails in float32 once more in float64, which a check records."""
+    try:
+        return decompose(matrix), ()
+    except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+        if matrix.dtype != torch.float32:
+            raise ConvergenceError(
+                f"LAPACK did not decompose {operator.name} ({operator.dim} x {operator.dim}, {operator.chart}) in "
+                f"{matrix.dtype}: {error}. Look at the scales of the model and the data, or take the ends of the "
+                "spectrum (curvature.extremal_eigenvalues)."
+            ) from error
+        again, _ = _converged(decompose, matrix.double(), operator)
+        return again, (
+            Check("decomposition in float32", 1.0, math.inf, f"failed and made in float64 instead: {error}"),
+        )
 
 
 def eigenvalues_of(matrix: Tensor) -> np.ndarray:
@@ -287,12 +310,13 @@ def _eigenvectors(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
 def _by_factor(
     operator: SymmetricOperator, slope: Tensor | None, checks: bool
 ) -> tuple[*_Found, Callable[[], np.ndarray]]:
-    short = _short_factor(operator.factor_blocks(), operator.dim)  # (r, D), A = short^T short
+    short = _short_factor(operator)  # (r, D), A = short^T short
     passed = operator.checks_of(lambda block: short.T @ (short @ block)) if checks else ()
     if slope is None:
-        singular, weights = torch.linalg.svdvals(short), None
+        (singular, retried), weights = _converged(torch.linalg.svdvals, short, operator), None
     else:
-        _, singular, right = torch.linalg.svd(short, full_matrices=False)
+        (_, singular, right), retried = _converged(_singular_vectors, short, operator)
+        slope = slope.to(right)
         inside = right @ slope
         weights = np.zeros(operator.dim, dtype=inside.cpu().numpy().dtype)
         weights[operator.dim - len(inside) :] = (inside**2).cpu().numpy()[::-1]
@@ -301,28 +325,32 @@ def _by_factor(
             weights[0] = float(((slope - right.T @ inside) ** 2).sum())
     values = np.zeros(operator.dim, dtype=singular.cpu().numpy().dtype)
     values[operator.dim - len(singular) :] = (singular.cpu().numpy() ** 2)[::-1]
-    return values, weights, passed, lambda: torch.linalg.svdvals(short.flip(0, 1)).cpu().numpy() ** 2
+    return values, weights, (*passed, *retried), lambda: torch.linalg.svdvals(short.flip(0, 1)).cpu().numpy() ** 2
 
 
-def _by_gram(operator: SymmetricOperator) -> tuple[np.ndarray, float]:
+def _singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.linalg.svd(matrix, full_matrices=False)
+
+
+def _by_gram(operator: SymmetricOperator) -> tuple[np.ndarray, float, _Checks]:
     matrix, scale = operator._gram()
-    found = eigenvalues_of(matrix)
+    found, retried = _converged(eigenvalues_of, matrix, operator)
     values = np.zeros(operator.dim, dtype=found.dtype)
     values[operator.dim - len(found) :] = found
-    return np.sort(values), scale
+    return np.sort(values), scale, retried
 
 
-def _short_factor(blocks: Iterator[Tensor], dim: int) -> Tensor:
+def _short_factor(operator: SymmetricOperator) -> Tensor:
     """Stack ``B^T``, reduced by QR to at most ``dim`` rows whenever it grows past twice that."""
     held: list[Tensor] = []
-    for block in blocks:
+    for block in operator.factor_blocks():
         held.append(block.T)
-        if sum(len(part) for part in held) > 2 * dim:
+        if sum(len(part) for part in held) > 2 * operator.dim:
             held = [torch.linalg.qr(torch.cat(held), mode="r").R]
     stacked = torch.cat(held)
     if not torch.isfinite(stacked).all():
-        raise NonFiniteError("the factor has NaN or infinite entries; look at the model and the data at this point.")
-    return torch.linalg.qr(stacked, mode="r").R if len(stacked) > dim else stacked
+        raise NonFiniteError(f"the factor of {operator.name} has NaN or infinite entries; {operator.culprit()}")
+    return torch.linalg.qr(stacked, mode="r").R if len(stacked) > operator.dim else stacked
 
 
 def _record(

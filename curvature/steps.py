@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.matrices import fisher as fisher_matrix
 from curvature.matrices import gradient_covariance
@@ -47,12 +48,14 @@ _UNIFORM_STARTS = (0.01, 0.1, 1.0, 10.0, 100.0)  # stretches from which one numb
 _MAX_EVALUATIONS = 60  # of one search, each an eigendecomposition
 
 
+@full_precision()
 def chart_step(problem: Problem, chart: Parameterization) -> Tensor:
     r"""The gradient step of a chart, pushed forward to the weights: $-K \nabla L$, ``(P,)``, at unit learning rate."""
     at = chart.at(problem.layout, problem.weights)
     return -at.metric(problem.gradient()[:, None])[:, 0]
 
 
+@full_precision()
 def natural_gradient_step(
     problem: Problem, *, damping: float, block: str = "all", fisher: SymmetricOperator | None = None
 ) -> Tensor:
@@ -78,6 +81,7 @@ def natural_gradient_step(
     return step
 
 
+@full_precision()
 def efficiency(
     problem: Problem,
     chart: Parameterization,
@@ -119,6 +123,7 @@ def efficiency(
     return compare_charts(problem, [chart], dampings=(damping,), fisher=fisher)[0]
 
 
+@full_precision()
 def compare_charts(
     problem: Problem,
     charts: Sequence[Parameterization] | None = None,
@@ -205,6 +210,7 @@ class Controls:
         return top_directions(self.problem, self._covariance)
 
 
+@full_precision()
 def control_charts(
     problem: Problem,
     *,
@@ -236,6 +242,7 @@ def control_charts(
     return charts + [controls.preconditioners.chart(kind, damping) for kind in kinds]
 
 
+@full_precision()
 def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | None = None) -> float:
     r"""The one stretch $\|v\|/|g|$ for all neurons that maximizes the efficiency: how much the gauge could do at all.
 
@@ -263,6 +270,7 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: Tensor | No
     return best**-0.5
 
 
+@full_precision()
 def best_stretches(
     problem: Problem,
     *,
@@ -441,6 +449,7 @@ def _least_kappa(problem: Problem, groups: _Groups, matrix: Tensor, position: in
     return best[1]
 
 
+@full_precision()
 def top_directions(problem: Problem, covariance: SymmetricOperator | None = None) -> dict[str, Tensor]:
     """Top eigenvector of each neuron's gradient covariance, shaped like the normalized weights."""
     matrix = (covariance or gradient_covariance(problem)).entries()

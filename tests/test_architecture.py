@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < certificates lapack norms < layout provenance records < checks < operators <"
+    "_version errors < arithmetic certificates lapack norms < layout provenance records < checks < operators <"
     " parameterization losses < problem < differences layers structured krylov < estimators spectra < nullspace <"
     " zoo matrices < conditioning < planning preconditioners < steps noise < evidence training < study < figures <"
     " report < loading < cli"

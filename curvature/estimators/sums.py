@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.certificates import gauss_radau
 from curvature.errors import ConfigurationError, NotDefinedError, SelfCheckError
 from curvature.estimators.intervals import (
@@ -37,6 +38,7 @@ _FIRST_STEPS = 16
 _AT_ONCE = 2**28  # numbers in the Lanczos bases of one group of probes
 
 
+@full_precision()
 def log_determinant(
     operator: SymmetricOperator,
     damping: float,
@@ -71,6 +73,7 @@ def log_determinant(
     )
 
 
+@full_precision()
 def spectral_sum(
     operator: SymmetricOperator,
     function: str | float | Callable[[np.ndarray], np.ndarray],

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.errors import NonFiniteError, SelfCheckError
 from curvature.estimators.intervals import (
     CHEAP_DIM,
@@ -29,6 +30,7 @@ TRACE_METHODS = ("auto", "exact", "hutchinson", "hutch++", "xtrace", "xnystrace"
 DIAGONAL_METHODS = ("auto", "exact", "hutchinson", "xdiag")
 
 
+@full_precision()
 def trace(
     operator: SymmetricOperator,
     *,
@@ -113,6 +115,7 @@ def trace(
     )
 
 
+@full_precision()
 def diagonal(
     operator: SymmetricOperator,
     *,

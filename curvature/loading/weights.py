@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -88,8 +89,23 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
         hint = " The model is weight-normalized, the weights are not: use the plain model."
         plain_file = any(_normalized_name(name) for name in missing) and not any(map(_normalized_name, renamed))
         raise InputError(f"the weights do not fit the model: {'; '.join(problems)}." + (hint if plain_file else ""))
+    _refuse_broken_ties(wanted, renamed)
     model.load_state_dict(renamed, strict=True)
     return model
+
+
+def _refuse_broken_ties(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse different values for names that are one tensor in the model, of which PyTorch would keep the last."""
+    first: dict[tuple, str] = {}
+    for name, value in wanted.items():
+        if not isinstance(value, Tensor) or not value.numel():
+            continue
+        other = first.setdefault((value.data_ptr(), tuple(value.shape), value.stride()), name)
+        if not torch.equal(tensors[name], tensors[other].to(tensors[name])):
+            raise InputError(
+                f"{other} and {name} are one tensor in the model (tied), but two different ones in the file: the file "
+                "belongs to a model that does not tie them."
+            )
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

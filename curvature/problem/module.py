@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.parametrizations import _OrthMaps, _Orthogonal, _SpectralNorm, _WeightNorm
+from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry
 from curvature.parameterization import Parameterization, Standard, WeightNorm
+from curvature.problem.behaviour import where_of
 
 __all__ = ["common_type", "refuse_module", "unwrap"]
 
@@ -30,15 +32,22 @@ _NORMALIZABLE = (
 
 
 def refuse_module(module: nn.Module) -> None:
-    """Refuse, by layer, what would make the matrix meaningless: random or batch-coupled layers, TorchScript."""
+    """Refuse, by layer, what would make the matrix meaningless: random, batch-coupled or moving layers, TorchScript."""
     if not isinstance(module, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, got {type(module).__name__}.")
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError("TorchScript modules cannot be differentiated twice here; pass the original nn.Module.")
     for name, layer in module.named_modules():
-        where = f"layer {name!r} ({type(layer).__name__})" if name else f"the module ({type(layer).__name__})"
+        where = where_of(name, layer)
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             raise InputError(f"{where} is not initialized yet: run the model once on an input.")
+        _refuse_parametrization(name, layer)
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None:
+            raise InputError(
+                f"{where} has no running statistics (track_running_stats=False): it normalizes by the batch in "
+                "evaluation mode too, so the loss is not a mean over examples. Use LayerNorm or GroupNorm, or batch "
+                "norm with running statistics in evaluation mode."
+            )
         if not layer.training:
             continue
         dropping = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
@@ -54,19 +63,34 @@ def refuse_module(module: nn.Module) -> None:
             raise InputError(f"{where} would update its running statistics: call model.eval() first.")
 
 
+def _refuse_parametrization(name: str, layer: nn.Module) -> None:
+    """Refuse parametrizations whose value moves when they are computed, or that are no smooth function."""
+    of = f"layer {name.split('.parametrizations.')[0].removeprefix('parametrizations.')!r}"
+    legacy = any(isinstance(hook, LegacySpectralNorm) for hook in layer._forward_pre_hooks.values())
+    if layer.training and (legacy or (isinstance(layer, _SpectralNorm) and hasattr(layer, "_u"))):
+        raise InputError(
+            f"spectral_norm of {of} is in training mode, where each pass moves its estimate of the largest singular "
+            "value, so that there is no one function to differentiate: call model.eval() first (the singular vectors "
+            "then stay as they are)."
+        )
+    if isinstance(layer, _Orthogonal) and layer.orthogonal_map == _OrthMaps.householder:
+        raise InputError(
+            f"orthogonal of {of} uses Householder reflections, which PyTorch multiplies by rounded signs: it jumps at "
+            "every point that it is initialized to. Use orthogonal_map='matrix_exp' or 'cayley'."
+        )
+
+
 def common_type(module: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dtype, torch.device]:
     """Precision to compute in and the one device of the module; refuses complex, non-finite or scattered parameters."""
     tensors = dict(module.named_parameters())
     if not tensors:
         raise InputError("the module has no parameters: there is nothing to differentiate.")
+    device = _common_device(module)
     for name, tensor in tensors.items():
         if tensor.is_complex():
             raise InputError(f"parameter {name!r} is complex; only real parameters are supported.")
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise InputError(f"parameter {name!r} contains NaN or infinity.")
-    devices = {tensor.device for tensor in [*tensors.values(), *module.buffers()]}
-    if len(devices) > 1:
-        raise InputError(f"the module lies on several devices ({', '.join(map(str, devices))}): move it to one.")
     kinds = {tensor.dtype for tensor in tensors.values()}
     if dtype is None and len(kinds) > 1:
         raise InputError(
@@ -77,7 +101,20 @@ def common_type(module: nn.Module, dtype: torch.dtype | None) -> tuple[torch.dty
         raise ConfigurationError(
             f"dtype must be torch.float64 or torch.float32, got {chosen}: curvature needs the digits."
         )
-    return chosen, devices.pop()
+    return chosen, device
+
+
+def _common_device(module: nn.Module) -> torch.device:
+    places: dict[torch.device, list[str]] = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        places.setdefault(tensor.device, []).append(name)
+    most = max(places, key=lambda device: len(places[device]))
+    others = "; ".join(f"{', '.join(names)} on {device}" for device, names in places.items() if device != most)
+    if others:
+        raise InputError(f"the module lies on several devices: most of it on {most}, {others}. Move it to one.")
+    if most.type == "meta":
+        raise InputError("the module lies on the meta device, where tensors hold no numbers: load its weights first.")
+    return most
 
 
 @dataclass(frozen=True)
@@ -128,7 +165,11 @@ def unwrap(
 ) -> tuple[nn.Module, list[Entry], dict[str, Tensor], dict[str, str], list[str], Parameterization]:
     """Copy the module, replace weight-normalized parameters by effective weights, list what is trainable."""
     normalized = _find_weight_norm(module)
-    model = _private_copy(module).to(dtype)
+    wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+    # Not Module.to, which casts complex buffers to real ones.
+    model = _private_copy(module)._apply(
+        lambda t: t.to(dtype) if t.is_floating_point() else t.to(wide) if t.is_complex() else t
+    )
     owners: dict[int, _Normalized] = {}
     aliases: dict[str, str] = {}
     for found in normalized:

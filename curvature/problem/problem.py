@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from curvature.errors import ConfigurationError, InputError, NonFiniteError, SelfCheckError
+from curvature.arithmetic import full_precision
+from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
-from curvature.losses import Loss, resolve_loss
+from curvature.losses import Loss, PerExample, refuse_other_reduction, resolve_loss
 from curvature.parameterization import Parameterization, Standard
+from curvature.problem.behaviour import untouched_generators
 from curvature.problem.data import as_type, materialize, refuse_non_finite
 from curvature.problem.module import common_type, refuse_module, unwrap
+from curvature.problem.trial import checked_outputs, differentiated_once
 
 __all__ = ["Problem"]
 
@@ -46,6 +51,12 @@ class Problem:
         Names of parameters left out (``requires_grad=False``), and of those the loss does not depend on.
     chunk_size
         Examples evaluated at once; results do not depend on it beyond rounding.
+    written
+        Names of buffers that ``forward`` writes into (counters, running statistics): every pass starts from the values
+        that they came with.
+    attends
+        Whether the model uses PyTorch's fused attention, which is then computed by the kernel that has a second
+        derivative.
     """
 
     model: nn.Module = field(repr=False)
@@ -61,6 +72,8 @@ class Problem:
     unused: tuple[str, ...]
     num_outputs: int
     chunk_size: int
+    written: tuple[str, ...] = ()
+    attends: bool = field(default=False, repr=False)
 
     @classmethod
     def from_module(
@@ -84,10 +97,11 @@ class Problem:
         loss
             ``"cross-entropy"``, ``"binary-cross-entropy"``, ``"mse"`` (PyTorch's convention), ``"half-squared-error"``,
             a ``torch.nn`` loss module, a :class:`~curvature.losses.Loss`, or a callable
-            ``loss(output, target) -> scalar`` for one example.
+            ``loss(output, target) -> scalar`` for one example. A callable that also takes all examples at once must
+            give their mean or sum there; else say ``PerExample(callable)``.
         data
-            ``(inputs, targets)``, a ``Dataset`` or a ``DataLoader`` of such pairs; read once, in order. A loader that
-            shuffles or drops examples is refused.
+            ``(inputs, targets)``, a ``Dataset`` or a ``DataLoader`` of such pairs; read once, in order. What shuffles,
+            drops or repeats examples, or draws random numbers while it is read, is refused.
         dtype
             Precision of a *copy* of the model and data; float64, since small eigenvalues need it. None keeps
             the module's own.
@@ -107,14 +121,14 @@ class Problem:
             if hasattr(module, "parameters")
             else []
         )
-        with torch.random.fork_rng(devices=cuda):
+        with full_precision(), untouched_generators(cuda):
             return cls._from_module(module, loss, data, dtype, chunk_size)
 
     @classmethod
     def _from_module(
         cls, module: nn.Module, loss: object, data: object, dtype: torch.dtype | None, chunk_size: int | None
     ) -> Problem:
-        loss = resolve_loss(loss)
+        declared, loss = isinstance(loss, Loss), resolve_loss(loss)
         refuse_module(module)
         if chunk_size is not None and chunk_size < 1:
             raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size}.")
@@ -132,8 +146,11 @@ class Problem:
         problem = cls(
             model, loss, inputs, targets, layout, weights, chart, 1.0, aliases, tuple(frozen), (), 1, len(inputs)
         )
-        outputs = problem._outputs_checked()
+        outputs, written = checked_outputs(problem)
+        problem = replace(problem, written=written)
         targets = loss.prepare(outputs, targets)
+        if isinstance(loss, PerExample) and not declared:
+            refuse_other_reduction(loss, outputs, targets)
         num_outputs = outputs[0].numel()
         if chunk_size is None:
             columns = max(1, num_outputs) * layout.dim * weights.element_size()
@@ -144,7 +161,8 @@ class Problem:
         problem = replace(
             problem, targets=targets, denominator=denominator, num_outputs=num_outputs, chunk_size=chunk_size
         )
-        return replace(problem, unused=problem._find_unused())
+        unused, attends = differentiated_once(problem)
+        return replace(problem, unused=unused, attends=attends)
 
     @property
     def dim(self) -> int:
@@ -174,6 +192,7 @@ class Problem:
         """Split a ``(P,)`` vector into named tensors."""
         return self.layout.unflatten(vector)
 
+    @full_precision()
     def at(self, weights: Tensor) -> Problem:
         """Move to other weights ``(P,)``: same model, loss and data; the chart becomes ``Standard()``."""
         if weights.shape != self.weights.shape:
@@ -182,43 +201,59 @@ class Problem:
             raise NonFiniteError("the weights contain NaN or infinity.")
         return replace(self, weights=weights.detach().clone().to(self.weights), chart=Standard())
 
+    @full_precision()
     def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs at other weights, flat or by name; differentiable in them."""
         named = self.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
         named |= {alias: named[original] for alias, original in self.aliases.items()}
-        # A module may write into its input in place; the data stay as they are.
-        return torch.func.functional_call(self.model, named, (inputs.clone(),))
+        named |= {name: self.model.get_buffer(name).clone() for name in self.written}
+        with ExitStack() as stack:
+            if self.attends:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.device.type != "cpu":
+                stack.enter_context(self.device)  # what forward makes itself lies where the model is
+            # A module may write into its input in place; the data stay as they are.
+            return torch.func.functional_call(self.model, named, (inputs.clone(),))
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the examples, at most ``chunk_size`` each."""
         for start in range(0, self.num_examples, self.chunk_size):
             yield slice(start, min(start + self.chunk_size, self.num_examples))
 
+    @full_precision()
     def outputs(self, weights: Tensor | None = None) -> Tensor:
         """Outputs for all examples, ``(N, ...)``, without a graph."""
         point = self.weights if weights is None else weights
         with torch.no_grad():
             return torch.cat([self.predict(point, self.inputs[where]) for where in self.chunks()])
 
+    @full_precision()
     def value(self, weights: Tensor | None = None) -> float:
         """The mean loss."""
         outputs = self.outputs(weights)
         return float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
 
+    @full_precision()
     def gradient(self, weights: Tensor | None = None) -> Tensor:
         """Gradient of the mean loss in the weights, ``(P,)``."""
         total = torch.zeros_like(self.weights)
         for where in self.chunks():
-            _, leaves, loss = self._chunk_loss(where, weights)
-            parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-            total += torch.cat([part.reshape(-1) for part in parts])
+            total += self._chunk_gradient(where, weights)
         if not torch.isfinite(total).all():
+            alone = (self._chunk_gradient(slice(n, n + 1), weights) for n in range(self.num_examples))
+            first = next((n for n, part in enumerate(alone) if not torch.isfinite(part).all()), None)
             raise NonFiniteError(
                 "the gradient is NaN or infinite in "
                 + ", ".join(n for n, part in self.unflatten(total).items() if not torch.isfinite(part).all())
+                + ("; each example alone is finite" if first is None else f", first for example {first}")
                 + "; look at the weights and the loss at this point."
             )
         return total
+
+    def _chunk_gradient(self, where: slice, weights: Tensor | None) -> Tensor:
+        _, leaves, loss = self._chunk_loss(where, weights)
+        parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts])
 
     def leaves(self, weights: Tensor | None = None) -> dict[str, Tensor]:
         """Fresh named tensors at the point that require gradients."""
@@ -233,48 +268,3 @@ class Problem:
         if not loss.requires_grad:
             raise InputError("the loss does not depend on any trainable parameter of the module.")
         return outputs, list(named.values()), loss
-
-    def _find_unused(self) -> tuple[str, ...]:
-        try:
-            _, leaves, loss = self._chunk_loss(slice(0, 1))
-            parts = torch.autograd.grad(loss, leaves, allow_unused=True)
-        except RuntimeError as error:
-            raise InputError(f"the model cannot be differentiated: {error}") from error
-        return tuple(entry.name for entry, part in zip(self.layout.entries, parts, strict=True) if part is None)
-
-    def _outputs_checked(self) -> Tensor:
-        """Outputs of the whole data; check that the model is a fixed function of one example."""
-        try:
-            with torch.no_grad():
-                first = self.predict(self.weights, self.inputs)
-                second = self.predict(self.weights, self.inputs)
-                parts = [self.predict(self.weights, self.inputs[:few]) for few in {1, max(1, self.num_examples // 2)}]
-        except Exception as error:  # anything may come out of a user's module
-            raise InputError(
-                f"the model failed on inputs of shape {tuple(self.inputs.shape)}: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(first, Tensor):
-            raise InputError(f"the model must return one tensor, it returns {type(first).__name__}.")
-        if first.ndim < 1 or len(first) != self.num_examples:
-            raise InputError(
-                f"the model must return one output per example ({self.num_examples} examples), got shape "
-                f"{tuple(first.shape)}."
-            )
-        if not torch.isfinite(first).all():
-            example = int((~torch.isfinite(first.flatten(1) if first.ndim > 1 else first[:, None])).any(1).nonzero()[0])
-            raise NonFiniteError(f"the model's output is NaN or infinite, first for example {example}.")
-        scale = first.abs().max()
-        tolerance = 1e3 * torch.finfo(first.dtype).eps * scale
-        if (difference := (first - second).abs().max()) > tolerance:
-            raise SelfCheckError(
-                f"the model is not deterministic: two passes over the same data differ by {difference / scale:.1e} "
-                "(relative). Something in it is random; call model.eval() or remove the noise."
-            )
-        for part in parts:
-            if (difference := (first[: len(part)] - part).abs().max()) > tolerance:
-                raise SelfCheckError(
-                    f"the output for an example depends on the other examples in its batch: {len(part)} of "
-                    f"{len(first)} alone differ by {difference / scale:.1e} (relative). A mean over examples needs a "
-                    "model that treats them one by one."
-                )
-        return first

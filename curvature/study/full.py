@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from curvature._version import __version__
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError
 from curvature.evidence import THRESHOLD, decomposition, verdicts
 from curvature.losses import Loss
@@ -90,6 +91,7 @@ class FullSettings:
         known_matrices(self.matrices)
 
 
+@full_precision()
 def run_full(
     build: Callable[[int], nn.Module],
     data: tuple[Tensor, Tensor],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError
 from curvature.evidence import THRESHOLD, decompositions, verdicts
 from curvature.losses import Loss
@@ -89,6 +90,7 @@ class CompareSettings:
         return {"init": 0, "early": max(1, self.epochs // 10), "late": self.epochs}
 
 
+@full_precision()
 def compare(
     problem: Problem,
     charts: Sequence[Parameterization] | None = None,
@@ -126,6 +128,7 @@ def compare(
     return found.study("compare", problem, {}, model="given model", data="given data")
 
 
+@full_precision()
 def run_compare(
     build: Callable[[int], nn.Module],
     data: tuple[Tensor, Tensor],

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from curvature.arithmetic import full_precision
 from curvature.krylov import extremal_eigenvalues, spectral_density
 from curvature.operators import USABLE, SymmetricOperator, blocks, free_memory
 from curvature.parameterization import Parameterization, Standard
@@ -27,6 +28,7 @@ from curvature.study.measuring import (
 __all__ = ["plan_spectrum", "run_spectrum"]
 
 
+@full_precision()
 def plan_spectrum(
     problem: Problem,
     *,
@@ -69,6 +71,7 @@ def plan_spectrum(
     return found
 
 
+@full_precision()
 def run_spectrum(
     problem: Problem,
     *,

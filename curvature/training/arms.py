@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError
 from curvature.parameterization import Placebo, ScaledStandard, Standard, WeightNorm
 from curvature.parameterization.rows import row_norms
@@ -98,6 +99,7 @@ class Arm:
         return METHODS[self.method](start)
 
 
+@full_precision()
 def start(problem: Problem, name: str, *, seed: int, batch_size: int | None = None) -> Start:
     """Give the module's own weights, or the paper's initialization by the first batch of this seed."""
     if name == "paper":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError, SelfCheckError
 from curvature.parameterization import Parameterization, Placebo, Standard, WeightNorm
 from curvature.problem import Problem
@@ -102,6 +103,7 @@ class Trajectory:
     checks: tuple[Check, ...] = field(repr=False)
 
 
+@full_precision()
 def trajectories(
     problem: Problem,
     arms: Sequence[Arm] = DEFAULT_ARMS,

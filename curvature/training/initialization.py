@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.errors import InputError
 from curvature.parameterization.rows import PAPER_SCALE, row_norms
 from curvature.problem import Problem
@@ -43,6 +44,7 @@ class Start:
     g: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
 
+@full_precision()
 def paper_start(problem: Problem, *, seed: int, batch_size: int | None = None) -> Start:
     r"""Initialize by data: $v \sim N(0, 0.05^2)$, then $g$ and $b$ layer by layer from one batch.
 

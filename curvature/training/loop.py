@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.parameterization import Parameterization
 from curvature.problem import Problem
@@ -62,6 +63,7 @@ class Run:
         return self
 
 
+@full_precision()
 @torch.no_grad()
 def train(
     problem: Problem,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError
 from curvature.problem import Problem
 from curvature.records import LearningRateSweep
@@ -16,6 +17,7 @@ from curvature.training.trainable import Trainable
 __all__ = ["tune_learning_rate"]
 
 
+@full_precision()
 def tune_learning_rate(
     problem: Problem,
     begin: Callable[[], Trainable],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError, NonFiniteError
+from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
 from curvature.parameterization import Chart, FrozenBatchNorm, Parameterization, Standard
 from curvature.preconditioners import preconditioner
 from curvature.problem import Problem
@@ -168,7 +167,7 @@ class Whitened(Trainable):
         weights = self.chart.to_weights(coordinates)  # around the weights of the last refresh
         try:
             return preconditioner(self.problem.at(weights), "prong", damping=self.damping)
-        except torch.linalg.LinAlgError as error:
+        except ConvergenceError as error:
             raise NonFiniteError(f"the second moment of a layer's inputs cannot be decomposed: {error}") from error
 
     def refresh(self, coordinates: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""The arithmetic that every number here is computed in, whatever the caller has switched on.
+
+Inference mode, autocast, a default device and the reduced precisions of float32 products (TF32, bfloat16) change
+numbers, or take derivatives away, without a word. They are off while this package computes, and as before afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from curvature.errors import ConvergenceError
+
+__all__ = ["full_precision"]
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute as in a fresh process: no inference mode, no autocast, no TF32, factories on the CPU.
+
+    Also a decorator. What was on is restored, also after an exception; entering it again costs microseconds. A failure
+    of LAPACK that nobody mended leaves as a :class:`~curvature.errors.ConvergenceError`.
+    """
+    with ExitStack() as restored:
+        if torch.is_inference_mode_enabled():
+            restored.enter_context(torch.inference_mode(mode=False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                restored.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            restored.enter_context(torch.device("cpu"))
+        if _reduces_float32():
+            restored.enter_context(_full_float32())
+        try:
+            yield
+        except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
+            raise ConvergenceError(
+                f"LAPACK failed: {error}. In float32, compute in float64 (dtype=torch.float64); in float64, look at "
+                "the scales of the model and the data, and at the damping."
+            ) from error
+
+
+def _switches() -> list[Any]:
+    """Places of torch's precision switches for float32 products; none in torch before 2.9, which has others."""
+    if not hasattr(torch.backends.cudnn, "conv"):
+        return []
+    on_cpu, cudnn = torch.backends.mkldnn, torch.backends.cudnn
+    found = [on_cpu.matmul, on_cpu.conv, on_cpu.rnn]
+    # cuDNN's are on by default, and harmless where there is no GPU at work.
+    return [*found, torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn] if torch.cuda.is_initialized() else found
+
+
+def _older_switch() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to answer where its old and new switches disagree; the new ones hold
+        return "highest"
+
+
+def _reduces_float32() -> bool:
+    if _older_switch() != "highest" or any(place.fp32_precision not in ("none", "ieee") for place in _switches()):
+        return True
+    return not _switches() and torch.cuda.is_initialized() and torch.backends.cudnn.allow_tf32
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    places, older = _switches(), _older_switch()
+    kept, cudnn = [place.fp32_precision for place in places], not places and torch.backends.cudnn.allow_tf32
+    if older != "highest":
+        torch.set_float32_matmul_precision("highest")
+    if cudnn:
+        torch.backends.cudnn.allow_tf32 = False
+    for place in places:
+        if place.fp32_precision not in ("none", "ieee"):
+            place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if older != "highest":
+            torch.set_float32_matmul_precision(older)
+        if cudnn:
+            torch.backends.cudnn.allow_tf32 = True
+        for place, before in zip(places, kept, strict=True):
+            if place.fp32_precision != before:
+                place.fp32_precision = "none"  # inherits from the switch above it, which may be where it was set
+            if place.fp32_precision != before:
+                place.fp32_precision = before
