@@ -171,7 +171,7 @@ def load_study(directory: str | Path) -> Study:
         return read_result(directory / "result.nc", config, provenance)
     except Exception as error:  # the readers fail in many ways on what is not their own
         raise ConfigurationError(
-            f"{_shown(directory)} cannot be read as a run: {_said(error)}. Take a copy that is whole, or repeat the run."
+            f"{_shown(directory)} cannot be read as a run: {_said(error)}. Take a whole copy, or repeat the run."
         ) from error
 
 
