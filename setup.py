@@ -15,14 +15,17 @@ REQUIRES = [
     "scipy",
     "matplotlib",
     "scikit-learn",
+    "joblib",
     "typer",
     "rich",
     "pydantic>=2",
+    "pandas",
     "xarray>=2024.10",  # the first with DataTree
     "h5netcdf",
     "h5py",  # h5netcdf 1.8 no longer brings it
     "safetensors",
     "jinja2",
+    "markupsafe",
     "psutil",
     "threadpoolctl",
     "tqdm",
@@ -31,7 +34,7 @@ REQUIRES = [
 
 EXTRAS = {
     "notebooks": ["ipykernel", "nbclient", "jupytext"],
-    "scale": ["joblib", "dask[distributed]", "submitit"],
+    "scale": ["dask[distributed]", "submitit"],
     # Oracles and benchmark peers, never needed at run time. BackPACK declares torchvision (0.28.0 goes with
     # torch 2.13.0) and imports it in its examples only. hessian-eigenthings has pre-releases only, so name one.
     "peers": [

@@ -88,8 +88,10 @@ def hash_tensors(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in named:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        # Through bytes, since numpy has no bfloat16; -0.0 and 0.0 differ, as they do in a quotient.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        # Through bytes, since numpy has no bfloat16; -0.0 and 0.0 differ, as they do in a quotient. A copy, since a
+        # column with one entry counts as contiguous and keeps a stride that is not one.
+        values = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+        digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "wine",
 ]
 
+_MOST_ROWS = 10**7  # of a made table: more would fill the memory before anything is measured
 _ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU, "identity": nn.Identity}
 
 
@@ -84,8 +86,8 @@ def housing(num_examples: int | None = None, *, seed: int = 0) -> tuple[Tensor, 
     """
     generator = torch.Generator().manual_seed(seed)
     count = 2000 if num_examples is None else num_examples
-    if count < 2:
-        raise ConfigurationError(f"num_examples must be at least 2, got {num_examples}.")
+    if not 2 <= count <= _MOST_ROWS:
+        raise ConfigurationError(f"num_examples must be between 2 and {_MOST_ROWS}, got {num_examples}.")
 
     def normal() -> Tensor:
         return torch.randn(count, generator=generator, dtype=torch.float64)
@@ -117,8 +119,9 @@ def mlp(
     >>> sum(p.numel() for p in mlp((4, 3, 2)).parameters())
     23
     """
-    if len(widths) < 2 or any(int(width) < 1 for width in widths):
-        raise ConfigurationError(f"widths must list at least inputs and outputs, all positive, got {tuple(widths)}.")
+    _refuse_sizes(widths, "widths")
+    if len(widths) < 2:
+        raise ConfigurationError(f"widths must list at least inputs and outputs, got {tuple(widths)}.")
     layers: list[nn.Module] = []
     with _seeded(seed):
         for fan_in, fan_out in pairwise(widths):
@@ -130,6 +133,7 @@ def cnn(
     channels: Sequence[int] = (4, 8), *, activation: str = "tanh", seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> nn.Sequential:
     """Small convolutional network for ``(N, 1, 8, 8)`` digits: 3 x 3 convolutions, stride 2, then one linear layer."""
+    _refuse_sizes(channels, "channels")
     layers: list[nn.Module] = []
     with _seeded(seed):
         sizes = (1, *channels)
@@ -212,12 +216,15 @@ def two_layer_linear(
 
 
 def _digits_mlp(widths: Sequence[int] = (16,), activation: str = "tanh", seed: int = 0) -> nn.Module:
+    _refuse_sizes(widths, "widths")
     return mlp((64, *widths, 10), activation=activation, seed=seed)
 
 
 def _mlp(
     inputs: int, outputs: int, widths: Sequence[int] = (16,), activation: str = "tanh", seed: int = 0
 ) -> nn.Module:
+    _refuse_sizes(widths, "widths")
+    _refuse_sizes((inputs, outputs), "inputs and outputs")
     return mlp((inputs, *widths, outputs), activation=activation, seed=seed)
 
 
@@ -244,8 +251,15 @@ def _refuse_count(num_examples: int | None, count: int) -> None:
         raise ConfigurationError(f"num_examples must be between 1 and {count}, got {num_examples}.")
 
 
+def _refuse_sizes(sizes: Sequence[int], what: str) -> None:
+    """Refuse what is no list of sizes before torch does, whose words would be about something else."""
+    whole = isinstance(sizes, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
+    if not whole or any(n < 1 for n in sizes):
+        raise ConfigurationError(f"{what} must be positive whole numbers, got {sizes!r}.")
+
+
 def _activation(name: str) -> nn.Module:
-    if name not in _ACTIVATIONS:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise ConfigurationError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {name!r}.")
     return _ACTIVATIONS[name]()
 

@@ -13,7 +13,7 @@ import typer
 from curvature._version import __version__
 from curvature.cli import options as o
 from curvature.cli.execution import execute
-from curvature.cli.terminal import Terminal
+from curvature.cli.terminal import Terminal, printable
 from curvature.errors import CurvatureError, ExitCode
 
 __all__ = ["EXIT_WORDS", "app", "main"]
@@ -72,7 +72,7 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except (KeyboardInterrupt, Exception) as error:
             if options["debug"]:
-                traceback.print_exc(file=sys.stderr)
+                sys.stderr.write(printable(traceback.format_exc()))
             message, code = _explain(error)
             Terminal().error(message)
             raise typer.Exit(int(code)) from None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
 
 from curvature.errors import ConfigurationError
 
@@ -27,6 +27,13 @@ MATRICES = {
     "empirical-fisher": "empirical_fisher",
     "gradient-covariance": "gradient_covariance",
 }
+
+_MAX_TOML = 2**20  # bytes; a configuration has some hundreds
+_SHOWN = 100  # characters of a wrong value in a message
+
+# Ceilings keep a slip of the keyboard from filling the memory with seeds, or the machine with threads.
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Workers = Annotated[int, Field(gt=0, le=1024)]
 
 _ENVIRONMENT = "CURVATURE_"
 _OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
@@ -44,11 +51,11 @@ class Configuration(BaseModel):
     data: str = "builtin:digits"
     target: str | None = None
     loss: str = "cross-entropy"
-    num_examples: PositiveInt | None = None
+    num_examples: Count | None = None
     matrix: tuple[str, ...] = Field(min_length=1)
     dtype: Literal["float64", "float32"] = "float64"
     device: str = "cpu"
-    threads: PositiveInt | None = None
+    threads: Workers | None = None
 
     @field_validator("matrix", "chart", "gauge", "stretches", "dampings", mode="before", check_fields=False)
     @classmethod
@@ -79,12 +86,12 @@ class SpectrumConfiguration(Configuration):
     gauge: tuple[str, ...] = ()
     block: str = "all"
     method: Literal["auto", "exact", "dense", "factor", "gram", "lanczos", "slq"] = "auto"
-    num_eigenvalues: PositiveInt = 10
-    num_probes: PositiveInt = 10
-    num_matvecs: PositiveInt = 60
-    num_samples: PositiveInt = 1
+    num_eigenvalues: Count = 10
+    num_probes: Count = 10
+    num_matvecs: Count = 60
+    num_samples: Count = 1
     gradient: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
 
     @field_validator("gauge", mode="before")
     @classmethod
@@ -98,11 +105,11 @@ class CompareConfiguration(Configuration):
 
     matrix: tuple[str, ...] = Field(("hessian", "ggn", "gradient-covariance"), min_length=1)
     full: bool = False
-    seeds: PositiveInt | None = None
-    jobs: PositiveInt = 1
-    tuning_epochs: PositiveInt = 10
-    epochs: Annotated[int, Field(ge=2)] = 30
-    batch_size: PositiveInt = 64
+    seeds: Annotated[int, Field(gt=0, le=10_000)] | None = None
+    jobs: Workers = 1
+    tuning_epochs: Count = 10
+    epochs: Annotated[int, Field(ge=2, le=2**31 - 1)] = 30
+    batch_size: Count = 64
     learning_rate: PositiveFloat = 0.2
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     stretches: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -146,7 +153,8 @@ def resolve(
         if name not in kind.model_fields:
             raise ConfigurationError(_unknown(name, command, origin))
         if name == "arg" and isinstance(value, Mapping):
-            value = values.get("arg", {}) | dict(value)
+            before = values.get("arg", {})
+            value = (before if isinstance(before, Mapping) else {}) | dict(value)
         values[name], origins[name] = value, origin
 
     for key, value in _read_toml(file, command).items() if file is not None else ():
@@ -170,7 +178,8 @@ def resolve(
             put(key, _arguments(value, "--arg") if key == "arg" else value, f"--{key.replace('_', '-')}")
 
     for key in ("model", "data", "loss"):
-        if not trust and origins.get(key, "").startswith(f"{file}: ") and _names_code(key, str(values[key])):
+        from_file = isinstance(values.get(key), str) and origins[key].startswith(f"{file}: ")
+        if from_file and not trust and _names_code(key, values[key]):
             raise ConfigurationError(
                 f"{file} names code to run ({key} = {values[key]!r}), and a configuration may be somebody else's. If "
                 f"you trust it, add --trust-config, or name the code yourself: --{key} {values[key]}."
@@ -178,20 +187,30 @@ def resolve(
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ConfigurationError("; ".join(_invalid(one, origins) for one in error.errors()) + ".") from error
+        wrong = dict.fromkeys(_invalid(one, origins) for one in error.errors())
+        raise ConfigurationError("; ".join(wrong) + ".") from error
 
 
 def _read_toml(path: Path, command: str) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:  # which may have no end
+            content = stream.read(_MAX_TOML + 1)
+        if len(content) > _MAX_TOML:
+            raise ConfigurationError(
+                f"{path} is longer than the {_MAX_TOML} bytes that are read of a configuration: is it the right file?"
+            )
+        values = tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not a TOML file: {error}.") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} nests its values too deeply to be a configuration.") from error
+    except ValueError as error:  # no UTF-8, no TOML, or a number with more digits than Python converts
+        why = "a number has too many digits" if "int_max_str_digits" in str(error) else _cut(str(error)).rstrip(".")
+        raise ConfigurationError(f"{path} is not a TOML file: {why}.") from error
     written_for = values.pop("command", command)
     if written_for != command:
         raise ConfigurationError(
-            f"{path} is a configuration for `curvature {written_for}`, not for `curvature {command}`."
+            f"{path} is a configuration for `curvature {_cut(str(written_for))}`, not for `curvature {command}`."
         )
     return values
 
@@ -202,7 +221,9 @@ def _toml_value(text: str, key: str) -> Any:
         return _arguments([f"x={text}"], "--set")["x"]
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError as error:
+        raise ConfigurationError(f"--set {key}: the value is nested too deeply.") from error
+    except ValueError:
         return text
 
 
@@ -229,7 +250,8 @@ def _argument(text: str) -> Any:
 
 
 def _names_code(key: str, value: str) -> bool:
-    if value.startswith("builtin:") or (key == "data" and value.startswith(("mnist:", "cifar10:"))):
+    data = ("builtin:", "mnist:", "cifar10:")
+    if value.startswith({"model": "builtin:", "data": data}.get(key, ())):
         return False
     return key == "model" or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
 
@@ -239,14 +261,22 @@ def _unknown(name: str, command: str, origin: str) -> str:
         if name in kind.model_fields:
             return f"{origin}: {name!r} belongs to `curvature {other}`, not to `curvature {command}`."
     known = KINDS[command].model_fields
-    return f"{origin}: {name!r} is unknown{_near(name, known)}; there are {', '.join(known)}."
+    return f"{_cut(origin)}: {_cut(name)!r} is unknown{_near(name, known)}; there are {', '.join(known)}."
 
 
 def _invalid(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     key = str(error["loc"][0]) if error["loc"] else ""
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    shown = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    if key == "arg" and len(error["loc"]) > 1:  # one value, refused once for every type that it might have had
+        place, shown = f"{origins['arg']} ({_cut(str(error['loc'][1]))})", error["input"]
+        return f"{place}: should be a finite number, true or false, a text, or a list of those, got {_cut(repr(shown))}"
+    message = _cut(error["msg"].removeprefix("Value error, ").removeprefix("Input "), 4 * _SHOWN)
+    shown = "" if error["type"] == "value_error" else f", got {_cut(repr(error['input']))}"
     return f"{origins.get(key, key)}: {message}{shown}"
+
+
+def _cut(text: str, most: int = _SHOWN) -> str:
+    """Keep the beginning of what may be long: a wrong value can be a whole file."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _near(name: str, known: Iterable[str]) -> str:

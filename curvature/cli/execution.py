@@ -25,7 +25,7 @@ from curvature.cli.configuration import (
     resolve,
 )
 from curvature.cli.full import forget_parts, full_settings, measured_parts, parts_beside
-from curvature.cli.terminal import Terminal, count, printable, short_warnings
+from curvature.cli.terminal import Terminal, count, one_line, short_warnings
 from curvature.errors import ConfigurationError, ExitCode
 
 if TYPE_CHECKING:
@@ -350,14 +350,14 @@ def _about_model(config: Configuration, detail: str | None = None) -> str:
     arguments = ", ".join(f"{name}={value}" for name, value in config.arg.items())
     text = config.model + (f"({arguments})" if arguments else "")
     text += f" with {config.weights}" if config.weights else ""
-    return printable(text + (f", {detail}" if detail else ""))
+    return one_line(text + (f", {detail}" if detail else ""))
 
 
 def _about_data(config: Configuration, data: Any) -> str:
     inputs, targets = data
     shape = " x ".join(map(str, inputs.shape[1:])) or "1"
     classes = f", classes {int(targets.min())} to {int(targets.max())}" if not targets.is_floating_point() else ""
-    return printable(f"{config.data}: {len(inputs)} examples of {shape}{classes}, loss {config.loss}")
+    return one_line(f"{config.data}: {len(inputs)} examples of {shape}{classes}, loss {config.loss}")
 
 
 def _header(config: Configuration, terminal: Terminal) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,15 @@ def parts_beside(out: Path | None) -> Path | None:
 
 
 def forget_parts(out: Path) -> None:
-    """Delete the seeds that are now in the run directory."""
-    shutil.rmtree(parts_beside(out), ignore_errors=True)
+    """Delete the seeds that are now in the run directory; their folder too, unless something else lies in it."""
+    folder = parts_beside(out)
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if re.fullmatch(r"seed-\d+-[0-9a-f]+\.(nc|nc\.sha256|writing)", path.name):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
 
 
 def measured_parts(
@@ -69,6 +77,8 @@ def measured_parts(
     from curvature.study.full import fingerprint
 
     settings = full_settings(config)
+    if folder is not None:
+        report.check_parts(folder)
     build, data, loss = prepare(config, terminal)
 
     def place(seed: int) -> Path | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from curvature.cli.terminal import count, printable
+from curvature.cli.terminal import count, one_line, printable
 
 if TYPE_CHECKING:
     from curvature.planning import Plan
@@ -50,7 +50,7 @@ def print_spectrum(study: Study, _document: Mapping[str, Any], verbose: bool) ->
             show([record for record in found if record.matrix == matrix])
     for measured in study.of(GaugeState):
         state = measured.record
-        typer.echo(
+        _echo(
             f"{_chart(state.chart, state.gauge)}: stretch ||v|| / |g| {state.minimum:.4g} to {state.maximum:.4g}, "
             f"median {state.median:.4g}, in {state.num_rows} rows"
         )
@@ -61,28 +61,33 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
     _print_verdicts(study.verdicts, verbose)
     for item in document["decompositions"]:
         _print_decomposition(item)
-    typer.echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
+    _echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
     rows = []
     for arm in dict.fromkeys(run["arm"] for run in document["training"]):
         runs = [run for run in document["training"] if run["arm"] == arm]
         numbers = ([run[name] for run in runs] for name in ("first_loss", "last_loss", "last_accuracy"))
         rows.append((f"{arm} arm", *map(_median_and_range, numbers), str(runs[0]["steps"])))
     _print_table(("Training", "loss before", "loss after", "accuracy", "steps"), rows)
-    typer.echo()
+    _echo()
     equal = {row["matrix"] for row in document["equality"]}
     for matrix in dict.fromkeys(row["matrix"] for row in document["table"]):
         _print_conditions(matrix, document, "sweep" if verbose else "canonical" if matrix not in equal else "brief")
     for row in document["equality"]:
-        typer.echo(
+        _echo(
             f"{_matrix_name(row['matrix'])}: at the canonical gauge (||v|| = |g|) the spectrum of the standard chart, "
             f"as theory says;\n  largest difference {row['largest_difference']:.1e} of the largest eigenvalue, in "
             f"{count(row['spectra'], 'pair')} of spectra"
         )
-    typer.echo()
+    _echo()
     _print_efficiencies(document, study.config.get("damping", 1e-3))
     for finding in document["findings"]:
         if finding["kind"] == "limit" or verbose:
-            typer.echo(printable(finding["text"]) + "\n")
+            _echo(finding["text"] + "\n")
+
+
+def _echo(text: str = "") -> None:
+    """Print to stdout; names in the text are the user's, and none of them may steer the terminal."""
+    typer.echo(printable(text))
 
 
 def _print_verdicts(verdicts: Sequence[Verdict], verbose: bool) -> None:
@@ -90,27 +95,27 @@ def _print_verdicts(verdicts: Sequence[Verdict], verbose: bool) -> None:
     if not verdicts:
         return
     colors = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
-    typer.echo("Verdicts (each number is positive where the claim holds)\n")
+    _echo("Verdicts (each number is positive where the claim holds)\n")
     for verdict in verdicts:
         if verdict.outcome == "not tested":
             continue
         icon = verdict.icon if _can_print(verdict.icon) else {"✓": "+", "✗": "x"}.get(verdict.icon, verdict.icon)
         typer.secho(f"{icon} {verdict.outcome}", fg=colors[verdict.outcome], bold=True, nl=False)
-        typer.echo(printable(f"  {verdict.name}: {verdict.sentence}"))
-        typer.echo(printable(f"    {verdict.found}"))
-        typer.echo(printable(f"    {verdict.rule}"))
+        _echo(f"  {verdict.name}: {verdict.sentence}")
+        _echo(f"    {verdict.found}")
+        _echo(f"    {verdict.rule}")
         if verdict.control:
             value = "" if math.isnan(verdict.control_estimate) else f" {verdict.control_estimate:+.2g}"
             passed = {True: ", as it must", False: ", NOT as it must"}.get(verdict.control_passed, "")
-            typer.echo(printable(f"    control, {verdict.control}:{value}{passed}"))
+            _echo(f"    control, {verdict.control}:{value}{passed}")
         if verbose and verdict.note:
-            typer.echo(printable(f"    {verdict.note}"))
+            _echo(f"    {verdict.note}")
     open_ones = [verdict for verdict in verdicts if verdict.outcome == "not tested"]
     if open_ones and not verbose:
-        typer.echo(f"- not tested: {', '.join(verdict.name for verdict in open_ones)} (-v says what each needs)")
+        _echo(f"- not tested: {', '.join(verdict.name for verdict in open_ones)} (-v says what each needs)")
     for verdict in open_ones if verbose else ():
-        typer.echo(printable(f"- not tested  {verdict.name}: {verdict.note}"))
-    typer.echo()
+        _echo(f"- not tested  {verdict.name}: {verdict.note}")
+    _echo()
 
 
 def _print_decomposition(item: Mapping[str, Any]) -> None:
@@ -123,11 +128,9 @@ def _print_decomposition(item: Mapping[str, Any]) -> None:
 
     parts = [words(source) for source in item["sources"] if source in item["means"]]
     whole = words("whole").removeprefix("whole ")
-    typer.echo(
-        printable(
-            f"{_matrix_name(item['matrix'])}, log of {item['quantity']}, weight-norm arm over standard arm: {whole}\n"
-            f"  = {' + '.join(parts)}; mean [95 % interval] of {count(len(item['seeds']), 'seed')}\n"
-        )
+    _echo(
+        f"{_matrix_name(item['matrix'])}, log of {item['quantity']}, weight-norm arm over standard arm: {whole}\n"
+        f"  = {' + '.join(parts)}; mean [95 % interval] of {count(len(item['seeds']), 'seed')}\n"
     )
 
 
@@ -139,7 +142,7 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
     about = [f"N = {first.num_examples}", first.dtype, "/".join(dict.fromkeys(record.method for record in records))]
     about += [count(first.num_samples, "sampled label")] if first.num_samples else []
     about += ["positive semidefinite"] if first.positive_semidefinite else []
-    typer.echo(f"{_matrix_name(first.matrix)} ({', '.join(about)})\n")
+    _echo(f"{_matrix_name(first.matrix)} ({', '.join(about)})\n")
     labels = [_place(record) for record in records]
     columns = ("chart", "dim", "rank", "smallest", "largest", "< 0", "= 0", "> 0")
     rows = [
@@ -147,7 +150,7 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
         for label, r in zip(labels, records, strict=True)
     ]
     _print_table(columns, rows)
-    typer.echo()
+    _echo()
     chosen = [summary.values if verbose else summary.headline for summary in summaries]
     defined = [name for values in chosen for name, quantity in values.items() if quantity.has_value]
     names = list(dict.fromkeys(defined))
@@ -158,27 +161,27 @@ def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], ve
             for label, values in zip(labels, chosen, strict=True)
         ]
         _print_table(("chart", *part), rows)
-        typer.echo()
+        _echo()
     _print_notes([item for values in chosen for item in values.items()])
     rules: dict[str, list[str]] = {}
     for label, record in zip(labels, records, strict=True):
         rules.setdefault(record.rank_rule, []).append(label)
     for rule, where in list(rules.items())[: None if verbose else 4]:
-        typer.echo(f"rank: {rule}" if len(rules) == 1 else f"rank, {'; '.join(where[:3])}: {rule}")
+        _echo(f"rank: {rule}" if len(rules) == 1 else f"rank, {'; '.join(where[:3])}: {rule}")
     highest = max(records, key=lambda record: record.noise_floor)
     cause = f" ({highest.floor_rule})" if highest.floor_rule else ""
-    typer.echo(f"= 0: not above the noise floor, {highest.noise_floor:.1e} or less{cause}\n")
+    _echo(f"= 0: not above the noise floor, {highest.noise_floor:.1e} or less{cause}\n")
     pictured = records if verbose else records[:MOST_PICTURES]
     for record in pictured:
-        typer.echo(printable(text_picture(record, bar="█" if _can_print("█") else "#")) + "\n")
+        _echo(text_picture(record, bar="█" if _can_print("█") else "#") + "\n")
     if len(pictured) < len(records):
-        typer.echo(f"({len(records) - len(pictured)} more pictures: -v)\n")
+        _echo(f"({len(records) - len(pictured)} more pictures: -v)\n")
 
 
 def _print_extremes(records: list[ExtremalEigenvalues]) -> None:
     """Print the ends of one matrix, each value with its error bound."""
     first = records[0]
-    typer.echo(f"{_matrix_name(first.matrix)}, ends (N = {first.num_examples}, {first.dtype}, lanczos)\n")
+    _echo(f"{_matrix_name(first.matrix)}, ends (N = {first.num_examples}, {first.dtype}, lanczos)\n")
     rows = [
         (_place(record), end, str(rank + 1), _above(value, record.noise_floor), f"{bound:.1e}")
         for record in records
@@ -189,11 +192,11 @@ def _print_extremes(records: list[ExtremalEigenvalues]) -> None:
         for rank, (value, bound) in enumerate(zip(values, bounds, strict=True))
     ]
     _print_table(("chart", "end", "rank", "eigenvalue", "error bound"), rows)
-    typer.echo("\nsome eigenvalue lies within the error bound of each value; a multiple one is found once")
+    _echo("\nsome eigenvalue lies within the error bound of each value; a multiple one is found once")
     for record in records:
         state = "converged" if record.converged else "NOT converged"
-        typer.echo(f"{_place(record)}, {record.dim} x {record.dim}: {state} in {record.num_products} products")
-    typer.echo()
+        _echo(f"{_place(record)}, {record.dim} x {record.dim}: {state} in {record.num_products} products")
+    _echo()
 
 
 def _above(value: float, floor: float) -> str:
@@ -204,7 +207,7 @@ def _print_densities(records: list[SpectralDensity]) -> None:
     """Print what a density says in numbers: moments with their standard errors, and shares on both sides of zero."""
     first = records[0]
     about = f"N = {first.num_examples}, {first.dtype}, slq, {first.num_probes} probes x {first.num_matvecs} products"
-    typer.echo(f"{_matrix_name(first.matrix)}, density ({about})\n")
+    _echo(f"{_matrix_name(first.matrix)}, density ({about})\n")
     rows = []
     for record in records:
         mean, error = record.moment(1)
@@ -219,7 +222,7 @@ def _print_densities(records: list[SpectralDensity]) -> None:
         rows.append((*cells, *(f"{share:.1%}" for share in shares)))
     header = ("chart", "dim", "lowest node", "highest node", "resolution", "trace", "below 0", "near 0", "above 0")
     _print_table(header, rows)
-    typer.echo(
+    _echo(
         "\nresolution: (highest - lowest) / products, nothing finer is there to be read; near 0: within half of it; "
         "±: one standard error over the probes; nodes are no eigenvalues\n"
     )
@@ -237,7 +240,7 @@ def _number(quantity: Quantity | None, verbose: bool) -> str:
 
 
 def _place(record: Any) -> str:
-    return _chart(record.chart, record.gauge) + ("" if record.block == "all" else f", {record.block}")
+    return _chart(record.chart, record.gauge) + ("" if record.block == "all" else f", {one_line(record.block)}")
 
 
 def plan_lines(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> list[str]:
@@ -254,15 +257,15 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
     """Print every plan: what a dry run is for."""
     every = [one for made in plans.values() for several in made for one in several]
     if as_json:
-        typer.echo(json.dumps({"schema": "curvature/plan/1", "plans": [asdict(one) for one in every]}, allow_nan=False))
+        _echo(json.dumps({"schema": "curvature/plan/1", "plans": [asdict(one) for one in every]}, allow_nan=False))
         return
     for line in plan_lines(plans):
-        typer.echo(f"plan: {line}")
-    typer.echo()
+        _echo(one_line(f"plan: {line}"))
+    _echo()
     for one in every:
-        typer.echo(printable(str(one)))
+        _echo(one_line(str(one)))
         for name, why in one.rejected:
-            typer.echo(f"  not {name}: {printable(why)}")
+            _echo(f"  not {name}: {why}")
 
 
 def _print_notes(quantities: list[tuple[str, Quantity]]) -> None:
@@ -273,7 +276,7 @@ def _print_notes(quantities: list[tuple[str, Quantity]]) -> None:
         if found:
             names, notes = (list(dict.fromkeys(part)) for part in zip(*found, strict=True))
             more = f", and {count(len(notes) - 1, 'other reason')}" if len(notes) > 1 else ""
-            typer.echo(f"{signs.get(status) or f'{status}: ' + ', '.join(names)}; {notes[0]}{more}")
+            _echo(f"{signs.get(status) or f'{status}: ' + ', '.join(names)}; {notes[0]}{more}")
 
 
 def _identity(record: Any) -> tuple[Any, ...]:
@@ -329,10 +332,10 @@ def _print_conditions(matrix: str, document: Mapping[str, Any], extent: str) -> 
                 lines.append((f"  {arm} arm, {place}", *(found.get(checkpoint, "-") for checkpoint in checkpoints)))
         if lines:
             _print_table((": ".join(filter(None, (_matrix_name(matrix), title))), *checkpoints), lines)
-            typer.echo()
+            _echo()
     if compared and not ratios:
         reasons = ", ".join(sorted({row["excluded"] for row in compared}))
-        typer.echo(f"{_matrix_name(matrix)}: no log-ratios to the standard chart ({reasons})\n")
+        _echo(f"{_matrix_name(matrix)}: no log-ratios to the standard chart ({reasons})\n")
 
 
 def _print_efficiencies(document: Mapping[str, Any], damping: float) -> None:
@@ -351,7 +354,7 @@ def _print_efficiencies(document: Mapping[str, Any], damping: float) -> None:
         for (arm, chart), found in cells.items()
     ]
     _print_table((f"Efficiency of one step (damping {nearest:g})", *checkpoints), rows)
-    typer.echo(
+    _echo(
         "1: as far as the damped natural gradient; standard is gradient descent; placebo has random directions for w\n"
     )
 
@@ -360,9 +363,9 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """First column left, the others right; as wide as it needs to be, since a pipe has no width."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for k, name in enumerate(header):
-        table.add_column(printable(name), justify="right" if k else "left", no_wrap=True)
+        table.add_column(one_line(name), justify="right" if k else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(printable, row))
+        table.add_row(*map(one_line, row))
     console = Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
     console.width = 10_000
     console.width = max(20, Measurement.get(console, console.options, table).maximum)

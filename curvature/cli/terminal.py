@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
-__all__ = ["Terminal", "count", "printable", "short_warnings"]
+__all__ = ["Terminal", "count", "one_line", "printable", "short_warnings"]
+
+_LONGEST = 4000  # characters of a message; a name or a wrong value in it may be as long as a file
 
 
 class Terminal:
@@ -22,7 +24,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.console.print(printable(text))
+            self._print(text)
 
     def warn(self, text: str) -> None:
         self._label("warning", "yellow", text)
@@ -38,13 +40,18 @@ class Terminal:
         if text.startswith("warning: "):
             self.warn(text.removeprefix("warning: "))
         elif text.startswith(("executing", "loading")):
-            self.console.print(printable(text))
+            self._print(text)
         else:
             self.note(text)
 
     def _label(self, label: str, style: str, text: str) -> None:
         self.console.print(f"{label}: ", style=style, end="")
-        self.console.print(printable(text))
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        """Indent what follows a line break: one in a name cannot begin a message of ours. And an end has a message."""
+        shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters in all)"
+        self.console.print(printable(shown).replace("\n", "\n  "))
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, float], None] | None]:
@@ -96,6 +103,11 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def one_line(text: str) -> str:
+    """As :func:`printable`, and without line breaks: for a name that stands in a line of ours."""
+    return printable(text).replace("\n", "\\n")
 
 
 def count(number: int, one: str, many: str | None = None) -> str:

@@ -29,7 +29,7 @@ def find(spec: str, what: str, forms: str, say: Say) -> Callable[..., Any]:
     module = _execute(Path(where), say) if where.endswith(".py") else _import(where, what, say)
     found: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        if not _has(found, part):
             public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
             raise InputError(f"{where} has no {attribute!r}{near(attribute, public)}.")
         found = getattr(found, part)
@@ -72,6 +72,13 @@ def _import(name: str, what: str, say: Say) -> ModuleType:
         raise InputError(f"importing {name} failed: {_cause(error)}") from error
     say(f"imported {name} from {getattr(module, '__file__', None) or 'Python itself'}")
     return module
+
+
+def _has(owner: Any, name: str) -> bool:
+    try:
+        return hasattr(owner, name)
+    except Exception:  # a __getattr__ of the user's own
+        return False
 
 
 def _execute(path: Path, say: Say) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import csv
 import math
 import zipfile
@@ -16,7 +17,7 @@ from torch import Tensor
 from curvature import losses, zoo
 from curvature.errors import ConfigurationError, InputError
 from curvature.loading.code import call, find
-from curvature.loading.files import contents, existing, load_tensors, refuse_large
+from curvature.loading.files import MAX_BYTES, contents, existing, load_tensors, oddity, refuse_large
 from curvature.loading.images import FOLDERS
 from curvature.loading.wording import Say, choice, dtype_name, first_line, listed
 from curvature.losses import Loss
@@ -138,10 +139,16 @@ def _load_csv(path: Path, target: str | None) -> tuple[Tensor, Tensor]:
                     f"which column of {path} is the target? Add --target, one of {listed(header)}."
                 )
             column = header.index(choice(target, {name: name for name in header}, f"column of {path}"))
-            table = [_numbers(row, header, f"{path}, line {rows.line_num}") for row in rows if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+            table = array.array("d")  # eight bytes for a number, where a list of floats takes four times as many
+            for row in rows:
+                table.extend(_numbers(row, header, f"{path}, line {rows.line_num}") if row else ())
+                if table.itemsize * len(table) > MAX_BYTES:
+                    raise InputError(
+                        f"the numbers of {path} take more than the {MAX_BYTES / 2**30:.3g} GB that are read."
+                    )
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise InputError(f"{path} is not a CSV file in UTF-8: {error}.") from error
-    numbers = torch.tensor(table, dtype=torch.float64).reshape(len(table), len(header))
+    numbers = torch.from_numpy(np.array(table)).reshape(-1, len(header))
     others = [k for k in range(len(header)) if k != column]
     return numbers[:, others], numbers[:, column]
 
@@ -190,9 +197,9 @@ def _as_tensor(value: Any, what: str) -> Tensor:
         if value.dtype.kind == "f" and value.dtype.itemsize > 8:
             value = value.astype(np.float64)  # long double: torch has none
         return torch.as_tensor(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
-    if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
-        kind = dtype_name(value) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"{what} must be a dense tensor of real numbers, got {kind}.")
+    odd = oddity(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if odd is not None:
+        raise InputError(f"{what} must be a dense tensor of real numbers, got {odd}.")
     return value.detach()
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import InputError
-from curvature.loading.files import MAX_BYTES
+from curvature.loading.files import MAX_BYTES, expanded, is_file, reason
 from curvature.loading.wording import first_line
 
 __all__ = ["FOLDERS", "cifar10", "mnist"]
@@ -32,7 +32,7 @@ def mnist(folder: str, num_examples: int | None = None, *, image: bool = False) 
 
     ``(N, 784)``, or ``(N, 1, 28, 28)`` with ``image``, and labels ``(N,)``. Reads the first ``num_examples`` only.
     """
-    places = [Path(folder).expanduser() / part for part in ("", "raw", "MNIST/raw")]
+    places = [expanded(folder, "MNIST") / part for part in ("", "raw", "MNIST/raw")]
     parts = []
     for stem, axes in (("train-images", 3), ("train-labels", 1)):
         names = [f"{stem}{dot}idx{axes}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
@@ -49,7 +49,7 @@ def cifar10(folder: str, num_examples: int | None = None, *, image: bool = False
 
     ``(N, 3072)``, or ``(N, 3, 32, 32)`` with ``image``, and labels ``(N,)``. Reads the first ``num_examples`` only.
     """
-    places = [Path(folder).expanduser() / part for part in ("", "cifar-10-batches-bin")]
+    places = [expanded(folder, "CIFAR-10") / part for part in ("", "cifar-10-batches-bin")]
     wanted, found = num_examples, []
     for number in range(1, 6):
         name = f"data_batch_{number}.bin"
@@ -61,8 +61,11 @@ def cifar10(folder: str, num_examples: int | None = None, *, image: bool = False
             raise InputError(f"{path} has {size} bytes, no multiple of the {_RECORD} of a CIFAR-10 record: damaged.")
         count = size // _RECORD if wanted is None else min(wanted, size // _RECORD)
         _refuse_large(path, count * _RECORD)
-        with path.open("rb") as stream:
-            records = np.frombuffer(stream.read(count * _RECORD), dtype=np.uint8).reshape(count, _RECORD)
+        try:
+            with path.open("rb") as stream:
+                records = np.frombuffer(stream.read(count * _RECORD), dtype=np.uint8).reshape(count, _RECORD)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {reason(error)}.") from error
         if int(records[:, 0].max()) > 9:
             raise InputError(f"{path} holds the label {records[:, 0].max()}; CIFAR-10 has 0 to 9: damaged.")
         found.append(records)
@@ -76,10 +79,14 @@ FOLDERS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mnist": mnist, "cif
 
 def _first(paths: list[Path], folder: str, what: str, names: list[str]) -> Path:
     for path in paths:
-        if path.is_file():
+        if is_file(path):
             return path
-    root = Path(folder).expanduser()
-    if not root.is_dir():
+    root = expanded(folder, what)
+    try:
+        there = root.is_dir()
+    except (OSError, ValueError) as error:
+        raise InputError(f"the folder {folder!r} of the {what} files cannot be opened: {reason(error)}.") from error
+    if not there:
         raise InputError(f"the folder {folder!r} of the {what} files does not exist.")
     hint = ""
     if any((place / name).exists() for place in (root, root / "cifar-10-batches-py") for name in ("data_batch_1",)):

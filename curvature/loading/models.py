@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
+import logging
+import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,8 @@ from torch import Tensor, nn
 from curvature import zoo
 from curvature.errors import ConfigurationError, InputError
 from curvature.loading.code import call, find, parameters_of
-from curvature.loading.files import SAVE_WEIGHTS, existing, is_torchscript, refuse_large
-from curvature.loading.wording import Say, choice, first_line, listed, near
+from curvature.loading.files import SAVE_WEIGHTS, existing, is_file, is_torchscript, refuse_large, unpickled
+from curvature.loading.wording import Say, choice, listed, near
 from curvature.provenance import hash_file
 
 __all__ = ["Build", "load_model", "takes_images"]
@@ -100,18 +103,14 @@ def _load_exported(path: Path, say: Say) -> Any:
         "is as trustworthy as where it comes from"
     )
     try:
-        with zipfile.ZipFile(path) as archive:
-            # torch.export.load unpickles without weights_only; look at every pickle first with it.
-            for member in archive.namelist():
-                content = archive.read(member)
-                if zipfile.is_zipfile(io.BytesIO(content)):
-                    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about torch's own pytree internals
+        _refuse_members(path)
+        with _nothing_but_tensors_unpickled():
             program = torch.export.load(path)
+    except InputError:
+        raise
     except Exception as error:  # the reader fails in many ways on what is not its own
         raise InputError(
-            f"{path} is not an exported program that can be read here ({first_line(error)}). Make one: {_EXPORT}."
+            f"{path} is not an exported program that can be read here ({unpickled(error)}). Make one: {_EXPORT}."
         ) from error
     inputs = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
     shapes = [tuple(node.meta["val"].shape) for node in inputs if isinstance(node.meta.get("val"), Tensor)]
@@ -123,10 +122,40 @@ def _load_exported(path: Path, say: Say) -> Any:
     return program
 
 
+def _refuse_members(path: Path) -> None:
+    """Refuse what torch would unpickle as an object, and archives in the archive that unpack to more than is read."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if "custom_obj" in member.lower() or "opaque_obj" in member.lower():
+                raise InputError(
+                    f"{path} holds a pickled object ({member}), which is not unpickled: export without it."
+                )
+            with archive.open(member) as content:
+                refuse_large(io.BytesIO(content.read()), f"{path}: {member}")
+
+
+@contextlib.contextmanager
+def _nothing_but_tensors_unpickled() -> Iterator[None]:
+    """Hold ``torch.export.load`` to ``weights_only=True``, which it gives up where that fails; and to silence."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before, disabled = os.environ.get(name), logging.root.manager.disable
+    os.environ[name] = "1"
+    logging.disable(logging.CRITICAL)  # it logs a traceback; what matters of it is in the message
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about torch's own pytree internals
+            yield
+    finally:
+        logging.disable(disabled)
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
 def _refuse_saved_model(spec: str) -> None:
     path = Path(spec)
     if path.suffix == ".safetensors" or (path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".ts"}):
-        if path.is_file() and is_torchscript(path):
+        if is_file(path) and is_torchscript(path):
             raise InputError(
                 f"{path} is TorchScript, which cannot be differentiated twice here. Export instead: {_EXPORT}."
             )

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from curvature.errors import ConfigurationError, InputError
-from curvature.loading.files import SAVE_WEIGHTS, contents, existing, load_tensors, refuse_large
-from curvature.loading.wording import Say, first_line, listed
+from curvature.loading.files import SAVE_WEIGHTS, contents, existing, load_tensors, oddity, refuse_large
+from curvature.loading.wording import Say, dtype_name, first_line, listed
 
 __all__ = ["apply_weights", "load_weights"]
 
@@ -54,7 +54,7 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
     tensors = _without_wrapper_prefix(dict(tensors), model, say)
     wanted = model.state_dict()
     renamed: dict[str, Tensor] = {}
-    wrapped, misshapen = [], {}
+    wrapped, misshapen, twice = [], {}, []
     for name, value in tensors.items():
         found = None if name in wanted else _normalized_name(name)
         if found is None:
@@ -64,13 +64,15 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
         forms = [_form(layer, parameter, form)[part] for form in ("parametrized", "legacy")]
         plain, pair = _join(layer, parameter), _pair_of(tensors, layer, parameter)
         if plain in wanted and pair is not None:
-            if pair[1].shape != wanted[plain].shape:
-                misshapen[plain] = pair[1]
+            if oddity(pair[1]) or oddity(pair[0]) or pair[1].shape != wanted[plain].shape:
+                misshapen[plain] = pair[1] if oddity(pair[0]) is None else pair[0]
                 continue
             weight_norm(model.get_submodule(layer), parameter, dim=_norm_dim(*pair))
             wanted = model.state_dict()
             wrapped.append(plain)
-        renamed[next((form for form in forms if form in wanted), name)] = value
+        place = next((form for form in forms if form in wanted), name)
+        twice += [place] if place in renamed else []
+        renamed[place] = value
     if wrapped:
         say(f"note: the weights are weight-normalized: wrapped {listed(wrapped)} in weight_norm, with its own g and v.")
 
@@ -80,17 +82,31 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
     shapes = [
         f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in the model"
         for name, value in renamed.items()
-        if name in wanted and isinstance(wanted[name], Tensor) and value.shape != wanted[name].shape
+        if name in wanted
+        and oddity(value) is None  # a nested tensor has no shape
+        and isinstance(wanted[name], Tensor)
+        and value.shape != wanted[name].shape
+    ]
+    kinds = [
+        f"{name} is {kind}"
+        for name, value in renamed.items()
+        if name in wanted and (kind := _unusable(value, wanted[name])) is not None
     ]
     problems = [f"missing in the file: {listed(missing)}"] if missing else []
     problems += [f"not in the model: {listed(unexpected)}"] if unexpected else []
+    problems += [f"given twice: {listed(twice)}"] if twice else []
+    problems += [f"of another kind: {listed(kinds, '; ')}"] if kinds else []
     problems += [f"other shapes: {listed(shapes, '; ')}"] if shapes else []
     if problems:
         hint = " The model is weight-normalized, the weights are not: use the plain model."
         plain_file = any(_normalized_name(name) for name in missing) and not any(map(_normalized_name, renamed))
-        raise InputError(f"the weights do not fit the model: {'; '.join(problems)}." + (hint if plain_file else ""))
+        hint = hint if plain_file else " Save them as dense floating-point tensors." if kinds else ""
+        raise InputError(f"the weights do not fit the model: {'; '.join(problems)}.{hint}")
     _refuse_broken_ties(wanted, renamed)
-    model.load_state_dict(renamed, strict=True)
+    try:
+        model.load_state_dict(renamed, strict=True)
+    except Exception as error:  # a module may load its part in a way of its own
+        raise InputError(f"the model does not take the weights: {' '.join(str(error).split())}") from error
     return model
 
 
@@ -117,6 +133,15 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is not a safetensors file: {first_line(error)}.") from error
+
+
+def _unusable(value: Tensor, wanted: Any) -> str | None:
+    """Why a tensor cannot be copied into the model without becoming another: nothing is cast in silence."""
+    if oddity(value) is not None:
+        return oddity(value)
+    if isinstance(wanted, Tensor) and wanted.is_floating_point() and not value.is_floating_point():
+        return f"{dtype_name(value)} in the file and {dtype_name(wanted)} in the model"
+    return None
 
 
 def _is_state_dict(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """From a study to its run directory: result file, JSON, CSV, figures and one self-contained HTML page."""
 
 from curvature.report.directory import (
+    check_parts,
     check_target,
     load_part,
     load_study,
@@ -13,6 +14,7 @@ from curvature.report.result import SCHEMA
 
 __all__ = [
     "SCHEMA",
+    "check_parts",
     "check_target",
     "load_part",
     "load_study",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -24,8 +25,9 @@ from curvature.report.drawings import drawings_of
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, verdicts_csv, without_none
-from curvature.report.result import SCHEMA, decoded_study, write_result
+from curvature.report.result import SCHEMA, read_result, write_result
 
+_MAX_TEXT = 2**28  # bytes of a text file of ours
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
 _FILES = {
@@ -106,7 +108,7 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content.encode())
         write_result(study, temporary / "result.nc")
-        (temporary / "DONE").write_text(f"{SCHEMA}\n")
+        (temporary / "DONE").write_text(_manifest(temporary))
         for path in sorted(temporary.rglob("*"), reverse=True):
             _sync(path)
         _sync(temporary)
@@ -143,8 +145,8 @@ def load_summary(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     path = path / "summary.json" if path.is_dir() else path
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        document = json.loads(_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{_shown(path)} is not the summary of a run: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise ConfigurationError(f"{_shown(path)} is not a summary of schema {SCHEMA}.")
@@ -152,44 +154,60 @@ def load_summary(path: str | Path) -> dict[str, Any]:
 
 
 def load_study(directory: str | Path) -> Study:
-    """Read back what :func:`write_run` wrote, to draw it again or lay it beside another run; no model is loaded."""
-    import xarray as xr
+    """Read back what :func:`write_run` wrote, to draw it again or lay it beside another run.
 
+    No model is loaded and no code is run. A file that is not what was written is refused: the hashes in ``DONE`` find
+    damage, not malice, which could write new ones.
+    """
     directory = Path(directory)
     if not (directory / "DONE").is_file():
         raise ConfigurationError(f"{_shown(directory)} is not a finished run: it has no file DONE.")
     try:
-        config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
-        provenance = json.loads((directory / "provenance.json").read_text(encoding="utf-8"))
-        with xr.open_datatree(directory / "result.nc", engine="h5netcdf") as tree:
-            if tree.attrs.get("schema") != SCHEMA:
-                raise ConfigurationError(f"{_shown(directory)} holds no result of schema {SCHEMA}.")
-            return decoded_study(tree, config, provenance)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CurvatureError):
-            raise
-        raise ConfigurationError(f"{_shown(directory)} cannot be read as a run: {error}") from error
+        written = dict(reversed(line.split("  ", 1)) for line in _text(directory / "DONE").splitlines() if "  " in line)
+        for name in ("config.toml", "provenance.json", "result.nc"):
+            _refuse_changed(directory / name, written.get(name))
+        config = tomllib.loads(_text(directory / "config.toml"))
+        provenance = json.loads(_text(directory / "provenance.json"))
+        return read_result(directory / "result.nc", config, provenance)
+    except Exception as error:  # the readers fail in many ways on what is not their own
+        raise ConfigurationError(
+            f"{_shown(directory)} cannot be read as a run: {_said(error)}. Take a whole copy, or repeat the run."
+        ) from error
 
 
 def write_part(study: Study, path: Path) -> None:
-    """Keep a part of a study in one file until the rest is measured; there is either all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".writing")
-    write_result(study, unfinished)
-    unfinished.replace(path)
+    """Keep a part of a study in one file until the rest is measured, its hash beside it; all of it or none."""
+    unfinished, digest = path.with_suffix(".writing"), path.with_name(f"{path.name}.sha256")
+    try:
+        check_parts(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in (unfinished, digest):
+            left.unlink(missing_ok=True)  # of an interrupted writing; nothing is written through a link
+        write_result(study, unfinished)
+        digest.write_text(f"{_hash(unfinished)}\n")
+        unfinished.replace(path)
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
 def load_part(path: Path) -> Study:
     """Read what :func:`write_part` wrote."""
-    import xarray as xr
-
     try:
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            return decoded_study(tree, {}, {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _refuse_changed(path, _text(path.with_name(f"{path.name}.sha256")).strip())
+        return read_result(path, {}, {})
+    except Exception as error:  # the readers fail in many ways on what is not their own
         raise ConfigurationError(
-            f"{_shown(path)} is damaged ({error}): delete it, it will be measured again."
+            f"{_shown(path)} is damaged ({_said(error)}): delete it, it will be measured again."
         ) from error
+
+
+def check_parts(folder: Path) -> None:
+    """Refuse a folder of parts that is a link, or a file, before hours are spent."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        kind = "a symbolic link" if folder.is_symlink() else "a file"
+        raise ConfigurationError(
+            f"{_shown(folder)}, where the seeds of this run are kept until it is done, is {kind}: move it away."
+        )
 
 
 def _contents(study: Study) -> dict[str, str]:
@@ -241,6 +259,35 @@ def _replace(temporary: Path, out: Path) -> None:
 
 def _beside(out: Path) -> Path:
     return out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+
+
+def _manifest(directory: Path) -> str:
+    """The schema, then the SHA-256 of every file, as ``sha256sum`` writes them and ``sha256sum --check`` takes them."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return f"{SCHEMA}\n" + "".join(f"{_hash(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _refuse_changed(path: Path, written: str | None) -> None:
+    if not path.is_file() or _hash(path) != written:
+        raise ValueError(f"{path.name} is not what was written")
+
+
+def _text(path: Path) -> str:
+    """The whole of a text file: of a file, and not of more than would be one of ours."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is not a file")
+    if path.stat().st_size > _MAX_TEXT:
+        raise ValueError(f"{path.name} has more than the {_MAX_TEXT} bytes that are read")
+    return path.read_text(encoding="utf-8")
+
+
+def _said(error: BaseException) -> str:
+    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
 
 
 def _sync(path: Path) -> None:

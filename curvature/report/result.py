@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from curvature.errors import ConfigurationError
 from curvature.figures import printable
 from curvature.records import (
     Alignment,
@@ -34,6 +35,7 @@ from curvature.records import (
 from curvature.report.document import place_of
 
 SCHEMA = "curvature/1"
+MAX_BYTES = 4 * 2**30  # of the arrays of a result file; a study of every arm and seed has some megabytes
 _KINDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
 _PLACE = {"arm": "str", "seed": "int", "checkpoint": "str", "step": "int", "order": "int"}
 # Records with arrays: the folder of their kind, and the dimensions of every array.
@@ -164,6 +166,49 @@ def _number_table(members: list[tuple[int, Measured]]) -> Any:
             for grid, (name, dtype) in _GRIDS.items()
         },
     )
+
+
+def read_result(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
+    """Read a study from a result file, given its configuration and provenance.
+
+    Looked at before it is read: arrays of any claimed shape can lie in a few bytes, and a dataset can name another file
+    of the machine as its content.
+    """
+    import xarray as xr
+
+    _refuse_claims(path)
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
+        if tree.attrs.get("schema") != SCHEMA:
+            raise ConfigurationError(f"{printable(path.name)} holds no result of schema {SCHEMA}.")
+        return decoded_study(tree, config, provenance)
+
+
+def _refuse_claims(path: Path) -> None:
+    import h5py
+
+    size, seen = 0, set()
+    with h5py.File(path, "r") as file:
+        queue = [file["/"]]
+        while queue:
+            group = queue.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ValueError(f"{name} is a link to another place")  # noqa: TRY004
+                item = group[name]
+                place = h5py.h5o.get_info(item.id).addr
+                if place in seen:
+                    raise ValueError(f"{name} is there twice")
+                seen.add(place)
+                if isinstance(item, h5py.Group):
+                    queue.append(item)
+                elif not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+                    raise ValueError(f"{name} does not lie in the file")
+                else:
+                    size += item.size * item.dtype.itemsize if item.shape is not None else 0
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"its arrays claim {size / 2**30:.3g} GB, more than the {MAX_BYTES / 2**30:.3g} GB that are read"
+        )
 
 
 def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
