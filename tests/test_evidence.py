@@ -332,6 +332,7 @@ def test_a_run_that_never_arrives_is_a_bound_and_not_a_number():
 def test_steps_to_a_loss_are_interpolated_on_the_logarithm():
     curve = TrainingCurve("a", 0, np.array([0, 10, 20]), np.array([1.0, 0.1, 0.01]), np.zeros(3))
     assert pairing.steps_to(curve, 10**-1.5) == pytest.approx((15, 15))
+    assert pairing.steps_to(curve, 10**-1.2) == pytest.approx((12, 12))
     assert pairing.steps_to(curve, 2.0) == (0, 0)
     assert pairing.steps_to(curve, 0.001) == (20, math.inf)
     assert pairing.steps_to(replace(curve, losses=np.array([math.inf, 0.5, 0.1])), 0.6) == (10, 10)

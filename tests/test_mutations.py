@@ -314,8 +314,8 @@ MUTATIONS = [
     Mutation(
         "a witness that always agrees",
         "checks.py",
-        "if values[-1] <= tolerance:",
-        "if values[-1] <= 1e9 + tolerance:",
+        "excess = float((testimony.form - form).abs().max()) - testimony.rounding",
+        "excess = -testimony.rounding",
         of("checks", "a_symmetric_but_wrong_second_derivative_is_found_by_finite_differences"),
     ),
     Mutation(
@@ -378,8 +378,13 @@ MUTATIONS = [
     Mutation(
         "single Gram-Schmidt pass, density",
         "krylov.py",
-        "for _ in range(3):",
-        "for _ in range(1):",
+        """        residual = residual - diagonal[:, step, None] * vectors
+        if step:
+            residual -= off_diagonal[:, step - 1, None] * basis[:, step - 1]
+        for _ in range(3):
+""",
+        """        for _ in range(1):
+""",
         campaign("bases_stay_orthogonal_to_rounding"),
     ),
     Mutation(
@@ -724,7 +729,7 @@ UNSHRUNK = """
 from hypothesis import Phase, settings
 
 def pytest_configure():
-    settings.register_profile("planted", parent=settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
+    settings.register_profile("planted", parent=settings(), phases=[Phase.explicit, Phase.generate])
     settings.load_profile("planted")
 """
 
