@@ -621,8 +621,8 @@ says otherwise. To raise is an answer, too: often the right one. This page is wr
 
 {markdown(rows)}
 At a ReLU's kink the Hessian is the almost-everywhere second derivative, here as elsewhere: it leaves out what the
-gradient jumps by. PyHessian puts the module into evaluation mode and leaves it there, which is why its answers under
-dropout and batch norm agree.
+gradient jumps by, and a spectrum's self-checks say that finite differences disagree there. PyHessian puts the module
+into evaluation mode and leaves it there, which is why its answers under dropout and batch norm agree.
 """
 
 

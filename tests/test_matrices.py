@@ -152,7 +152,7 @@ def per_example(function):
     def total(outputs, targets):
         return sum(function(output, target) for output, target in zip(outputs, targets, strict=True))
 
-    return Objective(function, lambda outputs, targets: total(outputs, targets) / len(outputs), total)
+    return Objective(cv.PerExample(function), lambda outputs, targets: total(outputs, targets) / len(outputs), total)
 
 
 def pseudo_huber(output, target):
