@@ -59,15 +59,15 @@ MUTATIONS = [
     Mutation(
         "softmax without its rank-one term, in the factor",
         "losses.py",
-        "columns = -probabilities[:, :, None] * roots[:, None]",
-        "columns = -0.0 * probabilities[:, :, None] * roots[:, None]",
+        "[:, :, None] * -kept[:, None]",
+        "[:, :, None] * -0.0 * kept[:, None]",
         LINEAR,
     ),
     Mutation(
         "softmax without its rank-one term, in products",
         "losses.py",
-        "return lambda rows: (rows - (rows * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)",
-        "return lambda rows: rows.clone().mul_(scaled)",
+        "return shifted.sub_((shifted * probabilities).sum(dim=2, keepdim=True)).mul_(scaled)",
+        "return rows * scaled",
         LINEAR,
     ),
     Mutation(
@@ -123,8 +123,8 @@ MUTATIONS = [
     Mutation(
         "gradient of the last chunk instead of the sum",
         "problem/problem.py",
-        "total += torch.cat([part.reshape(-1) for part in parts])",
-        "total = torch.cat([part.reshape(-1) for part in parts])",
+        "total += self._chunk_gradient(where, weights)",
+        "total = self._chunk_gradient(where, weights)",
         EVERY_MATRIX,
     ),
     Mutation(
@@ -503,23 +503,30 @@ MUTATIONS = [
     Mutation(
         "Gram for SVD",
         "spectra.py",
-        "singular, weights = torch.linalg.svdvals(short), None",
-        "singular, weights = torch.linalg.eigvalsh(short @ short.T).clamp(min=0).flip(0).sqrt(), None",
+        "_converged(torch.linalg.svdvals, short, operator), None",
+        "_converged(lambda a: torch.linalg.eigvalsh(a @ a.T).clamp(min=0).flip(0).sqrt(), short, operator), None",
         of("spectrum", "factor_route_resolves_a_condition_number_of_1e12"),
     ),
     Mutation(
         "noise floor of the entries for the factor",
         "spectra.py",
-        'floor = rounding**2 * norm if method == "factor" else rounding * max(norm, scale)',
-        "floor = rounding * max(norm, scale)",
+        'of the largest singular value": units**2 * size}',
+        'of the largest singular value": units * size}',
         of("spectrum", "factor_route_resolves_a_condition_number_of_1e12"),
     ),
     Mutation(
         "rounding counted as rank",
         "spectra.py",
-        "worst = len(values) * eps",
-        "worst = 0.01 * eps",
+        "above = int((sizes > floor).sum())",
+        "above = int((sizes > 0).sum())",
         of("spectrum", "rounding_of_a_rank_one_matrix_is_never_counted_as_rank"),
+    ),
+    Mutation(
+        "a spectrum that rounding cut off, called resolved",
+        "spectra.py",
+        "_GAP, _CLEAR = 1e3, 10",
+        "_GAP, _CLEAR = 0.0, 0.0",
+        campaign("an_unknown_null_space_is_resolved_where_there_is_a_gap"),
     ),
     Mutation(
         "wrong null dimension: what is not null is counted",
@@ -549,13 +556,6 @@ MUTATIONS = [
         "rates = 2 * np.log1p(-values / values[-1])",
         "rates = np.log1p(-values / values[-1])",
         of("conditioning", "gd_time_counts_the_steps_of_gradient_descent"),
-    ),
-    Mutation(
-        "a condition number that a threshold cut, called resolved",
-        "conditioning.py",
-        "_GAP = 1e3",
-        "_GAP = 0.0",
-        campaign("an_unknown_null_space_is_resolved_where_there_is_a_gap"),
     ),
     Mutation(
         "damping of K-FAC on the wrong factor",
