@@ -53,9 +53,10 @@ def condition_numbers(
 
     Each number but ``gd_time`` and the sums of an indefinite matrix carries the interval that follows from those of the
     eigenvalues (:meth:`Spectrum.intervals`). A ratio is a *lower bound* where the eigenvalue below the line is not
-    above the noise floor. Where the rank is not resolved, the interval of what is taken on the rank holds the number
-    for every rank that is possible: up to 1 % wide it is resolved, wider it is *unresolved*, and where nothing bounds
-    it from above, its lower end is a lower bound whatever the rank is.
+    above the noise floor. Where the rank is not resolved, the interval of a ratio holds it for every rank that is
+    possible. It is resolved at the rank of a formula that no gap contradicts (the largest that is possible; ``note``
+    says so), or if the interval is up to 1 % wide; else it is *unresolved*, and where nothing bounds it from above, the
+    lower end is a lower bound whatever the rank is.
 
     An indefinite matrix has no condition number: then ``kappa_rank`` and the rest are *indefinite*, and the ratios
     of absolute values appear under their own names, ``abs_kappa_50`` and so on; ``stable_rank`` and
@@ -235,9 +236,11 @@ def _ratio(percent: int, spectrum: Spectrum) -> Quantity:
     if math.isinf(high):
         smallest = f"eigenvalue {position} of {spectrum.rank} is below the noise floor {spectrum.noise_floor:.1e}"
         return replace(found, value=low, status="lower_bound", note=smallest if known else why, method=method)
-    if not known and high > _SAME * low:
-        return replace(found, status="unresolved", note=why, method=method)
-    return replace(found, method=method)
+    if known or high <= _SAME * low:
+        return replace(found, method=method)
+    if spectrum.rank == many:
+        return replace(found, note=f"at rank {many}, of which {few} are certain", method=method)
+    return replace(found, status="unresolved", note=why, method=method)
 
 
 def _sizes(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

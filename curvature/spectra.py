@@ -466,7 +466,8 @@ def _rank(
     A formula counts the null directions that it knows, so it bounds the rank from above; the eigenvalues above the
     noise floor bound it from below. Where the two differ, the factor is asked, which sees much smaller eigenvalues.
     Else a gap decides: of a thousand across the floor, the smallest eigenvalue kept ten floors large, and the same in a
-    second computation.
+    second computation. Where eigenvalues pass through the floor without a gap, nothing speaks against the formula: its
+    rank stays the likely one.
     """
     if sizes[0] == 0:
         return _Rank(0, 0, 0, "the matrix is zero")
@@ -476,13 +477,13 @@ def _rank(
     if above == bound:
         return _Rank(above, above, above, rule or f"all {bound} that can be above the noise floor are")
     rule = f"{rule}; " if rule else ""
-    counted, says = above, f"no gap of {_GAP:g} across the noise floor {floor:.1e}"
+    counted, says, likely = above, f"no gap of {_GAP:g} across the noise floor {floor:.1e}", bound
     found = None if again is not None else _rank_of_factor(operator.same_rank or operator, bound)
     if found is not None:
         counted = max(above, found.low)
         if found.low == found.high >= above:
             return _Rank(found.rank, found.rank, found.rank, f"{rule}{found.rule}")
-        says = found.rule
+        says, likely = found.rule, bound if found.rank == bound else counted
     elif _has_gap(sizes, above, floor):
         again_above = above if again is None else int((again() > float(sizes[above - 1]) / _CLEAR).sum())
         # Other products differ by less than the floor, so both have as many eigenvalues above the gap (Weyl).
@@ -490,10 +491,10 @@ def _rank(
         seconded = again is not None or any(check.rounding is not None for check in checks)
         if seconded and again_above == above:
             return _Rank(above, above, above, f"{rule}{_gap_words(sizes, above)}, {how}")
-        says = f"{_gap_words(sizes, above)}, but no second computation says so"
+        says, likely = f"{_gap_words(sizes, above)}, but no second computation says so", above
     open_rank = f"unresolved: between {counted} and {bound}, {says}"
     if formula is not None:
-        return _Rank(bound, counted, bound, f"{rule}{open_rank}")
+        return _Rank(likely, counted, bound, f"{rule}{open_rank}")
     rank = max(int((sizes > threshold).sum()), counted if counted > above else 0)
     return _Rank(rank, min(counted, rank), bound, f"threshold: absolute value above {threshold:.2e}; {open_rank}")
 
