@@ -28,7 +28,6 @@ REQUIRES = [
     "markupsafe",
     "psutil",
     "threadpoolctl",
-    "tqdm",
     "tomli-w",
 ]
 

@@ -1,12 +1,21 @@
 """``python -m curvature`` is the ``curvature`` command."""
 
+import os
 import sys
-from pathlib import Path
 
-from curvature.cli import main
+
+def _leave_current_folder() -> None:
+    """Take the current folder off the path, where ``python -m`` puts it first: a file there could pose as a library.
+
+    It stays where the package itself lies in it. By ``os.path``: ``pathlib`` is not loaded yet and could pose too.
+    """
+    package = os.path.realpath(os.path.join(__file__, "..", ".."))  # noqa: PTH118
+    if not sys.flags.safe_path and os.path.realpath(sys.path[0]) != package:
+        del sys.path[0]
+
 
 if __name__ == "__main__":
-    # Python puts the current folder first on the path of `python -m`: a file there could stand in for a library.
-    if not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
-        del sys.path[0]
+    _leave_current_folder()
+    from curvature.cli import main
+
     main()

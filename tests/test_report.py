@@ -606,7 +606,7 @@ def test_csv_has_a_line_per_spectrum_with_the_records_numbers(run, study):
     assert indefinite["abs_kappa_95_status"] == "resolved"
 
 
-@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\0"])
 def test_csv_text_is_never_a_formula(start):
     study = single()
     record = replace(study.measurements[0].record, chart=f'{start}cmd|"/c calc"!A1', gauge="-")
@@ -614,7 +614,7 @@ def test_csv_text_is_never_a_formula(start):
         report.study_document(replace(study, measurements=(Measured("given", 0, "x", 0, record),)))["spectra"]
     )
     (row,) = read_csv(text)
-    assert row["chart"] == f"'{record.chart}"
+    assert row["chart"] == f"'{record.chart}".replace("\0", "\\x00")
     assert row["gauge"] == ""
     assert float(row["smallest"]) == 0.0
     assert text.count("\r\n") >= 2

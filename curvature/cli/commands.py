@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from curvature._version import __version__
 from curvature.cli import options as o
 from curvature.cli.execution import execute
-from curvature.cli.terminal import Terminal, printable
+from curvature.cli.terminal import Terminal, one_line, printable
 from curvature.errors import CurvatureError, ExitCode
 
 __all__ = ["EXIT_WORDS", "app", "main"]
@@ -35,7 +37,31 @@ _EPILOG = (
     "wins over --set, that over the environment, that over the file."
 )
 
+
+class _Group(TyperGroup):
+    """Usage errors quote what was typed, perhaps a file's name that a shell filled in: as escapes, like all names."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _plain_usage_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _plain_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _plain_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = one_line(error.message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Group,
     name="curvature",
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -58,6 +58,7 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
     for name, value in tensors.items():
         found = None if name in wanted else _normalized_name(name)
         if found is None:
+            twice += [name] if name in renamed else []
             renamed[name] = value
             continue
         layer, parameter, part = found

@@ -13,8 +13,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from curvature import figures
 from curvature._version import __version__
 from curvature.errors import ConfigurationError, CurvatureError, ResourceError
@@ -24,7 +22,7 @@ from curvature.report.document import shown_part, tables_of
 from curvature.report.drawings import drawings_of
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
-from curvature.report.plain import csv_text, json_text, plain_values, verdicts_csv, without_none
+from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv
 from curvature.report.result import SCHEMA, read_result, write_result
 
 _MAX_TEXT = 2**28  # bytes of a text file of ours
@@ -214,7 +212,7 @@ def _contents(study: Study) -> dict[str, str]:
     document, drawings = study_document(study), drawings_of(shown_part(study))
     svgs = {drawing.name: figures.render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
     return {
-        "config.toml": tomli_w.dumps(without_none(study.config)),
+        "config.toml": toml_text(study.config),
         "provenance.json": json_text(plain_values(study.provenance)),
         "summary.json": json_text(document),
         "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tomli_w
 
 from curvature import figures
 from curvature._version import __version__
@@ -18,7 +17,7 @@ from curvature.figures import chart_label, grouped, matrix_name, printable, shor
 from curvature.report.document import HEADLINE
 from curvature.report.drawings import Drawing
 from curvature.report.findings import arm_words, block_words, capital, point_words, signed
-from curvature.report.plain import without_none
+from curvature.report.plain import toml_text
 
 MAX_HTML = 5_000_000
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
@@ -76,7 +75,7 @@ def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[s
         rules=_rules(document),
         efficiencies=_efficiency_table(document, last),
         checks=_check_table(document["checks"]),
-        config=tomli_w.dumps(without_none(document["config"])),
+        config=toml_text(document["config"]),
         max_rows=MAX_ROWS,
         last=last,
         matrices={row["matrix"] for name in ("table", "extremes", "densities") for row in document[name]},

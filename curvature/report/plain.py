@@ -6,12 +6,16 @@ import csv
 import io
 import json
 import math
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import tomli_w
 
+from curvature.figures import printable
 from curvature.report.document import HEADLINE
 
 
@@ -62,6 +66,15 @@ def without_none(value: Any) -> Any:
     return value if isinstance(value, bool | int | float) or hasattr(value, "isoformat") else str(value)
 
 
+def toml_text(value: Any) -> str:
+    """TOML of a configuration, with what could steer a terminal as escapes: read back, it is the same."""
+    odd = {"Cc", "Cf", "Zl", "Zp"}
+    return "".join(
+        f"\\U{ord(sign):08X}" if sign != "\n" and unicodedata.category(sign) in odd else sign
+        for sign in tomli_w.dumps(without_none(value))
+    )
+
+
 def csv_text(spectra: list[dict[str, Any]]) -> str:
     """One line per spectrum, end and density (RFC 4180); text that a spreadsheet takes for a formula gets a ``'``."""
     names = [name for name in HEADLINE if any(name in row["numbers"] for row in spectra)]
@@ -103,5 +116,5 @@ def _csv_cell(value: Any) -> Any:
         return "true" if value else "false"
     if not isinstance(value, str):
         return value
-    text = value.encode(errors="backslashreplace").decode()
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\0") else text
+    text = "".join(part if part.isspace() else printable(part) for part in re.split(r"([\t\r\n]+)", value))
+    return f"'{text}" if value[:1] in ("=", "+", "-", "@", "\t", "\r", "\0") else text
