@@ -87,7 +87,7 @@ def housing(num_examples: int | None = None, *, seed: int = 0) -> tuple[Tensor, 
     generator = torch.Generator().manual_seed(seed)
     count = 2000 if num_examples is None else num_examples
     if not 2 <= count <= _MOST_ROWS:
-        raise ConfigurationError(f"num_examples must be between 2 and {_MOST_ROWS}, got {num_examples}.")
+        raise ConfigurationError(f"num_examples must be at least 2 and at most {_MOST_ROWS}, got {num_examples}.")
 
     def normal() -> Tensor:
         return torch.randn(count, generator=generator, dtype=torch.float64)
@@ -121,7 +121,7 @@ def mlp(
     """
     _refuse_sizes(widths, "widths")
     if len(widths) < 2:
-        raise ConfigurationError(f"widths must list at least inputs and outputs, got {tuple(widths)}.")
+        raise ConfigurationError(f"widths must list at least inputs and outputs, got {widths!r}.")
     layers: list[nn.Module] = []
     with _seeded(seed):
         for fan_in, fan_out in pairwise(widths):
@@ -255,7 +255,7 @@ def _refuse_sizes(sizes: Sequence[int], what: str) -> None:
     """Refuse what is no list of sizes before torch does, whose words would be about something else."""
     whole = isinstance(sizes, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in sizes)
     if not whole or any(n < 1 for n in sizes):
-        raise ConfigurationError(f"{what} must be positive whole numbers, got {sizes!r}.")
+        raise ConfigurationError(f"{what} must list positive whole numbers, got {sizes!r}.")
 
 
 def _activation(name: str) -> nn.Module:

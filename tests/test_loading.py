@@ -184,9 +184,7 @@ def test_exported_program_with_a_pickle_in_it_is_refused_unread(here, exported, 
             new.writestr(member.filename, pickled.getvalue() if inputs else old.read(member))
         if form == "pickled object":
             new.writestr("free/data/constants/opaque_obj_0", pickled.getvalue())
-    with pytest.raises(
-        InputError, match=r"not an exported program that can be read|opaque_obj_0.* not unpickled"
-    ):
+    with pytest.raises(InputError, match=r"not an exported program that can be read|opaque_obj_0.* not unpickled"):
         loading.load_model("bomb.pt2")
     assert not (here / "exploded").exists()
 
