@@ -167,7 +167,7 @@ def plan(
     --------
     >>> A = SymmetricOperator.from_dense(torch.eye(100, dtype=torch.float64), name="identity")
     >>> print(plan(A, rates=Rates(1e10, {100: 0.5}), max_memory=1e9))  # doctest: +ELLIPSIS
-    identity, given, 100 x 100: dense, 1 MB, about 0.5 s (it fits in memory); gives every eigenvalue to 2e-15 of ...
+    identity, given, 100 x 100: dense, 1 MB, about 0.5 s (it fits in memory); gives every eigenvalue to 4e-15 of ...
     """
     if wanted not in _WANTED:
         raise ConfigurationError(f"wanted must be one of {', '.join(_WANTED)}, got {wanted!r}.")
