@@ -1,6 +1,7 @@
 """The fast path for chains of linear layers: equal to the generic one where it applies, out of the way elsewhere."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -193,6 +194,31 @@ def test_structured_products_equal_those_with_the_generic_matrix(case, tangent_b
         patch.setattr(products, "_TANGENT_BYTES", tangent_bytes)
         problem = cv.Problem.from_module(module, loss=loss, data=data, chunk_size=chunk_size)
         assert_same_products(problem, torch.Generator().manual_seed(4), names=("hessian", "ggn"))
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+def test_products_are_the_same_however_vectors_and_examples_are_cut(name, generator):
+    problem = deep_problem(nn.Tanh, num_examples=11)
+    operator, expected = MATRICES[name](problem), MATRICES[name](problem, method="generic").dense()
+    for columns in (1, products._COLUMNS, products._COLUMNS + 1, 3 * products._COLUMNS - 1):
+        block = torch.randn(problem.dim, columns, generator=generator, dtype=torch.float64)
+        assert distance(operator @ block, expected @ block) < ROUNDING
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(products, "_TANGENT_BYTES", columns * 6 * 8 * 4)  # four examples or fewer at a time
+            assert distance(operator @ block, expected @ block) < ROUNDING
+
+
+def test_products_share_no_memory_with_earlier_ones_nor_with_other_threads(generator):
+    problem = deep_problem(nn.Tanh, num_examples=500)
+    operator = cv.hessian(problem)
+    blocks = torch.randn(16, problem.dim, 7, generator=generator, dtype=torch.float64)
+    alone = [operator @ block for block in blocks]
+    kept = [found.clone() for found in alone]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda block: operator @ block, blocks))
+    for first, copy_, again in zip(alone, kept, together, strict=True):
+        assert torch.equal(first, copy_)
+        assert torch.equal(first, again)
 
 
 def test_every_activation_of_the_whitelist_is_tested_here():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
 
-from curvature.structured.chain import Chain, forward, matmul
+from curvature.structured.chain import Chain, Layer, forward, matmul, places
 
 __all__ = ["OutputProduct", "Products", "product_bytes"]
 
 # (outputs, targets) -> multiplication of rows (N, K, C) by a symmetric matrix per example
 OutputProduct = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 
-_TANGENT_BYTES = 4 * 2**20
+_TANGENT_BYTES = 2**20  # of a few examples and columns in one layer: what stays in cache
+_COLUMNS = 16  # at once
 
 
 def product_bytes(chain: Chain) -> tuple[float, float]:
@@ -39,70 +43,115 @@ class Products:
         self.chain, self.second_order = chain, second_order
         problem, layers = chain.problem, chain.layers
         inputs, outputs, slopes = forward(chain, slice(None), 2 if second_order else 1)
-        self.inputs = [a[:, : layer.weight.shape[1]] for a, layer in zip(inputs, layers, strict=True)]
-        self.slopes = [parts[0] for parts in slopes]
-        self.curve = output_product(outputs[-1], problem.targets)
+        # Signals are kept as (width, N) and tangents as (K, width, N): the BLAS wants long rows, and was measured a
+        # third faster than on (N, K, width).
+        self.inputs = [a.T.contiguous() for a in inputs]
+        self.slopes = [parts[0].T.contiguous() for parts in slopes]
         self.gradients: list[Tensor] = []
         self.bends: list[Tensor] = []
         if second_order:
             slope = problem.loss.gradient(outputs[-1], problem.targets) / problem.denominator
-            self.gradients = [slope]
+            self.gradients = [slope.T.contiguous()]
             for k in range(len(layers) - 1, 0, -1):
-                back = self.gradients[0] @ layers[k].weight
-                self.bends.insert(0, back * slopes[k - 1][1])
-                self.gradients.insert(0, back * slopes[k - 1][0])
-        # Tangents of about a megabyte per layer stay in cache; larger blocks measured slower.
-        widest = max(layer.fan_out for layer in layers)
-        self.columns = max(1, _TANGENT_BYTES // (problem.num_examples * widest * problem.weights.element_size()))
+                back = layers[k].weight.T @ self.gradients[0]
+                self.bends.insert(0, back * slopes[k - 1][1].T)
+                self.gradients.insert(0, back * self.slopes[k - 1])
+        self.output_product, self.outputs = output_product, outputs[-1]
+        self.first = next(k for k, layer in enumerate(layers) if places(layer))  # nothing moves before
+        self.widest = max(layer.fan_out for layer in layers)
+        self.pieces: dict[int, list[tuple[slice, Callable[[Tensor], Tensor]]]] = {}
+        self.kept = threading.local()
 
     def __call__(self, block: Tensor) -> Tensor:
         """Multiply ``(P, K)``."""
-        parts = [self._few(part) for part in block.tensor_split(-(-block.shape[1] // self.columns), dim=1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _few(self, block: Tensor) -> Tensor:
-        """Tangents are kept as ``(N, K, width)``: every step is one matrix product over all of them."""
-        layers, count, size = self.chain.layers, block.shape[1], self.chain.problem.num_examples
         vectors = block.T.contiguous()
-        product = torch.empty_like(vectors)
-        signal_dots: list[Tensor | None] = [None]
-        weight_dots: list[Tensor | None] = []
-        z_dots: list[Tensor] = []
-        for k, layer in enumerate(layers):
-            dot = None
-            weight_dot = None
-            if layer.weight_slice is not None:
-                weight_dot = vectors[:, layer.weight_slice].reshape(count * layer.fan_out, -1)
-                dot = matmul(self.inputs[k], weight_dot.T).view(size, count, -1)
-            if layer.bias is not None and layer.bias_slice is not None:
-                bias_dot = vectors[:, layer.bias_slice]
-                dot = bias_dot.expand(size, -1, -1).clone() if dot is None else dot.add_(bias_dot)
-            if signal_dots[k] is not None:
-                moved = matmul(signal_dots[k].flatten(0, 1), layer.weight.T).view(size, count, -1)
-                dot = moved if dot is None else dot.add_(moved)
-            if dot is None:
-                dot = block.new_zeros(size, count, layer.fan_out)
-            weight_dots.append(weight_dot)
-            z_dots.append(dot)
-            if k + 1 < len(layers):
-                signal_dots.append(self.slopes[k][:, None] * dot)
-        slope_dot = self.curve(z_dots[-1]).div_(self.chain.problem.denominator)
-        for k in range(len(layers) - 1, -1, -1):
-            layer = layers[k]
-            if layer.weight_slice is not None:
-                total = matmul(slope_dot.flatten(1).T, self.inputs[k]).view(count, layer.fan_out, -1)
-                if self.second_order and k:
-                    crossed = matmul(self.gradients[k].T, signal_dots[k].flatten(1))
-                    total += crossed.view(layer.fan_out, count, -1).transpose(0, 1)
-                product[:, layer.weight_slice] = total.flatten(1)
-            if layer.bias is not None and layer.bias_slice is not None:
-                product[:, layer.bias_slice] = slope_dot.sum(dim=0)
-            if k:
-                back = matmul(slope_dot.flatten(0, 1), layer.weight).view(size, count, -1)
-                if self.second_order and weight_dots[k] is not None:
-                    moved = weight_dots[k].view(count, layer.fan_out, -1).transpose(0, 1).reshape(layer.fan_out, -1)
-                    back += matmul(self.gradients[k], moved).view(size, count, -1)
-                slope_dot = back.mul_(self.slopes[k - 1][:, None])
-                if self.second_order:
-                    slope_dot.addcmul_(self.bends[k - 1][:, None], z_dots[k - 1])
+        product = torch.zeros_like(vectors)
+        parts = -(-len(vectors) // _COLUMNS)
+        columns = -(-len(vectors) // parts)
+        size = max(1, _TANGENT_BYTES // (columns * self.widest * vectors.element_size()))
+        for few, found in zip(vectors.tensor_split(parts), product.tensor_split(parts), strict=True):
+            dots = [_augmented(layer, few) for layer in self.chain.layers]
+            turned = [
+                None if dot is None else dot[..., : layer.weight.shape[1]].mT.flatten(0, 1)
+                for layer, dot in zip(self.chain.layers, dots, strict=True)
+            ]
+            for where, curve in self._cut(size):
+                self._add(where, curve, dots, turned, found)
         return product.T
+
+    def _cut(self, size: int) -> list[tuple[slice, Callable[[Tensor], Tensor]]]:
+        """Pieces of at most ``size`` examples, each with its Hessian in the outputs; the last ones are kept."""
+        if size not in self.pieces:
+            count, problem = len(self.outputs), self.chain.problem
+            number = -(-count // size)
+            where = [slice(*cut) for cut in pairwise(count * piece // number for piece in range(number + 1))]
+            self.pieces = {size: [(at, self.output_product(self.outputs[at], problem.targets[at])) for at in where]}
+        return self.pieces[size]
+
+    def _add(
+        self,
+        where: slice,
+        curve: Callable[[Tensor], Tensor],
+        weight_dots: list[Tensor | None],
+        turned: list[Tensor | None],
+        found: Tensor,
+    ) -> None:
+        """Add what a few examples bring to the rows ``found (K, P)``; every step is one matrix product over them.
+
+        ``weight_dots (K, O, columns)`` are the tangents of the weights, ``turned (K I, O)`` their transposes.
+        """
+        layers, first = self.chain.layers, self.first
+        count, size = len(found), where.stop - where.start
+        z_dots: dict[int, Tensor] = {}
+        signal_dots: dict[int, Tensor] = {}  # of what enters a layer
+        for k in range(first, len(layers)):
+            dot = z_dots[k] = self._room(f"z{k}", found, count, layers[k].fan_out, size)
+            if k > first:
+                matmul(layers[k].weight, signal_dots[k], out=dot)
+            if weight_dots[k] is not None:
+                moved = self._room("moved", found, *dot.shape) if k > first else dot
+                matmul(weight_dots[k].flatten(0, 1), self.inputs[k][:, where], out=moved.flatten(0, 1))
+                dot = dot.add_(moved) if k > first else dot
+            if k + 1 < len(layers):
+                signal_dots[k + 1] = self._room(f"signal{k}", found, *dot.shape)
+                torch.mul(dot, self.slopes[k][:, where], out=signal_dots[k + 1])
+        curved = curve(z_dots[len(layers) - 1].permute(2, 0, 1)).div_(self.chain.problem.denominator)
+        slope_dot = curved.permute(1, 2, 0).contiguous()
+        for k in range(len(layers) - 1, first - 1, -1):
+            layer, moves = layers[k], weight_dots[k] is not None
+            fan_in = layer.weight.shape[1]
+            crosses = self.second_order and k > first
+            if moves:
+                total = matmul(slope_dot.flatten(0, 1), self.inputs[k][:, where].T).view(count, layer.fan_out, -1)
+                if crosses:
+                    total[..., :fan_in] += matmul(self.gradients[k][:, where], signal_dots[k].mT)
+                for at, place in places(layer):
+                    found[:, place] += total[..., at].flatten(1)
+            if k > first:
+                back = self._room(f"slope{k}", found, count, fan_in, size)
+                matmul(layer.weight.T, slope_dot, out=back)
+                if crosses and moves:
+                    moved = self._room("moved", found, *back.shape)
+                    matmul(turned[k], self.gradients[k][:, where], out=moved.flatten(0, 1))
+                    back += moved
+                slope_dot = back.mul_(self.slopes[k - 1][:, where])
+                if self.second_order:
+                    slope_dot.addcmul_(self.bends[k - 1][:, where], z_dots[k - 1])
+
+    def _room(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        """Memory that is kept from one product to the next, each thread its own: new memory costs what a pass costs."""
+        kept, length = self.kept.__dict__, prod(shape)
+        if name not in kept or len(kept[name]) < length:
+            kept[name] = like.new_empty(length)
+        return kept[name][:length].view(shape)
+
+
+def _augmented(layer: Layer, vectors: Tensor) -> Tensor | None:
+    """The vectors' parts for a layer, ``(K, O, columns)``, zero where it is frozen; None if all of it is."""
+    where = places(layer)
+    if not where:
+        return None
+    dots = vectors.new_zeros(len(vectors), layer.fan_out, layer.columns)
+    for at, place in where:
+        dots[..., at] = vectors[:, place].view(len(vectors), layer.fan_out, -1)
+    return dots
