@@ -530,10 +530,12 @@ def _rank_of_factor(operator: SymmetricOperator, bound: int) -> _Rank | None:
         generator = torch.Generator().manual_seed(0)
         rows = torch.zeros(width, operator.dim, dtype=operator.dtype, device=operator.device)
         for block in operator.factor_blocks():
-            for _ in range(_SUMS):
-                places = torch.randint(width, (block.shape[1],), generator=generator).to(operator.device)
-                signs = 2.0 * torch.randint(2, (block.shape[1], 1), generator=generator).to(block) - 1
-                rows.index_add_(0, places, signs * block.T)
+            count = block.shape[1]
+            places = torch.randint(width, (_SUMS * count,), generator=generator)
+            signs = 2.0 * torch.randint(2, (_SUMS * count,), generator=generator) - 1
+            where = torch.stack([places, torch.arange(count).repeat(_SUMS)])
+            sums = torch.sparse_coo_tensor(where, signs.to(block.dtype), (width, count), check_invariants=False)
+            rows += torch.sparse.mm(sums.to(operator.device), block.T)
     sizes = torch.linalg.svdvals(rows).cpu().numpy() ** 2
     floor = _singular_units(max(rows.shape), operator.dtype) ** 2 * float(sizes[0])
     count = int((sizes > floor).sum())
