@@ -227,9 +227,14 @@ def _draw_efficiency(study: Study) -> Drawing | None:
     steps = [m for m in steps if m.record.damping == damping]
     panels = grouped(steps, lambda m: m.arm)
     tall = max(len({_chart(m) for m in members}) for members in panels.values())
-    figure, axes = _grid(len(panels), len(panels), width=5.2, height=1.1 + 0.26 * tall)
+    figure, axes = _grid(len(panels), min(len(panels), 2), width=5.2, height=1.1 + 0.26 * tall)
     for ax, (arm, members) in zip(axes, panels.items(), strict=True):
         figures.plot_efficiency(members, ax, legend=False, title=point_words(arm, last))
+    if "log" in {ax.get_xscale() for ax in axes}:  # one scale for all of them
+        lowest = min(m.record.efficiency for m in steps if m.record.efficiency > 0)
+        for ax in axes:
+            ax.set_xscale("log")
+            ax.set_xlim(lowest / 1.6, 1.4)
     _shared_legend(figure)
     caption = (
         "Share of the progress of the damped natural gradient that one gradient step in each chart makes, on the "
