@@ -33,7 +33,7 @@ from curvature.arithmetic import full_precision
 from curvature.checks import Witness, same_form
 from curvature.differences import gradient_witness, output_witness
 from curvature.errors import ConfigurationError, CurvatureError, SelfCheckError
-from curvature.nullspace import known_null_space, verified
+from curvature.nullspace import known_null_space, rank_of_few, verified
 from curvature.operators import SymmetricOperator, Work, mirrored
 from curvature.parameterization import Chart, Parameterization, Standard
 from curvature.problem import Problem
@@ -345,6 +345,10 @@ def _on_weights(
     **about: object,
 ) -> SymmetricOperator:
     null_space = cache(lambda: known_null_space(problem, second_order=name == "hessian"))
+
+    def structural_rank(operator: SymmetricOperator) -> tuple[int, str]:
+        return rank_of_few(operator) or verified(null_space(), operator)
+
     return SymmetricOperator(
         name=name,
         dim=problem.dim,
@@ -356,7 +360,7 @@ def _on_weights(
         layout=problem.layout,
         num_examples=problem.num_examples,
         gradient=cache(problem.gradient),
-        structural_rank=cache(lambda operator: verified(null_space(), operator)),  # once for all charts
+        structural_rank=cache(structural_rank),  # once for all charts
         to_chart=lambda operator, chart, on_weights: _in_chart(operator, problem, chart, on_weights, difference),
         witnesses=(_by_other_chunks(problem, rebuild, name != "monte_carlo_fisher"), difference),
         blame=lambda block: _not_finite(problem, rebuild, block),

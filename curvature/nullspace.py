@@ -28,9 +28,11 @@ from curvature.operators import SymmetricOperator
 from curvature.problem import Problem
 from curvature.spectra import MAX_NULL_DIRECTIONS
 
-__all__ = ["NullSpace", "known_null_space", "verified"]
+__all__ = ["NullSpace", "known_null_space", "rank_of_few", "verified"]
 
 _MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
+_COMBINATIONS = 32  # of null directions that are multiplied before each alone
+_BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
 
 
@@ -72,21 +74,43 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
 def verified(space: NullSpace, operator: SymmetricOperator) -> tuple[int, str]:
     """Rank by formula: dimension minus the directions that pass ``A n = 0``, and at most ``rank_bound``.
 
-    Returns the rank and one line that says what was counted.
+    Returns the rank and one line that says what was counted. Many directions are first multiplied in 32 random
+    combinations, and one by one only if any of these is not null: a direction that fails the test escapes with a
+    probability below 1e-13.
     """
     count, said = 0, ""
     if space.dim:
-        eps = torch.finfo(operator.dtype).eps
-        lengths = torch.linalg.vector_norm(operator @ space.basis, dim=0)
-        count = int((lengths <= 1e3 * eps * _norm(operator)).sum())
+        allowed = 1e3 * torch.finfo(operator.dtype).eps * _norm(operator)
+        count = space.dim
+        if count <= 2 * _COMBINATIONS or not _all_null(space.basis, operator, allowed):
+            count = int((torch.linalg.vector_norm(operator @ space.basis, dim=0) <= allowed).sum())
         said = ", ".join(f"{number} {reason}" for reason, number in space.reasons.items())
         if count < space.dim:
             said += f"; {space.dim - count} of them not null here, not counted"
     rank = operator.dim - count
     rule = "formula: " + (f"{operator.dim} - {count} verified null directions ({said})" if count else "full")
     if operator.rank_bound is not None and operator.rank_bound < rank:
-        return operator.rank_bound, f"formula: at most {operator.rank_bound} by the number of examples and outputs"
+        return operator.rank_bound, _BY_EXAMPLES.format(operator.rank_bound)
     return rank, rule
+
+
+def rank_of_few(operator: SymmetricOperator) -> tuple[int, str] | None:
+    """The bound by the number of examples, where as many null directions as are looked for could not lower it."""
+    if operator.rank_bound is None or operator.rank_bound > operator.dim - MAX_NULL_DIRECTIONS:
+        return None
+    return operator.rank_bound, _BY_EXAMPLES.format(operator.rank_bound)
+
+
+def _all_null(basis: Tensor, operator: SymmetricOperator, allowed: float) -> bool:
+    """Whether random combinations of all directions are null, with normal weights.
+
+    A direction longer than ``allowed`` after the product leaves one combination at half of that or less only if its
+    weight falls into an interval of length one: with a probability of at most 0.383, whatever the others do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(basis.shape[1], _COMBINATIONS, generator=generator, dtype=torch.float64)
+    images = operator @ (basis @ weights.to(basis))
+    return bool((torch.linalg.vector_norm(images, dim=0) <= allowed / 2).all())
 
 
 def _norm(operator: SymmetricOperator) -> float:
@@ -103,17 +127,27 @@ def _norm(operator: SymmetricOperator) -> float:
 
 
 def _extend(basis: Tensor, vectors: Tensor) -> Tensor:
-    """Add what of ``vectors`` is independent of an orthonormal ``basis``, orthonormalized."""
+    """Add what of ``vectors`` is independent of an orthonormal ``basis``, orthonormalized.
+
+    Only where they and what they overlap with are not zero: mostly the rows of one layer.
+    """
     lengths = torch.linalg.vector_norm(vectors, dim=0)
     vectors = vectors[:, lengths > 0] / lengths[lengths > 0]
+    near = basis[(vectors != 0).any(dim=1)].any(dim=0)
+    known = basis[:, near]
+    where = (vectors != 0).any(dim=1) | (known != 0).any(dim=1)
+    vectors, known = vectors[where], known[where]
     for _ in range(2):
-        vectors = vectors - basis @ (basis.T @ vectors)
-    if not vectors.shape[1]:
-        return basis
-    left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
-    new = left[:, values > 1e-8]
-    new = new - basis @ (basis.T @ new)
-    return torch.cat([basis, torch.linalg.qr(new).Q], dim=1)
+        vectors = vectors - known @ (known.T @ vectors)
+    products = vectors.T @ vectors
+    rounding = 50 * torch.finfo(vectors.dtype).eps
+    if not torch.allclose(products, torch.eye(len(products)).to(products), rtol=0, atol=rounding):
+        left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
+        vectors = left[:, values > 1e-8]
+        vectors = torch.linalg.qr(vectors - known @ (known.T @ vectors)).Q
+    new = basis.new_zeros(len(basis), vectors.shape[1])
+    new[where] = vectors
+    return torch.cat([basis, new], dim=1)
 
 
 def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: bool) -> Iterator[tuple[str, Tensor]]:

@@ -10,11 +10,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import curvature as cv
-from curvature import zoo
+from curvature import nullspace, zoo
 from curvature.losses import CrossEntropy
 from curvature.matrices import MATRICES
 from curvature.nullspace import NullSpace, known_null_space, verified
 from curvature.operators import SymmetricOperator
+from curvature.spectra import MAX_NULL_DIRECTIONS
 
 NULL = 1e-13  # |A n| relative to the largest eigenvalue: a few hundred units of rounding
 SEMIDEFINITE = ("ggn", "fisher", "empirical_fisher", "gradient_covariance")
@@ -372,6 +373,63 @@ def test_verification_counts_what_a_matrix_really_annihilates():
     rank, rule = verified(space, operator)
     assert rank == 3
     assert rule == "formula: 5 - 2 verified null directions (4 by decree; 2 of them not null here, not counted)"
+
+
+def counted(matrix):
+    """An operator that adds up the columns it multiplies."""
+    columns = []
+
+    def matmat(block):
+        columns.append(block.shape[1])
+        return matrix @ block
+
+    about = (len(matrix), matmat, torch.float64, torch.device("cpu"))
+    return SymmetricOperator("matrix", *about), columns
+
+
+@pytest.mark.parametrize("size", [3e-13, 1e-11, 1e-3])
+@pytest.mark.parametrize("place", [0, 77, 199])
+def test_one_direction_among_many_that_is_not_null_is_found_out(size, place):
+    values = torch.cat([torch.zeros(200), torch.ones(50)]).double()
+    values[place] = size
+    rotation = torch.linalg.qr(drawn(250, 250)).Q
+    operator, columns = counted(rotation @ torch.diag(values) @ rotation.T)
+    rank, rule = verified(NullSpace(rotation[:, :200], {"by decree": 200}), operator)
+    assert rank == 51
+    assert rule.endswith("(200 by decree; 1 of them not null here, not counted)")
+    assert sum(columns) > 200
+
+
+def test_many_null_directions_are_verified_by_a_few_products():
+    rotation = torch.linalg.qr(drawn(250, 250)).Q
+    operator, columns = counted(rotation[:, 200:] @ rotation[:, 200:].T)
+    assert verified(NullSpace(rotation[:, :200], {"by decree": 200}), operator)[0] == 50
+    assert sum(columns) < 40
+
+
+def test_no_null_directions_are_looked_for_where_few_examples_bound_the_rank(monkeypatch):
+    problem = problem_of(
+        with_weights(nn.Sequential(nn.Linear(4, 900), nn.Tanh(), nn.Linear(900, 3))), inputs=drawn(5, 4)
+    )
+    assert problem.dim - MAX_NULL_DIRECTIONS > 10
+    found = verified(known_null_space(problem, second_order=False), cv.ggn(problem))
+    monkeypatch.setattr("curvature.matrices.known_null_space", None)
+    operator = cv.ggn(problem)
+    assert (
+        operator.structural_rank(operator) == found == (10, "formula: at most 10 by the number of examples and outputs")
+    )
+
+
+def test_a_basis_grows_by_what_is_new_and_stays_orthonormal():
+    basis = nullspace._extend(torch.zeros(9, 0, dtype=torch.float64), torch.eye(9, dtype=torch.float64)[:, :2])
+    mixed = torch.eye(9, dtype=torch.float64)[:, [1, 2, 2, 3]]
+    mixed[4, 3] = 1.0
+    mixed = torch.cat([mixed, torch.zeros(9, 1, dtype=torch.float64)], dim=1)
+    basis = nullspace._extend(basis, mixed)
+    assert basis.shape == (9, 4)
+    assert torch.allclose(basis.T @ basis, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-15)
+    assert torch.allclose(basis @ (basis.T @ mixed), mixed, rtol=0, atol=1e-15)
+    assert nullspace._extend(basis, mixed).shape == (9, 4)
 
 
 def test_the_zero_matrix_has_rank_zero():
