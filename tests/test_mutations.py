@@ -222,8 +222,8 @@ MUTATIONS = [
     Mutation(
         "curvature of the activations with the wrong sign, products",
         "structured/products.py",
-        "slope_dot.addcmul_(self.bends[k - 1][:, None], z_dots[k - 1])",
-        "slope_dot.addcmul_(self.bends[k - 1][:, None], z_dots[k - 1], value=-1)",
+        "slope_dot.addcmul_(self.bends[k - 1][:, where], z_dots[k - 1])",
+        "slope_dot.addcmul_(self.bends[k - 1][:, where], z_dots[k - 1], value=-1)",
         of("structured", "every_loss_gives_the_generic_matrices_and_products"),
     ),
     Mutation(
@@ -531,8 +531,8 @@ MUTATIONS = [
     Mutation(
         "wrong null dimension: what is not null is counted",
         "nullspace.py",
-        "count = int((lengths <= 1e3 * eps * _norm(operator)).sum())",
-        "count = len(lengths)",
+        "count = int((torch.linalg.vector_norm(operator @ space.basis, dim=0) <= allowed).sum())",
+        "count = space.dim",
         of("nullspace", "a_direction_that_is_not_null_is_dropped_and_said"),
     ),
     Mutation(
