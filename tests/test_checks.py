@@ -297,7 +297,9 @@ def test_a_kink_at_the_point_is_said_and_not_compared():
     (check,) = (c for c in cv.spectrum(cv.hessian(problem)).checks if "finite differences" in c.name)
     assert check.passed
     assert "the loss has a kink here" in check.note
+    assert problem.kinks() == (1, 2)
     away = problem.at(problem.weights + 0.1)
+    assert away.kinks() == (0, 2)
     (check,) = (c for c in cv.spectrum(cv.hessian(away)).checks if "finite differences" in c.name)
     assert "kink" not in check.note
 
@@ -316,6 +318,15 @@ def test_a_product_that_is_not_finite_names_example_and_parameters():
 
 
 # ------------------------------------------------------------------------------------------------------ where it shows
+
+
+def test_a_study_of_a_piecewise_linear_network_says_what_its_hessian_leaves_out(mlp):
+    rectified = classification(mlp(3, 4, 2, activation=nn.ReLU))
+    (words,) = (w for w in cv.compare(rectified, matrices=("hessian",)).warnings if "piecewise linear" in w)
+    assert "0 of 48 pre-activations lie at one" in words
+    assert not cv.compare(rectified, matrices=("ggn",)).warnings
+    assert not cv.compare(classification(mlp(3, 4, 2)), matrices=("hessian",)).warnings
+    assert classification(mlp(3, 4, 2)).kinks() == (0, 0)
 
 
 def test_every_record_carries_the_checks_it_passed(mlp, tmp_path):

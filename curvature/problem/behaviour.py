@@ -11,7 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["first_layer", "generator_states", "graph_nodes", "narrower", "untouched_generators", "where_of"]
+__all__ = [
+    "first_layer",
+    "generator_states",
+    "graph_nodes",
+    "narrower",
+    "pre_activations_near_a_kink",
+    "untouched_generators",
+    "where_of",
+]
+
+_KINKED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.RReLU)  # at zero
+_NEAR_KINK = 1e-8  # of the largest pre-activation of the layer: what a step of finite differences would cross
 
 
 def where_of(path: str, layer: nn.Module) -> str:
@@ -46,6 +57,26 @@ def first_layer(model: nn.Module, run: Callable[[], Any], guilty: Callable[[Any]
         for handle in handles:
             handle.remove()
     return where_of(paths[found[0]], found[0]) if found else ""
+
+
+def pre_activations_near_a_kink(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int]:
+    """How many inputs of piecewise linear activations lie at their kink at zero, or next to it, and of how many."""
+    near = total = 0
+
+    def look(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal near, total
+        sizes = inputs[0].detach().abs()
+        near += int((sizes <= _NEAR_KINK * sizes.max()).sum())
+        total += sizes.numel()
+
+    handles = [layer.register_forward_pre_hook(look) for layer in model.modules() if isinstance(layer, _KINKED)]
+    try:
+        if handles:
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return near, total
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:

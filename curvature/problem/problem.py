@@ -16,7 +16,7 @@ from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
 from curvature.losses import Loss, PerExample, refuse_other_reduction, resolve_loss
 from curvature.parameterization import Parameterization, Standard
-from curvature.problem.behaviour import untouched_generators
+from curvature.problem.behaviour import pre_activations_near_a_kink, untouched_generators
 from curvature.problem.data import as_type, materialize, refuse_non_finite
 from curvature.problem.module import common_type, refuse_module, unwrap
 from curvature.problem.trial import checked_outputs, differentiated_once
@@ -226,6 +226,14 @@ class Problem:
         point = self.weights if weights is None else weights
         with torch.no_grad():
             return torch.cat([self.predict(point, self.inputs[where]) for where in self.chunks()])
+
+    def kinks(self) -> tuple[int, int]:
+        """Count inputs of piecewise linear activations (ReLU and its kin) that lie at a kink, or within 1e-8 of it.
+
+        Relative to the largest of their layer, over all examples; the second number is how many inputs there are. At a
+        kink the Hessian is a choice of autograd's, and everywhere it leaves out what the gradient jumps by.
+        """
+        return pre_activations_near_a_kink(self.model, self.outputs)
 
     @full_precision()
     def value(self, weights: Tensor | None = None) -> float:
