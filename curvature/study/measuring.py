@@ -217,8 +217,8 @@ class Collector:
         if total and any(getattr(m.record, "matrix", "") == "hessian" for m in self.measurements):
             self.warn(
                 "the Hessian of a piecewise linear network is its almost-everywhere second derivative: it leaves out "
-                f"what the gradient jumps by at a kink. {near} of {total} pre-activations lie at one (within 1e-8 of the "
-                "largest) at the first point measured. The GGN is not affected."
+                f"what the gradient jumps by at a kink. {near} of {total} pre-activations lie at one (within 1e-8 of "
+                "the largest) at the first point measured. The GGN is not affected."
             )
         self.say("done", 1.0)
         return Study(
