@@ -267,18 +267,27 @@ def _by_factor(operator: SymmetricOperator, slope: Tensor | None, checks: bool) 
     short = _short_factor(operator.factor_blocks(), operator.dim)  # (r, D), A = short^T short
     passed = operator.checks_of(lambda block: short.T @ (short @ block)) if checks else ()
     if slope is None:
-        singular, weights = torch.linalg.svdvals(short), None
+        singular, weights = _singular_values(torch.linalg.qr(short.T, mode="r").R), None
     else:
-        _, singular, right = torch.linalg.svd(short, full_matrices=False)
-        inside = right @ slope
-        weights = np.zeros(operator.dim, dtype=inside.cpu().numpy().dtype)
+        q, r = torch.linalg.qr(short.T)
+        left, found, _ = torch.linalg.svd(r)  # the rotated columns of q are the eigenvectors
+        singular = found.cpu().numpy()
+        inside = left.T @ (q.T @ slope)
+        weights = np.zeros(operator.dim, dtype=singular.dtype)
         weights[operator.dim - len(inside) :] = (inside**2).cpu().numpy()[::-1]
         if len(inside) < operator.dim:
             # Any basis of the null space will do: one whose first vector is what the gradient has there.
-            weights[0] = float(((slope - right.T @ inside) ** 2).sum())
-    values = np.zeros(operator.dim, dtype=singular.cpu().numpy().dtype)
-    values[operator.dim - len(singular) :] = (singular.cpu().numpy() ** 2)[::-1]
+            weights[0] = float(((slope - q @ (left @ inside)) ** 2).sum())
+    values = np.zeros(operator.dim, dtype=singular.dtype)
+    values[operator.dim - len(singular) :] = (singular**2)[::-1]
     return values, weights, passed
+
+
+def _singular_values(matrix: Tensor) -> np.ndarray:
+    """Singular values of a square matrix, descending."""
+    if matrix.device.type == "cpu":
+        return np.linalg.svd(matrix.numpy(), compute_uv=False)
+    return torch.linalg.svdvals(matrix).cpu().numpy()
 
 
 def _by_gram(operator: SymmetricOperator) -> tuple[np.ndarray, float]:
@@ -296,10 +305,12 @@ def _short_factor(blocks: Iterator[Tensor], dim: int) -> Tensor:
         held.append(block.T)
         if sum(len(part) for part in held) > 2 * dim:
             held = [torch.linalg.qr(torch.cat(held), mode="r").R]
-    stacked = torch.cat(held)
-    if not torch.isfinite(stacked).all():
+    stacked = held[0] if len(held) == 1 else torch.cat(held)
+    reduced = torch.linalg.qr(stacked, mode="r").R if len(stacked) > dim else stacked
+    # A sum is finite only if all are, and needs no memory; one that overflows is looked at again.
+    if not torch.isfinite(reduced.sum()) and not torch.isfinite(reduced).all():
         raise NonFiniteError("the factor has NaN or infinite entries; look at the model and the data at this point.")
-    return torch.linalg.qr(stacked, mode="r").R if len(stacked) > dim else stacked
+    return reduced
 
 
 def _record(
