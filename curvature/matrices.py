@@ -31,7 +31,7 @@ from curvature import structured
 from curvature.checks import Witness, same_form
 from curvature.differences import gradient_witness, output_witness
 from curvature.errors import ConfigurationError, CurvatureError
-from curvature.nullspace import known_null_space, rank_of_few, verified
+from curvature.nullspace import expected_directions, known_null_space, rank_of_few, verified
 from curvature.operators import SymmetricOperator, Work, mirrored
 from curvature.parameterization import Parameterization, Standard
 from curvature.problem import Problem
@@ -314,7 +314,7 @@ def _on_weights(
     def structural_rank(operator: SymmetricOperator) -> tuple[int, str]:
         return rank_of_few(operator) or verified(null_space(), operator)
 
-    return SymmetricOperator(
+    found = SymmetricOperator(
         name=name,
         dim=problem.dim,
         matmat=matmat,
@@ -331,6 +331,8 @@ def _on_weights(
         blame=lambda block: _not_finite(problem, rebuild, block),
         **about,
     )
+    expected = 0 if rank_of_few(found) else expected_directions(problem, second_order=name == "hessian")
+    return replace(found, work=replace(found.work, null_directions=expected))
 
 
 def _by_other_chunks(problem: Problem, rebuild: Callable[..., SymmetricOperator]) -> Witness:
