@@ -33,7 +33,7 @@ from curvature.arithmetic import full_precision
 from curvature.checks import Witness, same_form
 from curvature.differences import gradient_witness, output_witness
 from curvature.errors import ConfigurationError, CurvatureError, SelfCheckError
-from curvature.nullspace import known_null_space, rank_of_few, verified
+from curvature.nullspace import expected_directions, known_null_space, rank_of_few, verified
 from curvature.operators import SymmetricOperator, Work, mirrored
 from curvature.parameterization import Chart, Parameterization, Standard
 from curvature.problem import Problem
@@ -349,7 +349,7 @@ def _on_weights(
     def structural_rank(operator: SymmetricOperator) -> tuple[int, str]:
         return rank_of_few(operator) or verified(null_space(), operator)
 
-    return SymmetricOperator(
+    found = SymmetricOperator(
         name=name,
         dim=problem.dim,
         matmat=matmat,
@@ -366,6 +366,8 @@ def _on_weights(
         blame=lambda block: _not_finite(problem, rebuild, block),
         **about,
     )
+    expected = 0 if rank_of_few(found) else expected_directions(problem, second_order=name == "hessian")
+    return replace(found, work=replace(found.work, null_directions=expected))
 
 
 def _in_double(problem: Problem) -> Problem:

@@ -28,7 +28,7 @@ from curvature.operators import SymmetricOperator
 from curvature.problem import Problem
 from curvature.spectra import MAX_NULL_DIRECTIONS
 
-__all__ = ["NullSpace", "known_null_space", "rank_of_few", "verified"]
+__all__ = ["NullSpace", "expected_directions", "known_null_space", "rank_of_few", "verified"]
 
 _MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
 _COMBINATIONS = 32  # of null directions that are multiplied before each alone
@@ -69,6 +69,21 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
             reasons[reason] = reasons.get(reason, 0) + grown.shape[1] - basis.shape[1]
         basis = grown
     return NullSpace(basis, reasons)
+
+
+def expected_directions(problem: Problem, *, second_order: bool) -> int:
+    """How many directions :func:`known_null_space` will probably find: by shapes and the number of examples alone."""
+    entries = [entry for entry in problem.layout.entries if len(entry.shape) > 1]
+    if not entries:
+        return 0
+    most = min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim)
+    widths = [entry.numel // entry.shape[0] + 1 for entry in entries]
+    silent = [
+        max(0, width - problem.num_examples) * entry.shape[0] for entry, width in zip(entries, widths, strict=True)
+    ]
+    counted = sum(count for count in (silent[:1] if second_order else silent) if count <= most)
+    shift = widths[-1] if isinstance(problem.loss, CrossEntropy) else 0
+    return min(problem.dim, MAX_NULL_DIRECTIONS, counted + shift)
 
 
 def verified(space: NullSpace, operator: SymmetricOperator) -> tuple[int, str]:

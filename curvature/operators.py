@@ -56,6 +56,8 @@ class Work:
         Memory that is held while one block of the factor is made, the block included.
     product_bytes, column_bytes
         Memory of a product: once, and for each column on top.
+    null_directions
+        How many null directions will probably be collected and verified.
     """
 
     multiplications: float | None = None
@@ -63,6 +65,7 @@ class Work:
     chunk_bytes: float = 0.0
     product_bytes: float = 0.0
     column_bytes: float = 0.0
+    null_directions: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 r"""Choose how to get at a spectrum before anything is computed: what fits in memory, what it costs, what it resolves.
 
-Memory and operations are counted (``SymmetricOperator.work`` and the formulas below); the speeds are measured by a
-short pilot on the device at hand, or given as a :class:`Rates`. On an idle machine the times of the linear algebra are
-right within a factor of about three (not counted: forming a factor, and verifying null directions, which can take
-longer than a short factor itself): enough to choose between methods that differ by tens, and to know whether to wait.
+Memory and operations are counted (``SymmetricOperator.work`` and the formulas below), passes over memory as operations;
+the speeds are measured by a short pilot on the device at hand, or given as a :class:`Rates`. On an idle machine the
+times are right within a factor of about three: enough to choose between methods that differ by tens, and to know
+whether to wait.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ METHODS = ("auto", "exact", "dense", "factor", "gram", "lanczos", "slq")
 _WANTED = {"spectrum": (), "extremal": ("lanczos",), "density": ("slq",)}
 _EXACT = ("factor", "dense")
 _BY_NAME = (*_EXACT, "gram")  # the last loses digits, so it is never chosen by itself
+# Measured on one thread.
+_SECONDS = 0.03  # of hundreds of small calls, whatever the size: checks, null directions, the record
+_QR = 1.7  # times as long as matrix products of as many operations
+# Operations at the speed of eigenvalues that take as long as the passes over memory: about 20 for a number and pass.
+_FORMING = 200  # for each number of a factor: computed, taken new from the system, copied, read by LAPACK
+_COLLECTING = 1200  # for each number of the null directions
 _PILOT_SECONDS = 0.3  # of repeated products; one slow product is not repeated
 
 
@@ -156,12 +162,12 @@ def plan(
     Notes
     -----
     Operations: the entries as ``operator.work`` counts them, or ``D`` products; $\tfrac43 D^3$ for eigenvalues, about
-    $9 D^3$ with eigenvectors. A factor with $r$ columns: $2 r D^2 - \tfrac23 D^3$ for the QR where $r > D$, then $4 r^2
-    D - \tfrac43 r^3$ for singular values, at a third of the speed of eigenvalues as measured (or QR and a square, where
-    that is less); vectors $4 r^2 D + 9 r^3$. Lanczos: about 20 products, 4 for each of the largest and 12 for each of
+    $9 D^3$ with eigenvectors. A factor with $r$ columns, $m$ and $M$ the smaller and the larger of $r$ and $D$: passes
+    over its $r D$ numbers, $2 m^2 M - \tfrac23 m^3$ for the QR at six tenths of the speed of products, $\tfrac83 m^3$
+    for singular values at a third of the speed of eigenvalues as measured; vectors $4 m^2 D + 9 m^3$. Null directions:
+    passes over them, and 37 products at most. Lanczos: about 20 products, 4 for each of the largest and 12 for each of
     the smallest eigenvalues, which is a guess and no bound; the density: ``num_matvecs`` products with ``num_probes``
-    columns; both with $4 m^2 D$ operations for $m$ orthogonalized vectors. Not counted: forming the factor, verifying
-    null directions.
+    columns; both with $4 m^2 D$ operations for $m$ orthogonalized vectors.
 
     Examples
     --------
@@ -373,31 +379,41 @@ def _seconds(
     operator: SymmetricOperator, method: str, gradient: bool, counts: Mapping[str, int], rates: Rates
 ) -> float:
     dim = operator.dim
+    slow = 4 / 3 * 600**3 / rates.eigenvalue_seconds(600)  # operations per second where memory is the limit
+    null = _null_seconds(operator, rates, slow)
     if method == "dense":
         counted = operator.work.multiplications
         entries = rates.product_seconds(dim) if counted is None else 2 * counted / rates.gemm
         vectors = (9 - 4 / 3) * dim**3 / rates.gemm if gradient else 0.0
-        return entries + rates.eigenvalue_seconds(dim) + vectors
+        return _SECONDS + entries + rates.eigenvalue_seconds(dim) + vectors + null
     if method == "factor":
         columns = operator.factor_columns or dim
-        rank = min(columns, dim)
-        reduction = max(0.0, 2 * columns * dim**2 - 2 * dim**3 / 3) / rates.gemm if columns > dim else 0.0
+        rank, long = min(columns, dim), max(columns, dim)
+        formed = _FORMING * columns * dim / slow
+        by_qr = _QR * (2 * rank**2 * long - 2 * rank**3 / 3) / rates.gemm
         square = 6 * rates.eigenvalue_seconds(rank)  # (4 - 4/3) r^3 operations at a third of the speed of 4/3 r^3
-        direct = square * (3 * dim / rank - 1) / 2
-        by_qr = square + (2 * rank**2 * dim - 2 * rank**3 / 3) / rates.gemm
         vectors = (4 * rank**2 * dim + 9 * rank**3) / rates.gemm if gradient else 0.0
-        return reduction + min(direct, by_qr) + vectors
+        return _SECONDS + formed + by_qr + square + vectors + null
     if method == "gram":
         columns = operator.factor_columns
-        return 2 * columns**2 * dim / rates.gemm + rates.eigenvalue_seconds(columns)
-    eigen_rate = 4 / 3 * 600**3 / rates.eigenvalue_seconds(600)  # orthogonalization is bound by memory as they are
+        return _SECONDS + 2 * columns**2 * dim / rates.gemm + rates.eigenvalue_seconds(columns) + null
     if method == "lanczos":
         largest, smallest = ends(operator, counts["num_eigenvalues"])
         products = min(dim, 20 + 4 * largest + 12 * smallest)
-        return products * rates.product_seconds(1) + 4 * products**2 * dim / eigen_rate
+        return products * rates.product_seconds(1) + 4 * products**2 * dim / slow
     steps, probes = min(counts["num_matvecs"], dim), counts["num_probes"]
-    orthogonal = 4 * steps**2 * dim * probes / eigen_rate
+    orthogonal = 4 * steps**2 * dim * probes / slow
     return steps * rates.product_seconds(probes) + orthogonal + probes * rates.eigenvalue_seconds(steps)
+
+
+def _null_seconds(operator: SymmetricOperator, rates: Rates, slow: float) -> float:
+    """Null directions: collected, and verified by products (in combinations where they are many)."""
+    count = operator.work.null_directions
+    if not count or operator.structural_rank is None:
+        return 0.0
+    # A product is two passes forward and two backward, each N D multiply-adds or twice that.
+    products = 12 * (5 + min(count, 32)) * operator.dim * operator.num_examples / rates.gemm
+    return products + _COLLECTING * operator.dim * count / slow
 
 
 # --------------------------------------------------------------------------------------------------------------- words

@@ -787,7 +787,7 @@ ROUTES = {  # what fails, and how to get there
     "dense": ((lapack, "eigenvalues", np.linalg.LinAlgError), {"method": "dense"}),
     "dense, vectors": ((np.linalg, "eigh", np.linalg.LinAlgError), {"method": "dense", "gradient": True}),
     "gram": ((lapack, "eigenvalues", np.linalg.LinAlgError), {"method": "gram"}),
-    "factor": ((torch.linalg, "svdvals", torch.linalg.LinAlgError), {"method": "factor"}),
+    "factor": ((np.linalg, "svd", np.linalg.LinAlgError), {"method": "factor"}),
     "factor, vectors": ((torch.linalg, "svd", torch.linalg.LinAlgError), {"method": "factor", "gradient": True}),
 }
 

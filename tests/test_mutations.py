@@ -503,7 +503,7 @@ MUTATIONS = [
     Mutation(
         "Gram for SVD",
         "spectra.py",
-        "_converged(torch.linalg.svdvals, short, operator), None",
+        "_converged(_singular_values, short, operator), None",
         "_converged(lambda a: torch.linalg.eigvalsh(a @ a.T).clamp(min=0).flip(0).sqrt(), short, operator), None",
         of("spectrum", "factor_route_resolves_a_condition_number_of_1e12"),
     ),
