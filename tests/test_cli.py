@@ -669,6 +669,8 @@ def test_interrupt_ends_with_130_and_leaves_nothing(here):
     process = subprocess.Popen(
         [sys.executable, "-m", "curvature", "compare", "--out", str(here / "a")],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in the background with interrupts ignored, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for line in process.stderr:
         if "training" in line:
