@@ -35,9 +35,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from curvature.evidence import adjust
+from curvature.evidence import adjust, learning_rate_width
 from curvature.evidence.claims import self_stabilizing
-from curvature.evidence.pairs import learning_rate_width
 from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
 from curvature.training import SGD, Arm, NormRecursion, train
 from curvature.training import start as starting_point
@@ -79,9 +78,10 @@ def measure(*, fast: bool = False) -> dict:
             rows += [row for row, _, _ in runs]
             curves += [curve for _, curve, _ in runs]
             checks[arm] += [check for _, _, check in runs if check is not None]
-            decades, is_open = learning_rate_width(rates, [row["final_loss"] for row, _, _ in runs])
+            width = learning_rate_width(rates, [row["final_loss"] for row, _, _ in runs])
             below = sum(row["final_loss"] < CHANCE for row, _, _ in runs) * math.log10(rates[1] / rates[0])
-            about = {"decades": decades, "is_open": is_open, "decades_below_chance": below}
+            is_open = width.status == "lower_bound"
+            about = {"decades": width.value, "is_open": is_open, "decades_below_chance": below}
             widths.append({"arm": arm, "seed": seed} | about)
     return {"rows": rows, "widths": widths, "verdicts": _verdicts(curves, checks)}
 

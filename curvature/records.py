@@ -985,10 +985,10 @@ class LearningRateSweep:
     Attributes
     ----------
     rates, final_losses
-        Ascending rates, evenly spaced in the logarithm, ``(R,)``; loss over all data at the end, infinite where
-        training diverged.
+        Ascending rates, evenly spaced in the logarithm, ``(R,)``; mean of the losses over all data at the ends of the
+        last epochs (see :func:`~curvature.training.tune_learning_rate`), infinite where training diverged.
     chosen
-        The rate with the lowest final loss; NaN if every rate diverged.
+        The rate with the lowest of these; NaN if every rate diverged.
     at_edge
         Whether ``chosen`` is the first or last rate, or there is none, although the grid was extended as far as
         allowed: a better rate may lie beyond.
@@ -1003,36 +1003,6 @@ class LearningRateSweep:
     chosen: float
     at_edge: bool
     budget: int
-
-    def width(self, within: float = 0.1) -> Quantity:
-        """Decades of learning rate around the best whose final loss is at most ``(1 + within)`` times the best (C4).
-
-        The stretch without a gap around the best rate, its ends interpolated in (log rate, loss); towards a rate that
-        diverged it ends at the last one that did not. A lower bound where it runs into the end of the grid. For losses
-        that are positive.
-        """
-        if not np.isfinite(self.final_losses).any():
-            return Quantity(math.nan, "undefined", "every learning rate diverged")
-        best = int(np.argmin(self.final_losses))
-        limit = (1 + within) * self.final_losses[best]
-        if not limit > 0:
-            return Quantity(math.nan, "undefined", "a share of the best loss needs losses above zero")
-        places = np.log10(self.rates)
-        ends, open_ends = [], []
-        for direction in (-1, 1):
-            at = best
-            while 0 <= at + direction < len(places) and self.final_losses[at + direction] <= limit:
-                at += direction
-            end, beyond = places[at], at + direction
-            outside = not 0 <= beyond < len(places)
-            if not outside and np.isfinite(self.final_losses[beyond]):
-                inner, outer = self.final_losses[[at, beyond]]
-                end += (places[beyond] - end) * (limit - inner) / (outer - inner)
-            ends.append(end)
-            open_ends.append(outside)
-        if any(open_ends):
-            return Quantity(float(ends[1] - ends[0]), "lower_bound", "it runs into the end of the grid")
-        return Quantity(float(ends[1] - ends[0]))
 
 
 @dataclass(frozen=True)

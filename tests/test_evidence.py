@@ -39,7 +39,7 @@ from curvature.evidence import pairs as pairing
 from curvature.noise import alignments, whitening
 from curvature.parameterization import Standard, WeightNorm
 from curvature.preconditioners import preconditioner
-from curvature.records import Check, ConditionNumbers, Measured, TrainingCurve, Verdict
+from curvature.records import Check, ConditionNumbers, Measured, Quantity, TrainingCurve, Verdict
 from curvature.steps import compare_charts, control_charts
 from curvature.study import CompareSettings, run_compare
 from curvature.training import SGD, train
@@ -342,14 +342,27 @@ def test_the_width_of_learning_rates_knows_its_bounds():
     rates = np.logspace(-2, 2, 9)
     losses = np.exp(np.log10(rates) ** 2)  # within a factor 1.1 of its best where |log10 rate| < sqrt(log 1.1)
     fine = np.logspace(-2, 2, 4001)
-    width, is_open = pairing.learning_rate_width(fine, np.exp(np.log10(fine) ** 2))
-    assert (width, is_open) == (pytest.approx(2 * math.log(1.1) ** 0.5, abs=1e-6), False)
+    width = pairing.learning_rate_width(fine, np.exp(np.log10(fine) ** 2))
+    assert width == Quantity(pytest.approx(2 * math.log(1.1) ** 0.5, abs=1e-6))
     assert pairing.learning_rate_width(rates[::-1], losses[::-1]) == pairing.learning_rate_width(rates, losses)
-    assert pairing.learning_rate_width([1, 10, 100], [1.0, 1.0, 1.0]) == (2.0, True)
-    assert pairing.learning_rate_width([1, 10, 100], [math.nan, 1.0, math.inf]) == (0.0, False)
-    assert math.isnan(pairing.learning_rate_width([1, 10], [math.nan, math.inf])[0])
-    with pytest.raises(ConfigurationError, match="above zero"):
-        pairing.learning_rate_width([1, 10], [0.0, 1.0])
+    assert pairing.learning_rate_width([1, 10, 100], [1.0, 1.0, 1.0]) == Quantity(
+        2.0, "lower_bound", "it runs into the end of the grid"
+    )
+    assert pairing.learning_rate_width([1, 10, 100], [math.nan, 1.0, math.inf]) == Quantity(0.0)
+    assert pairing.learning_rate_width([1, 10], [math.nan, math.inf]).status == "undefined"
+    assert pairing.learning_rate_width([1, 10, 100], [1.0, 0.0, 1.0]).status == "undefined"
+
+
+def test_the_width_is_where_the_interpolated_loss_leaves_ten_percent_of_the_best():
+    def width(losses):
+        return pairing.learning_rate_width(np.logspace(0, len(losses) - 1, len(losses)), losses)
+
+    ends = math.log(1.1 / 1.05) / math.log(2.0 / 1.05), math.log(1.1) / math.log(1.2)
+    assert width([2.0, 1.05, 1.0, 1.2, 3.0]) == Quantity(pytest.approx(ends[0] + 1 + ends[1]))
+    # No interpolation towards divergence, and no credit beyond a gap.
+    left = math.log(1.1) / math.log(2.0)
+    assert width([2.0, 1.0, np.inf, 1.0]) == Quantity(pytest.approx(left))
+    assert width([2.0, 1.0, 1.5, 1.0, 2.0]) == Quantity(pytest.approx(left + math.log(1.1) / math.log(1.5)))
 
 
 def test_a_wider_range_of_learning_rates_is_found():

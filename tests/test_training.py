@@ -15,7 +15,7 @@ from curvature import zoo
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.losses import CrossEntropy
 from curvature.parameterization import LinearChart
-from curvature.records import LearningRateSweep, Quantity, StepsToLoss
+from curvature.records import StepsToLoss
 from curvature.training import SGD, Adam, Trainable, train, tune_learning_rate
 
 ROUNDING = 1e-12  # relative, after some twenty steps of rounding in another order
@@ -539,8 +539,11 @@ def quadratic():
     problem = optimum.at(optimum.weights + 50 * (vectors[:, 0] + vectors[:, -1]))
 
     def final(rate, steps=6):
+        # The mean over the last three steps of whole batches, each an epoch.
         return optimum.value() + sum(
-            0.5 * 2500 * value * (1 - rate * value) ** (2 * steps) for value in values[[0, -1]].tolist()
+            0.5 * 2500 * value * (1 - rate * value) ** (2 * step) / 3
+            for value in values[[0, -1]].tolist()
+            for step in (steps - 2, steps - 1, steps)
         )
 
     return problem, final, 2 / float(values[0] + values[-1])
@@ -580,7 +583,6 @@ def test_divergence_is_an_infinite_loss_of_a_sweep(quadratic):
     assert hopeless.rates[0] < 1e200
     assert np.isnan(hopeless.chosen)
     assert hopeless.at_edge
-    assert hopeless.width().status == "undefined"
 
 
 def test_every_rate_of_a_sweep_starts_afresh_and_sees_one_order():
@@ -589,26 +591,10 @@ def test_every_rate_of_a_sweep_starts_afresh_and_sees_one_order():
     found = sweep(problem, [0.1, 0.2, 0.4], **options)
     for rate, loss in zip(found.rates, found.final_losses, strict=True):
         alone = run(problem, cv.Standard(), learning_rate=rate, momentum=0.9, epochs=2, seed=0)
-        assert alone.curve.losses[-1] == loss
+        assert alone.curve.losses[1:].mean() == loss  # two epochs are all there are
 
 
 @pytest.mark.parametrize("rates", [[0.1], [0.1, 0.2], [0.2, 0.1, 0.05], [0.1, 0.2, 0.3], [0.0, 0.1, 0.2], [-1, 1, 2]])
 def test_grids_that_are_no_logarithmic_grid_are_refused(quadratic, rates):
     with pytest.raises(ConfigurationError, match="three or more positive learning rates, ascending and evenly spaced"):
         sweep(quadratic[0], rates)
-
-
-def swept(losses, chosen=None):
-    rates = np.logspace(-3, len(losses) - 4, len(losses))
-    return LearningRateSweep("a", 0, rates, np.array(losses), chosen or rates[np.argmin(losses)], False, 10)
-
-
-def test_the_width_is_where_the_interpolated_loss_leaves_ten_percent_of_the_best():
-    assert swept([2.0, 1.05, 1.0, 1.2, 3.0]).width() == Quantity(pytest.approx(0.05 / 0.95 + 1 + 0.5))
-    assert swept([2.0, 1.05, 1.0, 1.2, 3.0]).width(within=1.0) == Quantity(
-        pytest.approx(3 + 0.8 / 1.8), "lower_bound", "it runs into the end of the grid"
-    )
-    # No interpolation towards divergence, and no credit beyond a gap.
-    assert swept([2.0, 1.0, np.inf, 1.0]).width() == Quantity(pytest.approx(0.1))
-    assert swept([2.0, 1.0, 1.5, 1.0, 2.0]).width() == Quantity(pytest.approx(0.1 + 0.2))
-    assert swept([1.0, 0.0, 1.0]).width().status == "undefined"

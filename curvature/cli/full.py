@@ -116,7 +116,7 @@ def measured_parts(
     except KeyboardInterrupt:
         if folder is not None and kept:
             terminal.warn(
-                f"{count(len(kept), 'seed')} of {total} are kept in {folder}; the same command goes on from there"
+                f"{count(len(kept), 'seed')} of {total} kept in {folder}; the same command goes on from there"
             )
         raise
     return [kept[seed] for seed in settings.seeds]

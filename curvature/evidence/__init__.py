@@ -10,7 +10,7 @@ from curvature.evidence.decomposition import (
 )
 from curvature.evidence.family import verdicts
 from curvature.evidence.inference import THRESHOLD, adjust, decide, holm, median_interval, paired_interval
-from curvature.evidence.pairs import last_checkpoint, log_ratio
+from curvature.evidence.pairs import last_checkpoint, learning_rate_width, log_ratio
 
 __all__ = [
     "LINEAR_PART",
@@ -23,6 +23,7 @@ __all__ = [
     "decompositions",
     "holm",
     "last_checkpoint",
+    "learning_rate_width",
     "log_ratio",
     "median_interval",
     "paired_interval",

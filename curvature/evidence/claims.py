@@ -212,20 +212,15 @@ def self_stabilizing(
     lows, highs = {}, {}
     if len(runs[0]) >= MIN_RATES and runs[0].keys() == runs[1].keys():
         for seed in sorted({seed for found in (*runs[0].values(), *runs[1].values()) for seed in found}):
-            # One missing run leaves the range unknown; one that diverged ends it.
-            losses = [
-                [final_loss(found[seed]) if seed in found else math.nan for found in arm.values()] for arm in runs
-            ]
-            widths = [_width(list(arm), found) for arm, found in zip(runs, losses, strict=True)]
-            (reference, reference_open), (width, width_open) = widths
-            difference = width - reference
-            known = not math.isnan(difference)
-            lows[seed] = -math.inf if reference_open and known else difference
-            highs[seed] = math.inf if width_open and known else difference
-    swept = [{sweep.seed: sweep.width() for sweep in sweeps if sweep.arm == arm} for arm in arms]
+            base, mine = (_width(arm, seed) for arm in runs)
+            lows[seed], highs[seed] = _gap(mine, base)
+    swept = [
+        {sweep.seed: learning_rate_width(sweep.rates, sweep.final_losses) for sweep in sweeps if sweep.arm == arm}
+        for arm in arms
+    ]
     if all(swept):
-        lows = paired(*swept[::-1], lambda mine, base: _gap(mine, base, open_end=-math.inf, by=base))
-        highs = paired(*swept[::-1], lambda mine, base: _gap(mine, base, open_end=math.inf, by=mine))
+        lows = paired(*swept[::-1], lambda mine, base: _gap(mine, base)[0])
+        highs = paired(*swept[::-1], lambda mine, base: _gap(mine, base)[1])
     draft = Verdict(
         claim="C4",
         sentence="With weight norm a wider range of learning rates ends within 10 % of the best loss",
@@ -474,10 +469,12 @@ def _with_zero_control(draft: Verdict, name: str, values: Mapping[int, float]) -
     return _with_control(draft, name, values, lambda _: worst <= CONTROL_SHARE * draft.threshold)
 
 
-def _gap(mine: Quantity, base: Quantity, *, open_end: float, by: Quantity) -> float:
-    """Difference of two widths, or an end of what it may be where ``by`` is only a bound."""
+def _gap(mine: Quantity, base: Quantity) -> tuple[float, float]:
+    """Lower and upper end of the difference of two widths, either of which may be a lower bound."""
     difference = mine.value - base.value
-    return open_end if by.status == "lower_bound" and not math.isnan(difference) else difference
+    known = not math.isnan(difference)
+    low = -math.inf if known and base.status == "lower_bound" else difference
+    return low, math.inf if known and mine.status == "lower_bound" else difference
 
 
 def _slowest_loss(arm: Mapping[float, Mapping[int, TrainingCurve]]) -> float:
@@ -487,8 +484,11 @@ def _slowest_loss(arm: Mapping[float, Mapping[int, TrainingCurve]]) -> float:
     return max((loss for loss in best if math.isfinite(loss)), default=math.inf)
 
 
-def _width(rates: list[float], losses: list[float]) -> tuple[float, bool]:
-    return (math.nan, False) if any(map(math.isnan, losses)) else learning_rate_width(rates, losses)
+def _width(arm: Mapping[float, Mapping[int, TrainingCurve]], seed: int) -> Quantity:
+    """Width of the range of one seed: one missing run leaves it unknown, one that diverged ends it."""
+    if any(seed not in runs for runs in arm.values()):
+        return Quantity(math.nan, "undefined", "a run is missing")
+    return learning_rate_width(list(arm), [final_loss(runs[seed]) for runs in arm.values()])
 
 
 def _worst(checks: Sequence[Check]) -> Check:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from curvature.errors import ConfigurationError
-from curvature.records import ConditionNumbers, Measured, StepComparison, Study, TrainingCurve
+from curvature.records import ConditionNumbers, Measured, Quantity, StepComparison, Study, TrainingCurve
 
 __all__ = [
     "averages",
@@ -131,24 +130,25 @@ def final_loss(curve: TrainingCurve) -> float:
     return float(curve.losses[-1]) if len(curve.losses) and np.isfinite(curve.losses[-1]) else math.inf
 
 
-def learning_rate_width(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, bool]:
-    """Decades of learning rates around the best that end within 10 % of its loss, and whether they leave the grid.
+def learning_rate_width(rates: Sequence[float], losses: Sequence[float]) -> Quantity:
+    """Decades of learning rates around the best that end within 10 % of its loss (C4).
 
-    Between two rates the logarithm of the loss is interpolated in the logarithm of the rate; a run that diverged (loss
-    not finite) ends the range at the last one that did not. NaN where every run diverged.
+    The stretch without a gap around the best rate. Between two rates the logarithm of the loss is interpolated in the
+    logarithm of the rate; a run that diverged (loss not finite) ends the range at the last one that did not. A lower
+    bound where the range runs into the end of the grid; undefined where every run diverged, or a loss is not positive.
 
-    >>> width, is_open = learning_rate_width([0.01, 0.1, 1.0, 10.0], [2.0, 1.0, 1.0, float("inf")])
-    >>> round(width, 3), is_open
-    (1.138, False)
+    >>> width = learning_rate_width([0.01, 0.1, 1.0, 10.0], [2.0, 1.0, 1.0, float("inf")])
+    >>> round(width.value, 3), width.status
+    (1.138, 'resolved')
     """
     order = np.argsort(rates)
     places = np.log10(np.asarray(rates, dtype=float)[order])
     values = np.asarray(losses, dtype=float)[order]
     values = np.where(np.isfinite(values), values, math.inf)
     if not np.isfinite(values).any():
-        return math.nan, False
+        return Quantity(math.nan, "undefined", "every learning rate diverged")
     if values.min() <= 0:
-        raise ConfigurationError("a range within 10 % of the best loss needs losses above zero.")
+        return Quantity(math.nan, "undefined", "a share of the best loss needs losses above zero")
     best, limit = int(values.argmin()), NEAR_BEST * values.min()
     ends, is_open = [], False
     for direction in (-1, 1):
@@ -163,7 +163,8 @@ def learning_rate_width(rates: Sequence[float], losses: Sequence[float]) -> tupl
             share = math.log(limit / values[here]) / math.log(values[there] / values[here])
             end += share * (places[there] - places[here])
         ends.append(end)
-    return float(ends[1] - ends[0]), is_open
+    found = float(ends[1] - ends[0])
+    return Quantity(found, "lower_bound", "it runs into the end of the grid") if is_open else Quantity(found)
 
 
 def steps_to(curve: TrainingCurve, loss: float) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from curvature import figures
 from curvature.conditioning import condition_numbers
-from curvature.evidence import log_ratio, part_intervals
+from curvature.evidence import learning_rate_width, log_ratio, part_intervals
 from curvature.figures import grouped, plain_gauge, spread
 from curvature.records import (
     Alignment,
@@ -419,7 +419,7 @@ def _arms(study: Study) -> list[dict[str, Any]]:
     rows = []
     for arm in dict.fromkeys(sweep.arm for sweep in study.sweeps):
         sweeps = [sweep for sweep in study.sweeps if sweep.arm == arm]
-        widths = [sweep.width() for sweep in sweeps]
+        widths = [learning_rate_width(sweep.rates, sweep.final_losses) for sweep in sweeps]
         ends = [float(curve.losses[-1]) for curve in study.curves if curve.arm == arm]
         late = [m.record for m in study.of(ConditionNumbers, arm=arm, checkpoint=LAST, matrix="ggn", block="all")]
         standard = [record for record in late if record.chart == "standard"]

@@ -16,6 +16,8 @@ from curvature.training.trainable import Trainable
 
 __all__ = ["tune_learning_rate"]
 
+TAIL = 3  # epochs whose losses are averaged: the last one alone is a draw of the minibatch noise
+
 
 @full_precision()
 def tune_learning_rate(
@@ -31,6 +33,9 @@ def tune_learning_rate(
     max_extensions: int = 6,
 ) -> LearningRateSweep:
     """Train from the same start at every rate and keep the one with the lowest loss over all data at the end.
+
+    The loss at the end is the mean over the ends of the last three epochs (fewer where the budget has fewer): at a
+    large rate the loss one step later can be twice as high, and a single one would decide by chance.
 
     While the best rate is the first or the last of the grid, one more is tried beyond it, at the same spacing, at most
     ``max_extensions`` times in all. Divergence is an infinite loss; where every rate diverged, smaller ones are tried.
@@ -56,6 +61,7 @@ def tune_learning_rate(
     factor = float(np.exp(ratios.mean()))
 
     def final(rate: float) -> float:
+        """Mean loss at the ends of the last epochs; a run that diverged ends with an infinite one."""
         run = train(
             problem,
             begin(),
@@ -64,9 +70,8 @@ def tune_learning_rate(
             optimizer=optimizer.at_rate(rate),
             epochs=epochs,
             batch_size=batch_size,
-            evaluate_every=budget,
         )
-        return float(run.curve.losses[-1])
+        return float(run.curve.losses[1:][-TAIL:].mean())
 
     budget = epochs * -(-problem.num_examples // batch_size)
     losses = [final(rate) for rate in rates]
