@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import SelfCheckError
+from curvature.norms import vector_norms
 from curvature.records import Check
 
 __all__ = ["Testimony", "Witness", "same_form", "self_checks"]
@@ -120,7 +121,7 @@ def self_checks(
     vectors /= torch.linalg.vector_norm(vectors, dim=0)
     block = torch.cat([vectors, vectors[:, :1] - 2 * vectors[:, 1:2]], dim=1)
     images = multiply(block)
-    size = _longest(images)
+    size = float(vector_norms(images, 0).max())
     form = vectors.T @ images[:, :_COLUMNS]
     # A random unit vector has a share 1 / sqrt(D) of its image along another one.
     scale = max(float(form.abs().max()), size / dim**0.5)
@@ -192,18 +193,13 @@ def _agreement(
             note = "of V^T A V" if shrink == 1 else f"of V^T A V; with {shrink:.1g} of the usual step"
             if testimony.image is None:
                 return Check(what, values[-1], tolerance, note)
-            rounding = relative(_longest(testimony.image - images), _longest(images))
+            off, length = (float(vector_norms(block, 0).max()) for block in (testimony.image - images, images))
+            rounding = relative(off, length)
             return Check(what, values[-1], tolerance, note, rounding=rounding)
     if testimony.roughness > _KINK:
         note = f"not compared: the loss has a kink here, one-sided differences disagree by {testimony.roughness:.0e}"
         return Check(what, min(values), math.inf, note)
     return Check(what, min(values), tolerance, "of V^T A V")
-
-
-def _longest(columns: Tensor) -> float:
-    """Largest length of a column; squares neither overflow nor vanish."""
-    largest = float(columns.abs().max())
-    return largest * float(torch.linalg.vector_norm(columns / largest, dim=0).max()) if largest > 0 else 0.0
 
 
 def _required(name: str, check: Check, blame: str | Callable[[], str]) -> Check:

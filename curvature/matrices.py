@@ -94,7 +94,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
         if structured.linearizes(chain)
         else matmat,
         dense_form=lambda: structured.curvature(chain, problem.loss.hessian, second_order=True),
-        work=_contraction_work(_work(problem, chain), chain),
+        work=_contraction_work(_work(problem, chain, second_order=True), chain),
         numpy_blas=problem.device.type == "cpu",
         **about,
     )
@@ -558,11 +558,14 @@ def _output_space(
     )
 
 
-def _work(problem: Problem, chain: structured.Chain | structured.Network | None) -> Work:
+def _work(problem: Problem, chain: structured.Chain | structured.Network | None, second_order: bool = False) -> Work:
     """What products hold: linearized by hand, or through autograd (``chain`` None)."""
     if chain is not None and structured.linearizes(chain):
         once, column = structured.product_bytes(chain)
-        return Work(product_bytes=once, column_bytes=column)
+        counted = None
+        if isinstance(chain, structured.Chain):
+            counted = structured.product_multiplications(chain, second_order=second_order)
+        return Work(product_bytes=once, column_bytes=column, product_multiplications=counted)
     saved: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

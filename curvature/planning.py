@@ -20,7 +20,7 @@ import torch
 from curvature.arithmetic import full_precision
 from curvature.errors import ConfigurationError, ResourceError
 from curvature.krylov import default_basis
-from curvature.operators import USABLE, SymmetricOperator, free_memory, memory_words
+from curvature.operators import SLOWER, USABLE, SymmetricOperator, free_memory, memory_words
 from curvature.spectra import eigenvalues_of, refusal, require_factor, rounding_units, spectrum_bytes
 
 __all__ = ["METHODS", "Plan", "Rates", "ends", "measured_products", "pilot", "plan", "plans", "summary"]
@@ -372,7 +372,8 @@ def _bytes(operator: SymmetricOperator, method: str, gradient: bool, counts: Map
         # The basis, its products and, at a restart, the Ritz vectors of both.
         return (4 * default_basis(operator, wanted) + 4 * wanted + 8) * vector + operator.product_memory(wanted)
     steps, probes = min(counts["num_matvecs"], operator.dim), counts["num_probes"]
-    return (steps + 8) * probes * vector + operator.product_memory(probes) + 32.0 * probes * steps**2
+    entries = operator.dense_bytes if operator.entries_pay(steps * probes) else 0.0
+    return entries + (steps + 8) * probes * vector + operator.product_memory(probes) + 32.0 * probes * steps**2
 
 
 def _seconds(
@@ -403,7 +404,10 @@ def _seconds(
         return products * rates.product_seconds(1) + 4 * products**2 * dim / slow
     steps, probes = min(counts["num_matvecs"], dim), counts["num_probes"]
     orthogonal = 4 * steps**2 * dim * probes / slow
-    return steps * rates.product_seconds(probes) + orthogonal + probes * rates.eigenvalue_seconds(steps)
+    products = steps * rates.product_seconds(probes)
+    if operator.entries_pay(steps * probes):
+        products = 2 * (operator.work.multiplications + SLOWER * steps * probes * dim**2) / rates.gemm
+    return products + orthogonal + probes * rates.eigenvalue_seconds(steps)
 
 
 def _null_seconds(operator: SymmetricOperator, rates: Rates, slow: float) -> float:

@@ -1,14 +1,18 @@
 """Krylov methods against dense linear algebra: prescribed spectra, traps known from peers, hostile operators."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvature import SymmetricOperator, conjugate_gradients, extremal_eigenvalues, spectral_density
+import curvature as cv
+from curvature import SymmetricOperator, conjugate_gradients, extremal_eigenvalues, spectral_density, zoo
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError, ResourceError
 from curvature.krylov import _next_block, lanczos
+from curvature.operators import Work
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -200,6 +204,41 @@ def test_density_record_says_what_was_done(generator):
             operator_of(torch.eye(3, dtype=torch.float64)), num_matvecs=1, num_probes=1, generator=generator
         ).moment(1)[1]
     )
+
+
+def test_density_by_the_entries_is_the_one_by_products(generator, monkeypatch):
+    problem = zoo.digits_problem(400, widths=(4,))
+    hessian = cv.hessian(problem)
+    built = []
+    dense = type(hessian).dense
+    monkeypatch.setattr(type(hessian), "dense", lambda self: built.append(self.name) or dense(self))
+    settings = {"num_matvecs": 12, "num_probes": 40, "checks": False}
+    found = spectral_density(hessian, generator=seeded(1), **settings)
+    assert built == ["hessian"]
+    plain = replace(hessian, work=replace(hessian.work, product_multiplications=None))
+    expected = spectral_density(plain, generator=seeded(1), **settings)
+    assert built == ["hessian"]
+    size = abs(expected.nodes).max()
+    assert abs(found.nodes - expected.nodes).max() < 1e-9 * size
+    assert abs(found.weights - expected.weights).max() < 1e-9
+    spectral_density(hessian, num_matvecs=2, num_probes=1, generator=generator, checks=False)
+    assert built == ["hessian"]
+
+
+def test_entries_pay_where_the_counted_work_says_so():
+    def pays(num_products, dim=100, entries=1e6, product=2e4, **changes):
+        matrix = SymmetricOperator.from_dense(torch.eye(4, dtype=torch.float64))
+        work = Work(multiplications=entries, product_multiplications=product)
+        return replace(matrix, dim=dim, work=work, **changes).entries_pay(num_products)
+
+    assert not pays(33)  # 33 * 3 * (20 000 - 10 000) < 1e6
+    assert pays(34)
+    assert not pays(10**9, product=1e4)  # with the entries a product takes as long
+    assert not pays(10**9, product=None)
+    assert not pays(10**9, entries=None)
+    assert not pays(10**9, dense_form=None)
+    assert not pays(10**9, kept=torch.eye(4, dtype=torch.float64))  # they are there
+    assert not pays(10**9, dim=20_000, product=1e12)  # gigabytes that nobody asked for
 
 
 def test_density_with_as_many_steps_as_dimensions_has_the_eigenvalues(generator):

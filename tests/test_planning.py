@@ -218,6 +218,18 @@ def test_time_decides_at_its_boundary_and_is_said():
     assert dict(hurried.rejected)["factor"].startswith("would take about")
 
 
+def test_a_density_by_the_entries_is_planned_for():
+    matrix = operator(90, counted=1e5, product_multiplications=3e4)
+    assert matrix.entries_pay(20 * 10)
+    options = {"method": "slq", "num_probes": 10, "num_matvecs": 20, "max_memory": math.inf, "rates": COUNTS}
+    found = plan(matrix, "density", **options)
+    plain = replace(matrix, work=replace(matrix.work, product_multiplications=None))
+    other = plan(plain, "density", **options)
+    products = 20 * COUNTS.product_seconds(10)
+    assert found.seconds - other.seconds == pytest.approx(2 * (1e5 + 3 * 200 * 90**2) - products)
+    assert found.num_bytes - other.num_bytes == matrix.dense_bytes
+
+
 def test_all_eigenvalues_are_taken_for_a_density_where_they_cost_no_more():
     slow, quick = (replace(COUNTS, products={1: cost, 10: cost}) for cost in (1e12, 1.0))
     for wanted, krylov in (("density", "slq"), ("extremal", "lanczos")):

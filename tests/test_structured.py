@@ -1,6 +1,10 @@
 """The fast path for chains of linear layers: equal to the generic one where it applies, out of the way elsewhere."""
 
 import copy
+import os
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -8,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import weight_norm as legacy_weight_norm
@@ -18,7 +23,7 @@ from curvature import structured
 from curvature.errors import ConfigurationError
 from curvature.losses import CrossEntropy
 from curvature.matrices import MATRICES
-from curvature.structured import dense, factor, products
+from curvature.structured import dense, factor, products, threads
 from curvature.structured.chain import ELEMENTWISE
 
 ROUNDING = 1e-12  # relative to the Frobenius norm: a few thousand units of rounding in float64
@@ -219,6 +224,124 @@ def test_products_share_no_memory_with_earlier_ones_nor_with_other_threads(gener
     for first, copy_, again in zip(alone, kept, together, strict=True):
         assert torch.equal(first, copy_)
         assert torch.equal(first, again)
+
+
+@pytest.fixture
+def three_threads():
+    """As on a machine with three cores, whatever this one has."""
+    with threadpool_limits(3, user_api="blas"):
+        yield
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_num_threads_is_that_of_the_blas():
+    assert threads.num_threads(torch.device("cpu")) == 3
+    assert threads.num_threads(torch.device("meta")) == 1
+    with threadpool_limits(1, user_api="blas"):
+        assert threads.num_threads(torch.device("cpu")) == 1
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_work_side_by_side_is_all_done_once_in_one_order(count):
+    seen = []
+
+    def add(items, room):
+        assert threads.num_threads(torch.device("cpu")) == (1 if count > 1 else 3)
+        seen.append((items, threading.get_ident()))
+        for item in items:
+            room += item
+
+    total = torch.ones(2, dtype=torch.float64)
+    threads.add_side_by_side(add, [2.0**k for k in range(count)], total)
+    assert total.tolist() == [2.0**count] * 2
+    assert sorted(item for items, _ in seen for item in items) == [2.0**k for k in range(count)]
+    assert len(seen) == min(count, 3)
+    assert all(items == sorted(items) for items, _ in seen)
+    assert threads.num_threads(torch.device("cpu")) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("bad", [0, 5])
+def test_an_error_of_one_thread_is_raised_after_all_have_ended(bad):
+    ended = []
+
+    def add(items, _):
+        if bad in items:
+            raise ValueError("this one")
+        time.sleep(0.05)
+        ended.append(items)
+
+    with pytest.raises(ValueError, match="this one"):
+        threads.add_side_by_side(add, list(range(6)), torch.zeros(1))
+    assert len(ended) == 2
+    assert threads.num_threads(torch.device("cpu")) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_products_by_several_threads_are_those_by_one_and_always_the_same_bits(generator):
+    problem = deep_problem(nn.Tanh, num_examples=500)
+    operator = cv.hessian(problem)
+    block = torch.randn(problem.dim, 13, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_TANGENT_BYTES", 2**14)
+        several = operator @ block
+        assert all(torch.equal(operator @ block, several) for _ in range(10))
+        with ThreadPoolExecutor(4) as pool:
+            assert all(torch.equal(found, several) for found in pool.map(lambda _: operator @ block, range(12)))
+        with threadpool_limits(1, user_api="blas"):
+            assert distance(operator @ block, several) < 1e-14
+    assert threads.num_threads(torch.device("cpu")) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_products_work_in_a_forked_child():
+    def work():
+        total = torch.zeros(1)
+        threads.add_side_by_side(lambda items, room: room.add_(sum(items)), [1, 2, 3], total)
+        return int(total)
+
+    assert work() == 6
+    child = os.fork()
+    if not child:
+        with threads._turns():
+            pass
+        os._exit(work())
+    for _ in range(100):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for threads that it does not have")
+    assert os.waitstatus_to_exitcode(status) == 6
+
+
+@pytest.mark.parametrize("frozen", [(), ("0.weight", "0.bias"), ("2.weight",), ("0.bias", "2.bias")])
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+def test_multiplications_of_a_product_are_counted(name, frozen, generator, monkeypatch):
+    module = deep_problem(nn.Tanh).model
+    for at, parameter in module.named_parameters():
+        parameter.requires_grad_(at not in frozen)
+    data = torch.randn(9, 3, generator=generator, dtype=torch.float64), torch.randint(2, (9,), generator=generator)
+    operator = MATRICES[name](cv.Problem.from_module(module, loss="cross-entropy", data=data))
+    block = torch.randn(operator.dim, 1, generator=generator, dtype=torch.float64)
+    operator @ block  # what is computed once
+    counted = []
+    multiply = products.matmul
+
+    def counting(left, right, out=None):
+        found = multiply(left, right, out=out)
+        counted.append(found.numel() * left.shape[-1])
+        return found
+
+    monkeypatch.setattr(products, "matmul", counting)
+    operator @ block
+    assert operator.work.product_multiplications == sum(counted)
 
 
 def test_every_activation_of_the_whitelist_is_tested_here():

@@ -127,9 +127,9 @@ def _print_decomposition(item: Mapping[str, Any]) -> None:
         return f"{name} {part['mean']:+.2f}" + (f" [{part['low']:+.2f}, {part['high']:+.2f}]" if known else "")
 
     parts = [words(source) for source in item["sources"] if source in item["means"]]
-    whole = words("whole").removeprefix("whole ")
+    whole, (standard, other) = words("whole").removeprefix("whole "), item["arms"]
     _echo(
-        f"{_matrix_name(item['matrix'])}, log of {item['quantity']}, weight-norm arm over standard arm: {whole}\n"
+        f"{_matrix_name(item['matrix'])}, log of {item['quantity']}, {other} arm over {standard} arm: {whole}\n"
         f"  = {' + '.join(parts)}; mean [95 % interval] of {count(len(item['seeds']), 'seed')}\n"
     )
 

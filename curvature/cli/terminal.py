@@ -91,6 +91,8 @@ def short_warnings(terminal: Terminal, debug: bool) -> Iterator[None]:
             for kind in (DeprecationWarning, FutureWarning, PendingDeprecationWarning):
                 warnings.simplefilter("ignore", kind)  # a user cannot act on what torch will change
             warnings.filterwarnings("ignore", module=r"torch\.fx")
+            # joblib starts a worker anew whose memory has grown; its seed is not lost.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
             warnings.showwarning = lambda message, *_, **__: terminal.warn(" ".join(str(message).split()))
         yield
 

@@ -26,7 +26,7 @@ from curvature.structured.factor import gram
 from curvature.structured.network import Network, network_of
 from curvature.structured.network_factor import gauss_newton, gauss_newton_bytes, gauss_newton_cost
 from curvature.structured.network_products import NetworkProducts
-from curvature.structured.products import OutputProduct, Products
+from curvature.structured.products import OutputProduct, Products, product_multiplications
 
 __all__ = [
     "Chain",
@@ -45,6 +45,7 @@ __all__ = [
     "linearizes",
     "network_of",
     "product_bytes",
+    "product_multiplications",
     "structure_of",
 ]
 

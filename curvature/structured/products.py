@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from curvature.structured.chain import Chain, Layer, forward, matmul, places
+from curvature.structured.threads import add_side_by_side, num_threads
 
-__all__ = ["OutputProduct", "Products", "product_bytes"]
+__all__ = ["OutputProduct", "Products", "product_bytes", "product_multiplications"]
 
 # (outputs, targets) -> multiplication of rows (N, K, C) by a symmetric matrix per example
 OutputProduct = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+# Examples, and the multiplication by their Hessian in the outputs
+Piece = tuple[slice, Callable[[Tensor], Tensor]]
 
 _TANGENT_BYTES = 2**20  # of a few examples and columns in one layer: what stays in cache
 _COLUMNS = 16  # at once
@@ -27,6 +30,17 @@ def product_bytes(chain: Chain) -> tuple[float, float]:
     signals = problem.num_examples * (sum(widths) + max(chain.layers[0].columns, *widths))
     item = problem.weights.element_size()
     return item * signals * 10 + len(widths) * 4 * _TANGENT_BYTES, 2 * problem.dim * item
+
+
+def product_multiplications(chain: Chain, *, second_order: bool) -> float:
+    """Multiply-adds of :class:`Products` with one vector: two to six passes through the weights of each layer."""
+    first = next(k for k, layer in enumerate(chain.layers) if places(layer))
+    total = 0
+    for k, layer in enumerate(chain.layers[first:]):
+        moves = bool(places(layer))
+        total += 2 * moves * layer.fan_out * layer.columns
+        total += (k > 0) * (2 + 2 * (moves and second_order)) * layer.weight.numel()
+    return float(chain.problem.num_examples * total)
 
 
 class Products:
@@ -59,7 +73,7 @@ class Products:
         self.output_product, self.outputs = output_product, outputs[-1]
         self.first = next(k for k, layer in enumerate(layers) if places(layer))  # nothing moves before
         self.widest = max(layer.fan_out for layer in layers)
-        self.pieces: dict[int, list[tuple[slice, Callable[[Tensor], Tensor]]]] = {}
+        self.pieces: dict[int, list[Piece]] = {}
         self.kept = threading.local()
 
     def __call__(self, block: Tensor) -> Tensor:
@@ -69,17 +83,24 @@ class Products:
         parts = -(-len(vectors) // _COLUMNS)
         columns = -(-len(vectors) // parts)
         size = max(1, _TANGENT_BYTES // (columns * self.widest * vectors.element_size()))
+        if (pieces := -(-len(self.outputs) // size)) > 1:  # as many for each thread
+            pieces += -pieces % num_threads(block.device)
+            size = -(-len(self.outputs) // pieces)
         for few, found in zip(vectors.tensor_split(parts), product.tensor_split(parts), strict=True):
             dots = [_augmented(layer, few) for layer in self.chain.layers]
             turned = [
                 None if dot is None else dot[..., : layer.weight.shape[1]].mT.flatten(0, 1)
                 for layer, dot in zip(self.chain.layers, dots, strict=True)
             ]
-            for where, curve in self._cut(size):
-                self._add(where, curve, dots, turned, found)
+
+            def add(pieces: list[Piece], room: Tensor, dots: list = dots, turned: list = turned) -> None:
+                for where, curve in pieces:
+                    self._add(where, curve, dots, turned, room)
+
+            add_side_by_side(add, self._cut(size), found)
         return product.T
 
-    def _cut(self, size: int) -> list[tuple[slice, Callable[[Tensor], Tensor]]]:
+    def _cut(self, size: int) -> list[Piece]:
         """Pieces of at most ``size`` examples, each with its Hessian in the outputs; the last ones are kept."""
         if size not in self.pieces:
             count, problem = len(self.outputs), self.chain.problem
