@@ -11,6 +11,7 @@ from curvature.errors import ConfigurationError
 from curvature.problem import Problem
 from curvature.records import Alignment, ConditionNumbers, Spectrum, StepComparison
 from curvature.report import load_study, write_run
+from curvature.report.drawings import drawings_of
 from curvature.study import FullSettings, run_full
 from curvature.study.full import PUBLISHED, WHOLE, combined, fingerprint, measure_seed
 from curvature.training import SGD, Adam, Arm, TrajectorySettings, start, start_check
@@ -186,3 +187,16 @@ def test_impossible_settings_are_refused():
         FullSettings(seeds=(1, 1))
     with pytest.raises(cv.ConfigurationError, match="matrices must be among"):
         FullSettings(matrices=("hesse",))
+
+
+def test_figures_say_that_rates_were_tuned_and_their_titles_fit(study):
+    drawings = {drawing.name: drawing for drawing in drawings_of(study)}
+    assert "its own learning rate, the best of its grid" in drawings["training"].caption
+    untuned = {drawing.name: drawing for drawing in drawings_of(replace(study, sweeps=()))}
+    assert "the rate was not tuned" in untuned["training"].caption
+    for drawing in drawings.values():
+        drawing.figure.draw_without_rendering()
+        for ax in drawing.figure.axes:
+            title = ax._left_title.get_window_extent()
+            beyond = [other for other in drawing.figure.axes if other is not ax and other.bbox.x0 > ax.bbox.x1]
+            assert title.x1 < min([other.bbox.x0 for other in beyond], default=drawing.figure.bbox.x1)

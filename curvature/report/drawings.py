@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def _draw_eigenvalues(study: Study) -> Drawing | None:
     if overlaid:
         _same_limits(axes, [matrix for _, _, matrix in panels])
         _outer_labels(figure)
-        _shared_legend(figure)
+        _complete(figure)
     canonical = any(m.record.gauge == "canonical" for m in spectra)
     caption = (
         ("" if len(panels) == 1 else "One panel per matrix, block and set of weights. ")
@@ -161,7 +162,7 @@ def _draw_estimates(study: Study, kind: type, plot: Callable[..., Axes]) -> tupl
         where = arm_words(arm) if arm != "given" else "" if len(members) > 1 else _chart(members[0])
         title = ", ".join(filter(None, (capital(matrix_name(matrix)), block_words(block), where)))
         plot(members, ax, legend=False, title=title)
-    _shared_legend(figure)
+    _complete(figure)
     return figure, items
 
 
@@ -176,7 +177,7 @@ def _draw_along_training(numbers: list[Measured]) -> Drawing | None:
         figures.plot_conditions_along_training(members, ax, legend=False, title=title)
     _same_limits(axes, [matrix for _, matrix in panels])
     _outer_labels(figure)
-    _shared_legend(figure)
+    _complete(figure)
     caption = (
         "Condition number κ₉₅, the largest eigenvalue over that at 95 % of the rank, at each checkpoint: medians over "
         "seeds, bars from the smallest to the largest. Charts in one panel share weights and function and differ in "
@@ -204,7 +205,7 @@ def _draw_sweep(study: Study, numbers: list[Measured]) -> Drawing | None:
         figures.plot_gauge_sweep(members, ax, states=here, legend=False, title=title)
     _same_limits(axes, [matrix for _, matrix in panels])
     _outer_labels(figure)
-    _shared_legend(figure)
+    _complete(figure)
     caption = (
         "The same weights and the same function in weight norm, at different lengths of v. Left of 1 a step turns the "
         "weight vectors more than in the standard chart, right of 1 less; at 1, the canonical gauge, the curve meets "
@@ -235,7 +236,7 @@ def _draw_efficiency(study: Study) -> Drawing | None:
         for ax in axes:
             ax.set_xscale("log")
             ax.set_xlim(lowest / 1.6, 1.4)
-    _shared_legend(figure)
+    _complete(figure)
     caption = (
         "Share of the progress of the damped natural gradient that one gradient step in each chart makes, on the "
         "quadratic model and with the best length: E = 1 is the natural gradient. A marker per seed, a bar at the "
@@ -263,11 +264,11 @@ def _draw_damping(study: Study) -> Drawing | None:
     if len({m.record.damping for m in steps}) < 2:
         return None
     panels = grouped(steps, lambda m: m.arm)
-    figure, axes = _grid(len(panels), len(panels), width=4.6, height=3.7)
+    figure, axes = _grid(len(panels), min(len(panels), 2), width=4.6, height=3.7)
     for ax, (arm, members) in zip(axes, panels.items(), strict=True):
         figures.plot_efficiency_damping(members, ax, legend=False, title=point_words(arm, last))
     _outer_labels(figure)
-    _shared_legend(figure)
+    _complete(figure)
     caption = (
         "The same efficiency against the damping, relative to the mean eigenvalue: with much damping the natural "
         "gradient turns into gradient descent. Preconditioners use the damping that they are compared at. What holds "
@@ -327,11 +328,11 @@ def _draw_strips(
     if not items:
         return None
     panels = grouped(items, lambda m: m.arm)
-    figure, axes = _grid(len(panels), len(panels), width=4.6, height=3.2)
+    figure, axes = _grid(len(panels), min(len(panels), 2), width=4.6, height=3.2)
     for ax, (arm, members) in zip(axes, panels.items(), strict=True):
         plot(members, ax, legend=False, title=point_words(arm, members[0].checkpoint))
     _outer_labels(figure)
-    _shared_legend(figure)
+    _complete(figure)
     rows = [
         (*place, len(members), *quartiles([getattr(m.record, shown) for m in members]).values())
         for place, members in grouped(
@@ -351,10 +352,13 @@ def _draw_training(study: Study) -> Drawing | None:
     figures.plot_training(curves, axes[0], legend=False, title="Mean loss over all data")
     if with_accuracy:
         figures.plot_training(curves, axes[1], quantity="accuracies", legend=False, title="Accuracy over all data")
-    _shared_legend(figure)
-    caption = (
-        "Thin lines are seeds, thick ones their medians. Arms share initial weights, data and order, and the learning "
-        "rate: the rate was not tuned for either, so this figure does not say which arm trains faster."
+    _complete(figure)
+    caption = "Thin lines are seeds, thick ones their medians. " + (
+        "Arms share data and order, and arms of one start the function there. Each trains at its own learning rate, "
+        "the best of its grid at a short budget."
+        if study.sweeps
+        else "Arms share initial weights, data and order, and the learning rate: the rate was not tuned for either, so "
+        "this figure does not say which arm trains faster."
     )
     rows = []
     for curve in curves:
@@ -374,8 +378,11 @@ def _grid(count: int, columns: int, *, width: float = 3.6, height: float = 2.9) 
     return figure, axes[:count]
 
 
-def _shared_legend(figure: Figure) -> None:
-    """Draw one legend under all panels, where it covers nothing."""
+def _complete(figure: Figure) -> None:
+    """Break titles that are longer than their panel, and draw one legend under all panels, where it covers nothing."""
+    for ax in figure.axes:
+        width = figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols
+        ax.set_title(fill(ax.get_title("left"), int(11 * width)), loc="left", fontsize="medium")
     found: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
