@@ -71,6 +71,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import curvature as cv
+from curvature.figures.style import BLACK, BLUE, VERMILLION, finish
 from curvature.training import SGD, train
 
 if TYPE_CHECKING:
@@ -1308,16 +1309,42 @@ def draw(document: dict) -> Figure:
     ax.axvline(1, color="0.7", linewidth=0.8, zorder=0)
     ax.set_yticks(range(len(cases)), [f"{work}, {size}, {dtype}" for work, size, dtype in cases], fontsize="x-small")
     ax.invert_yaxis()
-    ax.set(xscale="log", xlabel="time over the fastest correct peer", title="Curvature on one CPU")
+    ax.set_xscale("log")
+    finish(ax, "Curvature on one CPU", "time over the fastest correct peer", "")
     if rows:
         ax.legend(fontsize="small")
+    return figure
+
+
+def draw_growth(document: dict) -> Figure:
+    """Time and peak memory of the dense Hessian against N and P, with the fitted power and that of the theory."""
+    figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex="col", sharey="row", layout="constrained")
+    scales = {"seconds": ("time (s)", 1.0), "peak_bytes": ("peak memory (MiB)", 2.0**20)}
+    for column, (along, key, name) in enumerate((("N", "num_examples", "examples N"), ("P", "dim", "weights P"))):
+        points = sorted((row for row in document["rows"] if along in row.get("along", "")), key=lambda row: row[key])
+        size = np.array([row[key] for row in points], dtype=float)
+        held = points[-1]["size"].split(", ")[column].replace("=", " = ")
+        for ax, (quantity, (label, unit)) in zip(axes[:, column], scales.items(), strict=True):
+            measured = np.array([row[quantity] for row in points]) / unit
+            ax.plot(size, measured, color=BLUE, marker="o", label="measured")
+            slopes = document["growth"].get(f"{quantity} against {along}")
+            if slopes:
+                line = measured[-1] * (size / size[-1]) ** slopes["theory"]
+                ax.plot(size, line, color=BLACK, ls=":", label=f"theory, power {slopes['theory']:.0f}")
+                ax.plot([], [], " ", label=f"fitted power {slopes['fitted']:.2f}")
+            if quantity == "peak_bytes":
+                dims = np.array([row["dim"] for row in points], dtype=float)
+                ax.plot(size, (24 * dims**2 + 2**28) / unit, color=VERMILLION, ls="--", label="3 P² doubles + 256 MiB")
+            ax.set(xscale="log", yscale="log")
+            finish(ax, f"dense Hessian, {held}", name, label)
+            ax.legend(fontsize="x-small")
     return figure
 
 
 def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="folder for curves.json, table.md and figure.svg")
+    parser.add_argument("--out", type=Path, help="folder for curves.json, table.md, figure.svg and growth.svg")
     parser.add_argument("--only", action="append", choices=[*WORKS, "growth"], help="one work; may be repeated")
     parser.add_argument("--threads", type=int, help="of every library (default 2; --fast: 1)")
     parser.add_argument("--fast", action="store_true", help="toy sizes, one repetition: for tests")
@@ -1337,9 +1364,11 @@ def main() -> None:
     (arguments.out / "curves.json").write_text(json.dumps(document, indent=2) + "\n")
     (arguments.out / "table.md").write_text(markdown(document))
     matplotlib.rcParams["svg.hashsalt"] = "peer_benchmark"
-    figure = draw(document)
-    figure.savefig(arguments.out / "figure.svg", metadata={"Date": None})
-    plt.close(figure)
+    drawn = {"figure": draw} | ({"growth": draw_growth} if document["growth"] else {})
+    for name, picture in drawn.items():
+        figure = picture(document)
+        figure.savefig(arguments.out / f"{name}.svg", metadata={"Date": None})
+        plt.close(figure)
     for name, slopes in document["growth"].items():
         print(f"growth of {name}: exponent {slopes['fitted']:.2f}, theory {slopes['theory']:.0f}")
 

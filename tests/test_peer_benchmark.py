@@ -194,3 +194,23 @@ def test_stock_weight_norm_is_wrong_by_double_backward():
     error = bench.distance(bench.hessian_products(fused, vectors), bench.hessian_products(composite, vectors))
     assert error > 1e-2
     assert not math.isnan(error)
+
+
+def test_growth_is_drawn_with_its_fitted_and_its_theoretical_power():
+    def row(along, dim, num_examples):
+        about = {"along": along, "dim": dim, "num_examples": num_examples, "size": f"P={dim}, N={num_examples}"}
+        return about | {"seconds": 1e-9 * num_examples * dim**2, "peak_bytes": 16.0 * dim**2}
+
+    rows = [row("N", 100, 10), row("NP", 100, 40), row("P", 400, 40)]
+    document = {"rows": rows, "growth": bench.exponents(rows)}
+    assert {name: fit["fitted"] for name, fit in document["growth"].items()} == pytest.approx(
+        {"seconds against N": 1, "peak_bytes against N": 0, "seconds against P": 2, "peak_bytes against P": 2}, abs=1e-9
+    )
+    axes = bench.draw_growth(document).axes
+    assert [ax.get_title("left") for ax in axes] == ["dense Hessian, P = 100", "dense Hessian, N = 40"] * 2
+    for ax in axes:
+        measured, theory, *_ = ax.get_lines()
+        np.testing.assert_allclose(measured.get_ydata(), theory.get_ydata())
+        assert any(text.get_text().startswith("fitted power") for text in ax.get_legend().get_texts())
+    limit = axes[3].get_lines()[-1].get_ydata()
+    np.testing.assert_allclose(limit, [(3 * 8 * dim**2 + 2**28) / 2**20 for dim in (100, 400)])
