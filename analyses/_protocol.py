@@ -155,19 +155,19 @@ def command_line(document: str, fast: str) -> argparse.ArgumentParser:
     return parser
 
 
-def write(options: argparse.Namespace, document: str, rows: list[dict], summary: list[dict], figure: Figure) -> None:
-    """Write curves.json (settings, rows, summary) and figure.svg, the same bytes every time; NaN is null."""
+def write(options: argparse.Namespace, document: str, content: dict, figure: Figure) -> None:
+    """Write curves.json (question, settings, content) and figure.svg, the same bytes every time; NaN is null."""
     options.out.mkdir(parents=True, exist_ok=True)
-    content = {
-        "question": document.splitlines()[0],
-        "fast": options.fast,
-        "rows": [_without_nan(row) for row in rows],
-        "summary": [_without_nan(row) for row in summary],
-    }
-    (options.out / "curves.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    content = {"question": document.splitlines()[0], "fast": options.fast} | content
+    (options.out / "curves.json").write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
     matplotlib.rcParams["svg.hashsalt"] = document.splitlines()[0]
     figure.savefig(options.out / "figure.svg", metadata={"Date": None})
 
 
-def _without_nan(row: dict) -> dict:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+def _finite(part: object) -> object:
+    """JSON has no infinities and no NaN: None."""
+    if isinstance(part, dict):
+        return {key: _finite(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_finite(value) for value in part]
+    return None if isinstance(part, float) and not math.isfinite(part) else part

@@ -128,7 +128,7 @@ def main() -> None:
     options = command_line(__doc__, "three arms, one seed, 100 examples, two epochs").parse_args()
     rows = measure(fast=options.fast)
     summary = summarize(rows)
-    write(options, __doc__, rows, summary, draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     print(
         f"{'arm':30} {'epoch':>5}  {'loss':>7} {'kappa_80':>9}   log-ratio to the standard arm [interval]   own charts"
     )

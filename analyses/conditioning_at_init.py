@@ -208,7 +208,7 @@ def main() -> None:
     """Measure, write, draw."""
     options = command_line(__doc__, "one seed, 20 examples, small networks").parse_args()
     rows = measure(fast=options.fast)
-    write(options, __doc__, rows, summarize(rows), draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summarize(rows)}, draw(rows))
     print(
         f"{'sweep':>6} {'depth':>5} {'width':>5}  {'start':15} {'gauge':9} {'l1/mean':>8} {'theory':>8} {'kappa_80':>9}"
     )

@@ -142,7 +142,7 @@ def main() -> None:
     options = command_line(__doc__, "five arms, two seeds, 100 examples, two epochs").parse_args()
     rows = measure(fast=options.fast)
     summary = summarize(rows)
-    write(options, __doc__, rows, summary, draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     for found in summary:
         print(
             f"{found['predictor']:9} {PLACES[found['place']]:32} within seeds {found['correlation']:+.2f} "

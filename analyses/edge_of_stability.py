@@ -18,9 +18,6 @@ half of training.
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -32,6 +29,7 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 import curvature as cv
+from analyses._protocol import command_line, write
 from curvature.figures.style import BLACK, BLUE, VERMILLION, Style, finish
 from curvature.training import SGD, Arm, train
 from curvature.training import start as starting_point
@@ -148,17 +146,10 @@ def draw(rows: list[dict]) -> Figure:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, 40 examples, six hidden units, 400 steps")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = measure(fast=arguments.fast)
+    options = command_line(__doc__, "one seed, 40 examples, six hidden units, 400 steps").parse_args()
+    rows = measure(fast=options.fast)
     found = summary(rows)
-    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast, "summary": found, "rows": rows}
-    (arguments.out / "curves.json").write_text(json.dumps(document, indent=2) + "\n")
-    matplotlib.rcParams["svg.hashsalt"] = "edge_of_stability"
-    draw(rows).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    write(options, __doc__, {"summary": found, "rows": rows}, draw(rows))
     print(f"{'arm':>18}  seed  eta lambda_max: at the start, second half; on the weights")
     for row in found:
         print(f"{row['arm']:>18}  {row['seed']:4d}  {row['own_at_start']:.2f}, {row['own']:.2f}; {row['weights']:.2f}")

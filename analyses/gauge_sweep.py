@@ -12,9 +12,6 @@ Writes curves.json (every number in the figure) and figure.svg. About half a min
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -23,6 +20,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 import curvature as cv
+from analyses._protocol import command_line, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,16 +75,9 @@ def draw(rows: list[dict]) -> Figure:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, 200 examples, four hidden units")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = measure(fast=arguments.fast)
-    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast, "rows": rows}
-    (arguments.out / "curves.json").write_text(json.dumps(document, indent=2) + "\n")
-    matplotlib.rcParams["svg.hashsalt"] = "gauge_sweep"
-    draw(rows).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    options = command_line(__doc__, "one seed, 200 examples, four hidden units").parse_args()
+    rows = measure(fast=options.fast)
+    write(options, __doc__, {"rows": rows}, draw(rows))
     standard = {row["seed"]: row[PERCENT] for row in rows if row["stretch"] is None}
     print(f"{'stretch':>8}  {PERCENT} over standard, per seed")
     for stretch in STRETCHES:

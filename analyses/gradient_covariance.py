@@ -155,7 +155,7 @@ def main() -> None:
     options = command_line(__doc__, "one arm, one seed, 150 examples, one epoch").parse_args()
     rows = measure(fast=options.fast)
     summary = summarize(rows)
-    write(options, __doc__, rows, summary, draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     last = max(row["epoch"] for row in rows)
     print(f"{'arm':12} {'layer':6} {'direction':11} {'epoch':>5}  cosine (expected of random)   Bures before -> after")
     for row in summary:

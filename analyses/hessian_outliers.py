@@ -21,9 +21,6 @@ have). ``spectra`` holds, for the first seed after training, all eigenvalues, an
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -34,6 +31,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import curvature as cv
+from analyses._protocol import command_line, write
 from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
 from curvature.training import SGD, Arm, train
 from curvature.training import start as starting_point
@@ -200,15 +198,9 @@ def medians(rows: list[dict], arm: str, key: str) -> dict[int, float]:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, 100 examples, four hidden units, four epochs")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast} | measure(fast=arguments.fast)
-    (arguments.out / "curves.json").write_text(json.dumps(document, indent=1) + "\n")
-    matplotlib.rcParams["svg.hashsalt"] = "hessian_outliers"
-    draw(document).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    options = command_line(__doc__, "one seed, 100 examples, four hidden units, four epochs").parse_args()
+    document = measure(fast=options.fast)
+    write(options, __doc__, document, draw(document))
     last = max(row["epoch"] for row in document["rows"])
     print(f"{'after the last epoch':>22}  l_1/l_11  count    gap  gradient in the top {NUM_CLASSES}")
     for arm in LOOKS:

@@ -20,10 +20,7 @@ and ``smallest`` eigenvalue of the kernel over N, ``kappa_80`` (``l_1 / l_k`` at
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -35,6 +32,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import curvature as cv
+from analyses._protocol import command_line, write
 from curvature.figures.style import BLACK, BLUE, GRAY, ORANGE, SKY, VERMILLION, Style, finish, short_number
 from curvature.training import SGD, Trainable, train
 
@@ -205,15 +203,9 @@ def draw(document: dict) -> Figure:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, 20 examples, 32 hidden units, 120 steps")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast} | measure(fast=arguments.fast)
-    (arguments.out / "curves.json").write_text(json.dumps(document, indent=2) + "\n")
-    matplotlib.rcParams["svg.hashsalt"] = "init_scale"
-    draw(document).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    options = command_line(__doc__, "one seed, 20 examples, 32 hidden units, 120 steps").parse_args()
+    document = measure(fast=options.fast)
+    write(options, __doc__, document, draw(document))
     print(f"{'stretch':>9}  kappa_80 and steps, per seed")
     for stretch in (None, *STRETCHES):
         found = [row for row in document["rows"] if row["stretch"] == stretch]

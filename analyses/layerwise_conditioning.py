@@ -138,7 +138,7 @@ def main() -> None:
     options = command_line(__doc__, "one arm, one seed, 150 examples, one epoch").parse_args()
     rows = measure(fast=options.fast)
     summary = summarize(rows)
-    write(options, __doc__, rows, summary, draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     print(f"{'arm':12} {'epoch':>5} {'gauge':14} {'layer':5} {'kappa_80':>9}  factor against standard [interval]")
     for row in summary:
         factor = [row[f"kappa_80_factor{end}"] for end in ("", "_low", "_high")]

@@ -154,7 +154,7 @@ def main() -> None:
     options = command_line(__doc__, "one seed, 100 examples, two hidden units, one epoch").parse_args()
     rows = measure(fast=options.fast)
     summary = summarize(rows)
-    write(options, __doc__, rows, summary, draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     for epoch in sorted({row["epoch"] for row in summary}):
         print(f"epoch {epoch}: {'chart':40} {'E':>7}  R [interval]")
         found = {(row["chart"], row["gauge"]): row for row in summary if row["epoch"] == epoch}

@@ -19,9 +19,6 @@ learning_rate`` (each arm's best of a grid), ``rank``, and ``kappa_50, kappa_80,
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -31,6 +28,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import curvature as cv
+from analyses._protocol import command_line, write
 from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILLION, Style, finish
 from curvature.training import SGD, Arm, train, tune_learning_rate
 from curvature.training import start as starting_point
@@ -159,16 +157,9 @@ def draw(rows: list[dict]) -> Figure:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, 120 examples, three hidden units, five epochs")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = measure(fast=arguments.fast)
-    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast, "rows": rows}
-    (arguments.out / "curves.json").write_text(json.dumps(document, indent=2) + "\n")
-    matplotlib.rcParams["svg.hashsalt"] = "prong_figure"
-    draw(rows).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    options = command_line(__doc__, "one seed, 120 examples, three hidden units, five epochs").parse_args()
+    rows = measure(fast=options.fast)
+    write(options, __doc__, {"rows": rows}, draw(rows))
     final = max(row["epoch"] for row in rows)
     print(f"{'arm after the last epoch':>24}  {'kappa_50':>9}  {'kappa_80':>9}  kappa_80 on the weights")
     for arm in LOOKS:

@@ -154,7 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = measure(fast=options.fast, more=options.data)
     summary = summarize(rows)
-    write(options, __doc__, rows, summary, draw(rows))
+    write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     print(f"{'data':22} {'when':8} {'comparison':14} kappa_80 over standard [interval]")
     for row in summary:
         ratio = [row[f"kappa_80_ratio{end}"] for end in ("", "_low", "_high")]

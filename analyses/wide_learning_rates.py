@@ -21,10 +21,7 @@ grid ends below the loss of guessing, a claim far weaker than "trains well"). A 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -35,6 +32,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import curvature as cv
+from analyses._protocol import command_line, write
 from curvature.evidence import adjust, learning_rate_width
 from curvature.evidence.claims import self_stabilizing
 from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
@@ -208,26 +206,11 @@ def worst_deviation(rows: list[dict]) -> float:
     return max((row["recursion_deviation"] for row in rows if "growth" in row), default=math.nan)
 
 
-def _finite(part: object) -> object:
-    """JSON has no infinities and no NaN: None."""
-    if isinstance(part, dict):
-        return {key: _finite(value) for key, value in part.items()}
-    if isinstance(part, list):
-        return [_finite(value) for value in part]
-    return None if isinstance(part, float) and not math.isfinite(part) else part
-
-
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for curves.json and figure.svg")
-    parser.add_argument("--fast", action="store_true", help="one seed, four rates, 200 examples, four hidden units")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    document = {"question": __doc__.splitlines()[0], "fast": arguments.fast} | measure(fast=arguments.fast)
-    (arguments.out / "curves.json").write_text(json.dumps(_finite(document), indent=2) + "\n")
-    matplotlib.rcParams["svg.hashsalt"] = "wide_learning_rates"
-    draw(document).savefig(arguments.out / "figure.svg", metadata={"Date": None})
+    options = command_line(__doc__, "one seed, four rates, 200 examples, four hidden units").parse_args()
+    document = measure(fast=options.fast)
+    write(options, __doc__, document, draw(document))
     print(f"{'arm':>18}  median decades, below chance  against standard")
     for arm in ARMS:
         found = [row["decades"] for row in document["widths"] if row["arm"] == arm]
