@@ -227,6 +227,41 @@ MUTATIONS = [
         of("structured", "every_loss_gives_the_generic_matrices_and_products"),
     ),
     Mutation(
+        "what another thread added left out of the sum",
+        "structured/threads.py",
+        "        total += room",
+        "        total += 0 * room",
+        of("structured", "products_by_several_threads_are_those_by_one_and_always_the_same_bits"),
+    ),
+    Mutation(
+        "the last piece given to no thread",
+        "structured/threads.py",
+        "pairwise(len(items) * k // number for k in range(number + 1))",
+        "pairwise((len(items) - 1) * k // number for k in range(number + 1))",
+        of("structured", "products_by_several_threads_are_those_by_one_and_always_the_same_bits"),
+    ),
+    Mutation(
+        "threads that add to what is there already",
+        "structured/threads.py",
+        "torch.zeros_like(total)",
+        "total.clone()",
+        of("structured", "work_side_by_side_is_all_done_once_in_one_order"),
+    ),
+    Mutation(
+        "as many threads as another caller leaves for a moment",
+        "structured/threads.py",
+        "    with _turns():\n        return _blas_threads()",
+        "    return _blas_threads()",
+        of("structured", "the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment"),
+    ),
+    Mutation(
+        "products counted without their second order",
+        "structured/products.py",
+        "(2 + 2 * (moves and second_order)) * layer.weight.numel()",
+        "2 * layer.weight.numel()",
+        of("structured", "multiplications_of_a_product_are_counted"),
+    ),
+    Mutation(
         "curvature of the activations twice, convolutions",
         "structured/convolution.py",
         "bend = self.slope * self.trace.bends[s]",
@@ -338,6 +373,20 @@ MUTATIONS = [
         "tile.copy_(tile.triu() + tile.triu(1).T)",
         "tile.copy_(tile.triu() + tile.triu().T)",
         of("structured", "no_activation_and_two_in_a_row_give_the_generic_matrices"),
+    ),
+    Mutation(
+        "entries computed where products take less time",
+        "operators.py",
+        "return work.multiplications < SLOWER * num_products * saved",
+        "return work.multiplications > SLOWER * num_products * saved",
+        of("krylov", "entries_pay_where_the_counted_work_says_so"),
+    ),
+    Mutation(
+        "entries though a product with them takes as long",
+        "operators.py",
+        "saved = work.product_multiplications - self.dim**2",
+        "saved = work.product_multiplications",
+        of("krylov", "entries_pay_where_the_counted_work_says_so"),
     ),
     # ------------------------------------------------------------------------------------------- linear algebra
     Mutation(
@@ -643,6 +692,16 @@ MUTATIONS = [
         of("evidence", "steps_to_a_loss_are_interpolated_on_the_logarithm"),
     ),
     Mutation(
+        "a width of learning rates across a gap",
+        "evidence/pairs.py",
+        """        here = best
+        while 0 <= here + direction < len(values) and values[here + direction] <= limit:
+            here += direction
+""",
+        "        here = int(np.flatnonzero(values <= limit)[min(0, -direction)])\n",
+        of("evidence", "the_width_is_where_the_interpolated_loss_leaves_ten_percent_of_the_best"),
+    ),
+    Mutation(
         "momentum forgotten",
         "training/optimizers.py",
         "gradient = velocity.mul_(self.momentum).add_(gradient)",
@@ -682,6 +741,13 @@ MUTATIONS = [
         "training/sweep.py",
         "        if best == 0:",
         "        if best == len(rates):",
+        of("training", "a_sweep_grows_at_its_edge_until_the_best_rate_of_a_quadratic_is_inside"),
+    ),
+    Mutation(
+        "a rate tuned by the last loss alone",
+        "training/sweep.py",
+        "run.curve.losses[1:][-TAIL:].mean()",
+        "run.curve.losses[-1]",
         of("training", "a_sweep_grows_at_its_edge_until_the_best_rate_of_a_quadratic_is_inside"),
     ),
     Mutation(

@@ -226,11 +226,40 @@ def test_products_share_no_memory_with_earlier_ones_nor_with_other_threads(gener
         assert torch.equal(first, again)
 
 
+def test_pieces_are_given_that_another_thread_replaces_at_that_moment():
+    class Replaced(dict):
+        """Asked once, it holds nothing any more."""
+
+        def __contains__(self, size):
+            return self.pop(size, None) is not None
+
+        def get(self, size):
+            return self.pop(size, None)
+
+    problem = deep_problem(nn.Tanh, num_examples=6)
+    found = products.Products(structured.structure_of(problem), lambda *_: None, second_order=False)
+    kept = found._cut(2)
+    assert [where for where, _ in kept] == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    found.pieces = Replaced(found.pieces)
+    assert found._cut(2) is kept
+
+
 @pytest.fixture
 def three_threads():
-    """As on a machine with three cores, whatever this one has."""
-    with threadpool_limits(3, user_api="blas"):
-        yield
+    """As on a machine with three cores, whatever this one has.
+
+    Set by a thread that ends: while one lives that set a limit, threadpoolctl may ignore those of all others.
+    """
+
+    def use(number):
+        thread = threading.Thread(target=threadpool_limits, args=(number, "blas"))
+        thread.start()
+        thread.join()
+
+    usual = threads.num_threads(torch.device("cpu"))
+    use(3)
+    yield
+    use(usual)
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -247,6 +276,7 @@ def test_work_side_by_side_is_all_done_once_in_one_order(count):
     seen = []
 
     def add(items, room):
+        assert threads._blas_threads() == (1 if count > 1 else 3)
         assert threads.num_threads(torch.device("cpu")) == (1 if count > 1 else 3)
         seen.append((items, threading.get_ident()))
         for item in items:
@@ -259,6 +289,23 @@ def test_work_side_by_side_is_all_done_once_in_one_order(count):
     assert len(seen) == min(count, 3)
     assert all(items == sorted(items) for items, _ in seen)
     assert threads.num_threads(torch.device("cpu")) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment():
+    begun, asked = threading.Event(), []
+
+    def add(*_):
+        begun.set()
+        time.sleep(0.1)
+
+    with ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(threads.add_side_by_side, add, [1, 2, 3], torch.zeros(1))
+        assert begun.wait(10)
+        assert threads._blas_threads() == 1
+        asked.append(pool.submit(threads.num_threads, torch.device("cpu")).result(10))
+        busy.result(10)
+    assert asked == [3]
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -467,7 +514,7 @@ def test_nesting_and_a_leading_flatten_are_seen_through(kind):
     targets = torch.arange(7) % 2
     expected = matrices(cv.Problem.from_module(plain, loss="cross-entropy", data=(inputs, targets)), "generic")
     problem = cv.Problem.from_module(other, loss="cross-entropy", data=(inputs.view(7, *shape), targets))
-    assert structured.chain_of(problem) is not None
+    assert structured.structure_of(problem) is not None
     for name, matrix in matrices(problem, "structured").items():
         assert distance(matrix, expected[name]) < ROUNDING, name
 
@@ -476,7 +523,7 @@ def test_a_single_linear_layer_is_a_chain():
     module = initialized(nn.Linear(3, 2), torch.Generator().manual_seed(1))
     inputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, torch.arange(7) % 2))
-    assert structured.chain_of(problem) is not None
+    assert structured.structure_of(problem) is not None
     assert_same_matrices(problem)
 
 
@@ -639,7 +686,7 @@ def test_other_models_have_the_matrices_of_autograd(kind):
 def test_the_structured_method_is_refused_for_other_models(kind, name):
     module, inputs, targets = module_and_data(kind)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, targets))
-    assert structured.chain_of(problem) is None
+    assert structured.structure_of(problem) is None
     with pytest.raises(ConfigurationError, match=r"method='structured' needs a torch\.nn\.Sequential of Linear"):
         MATRICES[name](problem, method="structured")
 
@@ -649,7 +696,7 @@ def test_integer_inputs_are_not_taken_as_a_chain():
     module = initialized(nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 2)), generator)
     data = torch.randint(4, (5, 2), generator=generator), torch.randn(5, 2, generator=generator, dtype=torch.float64)
     problem = cv.Problem.from_module(module, loss="mse", data=data)
-    assert structured.chain_of(problem) is None
+    assert structured.structure_of(problem) is None
 
 
 def test_unknown_methods_are_refused():

@@ -102,12 +102,14 @@ class Products:
 
     def _cut(self, size: int) -> list[Piece]:
         """Pieces of at most ``size`` examples, each with its Hessian in the outputs; the last ones are kept."""
-        if size not in self.pieces:
+        found = self.pieces.get(size)
+        if found is None:  # looked up once: another thread may replace what is kept
             count, problem = len(self.outputs), self.chain.problem
             number = -(-count // size)
             where = [slice(*cut) for cut in pairwise(count * piece // number for piece in range(number + 1))]
-            self.pieces = {size: [(at, self.output_product(self.outputs[at], problem.targets[at])) for at in where]}
-        return self.pieces[size]
+            found = [(at, self.output_product(self.outputs[at], problem.targets[at])) for at in where]
+            self.pieces = {size: found}
+        return found
 
     def _add(
         self,

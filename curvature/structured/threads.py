@@ -18,10 +18,18 @@ __all__ = ["add_side_by_side", "num_threads"]
 
 Item = TypeVar("Item")
 
+_here = threading.local()  # has_a_part: in this thread, of a sum that is shared
+
 
 def num_threads(device: torch.device) -> int:
-    """Threads that NumPy's BLAS would use here; 1 on another device."""
-    return max((library.num_threads for library in _blas().lib_controllers), default=1) if device.type == "cpu" else 1
+    """Threads that NumPy's BLAS would use here; 1 on another device, and in a part of :func:`add_side_by_side`.
+
+    While another caller's parts run, the BLAS has one thread for all: this waits for them to end.
+    """
+    if device.type != "cpu" or getattr(_here, "has_a_part", False):
+        return 1
+    with _turns():
+        return _blas_threads()
 
 
 def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Sequence[Item], total: Tensor) -> None:
@@ -34,17 +42,29 @@ def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Seque
     if number == 1:
         add(items, total)
         return
+
+    def part(items: Sequence[Item], room: Tensor) -> None:
+        _here.has_a_part = True
+        try:
+            add(items, room)
+        finally:
+            _here.has_a_part = False
+
     parts = [items[start:stop] for start, stop in pairwise(len(items) * k // number for k in range(number + 1))]
     rooms = [torch.zeros_like(total) for _ in parts[1:]]
     with _turns(), _blas().limit(limits=1):
-        others = [_pool(number - 1).submit(add, *given) for given in zip(parts[1:], rooms, strict=True)]
+        others = [_pool(number - 1).submit(part, *given) for given in zip(parts[1:], rooms, strict=True)]
         try:
-            add(parts[0], total)
+            part(parts[0], total)
         finally:
             wait(others)
     for other, room in zip(others, rooms, strict=True):
         other.result()
         total += room
+
+
+def _blas_threads() -> int:
+    return max((library.num_threads for library in _blas().lib_controllers), default=1)
 
 
 @cache
