@@ -102,12 +102,14 @@ class Products:
 
     def _cut(self, size: int) -> list[Piece]:
         """Pieces of at most ``size`` examples, each with its Hessian in the outputs; the last ones are kept."""
-        if size not in self.pieces:
+        kept = self.pieces  # of this moment: another thread may cut in other sizes
+        if size not in kept:
             count, problem = len(self.outputs), self.chain.problem
             number = -(-count // size)
             where = [slice(*cut) for cut in pairwise(count * piece // number for piece in range(number + 1))]
-            self.pieces = {size: [(at, self.output_product(self.outputs[at], problem.targets[at])) for at in where]}
-        return self.pieces[size]
+            kept = {size: [(at, self.output_product(self.outputs[at], problem.targets[at])) for at in where]}
+            self.pieces = kept
+        return kept[size]
 
     def _add(
         self,
