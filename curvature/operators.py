@@ -247,6 +247,8 @@ class SymmetricOperator:
                 "convert the vector."
             )
         columns = block[:, None] if block.ndim == 1 else block
+        if not columns.shape[1]:
+            return torch.zeros_like(columns)
         at_once = max(1, int(_PRODUCT_BYTES // max(1.0, self.work.column_bytes)))
         with self.one_pool():
             parts = [self.matmat(part) for part in columns.split(at_once, dim=1)]

@@ -18,15 +18,16 @@ __all__ = ["add_side_by_side", "num_threads"]
 
 Item = TypeVar("Item")
 
-_here = threading.local()  # has_a_part: in this thread, of a sum that is shared
+_own = threading.local()  # shares: in a thread of the pool, whose work is a share already
 
 
 def num_threads(device: torch.device) -> int:
-    """Threads that NumPy's BLAS would use here; 1 on another device, and in a part of :func:`add_side_by_side`.
+    """Threads that NumPy's BLAS would use here; 1 on another device, and in a thread that shares work already.
 
-    While another caller's parts run, the BLAS has one thread for all: this waits for them to end.
+    Waits for the turn of others to end, who keep the BLAS on one thread. 1 also where the threads are OpenMP's: each
+    thread has its own number of those, and none can be set for all.
     """
-    if device.type != "cpu" or getattr(_here, "has_a_part", False):
+    if device.type != "cpu" or getattr(_own, "shares", False):
         return 1
     with _turns():
         return _blas_threads()
@@ -36,31 +37,30 @@ def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Seque
     """Let ``add(some items, room)`` add all items to ``total``, in as many threads as the BLAS has.
 
     Each thread has consecutive items and a room of its own, and the rooms are added in order: one number of threads,
-    one result to the last bit. With one thread it is a plain call. Callers in several threads take turns.
+    one result to the last bit. With one thread it is a plain call. Callers in several threads take turns. It is a plain
+    call, too, while another thread holds the limits of the BLAS: threadpoolctl (3.8) then ignores everyone else's.
     """
-    number = min(num_threads(total.device), len(items))
-    if number == 1:
+    number = min(num_threads(total.device), len(items)) if len(items) > 1 else 1
+    if number == 1 or not _added(add, items, total, number):
         add(items, total)
-        return
 
-    def part(items: Sequence[Item], room: Tensor) -> None:
-        _here.has_a_part = True
-        try:
-            add(items, room)
-        finally:
-            _here.has_a_part = False
 
+def _added(add: Callable[[Sequence[Item], Tensor], None], items: Sequence[Item], total: Tensor, number: int) -> bool:
+    """Whether the BLAS let itself be limited, and the items were added."""
     parts = [items[start:stop] for start, stop in pairwise(len(items) * k // number for k in range(number + 1))]
-    rooms = [torch.zeros_like(total) for _ in parts[1:]]
     with _turns(), _blas().limit(limits=1):
-        others = [_pool(number - 1).submit(part, *given) for given in zip(parts[1:], rooms, strict=True)]
+        if _blas_threads() > 1:
+            return False
+        rooms = [torch.zeros_like(total) for _ in parts[1:]]
+        others = [_pool(number - 1).submit(add, *given) for given in zip(parts[1:], rooms, strict=True)]
         try:
-            part(parts[0], total)
+            add(parts[0], total)
         finally:
             wait(others)
     for other, room in zip(others, rooms, strict=True):
         other.result()
         total += room
+    return True
 
 
 def _blas_threads() -> int:
@@ -69,17 +69,19 @@ def _blas_threads() -> int:
 
 @cache
 def _blas() -> ThreadpoolController:
-    return ThreadpoolController().select(internal_api="openblas")
+    return ThreadpoolController().select(internal_api="openblas").select(threading_layer="pthreads")
 
 
 @cache
-def _turns() -> threading.Lock:
-    return threading.Lock()
+def _turns() -> threading.RLock:
+    return threading.RLock()
 
 
 @cache
 def _pool(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="curvature")
+    return ThreadPoolExecutor(
+        number, thread_name_prefix="curvature", initializer=setattr, initargs=(_own, "shares", True)
+    )
 
 
 def _forget() -> None:
