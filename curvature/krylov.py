@@ -111,7 +111,8 @@ def spectral_density(
     generator
         Source of the probes, drawn on the CPU; the caller owns the seed.
     checks
-        Also make the self-checks of :mod:`curvature.checks`, once for each operator.
+        Also make the self-checks of :mod:`curvature.checks`, once for each operator; of its entries where these are
+        what is multiplied, with the products as one more witness.
 
     Notes
     -----
@@ -137,9 +138,12 @@ def spectral_density(
     if num_probes < 1:
         raise ConfigurationError(f"num_probes must be at least 1, got {num_probes}.")
     started = time.perf_counter()
-    passed = operator.checks if checks else ()
+    by_entries = operator.entries_pay(num_matvecs * num_probes)
+    passed = operator.checks if checks and not by_entries else ()
     probes = torch.randn(operator.dim, num_probes, generator=generator, dtype=torch.float64)
-    multiplied = operator.materialized() if operator.entries_pay(num_matvecs * num_probes) else operator
+    multiplied = operator.materialized() if by_entries else operator
+    if checks and by_entries:
+        passed = operator.checks_of(multiplied.__matmul__)
     diagonal, off_diagonal = lanczos(multiplied, probes.to(operator.device, operator.dtype), num_matvecs)
     tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)

@@ -332,10 +332,12 @@ class SymmetricOperator:
     def entries_pay(self, num_products: int) -> bool:
         """Whether so many products with blocks of vectors take longer than the entries and products with these.
 
-        By counted operations alone, hence the same on every machine; never where the entries are large.
+        By counted operations, hence the same on every machine; never where the entries are large, or do not fit.
         """
         work = self.work
-        if self.kept is not None or self.dense_form is None or self.dense_bytes > _ENTRIES_BYTES:
+        if self.kept is not None or self.dense_form is None:
+            return False
+        if self.dense_bytes > min(_ENTRIES_BYTES, USABLE * free_memory(self.device)):
             return False
         if work.multiplications is None or work.product_multiplications is None:
             return False
@@ -473,7 +475,7 @@ def symmetrized(matrix: Tensor, name: str) -> Tensor:
 
 def _by_entries(matrix: Tensor, block: Tensor) -> Tensor:
     """Multiply a symmetric matrix; on the CPU as rows times matrix by NumPy's BLAS, measured a third faster."""
-    if matrix.device.type != "cpu":
+    if matrix.device.type != "cpu" or matrix.dtype.itemsize < 4 or block.requires_grad:  # not for its BLAS
         return matrix @ block
     return torch.from_numpy(block.T.contiguous().numpy() @ matrix.numpy()).T
 

@@ -189,6 +189,17 @@ def test_impossible_settings_are_refused():
         FullSettings(matrices=("hesse",))
 
 
+def test_a_legend_of_thirteen_arms_covers_no_panel(study):
+    curve = study.curves[0]
+    curves = tuple(replace(curve, arm=f"an arm with a long name, number {k}") for k in range(13))
+    (drawing,) = [drawing for drawing in drawings_of(replace(study, curves=curves)) if drawing.name == "training"]
+    drawing.figure.draw_without_rendering()
+    (legend,) = drawing.figure.legends
+    for ax in drawing.figure.axes:
+        assert ax.bbox.y0 > legend.get_window_extent().y1
+        assert ax.bbox.height > 1.5 * drawing.figure.dpi
+
+
 def test_figures_say_that_rates_were_tuned_and_their_titles_fit(study):
     drawings = {drawing.name: drawing for drawing in drawings_of(study)}
     assert "its own learning rate, the best of its grid" in drawings["training"].caption

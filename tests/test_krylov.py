@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import curvature as cv
-from curvature import SymmetricOperator, conjugate_gradients, extremal_eigenvalues, spectral_density, zoo
-from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError, ResourceError
+from curvature import SymmetricOperator, conjugate_gradients, extremal_eigenvalues, operators, spectral_density, zoo
+from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.krylov import _next_block, lanczos
 from curvature.operators import Work
 
@@ -223,6 +223,35 @@ def test_density_by_the_entries_is_the_one_by_products(generator, monkeypatch):
     assert abs(found.weights - expected.weights).max() < 1e-9
     spectral_density(hessian, num_matvecs=2, num_probes=1, generator=generator, checks=False)
     assert built == ["hessian"]
+
+
+def test_a_density_by_wrong_entries_is_refused(generator):
+    hessian = cv.hessian(zoo.digits_problem(400, widths=(4,)))
+    wrong = replace(hessian, dense_form=lambda: 1.001 * hessian.dense_form())
+    settings = {"num_matvecs": 12, "num_probes": 40, "generator": generator}
+    with pytest.raises(SelfCheckError, match="agreement with products with vectors"):
+        spectral_density(wrong, **settings)
+    names = [check.name for check in spectral_density(hessian, **settings).checks]
+    assert "agreement with products with vectors" in names
+
+
+def test_entries_do_not_pay_where_they_do_not_fit(monkeypatch):
+    hessian = cv.hessian(zoo.digits_problem(400, widths=(4,)))
+    assert hessian.entries_pay(10**6)
+    monkeypatch.setattr(operators, "free_memory", lambda _: hessian.dense_bytes)
+    assert not hessian.entries_pay(10**6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_entries_multiply_in_every_precision_and_layout(dtype):
+    matrix = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=dtype)
+    operator = SymmetricOperator.from_dense(matrix)
+    wide = torch.arange(8.0, dtype=dtype).reshape(2, 4)
+    for block in (wide, wide[:, ::2], wide.T.contiguous().T, wide[:, :1].expand(2, 3), wide[:, :0]):
+        assert torch.equal(operator @ block, matrix @ block)
+    variable = wide.clone().requires_grad_()
+    (operator @ variable).sum().backward()
+    assert torch.equal(variable.grad, matrix @ torch.ones_like(wide))
 
 
 def test_entries_pay_where_the_counted_work_says_so():

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -372,6 +373,28 @@ def test_work_is_not_shared_where_another_thread_holds_the_limits_of_the_blas():
         pool.submit(threads.add_side_by_side, add, list(range(6)), torch.zeros(1)).result()
     held = hasattr(OpenBLASController, "clear_controlling_thread")
     assert seen == ([(6, 3)] if held else [(2, 1)] * 3)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("columns", [1, 16])
+def test_products_in_several_threads_take_the_memory_that_plans_count(columns, generator):
+    module = nn.Sequential(nn.Linear(100, 500), nn.Tanh(), nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 3)).double()
+    data = torch.randn(300, 100, generator=generator, dtype=torch.float64), torch.arange(300) % 3
+    operator = cv.hessian(cv.Problem.from_module(module, loss="cross-entropy", data=data))
+    block = torch.randn(operator.dim, columns, generator=generator, dtype=torch.float64)
+    process, sizes, ended = psutil.Process(), [], threading.Event()
+
+    def watch():
+        while not ended.wait(0.001):
+            sizes.append(process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    before = process.memory_info().rss
+    watcher.start()
+    product = operator @ block
+    ended.set()
+    watcher.join()
+    assert max(sizes) - before < operator.product_memory(columns) + product.nbytes
 
 
 def test_a_thread_that_shares_work_does_not_share_its_own():

@@ -206,7 +206,8 @@ def self_stabilizing(
     ``curves`` hold one run per arm, seed and learning rate, the same rates in both arms. Control: the identity
     $\|v_{t+1}\|^2 = \|v_t\|^2 + \eta^2 \|\partial L/\partial v\|^2$ of plain gradient descent, as ``checks``. A
     range that leaves the grid is a bound, so the test is the sign test. The threshold is taken in decades. Where
-    ``sweeps`` of both arms are given, they are taken instead of curves; each has the rates that its arm needed.
+    ``sweeps`` of both arms are given, they are taken instead of curves; each has the rates that its arm needed, and its
+    losses are means over the last epochs.
     """
     runs = [by_rate(curves, arm) for arm in arms]
     lows, highs = {}, {}

@@ -355,7 +355,7 @@ def _draw_training(study: Study) -> Drawing | None:
     _complete(figure)
     caption = "Thin lines are seeds, thick ones their medians. " + (
         "Arms share data and order, and arms of one start the function there. Each trains at its own learning rate, "
-        "the best of its grid at a short budget."
+        "the best of its grid at a short budget by the mean loss of the last three epochs."
         if study.sweeps
         else "Arms share initial weights, data and order, and the learning rate: the rate was not tuned for either, so "
         "this figure does not say which arm trains faster."
@@ -379,7 +379,10 @@ def _grid(count: int, columns: int, *, width: float = 3.6, height: float = 2.9) 
 
 
 def _complete(figure: Figure) -> None:
-    """Break titles that are longer than their panel, and draw one legend under all panels, where it covers nothing."""
+    """Break titles that are longer than their panel, and draw one legend under all panels, where it covers nothing.
+
+    A legend of many lines makes the figure higher: the panels keep their height.
+    """
     for ax in figure.axes:
         width = figure.get_figwidth() / ax.get_subplotspec().get_gridspec().ncols
         ax.set_title(fill(ax.get_title("left"), int(11 * width)), loc="left", fontsize="medium")
@@ -391,7 +394,9 @@ def _complete(figure: Figure) -> None:
         longest = max(map(len, found)) * 0.075 + 0.6  # inches that one entry takes, about
         columns = max(1, min(len(found), int(figure.get_figwidth() / longest)))
         where = {"loc": "outside lower center", "ncols": columns, "frameon": False, "handlelength": 3}
-        figure.legend(found.values(), found.keys(), **where)
+        legend = figure.legend(found.values(), found.keys(), **where)
+        line = legend.get_window_extent().height / figure.dpi / -(-len(found) // columns)
+        figure.set_figheight(figure.get_figheight() + line * (-(-len(found) // columns) - 1))
 
 
 def _outer_labels(figure: Figure) -> None:

@@ -25,11 +25,16 @@ _COLUMNS = 16  # at once
 
 
 def product_bytes(chain: Chain) -> tuple[float, float]:
-    """Upper bounds of the memory of :class:`Products`: held once, and for each column of a block on top."""
+    """Upper bounds of the memory of :class:`Products`: held once, and for each column of a block on top.
+
+    A column is held with its image and its parts of the layers, straight and transposed; in each thread there are the
+    tangents of a few examples, a room for the image, and what is being added to it.
+    """
+    threads = num_threads(chain.problem.device)
     problem, widths = chain.problem, [layer.fan_out for layer in chain.layers]
     signals = problem.num_examples * (sum(widths) + max(chain.layers[0].columns, *widths))
     item = problem.weights.element_size()
-    return item * signals * 10 + len(widths) * 4 * _TANGENT_BYTES, 2 * problem.dim * item
+    return item * signals * 10 + threads * len(widths) * 4 * _TANGENT_BYTES, (3 + 3 * threads) * problem.dim * item
 
 
 def product_multiplications(chain: Chain, *, second_order: bool) -> float:
