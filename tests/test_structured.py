@@ -351,11 +351,10 @@ def test_products_work_in_a_forked_child():
         return int(total)
 
     assert work() == 6
-    child = os.fork()
-    if not child:
-        with threads._turns():
-            pass
-        os._exit(work())
+    with threads._turns():  # nobody gives this one back in the child
+        child = os.fork()
+        if not child:
+            os._exit(work())
     for _ in range(100):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
