@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import pytest
@@ -293,19 +293,21 @@ def test_work_side_by_side_is_all_done_once_in_one_order(count):
 
 @pytest.mark.usefixtures("three_threads")
 def test_the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment():
-    begun, asked = threading.Event(), []
+    begun, may_end = threading.Event(), threading.Event()
 
     def add(*_):
         begun.set()
-        time.sleep(0.1)
+        assert may_end.wait(10)
 
     with ThreadPoolExecutor(2) as pool:
         busy = pool.submit(threads.add_side_by_side, add, [1, 2, 3], torch.zeros(1))
         assert begun.wait(10)
         assert threads._blas_threads() == 1
-        asked.append(pool.submit(threads.num_threads, torch.device("cpu")).result(10))
+        asked = pool.submit(threads.num_threads, torch.device("cpu"))
+        wait([asked], timeout=0.1)  # too early an answer is a wrong one
+        may_end.set()
         busy.result(10)
-    assert asked == [3]
+        assert asked.result(10) == 3
 
 
 @pytest.mark.usefixtures("three_threads")
