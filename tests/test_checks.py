@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 import curvature as cv
+from curvature.checks import Witness, same_form, self_checks
 from curvature.errors import NonFiniteError, SelfCheckError
 from curvature.matrices import MATRICES
 from curvature.records import Check
@@ -140,6 +141,29 @@ def test_each_property_of_a_symmetric_matrix_is_checked():
         with pytest.raises(SelfCheckError, match=f'"{check}"'):
             _ = operator.checks
     assert all(check.passed for check in operator_of(lambda block: symmetric @ block).checks)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1.0, 1e250])
+def test_differences_are_relative_to_the_longest_image_at_any_scale(scale):
+    matrix = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+    tilted, other = matrix.clone(), matrix.clone()
+    tilted[0, 5] += 2e-13
+    other[0, 0] += 1e-12
+    blocks = []
+
+    def multiply(block):
+        blocks.append(block.clone())
+        return scale * (tilted @ block)
+
+    witness = Witness("another route", same_form(lambda block: scale * (other @ block)), "They disagree.")
+    found = {check.name: check for check in self_checks("matrix", multiply, 6, matrix, witnesses=[witness])}
+    vectors = blocks[0]
+    lengths = torch.linalg.vector_norm(tilted @ vectors, dim=0)
+    apart = torch.linalg.vector_norm((other - tilted) @ vectors[:, :2], dim=0)
+    expected = float(apart.max() / lengths[:2].max())
+    assert found["agreement with another route"].rounding == pytest.approx(expected, rel=0.01, abs=0)
+    asymmetry = float((vectors[:, :3].T @ (tilted - tilted.T) @ vectors[:, :3]).abs().max() / lengths.max())
+    assert found["symmetry"].value == pytest.approx(asymmetry, rel=0.05, abs=0)
 
 
 def test_a_small_asymmetry_is_seen_far_above_rounding_alone():

@@ -348,6 +348,9 @@ def test_the_width_of_learning_rates_knows_its_bounds():
     assert pairing.learning_rate_width([1, 10, 100], [1.0, 1.0, 1.0]) == Quantity(
         2.0, "lower_bound", "it runs into the end of the grid"
     )
+    for one_end in ([1.0, 2.0, 4.0], [4.0, 2.0, 1.0]):
+        found = pairing.learning_rate_width([1, 10, 100], one_end)
+        assert found == Quantity(pytest.approx(math.log(1.1) / math.log(2)), "lower_bound", found.note)
     assert pairing.learning_rate_width([1, 10, 100], [math.nan, 1.0, math.inf]) == Quantity(0.0)
     assert pairing.learning_rate_width([1, 10], [math.nan, math.inf]).status == "undefined"
     assert pairing.learning_rate_width([1, 10, 100], [1.0, 0.0, 1.0]).status == "undefined"
@@ -363,6 +366,17 @@ def test_the_width_is_where_the_interpolated_loss_leaves_ten_percent_of_the_best
     left = math.log(1.1) / math.log(2.0)
     assert width([2.0, 1.0, np.inf, 1.0]) == Quantity(pytest.approx(left))
     assert width([2.0, 1.0, 1.5, 1.0, 2.0]) == Quantity(pytest.approx(left + math.log(1.1) / math.log(1.5)))
+
+
+def test_the_difference_of_two_widths_is_open_where_one_of_them_is():
+    known, bound = Quantity(2.0), Quantity(3.0, "lower_bound", "it runs into the end of the grid")
+    assert claims._gap(known, known) == (0.0, 0.0)
+    assert claims._gap(bound, known) == (1.0, math.inf)
+    assert claims._gap(known, bound) == (-math.inf, -1.0)
+    assert claims._gap(bound, bound) == (-math.inf, math.inf)
+    nothing = Quantity(math.nan, "undefined", "every learning rate diverged")
+    for pair in ((bound, nothing), (nothing, bound)):
+        assert np.isnan(claims._gap(*pair)).all()
 
 
 def test_a_wider_range_of_learning_rates_is_found():

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import psutil
@@ -294,19 +294,21 @@ def test_work_side_by_side_is_all_done_once_in_one_order(count):
 
 @pytest.mark.usefixtures("three_threads")
 def test_the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment():
-    begun, asked = threading.Event(), []
+    begun, may_end = threading.Event(), threading.Event()
 
     def add(*_):
         begun.set()
-        time.sleep(0.1)
+        assert may_end.wait(10)
 
     with ThreadPoolExecutor(2) as pool:
         busy = pool.submit(threads.add_side_by_side, add, [1, 2, 3], torch.zeros(1))
         assert begun.wait(10)
         assert threads._blas_threads() == 1
-        asked.append(pool.submit(threads.num_threads, torch.device("cpu")).result(10))
+        asked = pool.submit(threads.num_threads, torch.device("cpu"))
+        wait([asked], timeout=0.1)  # too early an answer is a wrong one
+        may_end.set()
         busy.result(10)
-    assert asked == [3]
+        assert asked.result(10) == 3
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -429,11 +431,10 @@ def test_products_work_in_a_forked_child():
         return int(total)
 
     assert work() == 6
-    child = os.fork()
-    if not child:
-        with threads._turns():
-            pass
-        os._exit(work())
+    with threads._turns():  # nobody gives this one back in the child
+        child = os.fork()
+        if not child:
+            os._exit(work())
     for _ in range(100):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
