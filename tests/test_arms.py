@@ -340,7 +340,8 @@ def test_every_rate_of_a_sweep_begins_with_a_fresh_whitening(nets):
     begin = lambda: Whitened(problem, refresh_every=2)  # noqa: E731
     found = tune_learning_rate(problem, begin, rates=[0.01, 0.03, 0.09], max_extensions=0, **options)
     for rate, loss in zip(found.rates, found.final_losses, strict=True):
-        assert run(problem, begin(), optimizer=SGD(rate)).curve.losses[-1] == loss
+        curve = run(problem, begin(), optimizer=SGD(rate)).curve
+        assert curve.losses[-3:].mean() == loss
 
 
 def test_the_chart_of_a_whitened_checkpoint_is_whitened_there(nets):
@@ -435,7 +436,7 @@ def test_every_arm_is_tuned_trained_and_checked_at_its_own_rate(design):
         assert all(check.passed for check in found.checks)
         # The run that is kept is one more at the chosen rate: its first epochs are those of the sweep.
         tuned = found.sweep.final_losses[found.sweep.rates == found.sweep.chosen][0]
-        assert found.run.curve.losses[6] == tuned
+        assert found.run.curve.losses[[3, 6]].mean() == tuned  # the ends of two epochs
 
 
 def test_arms_of_one_start_begin_at_one_loss(design):
