@@ -138,12 +138,9 @@ def spectral_density(
     if num_probes < 1:
         raise ConfigurationError(f"num_probes must be at least 1, got {num_probes}.")
     started = time.perf_counter()
-    by_entries = operator.entries_pay(num_matvecs * num_probes)
-    passed = operator.checks if checks and not by_entries else ()
+    multiplied = operator.materialized() if operator.entries_pay(num_matvecs * num_probes) else operator
+    passed = multiplied.checks if checks else ()
     probes = torch.randn(operator.dim, num_probes, generator=generator, dtype=torch.float64)
-    multiplied = operator.materialized() if by_entries else operator
-    if checks and by_entries:
-        passed = operator.checks_of(multiplied.__matmul__)
     diagonal, off_diagonal = lanczos(multiplied, probes.to(operator.device, operator.dtype), num_matvecs)
     tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)

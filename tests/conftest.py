@@ -1,6 +1,7 @@
 """Seeded factories shared by the tests: networks and data in float64; nothing here touches global seeds."""
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -25,6 +26,15 @@ def _global_seed_does_not_leak():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    """Work in an empty folder, without the options of the surrounding environment."""
+    for name in [name for name in os.environ if name.startswith("CURVATURE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture

@@ -60,12 +60,9 @@ def scalar_less(output, target):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """Work in an empty folder with a user's file and data, without the options of the surrounding environment."""
-    for name in [name for name in os.environ if name.startswith("CURVATURE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(NETWORK)
+def here(empty_folder):
+    """Work in a folder with a user's file and data."""
+    (empty_folder / "net.py").write_text(NETWORK)
     x, y = np.random.default_rng(0).normal(size=(9, 4)), np.arange(9) % 2
     for name, arrays in {
         "good": (x, y),
@@ -77,7 +74,7 @@ def here(tmp_path, monkeypatch):
         "classes": (x, y + 2),
     }.items():
         np.savez(f"{name}.npz", x=arrays[0], y=arrays[1])
-    return tmp_path
+    return empty_folder
 
 
 def run(*arguments, code=0):

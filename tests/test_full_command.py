@@ -1,6 +1,5 @@
 """``curvature compare --full`` as a user runs it: side by side, interrupted, gone on with, repeated from its file."""
 
-import os
 import shutil
 import tomllib
 from dataclasses import asdict
@@ -26,11 +25,8 @@ def run(*arguments, code=0):
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("CURVATURE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def here(empty_folder):
+    return empty_folder
 
 
 @pytest.fixture(scope="module")

@@ -49,11 +49,8 @@ SMALL = ["--arg", "widths=2", "--num-examples", "20", "-m", "ggn", "--threads", 
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("CURVATURE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def here(empty_folder):
+    return empty_folder
 
 
 def run(*arguments, code=0):
