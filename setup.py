@@ -68,7 +68,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["curvature", "curvature.*"]),
-    package_data={"curvature": ["templates/*"]},
+    package_data={"curvature": ["py.typed", "*.pyi"], "curvature.report": ["templates/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["curvature = curvature.cli:main"]},

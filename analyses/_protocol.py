@@ -21,14 +21,14 @@ import numpy as np
 from matplotlib.transforms import ScaledTranslation
 
 import curvature as cv
-from curvature.evidence import paired_interval
-from curvature.training import SGD, Arm, Run, Start, start, train, tune_learning_rate
+from curvature.studies.evidence import paired_interval
+from curvature.studies.training import SGD, Arm, Run, Start, start, train, tune_learning_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvature.figures.style import Style
+    from curvature.report.figures.style import Style
 
 HEADLINES = ("kappa_50", "kappa_80", "kappa_95", "gd_time")
 

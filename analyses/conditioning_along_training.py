@@ -23,8 +23,8 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, headline, intervals, legend_below, plot_intervals, trained, write
-from curvature.figures.style import BLACK, BLUE, ORANGE, PURPLE, SKY, VERMILLION, Style, finish
-from curvature.training import Arm
+from curvature.report.figures.style import BLACK, BLUE, ORANGE, PURPLE, SKY, VERMILLION, Style, finish
+from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

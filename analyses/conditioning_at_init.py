@@ -33,8 +33,8 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import command_line, intervals, legend_below, plot_intervals, write
-from curvature.figures.style import BLACK, BLUE, ORANGE, VERMILLION, Style, finish
-from curvature.training import paper_start
+from curvature.report.figures.style import BLACK, BLUE, ORANGE, VERMILLION, Style, finish
+from curvature.studies.training import paper_start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -26,9 +26,9 @@ from scipy import stats
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, headline, intervals, legend_below, trained, write
-from curvature.evidence.pairs import steps_to
-from curvature.figures.style import arm_styles, finish
-from curvature.training import Arm
+from curvature.report.figures.style import arm_styles, finish
+from curvature.studies.evidence.pairs import steps_to
+from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

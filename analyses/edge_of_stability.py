@@ -30,9 +30,9 @@ from torch import nn
 
 import curvature as cv
 from analyses._protocol import command_line, write
-from curvature.figures.style import BLACK, BLUE, VERMILLION, Style, finish
-from curvature.training import SGD, Arm, train
-from curvature.training import start as starting_point
+from curvature.report.figures.style import BLACK, BLUE, VERMILLION, Style, finish
+from curvature.studies.training import SGD, Arm, train
+from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,9 +25,9 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, intervals, plot_intervals, trained, write
-from curvature.conditioning import marchenko_pastur_bures
-from curvature.figures.style import BLACK, BLUE, GRAY, GREEN, VERMILLION, Style, finish, layer_of
-from curvature.training import Arm
+from curvature.records.conditioning import marchenko_pastur_bures
+from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, VERMILLION, Style, finish, layer_of
+from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -32,15 +32,15 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import command_line, write
-from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
-from curvature.training import SGD, Arm, train
-from curvature.training import start as starting_point
+from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
+from curvature.studies.training import SGD, Arm, train
+from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from curvature.parameterization import Parameterization
+    from curvature.charts import Parameterization
 
 FULL_BATCH, FROZEN = "batch-norm, full batch", "batch-norm, frozen"
 RATES = {"standard": 0.5, "batch-norm": 0.3, "weight-norm": 0.5, "weight-norm-paper": 0.1}

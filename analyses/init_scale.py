@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 import curvature as cv
 from analyses._protocol import command_line, write
-from curvature.figures.style import BLACK, BLUE, GRAY, ORANGE, SKY, VERMILLION, Style, finish, short_number
-from curvature.training import SGD, Trainable, train
+from curvature.report.figures.style import BLACK, BLUE, GRAY, ORANGE, SKY, VERMILLION, Style, finish, short_number
+from curvature.studies.training import SGD, Trainable, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,8 +24,8 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, intervals, trained, write
-from curvature.figures.style import finish, short_number
-from curvature.training import Arm
+from curvature.report.figures.style import finish, short_number
+from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,14 +29,14 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import command_line, write
-from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILLION, Style, finish
-from curvature.training import SGD, Arm, train, tune_learning_rate
-from curvature.training import start as starting_point
+from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILLION, Style, finish
+from curvature.studies.training import SGD, Arm, train, tune_learning_rate
+from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from curvature.training import Checkpoint, Trainable
+    from curvature.studies.training import Checkpoint, Trainable
 
 ARMS = ("standard", "batch-norm", "prong", "weight-norm", "weight-norm-paper")
 FULL_BATCH = "batch-norm, full batch"

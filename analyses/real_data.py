@@ -27,10 +27,10 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, headline, intervals, legend_below, trained, write
-from curvature.evidence import THRESHOLD
-from curvature.figures.style import BLUE, ORANGE, SKY, VERMILLION, Style, finish
-from curvature.loading import load_data, load_loss
-from curvature.training import Arm
+from curvature.cli.loading import load_data, load_loss
+from curvature.report.figures.style import BLUE, ORANGE, SKY, VERMILLION, Style, finish
+from curvature.studies.evidence import THRESHOLD
+from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ Claim tested (Salimans & Kingma 2016, section 2.1; C4): since ``||v||`` can only
 gradient over ``||v||``, too large a rate stabilizes itself, so that training is robust to it. All arms start at one
 function, the paper's data-dependent initialization, and see the data in the same order; only what is optimized
 differs. An answer is the final loss against the learning rate, one curve per arm; the decades of rates that end within
-10 % of an arm's best loss, per paired seed; the verdict of ``curvature.evidence`` on each arm against the standard
-one; and the squared length of ``v``, which must have grown by exactly the squared steps.
+10 % of an arm's best loss, per paired seed; the verdict of ``curvature.studies.evidence`` on each arm against the
+standard one; and the squared length of ``v``, which must have grown by exactly the squared steps.
 
     python -m analyses.wide_learning_rates --out results/wide_learning_rates [--fast]
 
@@ -33,11 +33,11 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import command_line, write
-from curvature.evidence import adjust, learning_rate_width
-from curvature.evidence.claims import self_stabilizing
-from curvature.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
-from curvature.training import SGD, Arm, NormRecursion, train
-from curvature.training import start as starting_point
+from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
+from curvature.studies.evidence import adjust, learning_rate_width
+from curvature.studies.evidence.claims import self_stabilizing
+from curvature.studies.training import SGD, Arm, NormRecursion, train
+from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from curvature.records import Check, TrainingCurve, Verdict
-    from curvature.training import Start
+    from curvature.studies.training import Start
 
 START = "paper"  # one function for all arms, and the gauge that the paper's authors drew
 ARMS = {

@@ -16,7 +16,7 @@ from typing import Any
 from curvature._version import __version__
 
 _HOMES = {
-    "conditioning": ("condition_numbers", "damped_condition_number", "marchenko_pastur_ratio", "sphericity"),
+    "records.conditioning": ("condition_numbers", "damped_condition_number", "marchenko_pastur_ratio", "sphericity"),
     "errors": (
         "ConfigurationError",
         "ConvergenceError",
@@ -27,10 +27,10 @@ _HOMES = {
         "ResourceError",
         "SelfCheckError",
     ),
-    "estimators": ("diagonal", "log_determinant", "spectral_sum", "trace"),
-    "evidence": ("decomposition", "verdicts"),
-    "krylov": ("conjugate_gradients", "extremal_eigenvalues", "spectral_density"),
-    "losses": ("BinaryCrossEntropy", "CrossEntropy", "HalfSquaredError", "MeanSquaredError", "PerExample"),
+    "linalg": ("diagonal", "log_determinant", "spectral_sum", "trace"),
+    "studies.evidence": ("decomposition", "verdicts"),
+    "linalg.krylov": ("conjugate_gradients", "extremal_eigenvalues", "spectral_density"),
+    "models.losses": ("BinaryCrossEntropy", "CrossEntropy", "HalfSquaredError", "MeanSquaredError", "PerExample"),
     "matrices": (
         "effective",
         "empirical_fisher",
@@ -41,12 +41,12 @@ _HOMES = {
         "monte_carlo_fisher",
         "pullback",
     ),
-    "noise": ("alignments", "whitening"),
-    "operators": ("SymmetricOperator", "blocks"),
-    "parameterization": ("LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"),
-    "planning": ("Plan", "Rates", "pilot", "plan"),
-    "preconditioners": ("preconditioner",),
-    "problem": ("Problem",),
+    "natural_gradient.whitening": ("alignments", "whitening"),
+    "linalg.operator": ("SymmetricOperator", "blocks"),
+    "charts": ("LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"),
+    "linalg.planning": ("Plan", "Rates", "pilot", "plan"),
+    "natural_gradient.preconditioners": ("preconditioner",),
+    "models": ("Problem",),
     "records": (
         "ConditionNumbers",
         "Decomposition",
@@ -58,21 +58,21 @@ _HOMES = {
         "Study",
         "Verdict",
     ),
-    "spectra": ("inertia", "spectrum"),
-    "steps": ("chart_step", "compare_charts", "efficiency", "natural_gradient_step"),
-    "study": ("compare",),
+    "linalg.eigen": ("inertia", "spectrum"),
+    "natural_gradient.steps": ("chart_step", "compare_charts", "efficiency", "natural_gradient_step"),
+    "studies": ("compare",),
 }
-_ROOMS = ("figures", "zoo")
+_MODULES = {"figures": "report.figures", "zoo": "models.zoo"}
 _NAMES = {name: room for room, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_NAMES, *_ROOMS]
+__all__ = ["__version__", *_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(import_module(f"curvature.{_NAMES[name]}"), name)
-    if name in _ROOMS:
-        return import_module(f"curvature.{name}")
+    if name in _MODULES:
+        return import_module(f"curvature.{_MODULES[name]}")
     raise AttributeError(f"module 'curvature' has no attribute {name!r}")
 
 

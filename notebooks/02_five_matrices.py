@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import curvature as cv
-from curvature.training import SGD, train
+from curvature.studies.training import SGD, train
 
 fast = os.environ.get("CURVATURE_FAST") == "1"
 

@@ -1,4 +1,4 @@
-"""Imports point down: every room has a floor and imports only from the floors below its own."""
+"""Imports point down: every wing has a floor and imports only from the floors below its own; see docs/architecture.md."""
 
 import ast
 import re
@@ -9,88 +9,90 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors < arithmetic certificates lapack norms < layout provenance records < checks < operators <"
-    " parameterization losses < problem < differences layers structured krylov < estimators spectra < nullspace <"
-    " zoo matrices < conditioning < planning preconditioners < steps noise < evidence training < study < figures <"
-    " report < loading < cli"
+    "_version errors < layout precision provenance < records < linalg < charts < models < matrices < natural_gradient"
+    " < studies < report < cli"
 )
-FLOOR = {room: floor for floor, rooms in enumerate(FLOORS.split(" < ")) for room in rooms.split()}
-MATRIX_WING = {
-    "operators",
-    "checks",
-    "certificates",
-    "krylov",
-    "estimators",
-    "spectra",
-    "conditioning",
-    "lapack",
-    "norms",
-    "planning",
-}
-# A record opens these rooms when it is asked to draw or to summarize itself; nothing is imported before that.
-DOORS = {("records", "conditioning"), ("records", "figures")}
-MODEL_WING = {"parameterization", "losses", "problem", "training"}  # layout is shared ground
+FLOOR = {wing: floor for floor, wings in enumerate(FLOORS.split(" < ")) for wing in wings.split()}
 PACKAGE = Path(__file__).parents[1] / "curvature"
-TREES = {
-    path.relative_to(PACKAGE).with_suffix("").parts: ast.parse(path.read_bytes()) for path in PACKAGE.rglob("*.py")
-}
+MAX_LINES = 400
 
 
-def imports(nodes, parts):
-    """Yield dotted names: ``from a import b`` as ``a.b``, relative ones made absolute from the module ``parts``."""
+def dotted(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {dotted(path): ast.parse(path.read_bytes()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(module, nodes):
+    """Yield the dotted names that a module imports, late and type-checking imports included."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = ["curvature", *parts][: -node.level] if node.level else []
-            yield from (".".join([*above, *filter(None, [node.module]), alias.name]) for alias in node.names)
+            assert not node.level, f"{module} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-ROOMS = {room: set() for room in sorted({parts[0] for parts in TREES} - {"__init__", "__main__"})}
-for parts, tree in TREES.items():  # a folder is one room
-    for block in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
-        if ast.unparse(block.test) == "TYPE_CHECKING":
-            block.body = []
-    ROOMS.get(parts[0], set()).update(imports(ast.walk(tree), parts))
-# What a room imports from the package; ``from curvature import name`` counts as the room ``name``.
-BELOW = {room: {(name + ".").split(".")[1] for name in ROOMS[room] if re.match(r"curvature\b", name)} for room in ROOMS}
-for room, other in DOORS:
-    assert not {name for name in imports(TREES[room,].body, (room,)) if name.startswith(f"curvature.{other}")}
-    BELOW[room].discard(other)
+def resolved(name):
+    """The module of the package that an imported name comes from; None for other packages."""
+    while name and name not in TREES:
+        name = name.rpartition(".")[0]
+    return name or None
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_room_imports_only_from_lower_floors(room):
-    assert room in FLOOR, f"give {room} a floor"
-    assert not {other for other in BELOW[room] - {room} if FLOOR.get(other, len(FLOOR)) >= FLOOR[room]}
+IMPORTS = {module: set(imported(module, ast.walk(tree))) for module, tree in TREES.items()}
+EDGES = {module: {resolved(name) for name in names} - {None, module} for module, names in IMPORTS.items()}
 
 
-@pytest.mark.parametrize("room", sorted(MATRIX_WING & ROOMS.keys()))
-def test_matrix_wing_never_reaches_the_model_wing(room):
-    reached, queue = set(), {room}
-    while queue:
-        reached |= queue
-        queue = {below for other in queue for below in BELOW.get(other, ())} - reached
-    assert not reached & MODEL_WING
+def wing(module):
+    return (module + ".").split(".")[1]
 
 
-def test_matplotlib_is_imported_in_figures_and_report_alone():
-    assert {room for room in ROOMS if any(re.match(r"matplotlib\b", name) for name in ROOMS[room])} <= {
-        "figures",
-        "report",
+@pytest.mark.parametrize("module", [module for module in TREES if wing(module) not in ("", "__main__")])
+def test_module_imports_only_from_its_own_wing_and_lower_floors(module):
+    assert wing(module) in FLOOR, f"give {wing(module)} a floor"
+    others = {wing(other) for other in EDGES[module] if wing(other)} - {wing(module)}
+    assert not {other for other in others if FLOOR.get(other, len(FLOOR)) >= FLOOR[wing(module)]}
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    edges = {module: {other for other in EDGES[module] if other != "curvature"} for module in EDGES}
+
+    def reachable(module):
+        reached, queue = set(), set(edges[module])
+        while queue:
+            reached |= queue
+            queue = {below for other in queue for below in edges[other]} - reached
+        return reached
+
+    assert not [module for module in edges if module in reachable(module)]
+
+
+def test_matplotlib_is_imported_in_the_report_wing_alone():
+    assert {wing(module) for module in TREES if any(re.match(r"matplotlib\b", name) for name in IMPORTS[module])} <= {
+        "report"
     }
 
 
 def test_no_module_is_named_for_want_of_a_name():
-    assert not [parts for parts in TREES if re.search(r"([._]|^)(utils?|helpers?|misc|base)([.]|$)", ".".join(parts))]
+    assert not [module for module in TREES if re.search(r"([._]|^)(utils?|helpers?|misc|base)([.]|$)", module)]
 
 
-@pytest.mark.parametrize("parts", [parts for parts in TREES if parts[0] in {"cli", "__main__"}])
-def test_command_line_imports_torch_inside_its_commands(parts):
-    assert not [name for name in imports(TREES[parts].body, parts) if re.match(r"torch\b", name)]
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=dotted)
+def test_module_is_short_enough_for_one_idea(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
-@pytest.mark.parametrize("module", ["curvature", *("curvature.cli" for room in ROOMS if room == "cli")])
+@pytest.mark.parametrize("module", [module for module in TREES if wing(module) in {"cli", "__main__"}])
+def test_command_line_imports_torch_inside_its_commands(module):
+    if module.startswith("curvature.cli.loading"):
+        pytest.skip("loaded inside the commands")
+    assert not [name for name in imported(module, TREES[module].body) if re.match(r"torch\b", name)]
+
+
+@pytest.mark.parametrize("module", ["curvature", "curvature.cli"])
 def test_import_does_not_load_torch(module):
     code = f"import sys, {module}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -100,11 +100,11 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_parameters
 
 import curvature as cv
-from curvature import lapack
-from curvature.certificates import kato_temple, lanczos_slack, spectral_bounds
-from curvature.estimators.intervals import mean_interval
-from curvature.krylov import lanczos
+from curvature.linalg import lapack
+from curvature.linalg.intervals import mean_interval
+from curvature.linalg.krylov import lanczos
 from curvature.matrices import MATRICES
+from curvature.records.bounds import kato_temple, lanczos_slack, spectral_bounds
 
 TESTS = Path(__file__).parent
 EPS = torch.finfo(torch.float64).eps

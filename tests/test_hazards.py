@@ -27,9 +27,11 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import curvature as cv
-from curvature import lapack, report, training
-from curvature.loading.weights import apply_weights
+from curvature import report
+from curvature.cli.loading.weights import apply_weights
+from curvature.linalg import lapack
 from curvature.matrices import MATRICES
+from curvature.studies import training
 
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
 GENERATOR = torch.Generator().manual_seed(1)

@@ -101,7 +101,7 @@ class SpectrumConfiguration(Configuration):
 
 
 class CompareConfiguration(Configuration):
-    """Configuration of ``curvature compare``; the defaults are those of ``curvature.study.CompareSettings``."""
+    """Configuration of ``curvature compare``; the defaults are those of ``curvature.studies.CompareSettings``."""
 
     matrix: tuple[str, ...] = Field(("hessian", "ggn", "gradient-covariance"), min_length=1)
     full: bool = False

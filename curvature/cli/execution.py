@@ -31,8 +31,8 @@ from curvature.errors import ConfigurationError, ExitCode
 if TYPE_CHECKING:
     from torch import nn
 
-    from curvature.planning import Plan
-    from curvature.problem import Problem
+    from curvature.linalg.planning import Plan
+    from curvature.models import Problem
     from curvature.records import Study
 
 __all__ = ["execute"]
@@ -145,7 +145,7 @@ def _unresolved(study: Study) -> list[str]:
 def _spectrum_study(
     config: SpectrumConfiguration, terminal: Terminal, started: float, _out: Path | None = None
 ) -> Study:
-    from curvature.study import run_spectrum
+    from curvature.studies import run_spectrum
 
     config, problem, model, data, work = _spectrum_work(config, terminal)
 
@@ -171,7 +171,7 @@ def _spectrum_study(
 
 
 def _spectrum_plans(config: SpectrumConfiguration, terminal: Terminal) -> dict[str, list[tuple[Plan, ...]]]:
-    from curvature.study import plan_spectrum
+    from curvature.studies import plan_spectrum
 
     _, problem, _, _, work = _spectrum_work(config, terminal)
     return plan_spectrum(problem, **work)
@@ -183,8 +183,8 @@ def _spectrum_work(
     """Load what is measured; the configuration with its charts, and what the library is asked to do."""
     import torch
 
-    from curvature import loading
-    from curvature.problem import Problem
+    from curvature.cli import loading
+    from curvature.models import Problem
 
     _header(config, terminal)
     loss = loading.load_loss(config.loss, terminal.say)
@@ -209,8 +209,8 @@ def _about_spectrum_model(config: SpectrumConfiguration) -> str:
 def _compare_study(config: CompareConfiguration, terminal: Terminal, started: float, out: Path | None = None) -> Study:
     import torch
 
-    from curvature.study import CompareSettings, run_compare
-    from curvature.study.full import combined
+    from curvature.studies import CompareSettings, run_compare
+    from curvature.studies.full import combined
 
     _header(config, terminal)
     config = config.model_copy(update={"seeds": config.num_seeds})
@@ -257,7 +257,7 @@ def _compare_study(config: CompareConfiguration, terminal: Terminal, started: fl
 
 def _prepared(config: Configuration, terminal: Terminal) -> tuple[Callable[[int], nn.Module], Any, Any]:
     """How to build the model of a seed, the data and the loss."""
-    from curvature import loading
+    from curvature.cli import loading
 
     loss = loading.load_loss(config.loss, terminal.say)
     build = _model_builder(config, terminal)
@@ -266,7 +266,7 @@ def _prepared(config: Configuration, terminal: Terminal) -> tuple[Callable[[int]
 
 def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:
     """From a seed to the model on its device, with the user's weights in it."""
-    from curvature import loading
+    from curvature.cli import loading
 
     device = _device(config)
     build = loading.load_model(config.model, config.arg, terminal.say)
@@ -282,7 +282,7 @@ def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int],
 
 
 def _load_data(config: Configuration, loss: Any, model: nn.Module, terminal: Terminal) -> Any:
-    from curvature import loading
+    from curvature.cli import loading
 
     return loading.load_data(
         config.data,

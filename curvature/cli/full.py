@@ -13,7 +13,7 @@ from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
     from curvature.records import Study
-    from curvature.study import FullSettings
+    from curvature.studies import FullSettings
 
 __all__ = ["forget_parts", "full_settings", "measured_parts", "parts_beside"]
 
@@ -23,8 +23,8 @@ Prepare = Callable[[CompareConfiguration, Terminal], tuple[Callable[[int], Any],
 
 def full_settings(config: CompareConfiguration) -> FullSettings:
     """Settings of the study that this configuration asks for."""
-    from curvature.study import FullSettings
-    from curvature.training import SGD, TrajectorySettings
+    from curvature.studies import FullSettings
+    from curvature.studies.training import SGD, TrajectorySettings
 
     return FullSettings(
         seeds=tuple(range(config.num_seeds)),
@@ -73,8 +73,8 @@ def measured_parts(
     import joblib
 
     from curvature import report
-    from curvature.problem import Problem
-    from curvature.study.full import fingerprint
+    from curvature.models import Problem
+    from curvature.studies.full import fingerprint
 
     settings = full_settings(config)
     if folder is not None:
@@ -123,7 +123,7 @@ def measured_parts(
 
 
 def _measured(settings: FullSettings, module: Any, data: Any, loss: Any, seed: int, progress: Any = None) -> Study:
-    from curvature.study.full import measure_seed
+    from curvature.studies.full import measure_seed
 
     return measure_seed(module, data, loss, settings, seed=seed, progress=progress)
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from curvature.cli.terminal import count, one_line, printable
 
 if TYPE_CHECKING:
-    from curvature.planning import Plan
+    from curvature.linalg.planning import Plan
     from curvature.records import (
         ConditionNumbers,
         ExtremalEigenvalues,
@@ -136,7 +136,7 @@ def _print_decomposition(item: Mapping[str, Any]) -> None:
 
 def _print_matrix(records: list[Spectrum], summaries: list[ConditionNumbers], verbose: bool) -> None:
     """Print one matrix in its charts: eigenvalues, condition numbers, pictures."""
-    from curvature.figures import text_picture
+    from curvature.report.figures import text_picture
 
     first = records[0]
     about = [f"N = {first.num_examples}", first.dtype, "/".join(dict.fromkeys(record.method for record in records))]
@@ -245,7 +245,7 @@ def _place(record: Any) -> str:
 
 def plan_lines(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> list[str]:
     """One line per matrix: how, how much memory, how long."""
-    from curvature.planning import summary
+    from curvature.linalg.planning import summary
 
     return [
         f"{_matrix_name(matrix)}: {summary([one for several in made for one in several])}"
@@ -405,6 +405,6 @@ def _chart(chart: str, gauge: str) -> str:
 
 
 def _matrix_name(matrix: str) -> str:
-    from curvature.figures import matrix_name
+    from curvature.report.figures import matrix_name
 
     return matrix_name(matrix)

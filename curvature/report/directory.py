@@ -13,13 +13,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from curvature import figures
 from curvature._version import __version__
 from curvature.errors import ConfigurationError, CurvatureError, ResourceError
-from curvature.figures import printable
 from curvature.records import Study
+from curvature.report import figures
 from curvature.report.document import shown_part, tables_of
 from curvature.report.drawings import drawings_of
+from curvature.report.figures import printable
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv

@@ -10,10 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from curvature import figures
-from curvature.conditioning import condition_numbers
-from curvature.evidence import learning_rate_width, log_ratio, part_intervals
-from curvature.figures import grouped, plain_gauge, spread
 from curvature.records import (
     Alignment,
     ConditionNumbers,
@@ -28,6 +24,10 @@ from curvature.records import (
     Study,
     Whitening,
 )
+from curvature.records.conditioning import condition_numbers
+from curvature.report import figures
+from curvature.report.figures import grouped, plain_gauge, spread
+from curvature.studies.evidence import learning_rate_width, log_ratio, part_intervals
 
 HEADLINE = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95")
 EQUAL = 1e-8  # log-ratios below it are rounding

@@ -12,9 +12,6 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curvature import figures
-from curvature.evidence import last_checkpoint
-from curvature.figures import chart_label, grouped, matrix_name, spread, stretch_of
 from curvature.records import (
     Alignment,
     ExtremalEigenvalues,
@@ -26,8 +23,11 @@ from curvature.records import (
     Study,
     Whitening,
 )
+from curvature.report import figures
 from curvature.report.document import numbers_of, quartiles
+from curvature.report.figures import chart_label, grouped, matrix_name, spread, stretch_of
 from curvature.report.findings import arm_words, block_words, capital, point_words
+from curvature.studies.evidence import last_checkpoint
 
 MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
 _SPREAD_HEADER = ("median", "smallest", "largest", "status")

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from curvature import figures
-from curvature.evidence import last_checkpoint
-from curvature.figures import chart_label, grouped, matrix_name, short_number, stretch_of
 from curvature.records import ExtremalEigenvalues, SpectralDensity, Spectrum, StepComparison, Study
+from curvature.report import figures
 from curvature.report.document import EQUAL
+from curvature.report.figures import chart_label, grouped, matrix_name, short_number, stretch_of
+from curvature.studies.evidence import last_checkpoint
 
 
 def findings_of(study: Study, document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from curvature import figures
 from curvature._version import __version__
 from curvature.errors import ResourceError
-from curvature.figures import chart_label, grouped, matrix_name, printable, short_number
+from curvature.report import figures
 from curvature.report.document import HEADLINE
 from curvature.report.drawings import Drawing
+from curvature.report.figures import chart_label, grouped, matrix_name, printable, short_number
 from curvature.report.findings import arm_words, block_words, capital, point_words, signed
 from curvature.report.plain import toml_text
 
@@ -40,7 +40,7 @@ def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[s
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("curvature"),
+        loader=jinja2.PackageLoader("curvature.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

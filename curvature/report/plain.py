@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from curvature.figures import printable
 from curvature.report.document import HEADLINE
+from curvature.report.figures import printable
 
 
 def plain_values(value: Any) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from curvature.errors import ConfigurationError
-from curvature.figures import printable
 from curvature.records import (
     Alignment,
     Check,
@@ -33,6 +32,7 @@ from curvature.records import (
     Whitening,
 )
 from curvature.report.document import place_of
+from curvature.report.figures import printable
 
 SCHEMA = "curvature/1"
 MAX_BYTES = 4 * 2**30  # of the arrays of a result file; a study of every arm and seed has some megabytes

@@ -1,0 +1,1 @@
+"""Comparisons with other packages: speed and wrong numbers."""

@@ -1,0 +1,275 @@
+"""Charts that are affine in their coordinates: the weights themselves, scaled rows, and preconditioners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvature.charts.chart import Chart, Parameterization
+from curvature.charts.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_values
+from curvature.errors import ConfigurationError, InputError
+from curvature.layout import Entry, Layout
+
+__all__ = ["LinearChart", "ScaledStandard", "Standard"]
+
+
+class Standard(Parameterization):
+    """The weights themselves: $J = I$."""
+
+    name = "standard"
+
+    def at(self, layout: Layout, weights: Tensor) -> Chart:
+        """Build the identity chart."""
+        return _MultiplierChart(self, layout, weights, torch.ones_like(weights))
+
+
+class ScaledStandard(Parameterization):
+    r"""The published baseline of weight normalization: $w = \gamma \theta$ with $\gamma$ frozen, so $K = \gamma^2 I$.
+
+    The authors' "standard" arm keeps the scale that data-dependent initialization found and trains
+    $\theta$ (openai/weightnorm). Biases are left as they are.
+
+    Parameters
+    ----------
+    scale
+        $\gamma$, one number, or one tensor of row scales per normalized weight by name. None: the
+        paper's, such that each row of $\theta$ has norm $0.05 \sqrt{\text{fan-in}}$.
+    """
+
+    name = "scaled-standard"
+
+    def __init__(self, scale: float | Mapping[str, Tensor] | None = None):
+        if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):
+            raise ConfigurationError(f"scale must be a positive number, got {scale}.")
+        self.scale = scale
+        self.gauge = "paper" if scale is None else "given" if isinstance(scale, Mapping) else f"scale={scale:g}"
+
+    def at(self, layout: Layout, weights: Tensor) -> Chart:
+        """Build the chart of scaled rows."""
+        multipliers = torch.ones_like(weights)
+        for entry, where in layout.pairs():
+            if not entry.normalized:
+                continue
+            rows = entry.rows(weights[where])
+            if self.scale is None:
+                scale = row_norms(rows) / (PAPER_SCALE * math.sqrt(rows.shape[1]))
+            elif isinstance(self.scale, Mapping):
+                scale = row_values(self.scale, entry, weights, "scale")
+            else:
+                scale = weights.new_full((len(rows),), float(self.scale))
+            refuse_zero_rows(scale, entry, "the scale of")
+            multipliers[where] = entry.from_rows(scale[:, None].expand_as(rows))
+        return _MultiplierChart(self, layout, weights, multipliers)
+
+
+class _MultiplierChart(Chart):
+    """``w = multiplier * theta``, elementwise."""
+
+    flat = True
+
+    def __init__(self, parameterization: Parameterization, layout: Layout, weights: Tensor, multipliers: Tensor):
+        self.parameterization = parameterization
+        self.name, self.gauge, self.layout = parameterization.name, parameterization.gauge, layout
+        self.multipliers = multipliers
+        self.coordinates = weights / multipliers
+
+    null_dim = 0
+
+    def moved(self, coordinates: Tensor) -> Parameterization:
+        del coordinates
+        if not isinstance(self.parameterization, ScaledStandard):
+            return self.parameterization
+        scale = {
+            entry.name: entry.rows(self.multipliers[where])[:, 0]
+            for entry, where in self.layout.pairs()
+            if entry.normalized
+        }
+        return ScaledStandard(scale)
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.multipliers * coordinates
+
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.to_weights(coordinates), self.multipliers.mul
+
+    def push(self, tangents: Tensor) -> Tensor:
+        return self.multipliers[:, None] * tangents
+
+    pull = push
+
+    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+        del gradient
+        return torch.zeros_like(tangents)
+
+    def metric_root(self, block: Tensor) -> Tensor:
+        return self.multipliers.abs()[:, None] * block
+
+    def horizontal(self, block: Tensor) -> Tensor:
+        return self.multipliers.sign()[:, None] * block
+
+    horizontal_transpose = horizontal
+
+
+class LinearChart(Parameterization):
+    r"""An affine chart $w = w_0 + M\theta$ around the point, with $K = M M^T$.
+
+    With $M = (F + \lambda I)^{-1/2}$ gradient descent in it is the damped natural gradient; a diagonal
+    $M$ is a Jacobi preconditioner. ``preconditioners`` builds the usual ones from a Fisher matrix.
+
+    Parameters
+    ----------
+    factor
+        $M$: a vector (diagonal), a matrix ``(P, Q)``, or a list of ``(indices, block)`` pairs with
+        square symmetric blocks; coordinates that no block covers keep $K = I$. Indices of shape ``(rows, n)``
+        share one block between their rows, $I \otimes M$, at the cost of one.
+    name
+        For records.
+    gauge
+        For records, e.g. the damping.
+    """
+
+    def __init__(self, factor: Tensor | Sequence[tuple[Tensor, Tensor]], *, name: str = "linear", gauge: str = "-"):
+        self.factor, self.name, self.gauge = factor, name, gauge
+
+    def at(self, layout: Layout, weights: Tensor) -> Chart:
+        """Build the affine chart; its coordinates at the point are zero."""
+        if isinstance(self.factor, Tensor):
+            if self.factor.ndim not in (1, 2) or self.factor.shape[0] != len(weights):
+                raise ConfigurationError(
+                    f"the factor of {self.name} must have {len(weights)} rows, got shape {tuple(self.factor.shape)}."
+                )
+            if not torch.isfinite(self.factor).all():
+                raise InputError(f"the factor of {self.name} has NaN or infinite entries.")
+            if self.factor.ndim == 1:
+                return _AffineChart(self, layout, weights, [(slice(None), self.factor)])
+            return _DenseChart(self, layout, weights, self.factor)
+        covered = torch.cat(
+            [torch.as_tensor(indices).cpu().reshape(-1) for indices, _ in self.factor] or [torch.arange(0)]
+        )
+        if len(covered.unique()) < len(covered) or (
+            len(covered) and not 0 <= int(covered.min()) <= int(covered.max()) < len(weights)
+        ):
+            raise ConfigurationError(f"the blocks of {self.name} overlap, or reach outside the {len(weights)} weights.")
+        for indices, block in self.factor:
+            size = indices.shape[-1]
+            if block.shape != (size, size) or not torch.allclose(block, block.T):
+                raise ConfigurationError(
+                    f"a block of {self.name} must be symmetric and square of size {size}, got shape "
+                    f"{tuple(block.shape)}."
+                )
+        return _AffineChart(self, layout, weights, list(self.factor))
+
+
+class _AffineChart(Chart):
+    """``w = w_0 + M theta`` with ``M`` symmetric, block-diagonal up to a permutation."""
+
+    flat = True
+
+    def __init__(
+        self, parameterization: LinearChart, layout: Layout, weights: Tensor, blocks: list[tuple[Tensor, Tensor]]
+    ):
+        self.parameterization = parameterization
+        self.name, self.gauge, self.layout = parameterization.name, parameterization.gauge, layout
+        self.origin = weights
+        self.coordinates = torch.zeros_like(weights)
+        self.blocks = blocks
+
+    def moved(self, coordinates: Tensor) -> Parameterization:
+        del coordinates  # an affine chart is the same around every point
+        return self.parameterization
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.origin + self.push(coordinates[:, None])[:, 0]
+
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.to_weights(coordinates), lambda cotangent: self.pull(cotangent[:, None])[:, 0]
+
+    def push(self, tangents: Tensor) -> Tensor:
+        pushed = tangents.clone()
+        for where, block in self.blocks:
+            part = tangents[where]
+            pushed[where] = block[:, None] * part if block.ndim == 1 else block @ part
+        return pushed
+
+    pull = push
+
+    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+        del gradient
+        return torch.zeros_like(tangents)
+
+    @cached_property
+    def _spectral(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """Eigenvalues and vectors of each symmetric block, rounding set to zero; a diagonal is its own."""
+        found = []
+        for where, block in self.blocks:
+            values, vectors = torch.linalg.eigh(block) if block.ndim == 2 else (block, None)
+            null = values.abs() <= len(values) * torch.finfo(values.dtype).eps * values.abs().max()
+            found.append((where, torch.where(null, 0, values), vectors))
+        return found
+
+    @property
+    def null_dim(self) -> int:
+        shared = [1 if isinstance(where, slice) or where.ndim == 1 else len(where) for where, _ in self.blocks]
+        return sum(
+            copies * int((values == 0).sum()) for copies, (_, values, _) in zip(shared, self._spectral, strict=True)
+        )
+
+    def _apply(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        mapped = block.clone()
+        for where, values, vectors in self._spectral:
+            part, scale = block[where], function(values)[:, None]
+            mapped[where] = scale * part if vectors is None else vectors @ (scale * (vectors.T @ part))
+        return mapped
+
+    @cached_property
+    def _positive(self) -> bool:
+        """Whether ``M`` is positive definite, so that ``K^(1/2) = M``; Cholesky says so cheaply."""
+        return all(
+            bool((block > 0).all()) if block.ndim == 1 else int(torch.linalg.cholesky_ex(block).info) == 0
+            for _, block in self.blocks
+        )
+
+    def metric(self, block: Tensor) -> Tensor:
+        return self.push(self.push(block))
+
+    def metric_root(self, block: Tensor) -> Tensor:
+        return self.push(block) if self._positive else self._apply(torch.abs, block)
+
+    def horizontal(self, block: Tensor) -> Tensor:
+        return self._apply(torch.sign, block)
+
+    horizontal_transpose = horizontal
+
+
+class _DenseChart(Chart):
+    """``w = w_0 + M theta`` with any dense ``M``."""
+
+    flat = True
+
+    def __init__(self, parameterization: LinearChart, layout: Layout, weights: Tensor, factor: Tensor):
+        self.parameterization = parameterization
+        self.name, self.gauge = parameterization.name, parameterization.gauge
+        square = factor.shape[1] == len(weights)
+        self.layout = layout if square else Layout((Entry("coordinates", (factor.shape[1],), layer=""),))
+        self.origin, self.factor = weights, factor
+        self.coordinates = weights.new_zeros(factor.shape[1])
+
+    moved = _AffineChart.moved
+    linearize = _AffineChart.linearize
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.origin + self.factor @ coordinates
+
+    def push(self, tangents: Tensor) -> Tensor:
+        return self.factor @ tangents
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        return self.factor.T @ cotangents
+
+    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+        del gradient
+        return torch.zeros_like(tangents)

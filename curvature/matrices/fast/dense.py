@@ -1,0 +1,205 @@
+"""Dense matrices as matrix products between row-wise Kronecker products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvature.linalg.operator import empty_square, mirrored
+from curvature.matrices.fast.chain import Chain, Layer, forward, matmul, places
+
+__all__ = ["curvature", "curvature_bytes"]
+
+_CHUNK_BYTES = 32 * 2**20
+
+
+def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
+    r"""Dense Hessian (``second_order=True``) or GGN-type matrix of the mean loss, ``(P, P)``.
+
+    ``output_hessian(outputs, targets)`` gives $\nabla_f^2 \ell_n$ (or another symmetric matrix in output space),
+    ``(n, C, C)``. Streams the examples in chunks; memory is the result, its blocks before they are put in place (half
+    of it), and a bounded buffer.
+    """
+    problem = chain.problem
+    pairs, size = _pairs(chain), _examples_at_once(chain)
+    sums: dict[tuple[int, int], Tensor] = {}
+    crossed: dict[tuple[int, int], Tensor] = {}
+    for start in range(0, problem.num_examples, size):
+        where = slice(start, start + size)
+        pass_ = _forward_backward(chain, where, output_hessian, second_order)
+        for row, col in pairs:
+            middle = pass_.curvatures[row, col]
+            left, right = pass_.inputs[row], pass_.inputs[col]
+            if row == col:
+                _add(sums, (row, col), _upper_triangle(middle), _products(left))
+            else:
+                _add(sums, (row, col), middle.flatten(1), _row_kronecker(left, right))
+            if second_order and row == col + 1:
+                _add(crossed, (row, col), _row_kronecker(pass_.gradients[row], pass_.slopes[col]), right)
+            elif second_order and row > col:
+                moved = pass_.slopes[row - 1][:, :, None] * pass_.jacobians[row - 1, col]
+                _add(crossed, (row, col), _row_kronecker(pass_.gradients[row], right), moved.flatten(1))
+    return _assemble(chain, sums, crossed)
+
+
+def curvature_bytes(chain: Chain) -> float:
+    """Upper bound of the memory of :func:`curvature`: the result, its blocks, and what one chunk of examples holds."""
+    layers = chain.layers
+    kept = sum(layers[row].fan_out * layers[col].fan_out for row, col in _pairs(chain))  # of each example, by layers
+    count = min(chain.problem.num_examples, _examples_at_once(chain))
+    return chain.problem.weights.element_size() * (3 * chain.problem.dim**2 + count * (3 * kept + 3 * _widest(chain)))
+
+
+def _pairs(chain: Chain) -> list[tuple[int, int]]:
+    return [(row, col) for row in range(len(chain.layers)) for col in range(row + 1)]
+
+
+def _widest(chain: Chain) -> int:
+    """Length of the two factors of one product, for one example."""
+    layers = chain.layers
+    return max(layers[r].fan_out * layers[c].fan_out + layers[r].columns * layers[c].columns for r, c in _pairs(chain))
+
+
+def _examples_at_once(chain: Chain) -> int:
+    return max(32, _CHUNK_BYTES // (_widest(chain) * chain.problem.weights.element_size()))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """What one chunk of examples contributes, by layer; keys ``(l, k)`` with ``k <= l``."""
+
+    inputs: list[Tensor]
+    slopes: list[Tensor]  # of the activations behind each layer
+    gradients: list[Tensor]
+    curvatures: dict[tuple[int, int], Tensor]
+    jacobians: dict[tuple[int, int], Tensor]  # k < l
+
+
+def _forward_backward(
+    chain: Chain, where: slice, output_hessian: Callable[[Tensor, Tensor], Tensor], second_order: bool
+) -> _Pass:
+    problem, layers = chain.problem, chain.layers
+    inputs, outputs, derivatives = forward(chain, where, 2 if second_order else 1)
+    slopes = [parts[0] for parts in derivatives]
+    targets = problem.targets[where]
+    last = len(layers) - 1
+    jacobians: dict[tuple[int, int], Tensor] = {}
+    for k in range(last):
+        jacobians[k + 1, k] = layers[k + 1].weight * slopes[k][:, None]
+        for row in range(k + 1, last):
+            jacobians[row + 1, k] = torch.matmul(layers[row + 1].weight, slopes[row][:, :, None] * jacobians[row, k])
+    gradients: list[Tensor] = [problem.loss.gradient(outputs[last], targets) / problem.denominator]
+    curved = output_hessian(outputs[last], targets) / problem.denominator
+    curvatures = {(last, k): curved @ jacobians[last, k] for k in range(last)} | {(last, last): curved}
+    for row in range(last - 1, -1, -1):
+        back = gradients[0] @ layers[row + 1].weight
+        for k in range(row + 1):
+            through = torch.matmul(layers[row + 1].weight.T, curvatures[row + 1, k]).mul_(slopes[row][:, :, None])
+            if second_order:
+                bend = back * derivatives[row][1]
+                if k == row:
+                    through.diagonal(dim1=1, dim2=2).add_(bend)
+                else:
+                    through.addcmul_(bend[:, :, None], jacobians[row, k])
+            curvatures[row, k] = through
+        gradients.insert(0, slopes[row] * back)
+    return _Pass(inputs, slopes, gradients, curvatures, jacobians)
+
+
+def _upper_triangle(blocks: Tensor) -> Tensor:
+    """Rows of the upper triangles of symmetric ``(n, size, size)``, one after the other."""
+    num, size = blocks.shape[:2]
+    packed = blocks.new_empty(num, size * (size + 1) // 2)
+    for o, start in enumerate(_starts(size)):
+        packed[:, start : start + size - o] = blocks[:, o, o:]
+    return packed
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Products of every two entries of each row, in the order of :func:`_upper_triangle`."""
+    num, size = rows.shape
+    packed = rows.new_empty(num, size * (size + 1) // 2)
+    for i, start in enumerate(_starts(size)):
+        torch.mul(rows[:, i : i + 1], rows[:, i:], out=packed[:, start : start + size - i])
+    return packed
+
+
+def _starts(size: int) -> list[int]:
+    """Where each row begins in a packed upper triangle."""
+    return [o * size - o * (o - 1) // 2 for o in range(size)]
+
+
+def _row_kronecker(left: Tensor, right: Tensor) -> Tensor:
+    return (left[:, :, None] * right[:, None, :]).flatten(1)
+
+
+def _add(sums: dict, key: tuple[int, int], left: Tensor, right: Tensor) -> None:
+    """Add ``left^T right``."""
+    product = matmul(left.T, right)
+    if key in sums:
+        sums[key] += product
+    else:
+        sums[key] = product
+
+
+def _assemble(chain: Chain, sums: dict[tuple[int, int], Tensor], crossed: dict[tuple[int, int], Tensor]) -> Tensor:
+    """Put the sums, indexed ``(o o', i i')``, in their places ``(o i, o' i')`` in the order of the layout."""
+    problem, layers = chain.problem, chain.layers
+    result = empty_square(problem.dim, problem.dtype, problem.device)
+    for row, col in list(sums):
+        first, second = layers[row], layers[col]
+        block = sums.pop((row, col))
+        if row == col:
+            _place_symmetric(result, first, block)
+            continue
+        block = block.view(first.fan_out, second.fan_out, first.columns, second.columns)
+        cross = crossed.pop((row, col), None)
+        if cross is not None and row == col + 1:
+            # d a_l[i] / d z_k[o'] is zero unless i = o': indexed (o i, i')
+            block.diagonal(dim1=1, dim2=2).add_(cross.view(first.fan_out, second.fan_out, -1).mT)
+        elif cross is not None:
+            # indexed (o i', i o'); the appended 1 of the inputs depends on nothing
+            cross = cross.view(first.fan_out, second.columns, -1, second.fan_out)
+            block[:, :, : cross.shape[2]] += cross.permute(0, 3, 2, 1)
+        for at_first, rows in places(first):
+            for at_second, cols in places(second):
+                _put(result, rows, cols, block[:, :, at_first][..., at_second].permute(0, 2, 1, 3))
+    return mirrored(result)
+
+
+def _place_symmetric(result: Tensor, layer: Layer, block: Tensor) -> None:
+    """Place a block of one layer with itself, both index pairs packed as upper triangles."""
+    size, width = layer.fan_out, layer.columns
+    block = block.index_select(1, _unpack(width).to(block.device)).view(-1, width, width)
+    starts = _starts(size)
+    for number, (at_first, rows) in enumerate(places(layer)):
+        for at_second, cols in places(layer)[number:]:
+            if rows == cols:
+                target = result[rows, cols].unflatten(1, (size, -1)).unflatten(0, (size, -1))
+                for o, start in enumerate(starts):
+                    target[o, :, o:] = block[start : start + size - o, at_first, at_second].transpose(0, 1)
+            else:
+                whole = block[:, at_first, at_second].index_select(0, _unpack(size).to(block.device))
+                _put(result, rows, cols, whole.unflatten(0, (size, size)).permute(0, 2, 1, 3))
+
+
+def _put(result: Tensor, rows: slice, cols: slice, part: Tensor) -> None:
+    """Write ``part``, indexed ``(o, i, o', i')``, into the upper triangle."""
+    if rows.start < cols.start:
+        target = result[rows, cols].unflatten(1, part.shape[2:]).unflatten(0, part.shape[:2])
+        target.copy_(part)
+    else:
+        target = result[cols, rows].unflatten(1, part.shape[:2]).unflatten(0, part.shape[2:])
+        target.copy_(part.permute(2, 3, 0, 1))
+
+
+def _unpack(size: int) -> Tensor:
+    """Position of ``(a, b)`` in the packed upper triangle, for all ``a, b`` row by row."""
+    position = torch.empty(size, size, dtype=torch.long)
+    triangle = torch.triu_indices(size, size)
+    position[triangle[0], triangle[1]] = torch.arange(triangle.shape[1])
+    position[triangle[1], triangle[0]] = torch.arange(triangle.shape[1])
+    return position.reshape(-1)

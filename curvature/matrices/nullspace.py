@@ -1,0 +1,254 @@
+r"""Directions in weight space along which a curvature matrix is zero by construction.
+
+They are found by formula, not by looking for small eigenvalues, and each is verified by a product before it counts:
+
+* a parameter the loss does not depend on;
+* a combination of a layer's inputs (constant 1 included) that vanishes on all data: constant or duplicated pixels, dead
+  units (for the Hessian only in layers whose input does not depend on the weights);
+* a combination of a layer's outputs that never reaches the loss: dead units (not for the Hessian);
+* the softmax shift: one vector added to every row of the last layer, ``fan_in + 1`` directions;
+* rescaling across a positively homogeneous activation, one per hidden unit, or across none at all between two linear
+  layers, ``H^2`` directions (not for the Hessian away from stationary points).
+
+The gauge of weight normalization is the chart's own business: ``chart.null_dim``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from curvature.linalg.eigen import MAX_NULL_DIRECTIONS
+from curvature.linalg.operator import SymmetricOperator
+from curvature.models import Problem
+from curvature.models.layers import LayerTrace, trace_layers
+from curvature.models.losses import CrossEntropy
+
+__all__ = ["NullSpace", "expected_directions", "known_null_space", "rank_of_few", "verified"]
+
+_MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
+_COMBINATIONS = 32  # of null directions that are multiplied before each alone
+_BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
+_HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
+
+
+@dataclass(frozen=True, eq=False)
+class NullSpace:
+    """An orthonormal basis ``(P, z)`` of known null directions, and how many each reason brought.
+
+    ``reasons`` counts new directions in the order of the reasons: a direction that two reasons share counts once.
+    """
+
+    basis: Tensor = field(repr=False)
+    reasons: dict[str, int]
+
+    @property
+    def dim(self) -> int:
+        """Number of independent directions."""
+        return self.basis.shape[1]
+
+
+def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
+    """Collect the null directions of the GGN family (``second_order=False``) or of the Hessian (True).
+
+    Cost: one forward pass, ``C`` backward passes for the GGN family, and small singular value decompositions.
+    """
+    factor = None if second_order or not problem.loss.convex else problem.loss.hessian_factor
+    traces = trace_layers(problem, factor)
+    basis = problem.weights.new_zeros(problem.dim, 0)
+    reasons: dict[str, int] = {}
+    for reason, vectors in _candidates(problem, traces, second_order):
+        if basis.shape[1] + vectors.shape[1] > min(MAX_NULL_DIRECTIONS, 4 * problem.dim):
+            continue
+        grown = _extend(basis, vectors)
+        if grown.shape[1] > basis.shape[1]:
+            reasons[reason] = reasons.get(reason, 0) + grown.shape[1] - basis.shape[1]
+        basis = grown
+    return NullSpace(basis, reasons)
+
+
+def expected_directions(problem: Problem, *, second_order: bool) -> int:
+    """How many directions :func:`known_null_space` will probably find: by shapes and the number of examples alone."""
+    entries = [entry for entry in problem.layout.entries if len(entry.shape) > 1]
+    if not entries:
+        return 0
+    most = min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim)
+    widths = [entry.numel // entry.shape[0] + 1 for entry in entries]
+    silent = [
+        max(0, width - problem.num_examples) * entry.shape[0] for entry, width in zip(entries, widths, strict=True)
+    ]
+    counted = sum(count for count in (silent[:1] if second_order else silent) if count <= most)
+    shift = widths[-1] if isinstance(problem.loss, CrossEntropy) else 0
+    return min(problem.dim, MAX_NULL_DIRECTIONS, counted + shift)
+
+
+def verified(space: NullSpace, operator: SymmetricOperator) -> tuple[int, str]:
+    """Rank by formula: dimension minus the directions that pass ``A n = 0``, and at most ``rank_bound``.
+
+    Returns the rank and one line that says what was counted. Many directions are first multiplied in 32 random
+    combinations, and one by one only if any of these is not null: a direction that fails the test escapes with a
+    probability below 1e-13.
+    """
+    count, said = 0, ""
+    if space.dim:
+        allowed = 1e3 * torch.finfo(operator.dtype).eps * _norm(operator)
+        count = space.dim
+        if count <= 2 * _COMBINATIONS or not _all_null(space.basis, operator, allowed):
+            count = int((torch.linalg.vector_norm(operator @ space.basis, dim=0) <= allowed).sum())
+        said = ", ".join(f"{number} {reason}" for reason, number in space.reasons.items())
+        if count < space.dim:
+            said += f"; {space.dim - count} of them not null here, not counted"
+    rank = operator.dim - count
+    rule = "formula: " + (f"{operator.dim} - {count} verified null directions ({said})" if count else "full")
+    if operator.rank_bound is not None and operator.rank_bound < rank:
+        return operator.rank_bound, _BY_EXAMPLES.format(operator.rank_bound)
+    return rank, rule
+
+
+def rank_of_few(operator: SymmetricOperator) -> tuple[int, str] | None:
+    """The bound by the number of examples, where as many null directions as are looked for could not lower it."""
+    if operator.rank_bound is None or operator.rank_bound > operator.dim - MAX_NULL_DIRECTIONS:
+        return None
+    return operator.rank_bound, _BY_EXAMPLES.format(operator.rank_bound)
+
+
+def _all_null(basis: Tensor, operator: SymmetricOperator, allowed: float) -> bool:
+    """Whether random combinations of all directions are null, with normal weights.
+
+    A direction longer than ``allowed`` after the product leaves one combination at half of that or less only if its
+    weight falls into an interval of length one: with a probability of at most 0.383, whatever the others do.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(basis.shape[1], _COMBINATIONS, generator=generator, dtype=torch.float64)
+    images = operator @ (basis @ weights.to(basis))
+    return bool((torch.linalg.vector_norm(images, dim=0) <= allowed / 2).all())
+
+
+def _norm(operator: SymmetricOperator) -> float:
+    """A few power steps: the order of magnitude of the largest eigenvalue."""
+    vector = torch.ones(operator.dim, dtype=operator.dtype, device=operator.device)
+    vector[::2] = -0.5
+    length = torch.linalg.vector_norm(vector)
+    for _ in range(5):
+        vector = operator @ (vector / length)
+        length = torch.linalg.vector_norm(vector)
+        if length == 0:
+            return 0.0
+    return float(length)
+
+
+def _extend(basis: Tensor, vectors: Tensor) -> Tensor:
+    """Add what of ``vectors`` is independent of an orthonormal ``basis``, orthonormalized.
+
+    Only where they and what they overlap with are not zero: mostly the rows of one layer.
+    """
+    lengths = torch.linalg.vector_norm(vectors, dim=0)
+    vectors = vectors[:, lengths > 0] / lengths[lengths > 0]
+    near = basis[(vectors != 0).any(dim=1)].any(dim=0)
+    known = basis[:, near]
+    where = (vectors != 0).any(dim=1) | (known != 0).any(dim=1)
+    vectors, known = vectors[where], known[where]
+    for _ in range(2):
+        vectors = vectors - known @ (known.T @ vectors)
+    products = vectors.T @ vectors
+    rounding = 50 * torch.finfo(vectors.dtype).eps
+    if not torch.allclose(products, torch.eye(len(products)).to(products), rtol=0, atol=rounding):
+        left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
+        vectors = left[:, values > 1e-8]
+        vectors = torch.linalg.qr(vectors - known @ (known.T @ vectors)).Q
+    new = basis.new_zeros(len(basis), vectors.shape[1])
+    new[where] = vectors
+    return torch.cat([basis, new], dim=1)
+
+
+def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: bool) -> Iterator[tuple[str, Tensor]]:
+    identity_of = problem.layout.slices
+    for name in problem.unused:
+        where = identity_of[name]
+        vectors = problem.weights.new_zeros(problem.dim, where.stop - where.start)
+        vectors[where] = torch.eye(where.stop - where.start).to(vectors)
+        yield "of unused parameters", vectors
+    for trace in traces.values():
+        rows = trace.rows(problem).to(problem.device)
+        if not (second_order and trace.depends_on_weights):
+            silent = _left_null(trace.inputs.flatten(0, 1))
+            yield "of constant or dependent layer inputs", _fill(problem, rows, None, silent)
+        if trace.output_gradients is not None and not trace.is_output:
+            silent = _left_null(trace.output_gradients.flatten(0, 2))
+            yield "of units that do not reach the loss", _fill(problem, rows, silent, None)
+        if trace.is_output and isinstance(problem.loss, CrossEntropy) and trace.inputs.shape[1] == 1:
+            ones = problem.weights.new_ones(rows.shape[0], 1)
+            yield "of the softmax shift", _fill(problem, rows, ones, None)
+    if not second_order:
+        yield from _rescalings(problem, traces)
+
+
+def _left_null(samples: Tensor) -> Tensor:
+    """Orthonormal ``c`` with ``samples @ c = 0`` for samples ``(n, d)``: ``(d, k)``."""
+    if len(samples) > samples.shape[1]:
+        samples = torch.linalg.qr(samples, mode="r").R
+    _, values, right = torch.linalg.svd(samples, full_matrices=True)
+    rank = int((values > 1e-13 * max(samples.shape) ** 0.5 * values.max()).sum()) if len(values) else 0
+    return right[rank:].T
+
+
+def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | None) -> Tensor:
+    """Weight vectors ``out (x) inner`` in one layer's augmented rows; None stands for every direction."""
+    fan_out, fan_in = rows.shape
+    out = torch.eye(fan_out).to(problem.weights) if out is None else out
+    inner = torch.eye(fan_in).to(problem.weights) if inner is None else inner
+    count = out.shape[1] * inner.shape[1]
+    if count > min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim):
+        return problem.weights.new_zeros(problem.dim, 0)
+    vectors = problem.weights.new_zeros(problem.dim, count)
+    vectors[rows.reshape(-1)] = torch.kron(out, inner)
+    return vectors
+
+
+def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tuple[str, Tensor]]:
+    """``(W_1, W_2) -> ((I + eE) W_1, W_2 (I - eE))``, ``E`` diagonal across a homogeneous activation."""
+    named = problem.unflatten(problem.weights)
+    for container in problem.model.modules():
+        if not isinstance(container, nn.Sequential):
+            continue
+        paths = {id(layer): path for path, layer in problem.model.named_modules()}
+        steps = [layer for layer in _leaves(container) if not isinstance(layer, nn.Identity | nn.Dropout)]
+        linear = [i for i, layer in enumerate(steps) if isinstance(layer, nn.Linear) and paths[id(layer)] in traces]
+        for i, j in pairwise(linear):
+            between = steps[i + 1 : j]
+            if not all(isinstance(layer, _HOMOGENEOUS) for layer in between):
+                continue
+            first, second = traces[paths[id(steps[i])]], traces[paths[id(steps[j])]]
+            hidden = named[first.weight].shape[0]
+            pairs = (
+                [(h, h) for h in range(hidden)] if between else [(a, b) for a in range(hidden) for b in range(hidden)]
+            )
+            if len(pairs) > MAX_NULL_DIRECTIONS:
+                continue
+            rows_in, rows_out = (trace.rows(problem).to(problem.device) for trace in (first, second))
+            vectors = problem.weights.new_zeros(problem.dim, len(pairs))
+            for k, (a, b) in enumerate(pairs):
+                # E = e_a e_b^T: row a of W_1 gains row b, column b of W_2 loses column a.
+                vectors[rows_in[a], k] = problem.weights[rows_in[b]]
+                vectors[rows_out[:, b], k] -= problem.weights[rows_out[:, a]]
+            reason = "of rescaling across an activation" if between else "of mixing between linear layers"
+            yield reason, vectors
+            if not between and first.bias is not None and second.bias is not None:
+                # The hidden units can also be shifted, and the next bias takes it back.
+                shifts = problem.weights.new_zeros(problem.dim, hidden)
+                shifts[rows_in[:, -1]] = torch.eye(hidden).to(shifts)
+                shifts[rows_out[:, -1]] -= problem.weights[rows_out[:, :hidden]]
+                yield reason, shifts
+
+
+def _leaves(container: nn.Sequential) -> Iterator[nn.Module]:
+    """Modules in the order of their calls, nested containers opened."""
+    for layer in container:
+        if type(layer) is nn.Sequential:
+            yield from _leaves(layer)
+        else:
+            yield layer

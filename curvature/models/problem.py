@@ -1,0 +1,278 @@
+"""The noun of the model wing: a network's mean loss on fixed data, at a point in its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+
+from curvature.charts import Parameterization, Standard
+from curvature.errors import ConfigurationError, InputError, NonFiniteError
+from curvature.layout import Layout
+from curvature.models.behaviour import pre_activations_near_a_kink, untouched_generators
+from curvature.models.data import as_type, materialize, refuse_non_finite
+from curvature.models.losses import Loss, PerExample, refuse_other_reduction, resolve_loss
+from curvature.models.module import common_type, refuse_module, unwrap
+from curvature.models.trial import checked_outputs, differentiated_once
+from curvature.precision import full_precision
+
+__all__ = ["Problem"]
+
+_CHUNK_BYTES = 256 * 2**20  # of per-example factor columns held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    r"""The mean loss $L(w) = \frac1D \sum_n \ell_n(f(x_n; w))$ of a network on fixed data, at weights $w$.
+
+    Build one with :meth:`from_module`. It is frozen and owns copies: the user's module, data, modes, hooks
+    and gradients are never touched.
+
+    Attributes
+    ----------
+    loss
+        The loss, with its denominators.
+    inputs, targets
+        The data in fixed order, ``(N, ...)``.
+    layout
+        Names and places of the weights: the only conversion between named tensors and flat vectors.
+    weights
+        The point ``(P,)``: what the model multiplies with, after any weight normalization is applied.
+    chart
+        The parameterization the module came in: ``Standard()``, or ``WeightNorm`` at its own ``(g, v)``.
+    denominator
+        $D$: number of examples, or the sum of class weights, or the number of output elements.
+    frozen, unused
+        Names of parameters left out (``requires_grad=False``), and of those the loss does not depend on.
+    chunk_size
+        Examples evaluated at once; results do not depend on it beyond rounding.
+    written
+        Names of buffers that ``forward`` writes into (counters, running statistics): every pass starts from the values
+        that they came with.
+    attends
+        Whether the model uses PyTorch's fused attention, which is then computed by the kernel that has a second
+        derivative.
+    """
+
+    model: nn.Module = field(repr=False)
+    loss: Loss
+    inputs: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
+    layout: Layout = field(repr=False)
+    weights: Tensor = field(repr=False)
+    chart: Parameterization
+    denominator: float
+    aliases: Mapping[str, str] = field(repr=False)
+    frozen: tuple[str, ...]
+    unused: tuple[str, ...]
+    num_outputs: int
+    chunk_size: int
+    written: tuple[str, ...] = ()
+    attends: bool = field(default=False, repr=False)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor],
+        data: tuple[Tensor, Tensor] | Dataset | DataLoader,
+        dtype: torch.dtype | None = torch.float64,
+        chunk_size: int | None = None,
+    ) -> Problem:
+        """Take a module as users have it.
+
+        Parameters
+        ----------
+        module
+            Any ``nn.Module`` mapping ``(N, ...)`` inputs to ``(N, ...)`` outputs, in eval mode where the mode
+            matters (dropout, batch norm). Layers under ``nn.utils.parametrizations.weight_norm`` or the legacy
+            ``nn.utils.weight_norm`` are unwrapped into their effective weights; ``problem.chart`` is then
+            ``WeightNorm`` at their ``(g, v)``. Tied parameters count once, frozen ones not at all.
+        loss
+            ``"cross-entropy"``, ``"binary-cross-entropy"``, ``"mse"`` (PyTorch's convention), ``"half-squared-error"``,
+            a ``torch.nn`` loss module, a :class:`~curvature.models.losses.Loss`, or a callable
+            ``loss(output, target) -> scalar`` for one example. A callable that also takes all examples at once must
+            give their mean or sum there; else say ``PerExample(callable)``.
+        data
+            ``(inputs, targets)``, a ``Dataset`` or a ``DataLoader`` of such pairs; read once, in order. What shuffles,
+            drops or repeats examples, or draws random numbers while it is read, is refused.
+        dtype
+            Precision of a *copy* of the model and data; float64, since small eigenvalues need it. None keeps
+            the module's own.
+        chunk_size
+            Examples evaluated at once; None chooses.
+
+        Raises
+        ------
+        InputError
+            For anything about the model, the data or the loss that would make the matrices meaningless.
+        SelfCheckError
+            If the model is not a fixed function of one example (random, or coupled through the batch).
+        """
+        # A sampler, or a random layer before it is refused, draws from the global generator: put it back.
+        cuda = (
+            sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
+            if hasattr(module, "parameters")
+            else []
+        )
+        with full_precision(), untouched_generators(cuda):
+            return cls._from_module(module, loss, data, dtype, chunk_size)
+
+    @classmethod
+    def _from_module(
+        cls, module: nn.Module, loss: object, data: object, dtype: torch.dtype | None, chunk_size: int | None
+    ) -> Problem:
+        declared, loss = isinstance(loss, Loss), resolve_loss(loss)
+        refuse_module(module)
+        if chunk_size is not None and chunk_size < 1:
+            raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size}.")
+        dtype, device = common_type(module, dtype)
+        inputs, targets = materialize(data)
+        inputs, targets = as_type(inputs, dtype, device), targets.to(device)
+        refuse_non_finite(inputs, targets)
+
+        model, entries, values, aliases, frozen, chart = unwrap(module, dtype)
+        layout = Layout(tuple(entries))
+        if not layout.dim:
+            raise InputError("the module has no parameter with requires_grad=True: there is nothing to differentiate.")
+        weights = torch.cat([values[entry.name].reshape(-1) for entry in entries])
+
+        problem = cls(
+            model, loss, inputs, targets, layout, weights, chart, 1.0, aliases, tuple(frozen), (), 1, len(inputs)
+        )
+        outputs, written = checked_outputs(problem)
+        problem = replace(problem, written=written)
+        targets = loss.prepare(outputs, targets)
+        if isinstance(loss, PerExample) and not declared:
+            refuse_other_reduction(loss, outputs, targets)
+        num_outputs = outputs[0].numel()
+        if chunk_size is None:
+            columns = max(1, num_outputs) * layout.dim * weights.element_size()
+            chunk_size = max(1, min(len(inputs), _CHUNK_BYTES // columns))
+        denominator = float(loss.denominators(outputs, targets).sum())
+        if not denominator > 0:
+            raise InputError("the denominator of the mean loss is zero: every target has weight zero or is ignored.")
+        problem = replace(
+            problem, targets=targets, denominator=denominator, num_outputs=num_outputs, chunk_size=chunk_size
+        )
+        unused, attends = differentiated_once(problem)
+        return replace(problem, unused=unused, attends=attends)
+
+    @property
+    def dim(self) -> int:
+        """Number of weights ``P``."""
+        return self.layout.dim
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples ``N``."""
+        return len(self.inputs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, hence of every matrix."""
+        return self.weights.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights, hence of every matrix."""
+        return self.weights.device
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Join named tensors (names as in ``layout``) into a ``(P,)`` vector."""
+        return self.layout.flatten(tensors)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Split a ``(P,)`` vector into named tensors."""
+        return self.layout.unflatten(vector)
+
+    @full_precision()
+    def at(self, weights: Tensor) -> Problem:
+        """Move to other weights ``(P,)``: same model, loss and data; the chart becomes ``Standard()``."""
+        if weights.shape != self.weights.shape:
+            raise ConfigurationError(f"weights must have shape ({self.dim},), got {tuple(weights.shape)}.")
+        if not torch.isfinite(weights).all():
+            raise NonFiniteError("the weights contain NaN or infinity.")
+        return replace(self, weights=weights.detach().clone().to(self.weights), chart=Standard())
+
+    @full_precision()
+    def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        """Outputs at other weights, flat or by name; differentiable in them."""
+        named = self.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
+        named |= {alias: named[original] for alias, original in self.aliases.items()}
+        named |= {name: self.model.get_buffer(name).clone() for name in self.written}
+        with ExitStack() as stack:
+            if self.attends:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.device.type != "cpu":
+                stack.enter_context(self.device)  # what forward makes itself lies where the model is
+            # A module may write into its input in place; the data stay as they are.
+            return torch.func.functional_call(self.model, named, (inputs.clone(),))
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices of the examples, at most ``chunk_size`` each."""
+        for start in range(0, self.num_examples, self.chunk_size):
+            yield slice(start, min(start + self.chunk_size, self.num_examples))
+
+    @full_precision()
+    def outputs(self, weights: Tensor | None = None) -> Tensor:
+        """Outputs for all examples, ``(N, ...)``, without a graph."""
+        point = self.weights if weights is None else weights
+        with torch.no_grad():
+            return torch.cat([self.predict(point, self.inputs[where]) for where in self.chunks()])
+
+    def kinks(self) -> tuple[int, int]:
+        """Count inputs of piecewise linear activations (ReLU and its kin) that lie at a kink, or within 1e-8 of it.
+
+        Relative to the largest of their layer, over all examples; the second number is how many inputs there are. At a
+        kink the Hessian is a choice of autograd's, and everywhere it leaves out what the gradient jumps by.
+        """
+        return pre_activations_near_a_kink(self.model, self.outputs)
+
+    @full_precision()
+    def value(self, weights: Tensor | None = None) -> float:
+        """The mean loss."""
+        outputs = self.outputs(weights)
+        return float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
+
+    @full_precision()
+    def gradient(self, weights: Tensor | None = None) -> Tensor:
+        """Gradient of the mean loss in the weights, ``(P,)``."""
+        total = torch.zeros_like(self.weights)
+        for where in self.chunks():
+            total += self._chunk_gradient(where, weights)
+        if not torch.isfinite(total).all():
+            alone = (self._chunk_gradient(slice(n, n + 1), weights) for n in range(self.num_examples))
+            first = next((n for n, part in enumerate(alone) if not torch.isfinite(part).all()), None)
+            raise NonFiniteError(
+                "the gradient is NaN or infinite in "
+                + ", ".join(n for n, part in self.unflatten(total).items() if not torch.isfinite(part).all())
+                + ("; each example alone is finite" if first is None else f", first for example {first}")
+                + "; look at the weights and the loss at this point."
+            )
+        return total
+
+    def _chunk_gradient(self, where: slice, weights: Tensor | None) -> Tensor:
+        _, leaves, loss = self._chunk_loss(where, weights)
+        parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def leaves(self, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Fresh named tensors at the point that require gradients."""
+        point = self.weights if weights is None else weights
+        return {name: part.detach().clone().requires_grad_() for name, part in self.unflatten(point).items()}
+
+    def _chunk_loss(self, where: slice, weights: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        named = self.leaves(weights)
+        with torch.enable_grad():
+            outputs = self.predict(named, self.inputs[where])
+            loss = self.loss.terms(outputs, self.targets[where]).sum() / self.denominator
+        if not loss.requires_grad:
+            raise InputError("the loss does not depend on any trainable parameter of the module.")
+        return outputs, list(named.values()), loss

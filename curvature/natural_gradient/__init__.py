@@ -1,0 +1,1 @@
+"""Natural-gradient steps, preconditioners, and what whitens the gradient noise."""

@@ -1,0 +1,129 @@
+r"""Gradient noise per neuron: where the weights lie in it, and what removing one direction does to its shape.
+
+$C$ is one neuron's block of the centred gradient covariance, over its incoming weights (bias left out), ``d x d``.
+Weight normalization projects the gradient in $v$ onto the complement of $w$; the claims are that $w$ is close to the
+dominant eigenvector of $C$, and that the projected covariance is closer to a multiple of the identity (Salimans &
+Kingma 2016, section 2.1). Projecting out *any* direction helps weakly (Cauchy interlacing), so each is measured
+beside a random direction, the mean input and the top eigenvector.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from curvature.layout import Entry
+from curvature.linalg.operator import SymmetricOperator
+from curvature.matrices import gradient_covariance
+from curvature.models import Problem
+from curvature.models.layers import trace_layers
+from curvature.precision import full_precision
+from curvature.records import Alignment, Whitening
+from curvature.records.conditioning import sphericity
+
+__all__ = ["alignments", "mean_cosine", "whitening"]
+
+
+def mean_cosine(dim: int) -> float:
+    r"""$E|\cos|$ between a fixed and a uniformly random direction in ``dim`` dimensions.
+
+    $\Gamma(d/2) / (\sqrt\pi\, \Gamma((d+1)/2))$, about $\sqrt{2/(\pi d)}$.
+
+    >>> round(mean_cosine(2), 4)
+    0.6366
+    """
+    return math.exp(math.lgamma(dim / 2) - math.lgamma((dim + 1) / 2)) / math.sqrt(math.pi)
+
+
+@full_precision()
+def alignments(
+    problem: Problem, *, generator: torch.Generator, covariance: SymmetricOperator | None = None
+) -> tuple[Alignment, ...]:
+    """Cosine with the top eigenvector of $C$ for each neuron's ``w``, mean input and a random direction.
+
+    ``covariance`` is the gradient covariance on the weights, if it is at hand. Neurons whose gradient does not vary are
+    left out. Needs weights of linear or convolutional layers.
+    """
+    means = {trace.weight: trace.inputs.flatten(0, 1).mean(dim=0) for trace in trace_layers(problem).values()}
+    found = []
+    for entry, neuron, weights, block in _neurons(problem, covariance):
+        rows_are_neurons = entry.norm_axis == 0
+        values, vectors = torch.linalg.eigh(block)
+        directions = {"w": weights, "random": _drawn(weights, generator)}
+        if entry.name in means and rows_are_neurons:
+            directions["mean input"] = means[entry.name][: len(weights)]
+        for name, direction in directions.items():
+            length = torch.linalg.vector_norm(direction)
+            if length == 0:
+                continue
+            unit = direction / length
+            found.append(
+                Alignment(
+                    neuron=neuron,
+                    direction=name,
+                    cosine=min(1.0, float((unit @ vectors[:, -1]).abs())),
+                    rayleigh=float(unit @ (block @ unit) / values.mean()),
+                    null_cosine=mean_cosine(len(unit)),
+                    dim=len(unit),
+                    num_examples=problem.num_examples,
+                )
+            )
+    return tuple(found)
+
+
+@full_precision()
+def whitening(
+    problem: Problem, *, generator: torch.Generator, covariance: SymmetricOperator | None = None
+) -> tuple[Whitening, ...]:
+    """Sphericity of each neuron's $C$, and on the complements of ``w``, a random direction and the top eigenvector."""
+    found = []
+    for _, neuron, weights, block in _neurons(problem, covariance):
+        top = torch.linalg.eigh(block).eigenvectors[:, -1]
+        projections = {"none": None, "w": weights, "random": _drawn(weights, generator), "e1": top}
+        for name, direction in projections.items():
+            if len(block) < 2 and direction is not None:
+                continue
+            if direction is not None and not direction.any():
+                continue
+            kept = block if direction is None else _on_complement(block, direction)
+            values = torch.linalg.eigvalsh(kept).clamp(min=0).cpu().numpy()
+            summary = sphericity(values)
+            found.append(
+                Whitening(
+                    neuron=neuron,
+                    projection=name,
+                    bures=summary["bures"].value,
+                    am_gm_damped=summary["am_gm_damped"].value,
+                    l1_over_mean=summary["l1_over_mean"].value,
+                    dim=len(values),
+                    num_examples=problem.num_examples,
+                )
+            )
+    return tuple(found)
+
+
+def _neurons(problem: Problem, covariance: SymmetricOperator | None) -> list[tuple[Entry, str, Tensor, Tensor]]:
+    """``(entry, name, weights, covariance block)`` of every neuron whose gradient varies."""
+    matrix = (covariance or gradient_covariance(problem)).entries()
+    found = []
+    for entry, where in problem.layout.pairs():
+        if not entry.normalized:
+            continue
+        rows = entry.rows(torch.arange(where.start, where.stop, device=problem.device))
+        for neuron, row in enumerate(rows):
+            block = matrix[row][:, row]
+            if float(block.trace()) > 0:
+                found.append((entry, f"{entry.layer}[{neuron}]", problem.weights[row], block))
+    return found
+
+
+def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+
+def _on_complement(block: Tensor, direction: Tensor) -> Tensor:
+    """``Q^T C Q`` with ``Q`` an orthonormal basis of the complement of a direction."""
+    basis = torch.linalg.qr(torch.cat([direction[:, None], torch.eye(len(block)).to(block)], dim=1)).Q[:, 1:]
+    return basis.T @ block @ basis

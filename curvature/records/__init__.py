@@ -1,0 +1,32 @@
+"""Frozen results. They hold NumPy arrays and say what they are; they hold no model, no data, no operator."""
+
+from curvature.records.conditions import ConditionNumbers
+from curvature.records.krylov import Estimate, ExtremalEigenvalues, SpectralDensity
+from curvature.records.quantity import Check, Quantity
+from curvature.records.spectrum import Inertia, Spectrum
+from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
+from curvature.records.study import Measured, Study
+from curvature.records.training import LearningRateSweep, StepsToLoss, TrainingCurve
+from curvature.records.verdict import Decomposition, Verdict
+
+__all__ = [
+    "Alignment",
+    "Check",
+    "ConditionNumbers",
+    "Decomposition",
+    "Estimate",
+    "ExtremalEigenvalues",
+    "GaugeState",
+    "Inertia",
+    "LearningRateSweep",
+    "Measured",
+    "Quantity",
+    "SpectralDensity",
+    "Spectrum",
+    "StepComparison",
+    "StepsToLoss",
+    "Study",
+    "TrainingCurve",
+    "Verdict",
+    "Whitening",
+]

@@ -1,0 +1,127 @@
+r"""Bounds that hold: Gauss-Radau rules, Kato-Temple intervals, random-start Lanczos, bands of a spectral measure.
+
+Numbers to numbers, no matrices: the linear-algebra wing makes the numbers, the records
+remember them. Where a bound holds only with some probability, that probability is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = ["FAILURE", "cumulative_band", "gauss_radau", "kato_temple", "lanczos_slack", "spectral_bounds"]
+
+FAILURE = 1e-3  # probability that a bound from a random start is wrong
+_BISECTIONS = 50
+
+
+def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
+    r"""How far below $\lambda_1$ the largest Ritz value may lie, relative to the spread; wrong with ``failure``.
+
+    $\lambda_1 - \theta_1 \le \varepsilon (\lambda_1 - \lambda_n)$ on a Krylov space of dimension $k$ (``num_steps``)
+    from a start uniform on the sphere: $\varepsilon = (\ln(1.648 \sqrt n / \text{failure}) / (2k - 1))^2$; infinite
+    for no steps, 0 for the whole space (Kuczynski & Wozniakowski 1992, doi:10.7916/D8B56SVV: for the positive definite
+    $A - \lambda_n I$, whose Krylov spaces are those of $A$). No start vector fixed in advance allows any bound.
+
+    >>> round(lanczos_slack(100_000, 100, 1e-3), 4)
+    0.0044
+    """
+    if num_steps >= dim:
+        return 0.0
+    if num_steps < 1:
+        return math.inf
+    return (math.log(1.648 * math.sqrt(dim) / failure) / (2 * num_steps - 1)) ** 2
+
+
+def spectral_bounds(
+    smallest: float, largest: float, dim: int, num_steps: int, *, positive_semidefinite: bool, failure: float
+) -> tuple[float, float]:
+    r"""Bound the whole spectrum by the extreme Ritz values from a random start; wrong with probability ``failure``.
+
+    Both ends miss by at most $\varepsilon S$ with the spread $S \le (\theta_1 - \theta_m) / (1 - 2 \varepsilon)$.
+    """
+    slack = lanczos_slack(dim, num_steps, failure / 2)
+    miss = slack * (largest - smallest) / (1 - 2 * slack) if slack < 0.5 else math.inf
+    low, high = smallest - miss, largest + miss
+    if positive_semidefinite:
+        low = max(low, 0.0)
+        if slack < 1:  # the spread is at most the largest eigenvalue
+            high = min(high, largest / (1 - slack))
+    return low, high
+
+
+def kato_temple(
+    values: np.ndarray, residuals: np.ndarray, below: np.ndarray, above: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Interval of the only eigenvalue in $(\alpha, \beta)$, given a unit vector with Rayleigh quotient $\theta$.
+
+    $\theta - r^2 / (\beta - \theta) \le \lambda \le \theta + r^2 / (\theta - \alpha)$ with $r = \|A y - \theta y\|$,
+    and never wider than $\theta \pm r$ (Kato 1949, Temple 1928; from $y^T (A - \alpha)(A - \lambda) y \ge 0$).
+    ``below`` is $\alpha$, ``above`` $\beta$; as good as the claim that nothing else lies between them.
+    """
+    low, high = values - below, above - values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        up = np.where(low > 0, residuals * (residuals / low), np.inf)
+        down = np.where(high > 0, residuals * (residuals / high), np.inf)
+    return values - np.minimum(residuals, down), values + np.minimum(residuals, up)
+
+
+def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> np.ndarray:
+    r"""Diagonals of tridiagonal matrices, changed in the last entry so that ``node`` is an eigenvalue.
+
+    ``diagonal`` is ``(P, m)``, ``off_diagonal`` ``(P, m - 1)``; ``node`` lies below (or above) every eigenvalue. The
+    rule is exact to degree $2m - 2$ (Golub 1973; Golub & Meurant 2010, section 6.2.2).
+    """
+    changed = diagonal.copy()
+    pivot = diagonal[:, 0] - node
+    tiny = np.finfo(float).tiny
+    for step in range(1, diagonal.shape[1]):
+        pivot = np.where(np.abs(pivot) < tiny, tiny, pivot)
+        coupling = off_diagonal[:, step - 1] * (off_diagonal[:, step - 1] / pivot)  # a square might overflow
+        changed[:, step] = node + coupling
+        pivot = diagonal[:, step] - node - coupling
+    changed[:, :-1] = diagonal[:, :-1]
+    if diagonal.shape[1] == 1:
+        changed[:, 0] = node
+    return changed
+
+
+def cumulative_band(
+    nodes: np.ndarray, weights: np.ndarray, dim: int, grid: np.ndarray, level: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    r"""Lower end, middle and upper end of the share of eigenvalues up to each point of ``grid``.
+
+    Quadrature: the measure $F_q$ of one probe is caught by its own Gauss rule; with cumulated weights $C_i$ and
+    $\theta_i \le x < \theta_{i+1}$, $C_{i-1} \le F_q(x) \le C_{i+1}$ (Chebyshev, Markov & Stieltjes; Szego 1939,
+    section 3.41). Sampling: $F_q(x)$ of a uniform unit vector is Beta$(nF/2, n(1 - F)/2)$, so the mean of $P$ probes
+    is close to, and a little narrower than, Beta$(PnF/2, Pn(1 - F)/2)$; the interval holds the $F$ that this does not
+    reject. One probe is enough, and nothing is assumed to be normal.
+    """
+    from scipy.special import betainc
+
+    order = np.argsort(nodes, axis=1)
+    nodes = np.take_along_axis(nodes, order, axis=1)
+    sums = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1)
+    sums = np.concatenate([np.zeros((len(sums), 2)), sums, np.ones((len(sums), 1))], axis=1)  # C_{-1}, C_0, ..., 1
+    rounding = 10 * np.finfo(float).eps * float(np.abs(nodes).max())
+    floor, ceiling = np.zeros(len(grid)), np.zeros(len(grid))
+    for row, total in zip(nodes, sums, strict=True):
+        floor += total[np.searchsorted(row, grid - rounding, side="right")]
+        ceiling += total[np.searchsorted(row, grid + rounding, side="right") + 2]
+    floor, ceiling = np.clip(floor / len(nodes), 0, 1), np.clip(ceiling / len(nodes), 0, 1)
+
+    half, tail = len(nodes) * dim / 2, (1 - level) / 2
+
+    def share(mean: np.ndarray, probability: float) -> np.ndarray:
+        """The F at which a mean of at most ``mean`` has this probability; it falls as F grows."""
+        low, high = np.zeros(len(mean)), np.ones(len(mean))
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            likely = betainc(half * middle, half * (1 - middle), mean) > probability
+            low, high = np.where(likely, middle, low), np.where(likely, high, middle)
+        return (low + high) / 2
+
+    low = np.where(floor > 0, share(floor, 1 - tail), 0.0)
+    high = np.where(ceiling < 1, share(ceiling, tail), 1.0)
+    return low, (floor + ceiling) / 2, high

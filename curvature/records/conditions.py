@@ -1,0 +1,72 @@
+"""Summaries of one spectrum."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from curvature.errors import ConfigurationError
+from curvature.records.quantity import Quantity
+
+__all__ = ["ConditionNumbers"]
+
+
+@dataclass(frozen=True)
+class ConditionNumbers:
+    """Summaries of one spectrum, each a :class:`Quantity` under its own name.
+
+    ``values`` maps name to quantity (see :func:`curvature.records.conditioning.condition_numbers` for the formulas);
+    ``damped`` maps ``delta`` to ``(kappa_damped, effective_dimension)``.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    block: str
+    effective: bool
+    dim: int
+    rank: int
+    rank_rule: str
+    noise_floor: float
+    num_examples: int | None
+    method: str
+    values: Mapping[str, Quantity]
+    damped: Mapping[float, tuple[Quantity, Quantity]]
+    rank_bounds: tuple[int, int] | None = None
+
+    def __getitem__(self, name: str) -> Quantity:
+        if name not in self.values:
+            raise ConfigurationError(f"no quantity {name!r} for {self.matrix}; there are {', '.join(self.values)}.")
+        return self.values[name]
+
+    @property
+    def headline(self) -> dict[str, Quantity]:
+        """The quantities to quote: ``kappa_p`` and ``gd_time`` (or their absolute forms if indefinite)."""
+        wanted = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95")
+        return {name: self.values[name] for name in wanted if name in self.values}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name} = {quantity}" for name, quantity in self.headline.items())
+        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
+        return f"ConditionNumbers({self.matrix}, {self.chart}{gauge}, rank {self.rank}: {shown})"
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(quantity))}</td><td>{quantity.interval}</td>"
+            f"<td>{html.escape(quantity.note)}</td></tr>"
+            for name, quantity in self.values.items()
+        )
+        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
+        title = f"{self.matrix}, {self.chart}{gauge}, rank {self.rank}"
+        return f"<div><b>{html.escape(title)}</b><table>{body}</table></div>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON and CSV."""
+        about = {
+            key: value
+            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
+            if key not in ("values", "damped")
+        }
+        return about | {name: asdict(quantity) for name, quantity in self.values.items()}

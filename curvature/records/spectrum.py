@@ -1,0 +1,279 @@
+"""All eigenvalues of one matrix, and counts of them."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import zipfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curvature.errors import ConfigurationError
+from curvature.records.conditioning import condition_numbers
+from curvature.records.conditions import ConditionNumbers
+from curvature.records.quantity import Check, Quantity
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+    from matplotlib.axes import Axes
+
+__all__ = ["Inertia", "Spectrum"]
+
+_SCHEMA = "curvature/spectrum/1"
+_MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues do not happen, a zip bomb might
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """All eigenvalues of one matrix in one chart, and how far they can be trusted.
+
+    Attributes
+    ----------
+    matrix, chart, gauge, block
+        What was decomposed. Eigenvalues without a gauge mean nothing.
+    effective
+        True for ``K^(1/2) A K^(1/2)`` (no gauge zeros), False for the chart's own coordinates.
+    eigenvalues
+        Ascending, ``(dim,)``, unit loss / coordinate**2.
+    num_examples
+        Examples behind the mean.
+    num_samples
+        Sampled labels per example; None unless Monte Carlo.
+    positive_semidefinite
+        Whether the definition guarantees it.
+    method
+        ``"dense"`` (LAPACK on the entries), ``"factor"`` (singular values of ``B``, ``A = B B^T``) or ``"gram"``
+        (LAPACK on the entries of ``B^T B``).
+    noise_floor, floor_rule
+        Eigenvalues below it in absolute value cannot be told from zero; and what set it.
+    rank, rank_rule
+        Rank and where it comes from: a structural formula with verified null vectors, a gap, or a threshold.
+    rank_bounds
+        Smallest and largest rank that agree with what is known; both are the rank where it is resolved. None: whoever
+        made the record vouches for the rank.
+    gradient_weights
+        Squared components of the loss gradient along the eigenvectors, where they were asked for.
+    checks
+        Self-checks that the matrix passed; see :mod:`curvature.linalg.checks`.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    eigenvalues: np.ndarray = field(repr=False)
+    positive_semidefinite: bool
+    method: str
+    noise_floor: float
+    rank: int
+    rank_rule: str
+    dtype: str = "float64"
+    block: str = "all"
+    effective: bool = False
+    num_examples: int | None = None
+    num_samples: int | None = None
+    gradient_weights: np.ndarray | None = field(default=None, repr=False)
+    seconds: float = math.nan
+    checks: tuple[Check, ...] = field(default=(), repr=False)
+    floor_rule: str = ""
+    rank_bounds: tuple[int, int] | None = None
+
+    @property
+    def dim(self) -> int:
+        """Number of eigenvalues."""
+        return len(self.eigenvalues)
+
+    @property
+    def possible_ranks(self) -> tuple[int, int]:
+        """Smallest and largest possible rank; equal where the rank is resolved."""
+        return (self.rank, self.rank) if self.rank_bounds is None else self.rank_bounds
+
+    @property
+    def rank_words(self) -> str:
+        """The rank, or between what it lies."""
+        few, many = self.possible_ranks
+        return str(self.rank) if few == many else f"{few} to {many}"
+
+    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        r"""Lower and upper ends for the ascending eigenvalues: of the i-th eigenvalue itself (Weyl).
+
+        Dense: $\lambda \pm \varphi$ with the noise floor $\varphi$. Factor: the same for singular values, $(\sigma \pm
+        \sqrt\varphi)^2$. A positive semidefinite matrix has no eigenvalue below zero.
+        """
+        if self.method == "factor":
+            singular, floor = np.sqrt(self.eigenvalues), self.noise_floor**0.5
+            return np.maximum(singular - floor, 0) ** 2, (singular + floor) ** 2
+        low, high = self.eigenvalues - self.noise_floor, self.eigenvalues + self.noise_floor
+        return (np.maximum(low, 0), np.maximum(high, 0)) if self.positive_semidefinite else (low, high)
+
+    def eigenvalue(self, k: int) -> Quantity:
+        """Give ``eigenvalues[k]`` (ascending) as resolved, or as below the noise floor, with its interval.
+
+        >>> record = Spectrum("ggn", "standard", "-", np.array([1e-20, 2.0]), True, "dense", 1e-15, 1, "by hand")
+        >>> print(record.eigenvalue(0), record.eigenvalue(-1), record.eigenvalue(-1).method)
+        < 1e-15 2 dense, Weyl
+        """
+        value, floor = float(self.eigenvalues[k]), self.noise_floor
+        low, high = (float(ends[k]) for ends in self.intervals())
+        if abs(value) > floor:
+            return Quantity(value, low=low, high=high, method=f"{self.method}, Weyl")
+        status, note = "below_noise_floor", f"computed as {value:.1e}"
+        return Quantity(value, status, note, 0.0 if self.positive_semidefinite else -floor, floor, self.method)
+
+    @property
+    def inertia(self) -> tuple[int, int, int]:
+        """Numbers of negative, zero and positive eigenvalues; zero means not above the noise floor."""
+        negative = int((self.eigenvalues < -self.noise_floor).sum())
+        positive = int((self.eigenvalues > self.noise_floor).sum())
+        return negative, self.dim - negative - positive, positive
+
+    @property
+    def num_resolved(self) -> int:
+        """Number of eigenvalues above the noise floor in absolute value."""
+        negative, _, positive = self.inertia
+        return negative + positive
+
+    @property
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return float(self.eigenvalues.sum())
+
+    @property
+    def on_rank(self) -> np.ndarray:
+        """The ``rank`` largest eigenvalues in absolute value, by descending absolute value, signs kept."""
+        return self.eigenvalues[np.argsort(-np.abs(self.eigenvalues), kind="stable")][: self.rank]
+
+    @property
+    def label(self) -> str:
+        """Matrix, chart and gauge in a few words."""
+        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
+        return f"{self.matrix}, {self.chart}{gauge}" + ("" if self.block == "all" else f", {self.block}")
+
+    def condition_numbers(self, **options: Any) -> ConditionNumbers:
+        """Every summary of :mod:`curvature.records.conditioning` that is defined for this spectrum."""
+        return condition_numbers(self, **options)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the eigenvalues by rank on ``ax`` (new if None); returns the Axes."""
+        from curvature.report.figures import plot_spectrum
+
+        return plot_spectrum(self, ax=ax)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one ``.npz`` file: the arrays, and the rest as JSON. No pickle."""
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise ConfigurationError(f"a spectrum is saved as .npz, got {path.name!r}.")
+        about = {
+            key: value
+            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
+            if not isinstance(value, np.ndarray)
+        }
+        arrays = {
+            key: value
+            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
+            if isinstance(value, np.ndarray)
+        }
+        np.savez(path, about=np.array(json.dumps({"schema": _SCHEMA} | about, default=asdict)), **arrays)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Spectrum:
+        """Read what :meth:`save` wrote."""
+        path = Path(path)
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigurationError(f"{path} is larger than any spectrum ({_MAX_BYTES / 2**30:.0f} GB): not read.")
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                about = json.loads(str(stored["about"]))
+                arrays = {key: stored[key] for key in stored.files if key != "about"}
+            schema = about.pop("schema")
+            about["checks"] = tuple(Check(**check) for check in about.get("checks", ()))
+            about["rank_bounds"] = tuple(about["rank_bounds"]) if about.get("rank_bounds") else None
+            found = cls(**about, **arrays) if schema == _SCHEMA else None
+        # A damaged file fails in as many ways as there are layers: archive, array, JSON, fields.
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise ConfigurationError(f"{path} is not a saved spectrum: {error}") from error
+        if found is None:
+            raise ConfigurationError(f"{path} holds schema {schema}, this version reads {_SCHEMA}.")
+        return found
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per eigenvalue, ascending, with its index, interval and whether it is above the noise floor."""
+        import pandas as pd
+
+        low, high = self.intervals()
+        columns = {
+            "index": np.arange(self.dim),
+            "eigenvalue": self.eigenvalues,
+            "low": low,
+            "high": high,
+            "resolved": np.abs(self.eigenvalues) > self.noise_floor,
+        }
+        return pd.DataFrame(columns).assign(matrix=self.matrix, chart=self.chart, gauge=self.gauge, block=self.block)
+
+    def to_xarray(self) -> xr.DataArray:
+        """Label the eigenvalues; everything else becomes attributes."""
+        import xarray as xr
+
+        about = {
+            key: value
+            if isinstance(value, str | int | float) and not isinstance(value, bool)
+            else json.dumps(value, default=asdict)
+            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
+            if not isinstance(value, np.ndarray)
+        }
+        return xr.DataArray(
+            self.eigenvalues, dims="index", coords={"index": np.arange(self.dim)}, name="eigenvalue", attrs=about
+        )
+
+    def __repr__(self) -> str:
+        low, high = self.eigenvalue(0), self.eigenvalue(-1)
+        return (
+            f"Spectrum({self.label}: {self.dim} eigenvalues in [{low}, {high}], rank {self.rank_words}, "
+            f"noise floor {self.noise_floor:.1e}, {self.method})"
+        )
+
+    def _repr_html_(self) -> str:
+        from curvature.report.figures import spectrum_svg
+
+        summary = self.condition_numbers()
+        negative, zero, positive = self.inertia
+        rows = {
+            "eigenvalues": f"{self.dim} ({negative} negative, {zero} below the noise floor, {positive} positive)",
+            "extremes": f"{self.eigenvalue(0)} to {self.eigenvalue(-1)}",
+            "rank": f"{self.rank_words} ({self.rank_rule})",
+            "trace": f"{self.trace:.4g}",
+            "noise floor": f"{self.noise_floor:.1e}" + (f" ({self.floor_rule})" if self.floor_rule else ""),
+            **{name: str(quantity) for name, quantity in summary.headline.items()},
+            "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
+            "self-checks": f"{len(self.checks)} passed" if self.checks else "none made",
+        }
+        body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        return (
+            f"<div><b>{html.escape(self.label)}</b><div style='display:flex;gap:1em;align-items:center'>"
+            f"<table>{body}</table>{spectrum_svg(self)}</div></div>"
+        )
+
+
+@dataclass(frozen=True)
+class Inertia:
+    """How many eigenvalues lie below and above ``shift``, by Sylvester's law of inertia.
+
+    ``tolerance`` is the norm of the rounding that was made: eigenvalues farther than it from ``shift`` are on the right
+    side for certain. Eigenvalues of the rounded matrix that are exactly ``shift`` count on neither side.
+    """
+
+    matrix: str
+    chart: str
+    gauge: str
+    dim: int
+    shift: float
+    below: int
+    above: int
+    tolerance: float
+    num_examples: int | None = None

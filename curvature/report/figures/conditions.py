@@ -1,0 +1,218 @@
+"""Condition numbers: against the gauge, along training, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from curvature.errors import ConfigurationError
+from curvature.records import GaugeState, Measured
+from curvature.report.figures.style import (
+    BLACK,
+    GRAY,
+    KNOWN,
+    OTHERS,
+    QUANTITY_NAMES,
+    add_legend,
+    axes_or_new,
+    chart_label,
+    chart_of,
+    common_words,
+    finish,
+    form_of,
+    grouped,
+    keep_a_decade,
+    labels_of,
+    plot_spreads,
+    quantity_name,
+    safe,
+    short_number,
+    spread,
+    stretch_of,
+    styles_of,
+)
+
+_SWEEP_STYLES = [KNOWN["weight-norm", "checkpoint"], KNOWN["placebo", "paper"], *OTHERS]
+
+
+def plot_gauge_sweep(
+    numbers: Sequence[Measured],
+    ax: Axes | None = None,
+    *,
+    quantity: str = "kappa_95",
+    states: Sequence[Measured] = (),
+    legend: bool = True,
+    title: str | None = None,
+) -> Axes:
+    r"""Draw a condition number against the stretch $\|v\|/|g|$, with the standard chart as a line.
+
+    Parameters
+    ----------
+    numbers
+        Measurements of :class:`ConditionNumbers` of one matrix: gauges with one stretch (``"canonical"`` is 1), and the
+        standard chart at the same weights. Others are left out. Several seeds give the median and their range.
+    quantity
+        Which number; a lower bound is drawn as an upward arrow.
+    states
+        Measurements of :class:`GaugeState`: gauges without one stretch (the paper's, a checkpoint's) are then marked at
+        the median stretch of their rows, with the range of the rows as a bar.
+    """
+    ax = axes_or_new(ax)
+    swept = [m for m in numbers if stretch_of(m.record.gauge) is not None and quantity in m.record.values]
+    standard = [m for m in numbers if m.record.chart == "standard" and quantity in m.record.values]
+    if not swept:
+        raise ConfigurationError(f"no gauge with one stretch and {quantity} among the {len(numbers)} measurements.")
+    groups = grouped(swept, lambda m: (m.record.matrix, m.record.block, m.record.chart, m.arm, m.checkpoint))
+    firsts = [group[0] for group in groups.values()]
+    styles = [_SWEEP_STYLES[index % len(_SWEEP_STYLES)] for index in range(len(firsts))]
+    for group, label, style in zip(groups.values(), labels_of(firsts, without=("gauge",)), styles, strict=True):
+        plot_spreads(
+            ax,
+            {
+                stretch: spread(m.record.values[quantity] for m in members)
+                for stretch, members in sorted(grouped(group, lambda m: stretch_of(m.record.gauge)).items())
+            },
+            style,
+            label,
+        )
+    _plot_states(ax, numbers, states, quantity)
+    lines = grouped(standard, lambda m: (m.record.matrix, m.record.block, m.arm, m.checkpoint))
+    for index, members in enumerate(lines.values()):
+        level = spread(m.record.values[quantity] for m in members)
+        if math.isfinite(level.median):
+            bound = "lower bound of " if level.status == "lower_bound" else ""
+            place = f" ({members[0].arm}, {members[0].checkpoint})" if len(lines) > 1 else ""
+            dashes = ("-", "--", ":", "-.")[index % 4]
+            ax.axhline(
+                level.median, color=BLACK, linestyle=dashes, linewidth=1.4, label=safe(f"{bound}standard{place}")
+            )
+            if level.high > level.low:
+                ax.axhspan(level.low, level.high, color=BLACK, alpha=0.1, linewidth=0)
+    ax.axvline(1, color=GRAY, linestyle=":", linewidth=1.2, label="canonical gauge")
+    stretches = sorted({stretch_of(m.record.gauge) for m in swept})
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    keep_a_decade(ax)
+    ax.set_xticks(stretches, labels=[f"{stretch:g}" for stretch in stretches])
+    ax.xaxis.set_minor_locator(NullLocator())
+    if legend:
+        add_legend(ax)
+    return finish(
+        ax,
+        title or f"Conditioning of {common_words(swept, ('matrix', 'block'))} against the gauge",
+        "stretch ‖v‖ / |g|  (no unit)",
+        f"{quantity_name(quantity)}  (no unit)",
+    )
+
+
+def plot_conditions_along_training(
+    numbers: Sequence[Measured],
+    ax: Axes | None = None,
+    *,
+    quantity: str = "kappa_95",
+    legend: bool = True,
+    title: str | None = None,
+) -> Axes:
+    """Draw a condition number at each checkpoint: median over seeds with their range, one line per arm and chart."""
+    ax = axes_or_new(ax)
+    numbers = [m for m in numbers if quantity in m.record.values]
+    if not numbers:
+        raise ConfigurationError(f"no measurement has {quantity}.")
+    checkpoints = list(dict.fromkeys(m.checkpoint for m in sorted(numbers, key=lambda m: m.step)))
+    groups = grouped(numbers, lambda m: (m.record.matrix, m.record.block, m.arm, *chart_of(m), form_of(m)))
+    firsts = [group[0] for group in groups.values()]
+    labels, styles = labels_of(firsts, without=("checkpoint", "seed")), styles_of(firsts)
+    for index, (group, label, style) in enumerate(zip(groups.values(), labels, styles, strict=True)):
+        shift = 0.28 * ((index + 0.5) / len(groups) - 0.5)  # apart, so that equal values do not hide each other
+        at = grouped(group, lambda m: m.checkpoint)
+        spreads = {
+            checkpoints.index(name) + shift: spread(m.record.values[quantity] for m in at[name])
+            for name in checkpoints
+            if name in at
+        }
+        plot_spreads(ax, spreads, style, label)
+    ax.set_yscale("log")
+    keep_a_decade(ax)
+    steps = {name: sorted({m.step for m in numbers if m.checkpoint == name}) for name in checkpoints}
+    ax.set_xticks(
+        range(len(checkpoints)),
+        labels=[
+            safe(name) + (f"\nstep {steps[name][0]}" if len(steps[name]) == 1 else "\nstep varies")
+            for name in checkpoints
+        ],
+    )
+    ax.set_xlim(-0.4, len(checkpoints) - 0.6)
+    if legend:
+        add_legend(ax)
+    return finish(
+        ax,
+        title or f"Conditioning of {common_words(numbers, ('matrix', 'block'))} along training",
+        "checkpoint",
+        f"{quantity_name(quantity)}  (no unit)",
+    )
+
+
+def plot_layers(
+    numbers: Sequence[Measured],
+    ax: Axes | None = None,
+    *,
+    quantity: str = "kappa_95",
+    title: str | None = None,
+) -> Axes:
+    """Draw a heat map of a condition number: blocks (layers) down, charts across; medians over seeds."""
+    ax = axes_or_new(ax)
+    numbers = [m for m in numbers if m.record.block != "all" and quantity in m.record.values]
+    if not numbers:
+        raise ConfigurationError(f"no block has {quantity}: compute spectra of blocks first.")
+    rows = list(dict.fromkeys(m.record.block for m in numbers))
+    columns = list(
+        grouped(numbers, lambda m: (m.record.matrix, m.arm, m.checkpoint, *chart_of(m), form_of(m))).values()
+    )
+    labels = labels_of([members[0] for members in columns], without=("block", "seed"))
+    cells = {
+        (row, column): spread(m.record.values[quantity] for m in members if m.record.block == block)
+        for row, block in enumerate(rows)
+        for column, members in enumerate(columns)
+    }
+    shades = np.full((len(rows), len(columns)), math.nan)
+    for place, cell in cells.items():
+        shades[place] = math.log10(cell.median) if cell.median > 0 else math.nan
+    drawn = shades[np.isfinite(shades)]
+    image = ax.imshow(np.ma.masked_invalid(shades), cmap="cividis", aspect="auto")
+    for (row, column), cell in cells.items():
+        forms = {"lower_bound": "> {}", "unresolved": "({})", "undefined": "–", "indefinite": "–"}
+        dark = shades[row, column] < (drawn.min() + drawn.max()) / 2 if len(drawn) else False
+        ax.text(
+            column, row, forms.get(cell.status, "{}").format(short_number(cell.median, 2)), ha="center", va="center",
+            color="white" if dark else "black", fontsize="small",
+        )  # fmt: skip
+    ax.set_xticks(range(len(labels)), labels=[label.replace(" (", "\n(") for label in labels])
+    ax.set_yticks(range(len(rows)), labels=[safe(row) for row in rows])
+    ax.figure.colorbar(image, ax=ax, label=f"log₁₀ {QUANTITY_NAMES.get(quantity, quantity)}  (no unit)")
+    finish(ax, title or f"Conditioning of {common_words(numbers, ('matrix',))} by block", "chart", "block")
+    ax.grid(visible=False)
+    return ax
+
+
+def _plot_states(ax: Axes, numbers: Sequence[Measured], states: Sequence[Measured], quantity: str) -> None:
+    """Mark gauges whose rows have different stretches, each seed by itself."""
+    for (chart, gauge), members in grouped(states, chart_of).items():
+        if stretch_of(gauge) is not None or not all(isinstance(m.record, GaugeState) for m in members):
+            continue
+        style, label = styles_of(members[:1])[0], safe(chart_label(chart, gauge))
+        for state in members:
+            place = (state.arm, state.seed, state.checkpoint, chart, gauge)
+            for m in numbers:
+                if (m.arm, m.seed, m.checkpoint, *chart_of(m)) != place or quantity not in m.record.values:
+                    continue
+                found, rows = m.record.values[quantity].value, state.record
+                reach = [[rows.median - rows.minimum], [rows.maximum - rows.median]]
+                ax.errorbar(
+                    [rows.median], [found], xerr=reach, linestyle="none", marker=style.marker, color=style.color,
+                    markersize=6, elinewidth=1, capsize=2.5, alpha=0.8, label=label,
+                )  # fmt: skip
+                label = "_"

@@ -1,0 +1,107 @@
+"""A figure as SVG text, and a spectrum as a picture for a notebook or a terminal."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from curvature.records import Spectrum
+from curvature.report.figures.spectra import plot_spectrum
+from curvature.report.figures.style import printable
+
+
+def spectrum_svg(spectrum: Spectrum) -> str:
+    """Picture of one spectrum as inline SVG, for a notebook: below 50 kB, deterministic, every text escaped."""
+    with rc_context({"font.size": 8}):
+        figure = Figure(figsize=(3.6, 2.4), layout="constrained")
+        ax = plot_spectrum(spectrum, figure.subplots(), max_points=80)
+        ax.set_title("", loc="left")  # the notebook says above what this is
+    negative, zero, positive = spectrum.inertia
+    text = render_svg(
+        figure,
+        f"Eigenvalues of {spectrum.label}: {positive} positive, {negative} negative, {zero} below the noise floor, "
+        f"rank {spectrum.rank_words}",
+    )
+    return inline_svg(text)
+
+
+def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> str:
+    """Count eigenvalues per decade of their absolute value, as bars of text for a terminal.
+
+    Negative eigenvalues stand left of the scale, positive ones right; all those that the noise floor hides share the
+    last line. Runs of empty decades are cut. Pass ``bar="#"`` where only ASCII can be printed.
+
+    >>> values = np.array([-2.0, 1e-20, 0.3, 0.5, 4.0])
+    >>> record = Spectrum("hessian", "standard", "-", values, False, "dense", 1e-15, 4, "threshold")
+    >>> print(text_picture(record, width=50, bar="#"))
+    hessian, standard: 5 eigenvalues, rank 4
+            ######### 1     1e+00 1 #########
+                      .     1e-01 2 #################
+                          < floor 1 (noise floor 1.0e-15)
+    """
+    decades, hidden = decade_counts(spectrum)
+    title = f"{printable(spectrum.label)}: {spectrum.dim} eigenvalues, rank {spectrum.rank_words}"
+    lines = [title if len(title) <= width else title[: width - 1] + "…"]
+    most = max((count for pair in decades.values() for count in pair), default=0)
+    digits = len(str(max(most, hidden, 1)))
+    two_sided = any(negative for negative, _ in decades.values())
+    room = min(40, (width - 14 - 2 * digits) // 2) if two_sided else min(60, width - 13 - digits)
+
+    def length(count: int) -> int:
+        return -(-count * room // most) if count else 0  # a single eigenvalue still shows
+
+    margin = " " * (room + 1 + digits) if two_sided else ""
+    above = None
+    for decade in sorted(decades, reverse=True):
+        if above is not None and above - decade > 1:
+            lines.append(f"{margin}{'...':>10}")
+        above = decade
+        negative, positive = decades[decade]
+        left = f"{bar * length(negative):>{room}} {negative or '.':<{digits}}" if two_sided else ""
+        scale = f"1e{decade:+03d}"
+        lines.append(f"{left}{scale:>10} {positive or '.':<{digits}} {bar * length(positive)}".rstrip())
+    if hidden:
+        lines.append(f"{margin}   < floor {hidden:<{digits}} (noise floor {spectrum.noise_floor:.1e})")
+    return "\n".join(lines)
+
+
+def decade_counts(spectrum: Spectrum) -> tuple[dict[int, tuple[int, int]], int]:
+    """Numbers of (negative, positive) eigenvalues by ``floor(log10 |eigenvalue|)``, and of those below the floor."""
+    values = spectrum.eigenvalues[np.abs(spectrum.eigenvalues) > spectrum.noise_floor]
+    exponents = np.floor(np.log10(np.abs(values))).astype(int)
+    counts = {
+        int(decade): (int((values[exponents == decade] < 0).sum()), int((values[exponents == decade] > 0).sum()))
+        for decade in np.unique(exponents)
+    }
+    return counts, spectrum.dim - len(values)
+
+
+def render_svg(figure: Figure, title: str, *, salt: str = "curvature") -> str:
+    """Turn a figure into SVG text with a title: no prolog, no date, no metadata, the same bytes every time.
+
+    ``salt`` enters the identifiers, so that two figures of one page do not share them.
+    """
+    stream = io.StringIO()
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), warnings.catch_warnings():
+        # The text stays text, so the reader's fonts draw it: what matplotlib's font lacks does not matter.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
+        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = stream.getvalue()
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 'DejaVu Sans', Verdana, sans-serif", text)
+    name = html.escape(printable(title))
+    opening = f'<svg role="img" aria-label="{name}" style="max-width:100%;height:auto" '
+    return opening + text.removeprefix("<svg ").replace(">", f">\n <title>{name}</title>", 1)
+
+
+def inline_svg(text: str) -> str:
+    """Fit an SVG file into a page: HTML knows the namespaces itself, and the page then names no address at all."""
+    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)

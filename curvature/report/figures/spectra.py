@@ -1,0 +1,144 @@
+"""Eigenvalues by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from curvature.records import Measured, Spectrum
+from curvature.report.figures.style import (
+    GRAY,
+    KNOWN,
+    MAX_POINTS,
+    add_legend,
+    axes_or_new,
+    common_words,
+    finish,
+    labels_of,
+    records_of,
+    styles_of,
+    thinned,
+)
+
+_EIGENVALUE = "|eigenvalue|  (loss/coordinate²)"
+_FLOOR_ROOM = 1e6  # the floor is drawn if it is at most this far below the smallest eigenvalue drawn
+
+
+def plot_spectrum(
+    spectrum: Spectrum,
+    ax: Axes | None = None,
+    *,
+    legend: bool = True,
+    title: str | None = None,
+    max_points: int = MAX_POINTS,
+) -> Axes:
+    r"""Draw $|\lambda|$ against its rank, both logarithmic; negative eigenvalues hollow, the noise floor hatched.
+
+    Parameters
+    ----------
+    spectrum
+        What to draw.
+    ax
+        Where; a new figure if None.
+    legend
+        Whether to explain the markers, with their counts, on the Axes.
+    title
+        In place of the usual one.
+    max_points
+        Of one sign; more are thinned evenly on the logarithmic axis, both ends kept.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> values = np.array([1e-20, 1e-3, 1.0])
+    >>> record = Spectrum("ggn", "standard", "-", values, True, "dense", 1e-15, 2, "threshold")
+    >>> plot_spectrum(record, Figure().subplots()).get_ylabel()
+    '|eigenvalue|  (loss/coordinate²)'
+    """
+    ax = axes_or_new(ax)
+    values, ranks = descending(spectrum)
+    color = styles_of([spectrum])[0].color
+    above, positive = np.abs(values) > spectrum.noise_floor, values > 0
+    for kept, label, look in (
+        (above & positive, "positive", {"marker": "o", "markerfacecolor": color}),
+        (above & ~positive, "negative", {"marker": "s", "markerfacecolor": "none"}),
+        (~above & (values != 0), None, {"marker": "x", "color": GRAY}),
+    ):
+        where = thinned(np.flatnonzero(kept), max_points)
+        if len(where):
+            look = {"color": color, "markersize": 4, "linestyle": "none", **look}
+            ax.plot(ranks[where], np.abs(values[where]), label=f"{label}: {kept.sum()}" if label else "_", **look)
+    few, many = spectrum.possible_ranks
+    if few < many:
+        ax.axvspan(few + 0.5, many + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=f"rank {spectrum.rank_words}")
+    elif spectrum.rank:
+        ax.axvline(spectrum.rank, color=GRAY, linestyle=":", linewidth=1.2, label=f"rank {spectrum.rank}")
+    ax.set(xscale="log", yscale="log")
+    _draw_floor(ax, np.abs(values[above]), spectrum.noise_floor, int((~above).sum()))
+    ax.set_xlim(0.8, 1.25 * max(2, spectrum.dim))
+    if legend:
+        add_legend(ax)
+    return finish(ax, title or f"Eigenvalues of {common_words([spectrum])}", "rank by |eigenvalue|", _EIGENVALUE)
+
+
+def plot_spectra(
+    spectra: Sequence[Spectrum | Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
+) -> Axes:
+    r"""Overlay the eigenvalue decay of several charts, arms or points; negative eigenvalues have hollow markers.
+
+    Only eigenvalues above each noise floor are drawn. Accepts spectra or measurements of spectra; the legend names what
+    differs between them.
+    """
+    records = records_of(spectra, Spectrum)
+    ax = axes_or_new(ax)
+    lowest, floors = [], []
+    for spectrum, label, style in zip(records, labels_of(spectra), styles_of(spectra), strict=True):
+        values, ranks = descending(spectrum)
+        above = np.flatnonzero(np.abs(values) > spectrum.noise_floor)
+        if not len(above):
+            continue
+        where = thinned(above, 4 * MAX_POINTS)
+        wide = 2.4 if style == KNOWN["standard", "-"] else 1.4
+        ax.plot(ranks[where], np.abs(values[where]), color=style.color, linestyle=style.linestyle, linewidth=wide)
+        for sign, face in ((1, style.color), (-1, "white")):
+            marked = thinned(above[sign * values[above] > 0], 9)
+            ax.plot(
+                ranks[marked], np.abs(values[marked]), linestyle="none", color=style.color, marker=style.marker,
+                markersize=4.5, markerfacecolor=face,
+            )  # fmt: skip
+        ax.plot([], [], **style.line, markersize=4.5, linewidth=wide, label=label)
+        lowest.append(np.abs(values[above[-1]]))
+        floors.append(spectrum.noise_floor)
+    ax.set(xscale="log", yscale="log")
+    if floors:
+        _draw_floor(ax, np.array(lowest), max(floors), None)
+    ax.set_xlim(0.8, 1.25 * max(2, *(spectrum.dim for spectrum in records)))
+    if legend:
+        add_legend(ax)
+    return finish(ax, title or f"Eigenvalues of {common_words(spectra)}", "rank by |eigenvalue|", _EIGENVALUE)
+
+
+def descending(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues by descending absolute value, and their ranks from 1."""
+    order = np.argsort(-np.abs(spectrum.eigenvalues), kind="stable")
+    return spectrum.eigenvalues[order], np.arange(1, spectrum.dim + 1)
+
+
+def _draw_floor(ax: Axes, sizes: np.ndarray, floor: float, hidden: int | None) -> None:
+    """Hatch what lies below the floor; a floor far below the data would stretch the axis, so it is only named."""
+    count = "" if hidden is None else f"{hidden} "
+    if not len(sizes):
+        ax.text(0.5, 0.5, f"no eigenvalue above the noise floor {floor:.1e}", transform=ax.transAxes, ha="center")
+        return
+    low, high = float(sizes.min()), float(max(sizes.max(), ax.dataLim.y1))
+    drawn = floor > 0 and floor * _FLOOR_ROOM >= low
+    bottom = floor / 30 if drawn else low / 3
+    ax.set_ylim(bottom, high * 3)
+    if drawn:
+        look = {"facecolor": "#f3f3f3", "edgecolor": "#bdbdbd", "hatch": "////", "linewidth": 0, "zorder": 0}
+        ax.axhspan(bottom, floor, label=f"{count}below the noise floor", **look)
+        ax.axhline(floor, color=GRAY, linewidth=0.8)
+    elif hidden or hidden is None:
+        ax.plot([], [], linestyle="none", label=f"{count}below the noise floor {floor:.0e}" if hidden else "_")

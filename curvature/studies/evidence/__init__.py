@@ -1,0 +1,32 @@
+"""Evidence: from measurements to verdicts on the claims, and where a difference between the arms comes from."""
+
+from curvature.studies.evidence.decomposition import (
+    LINEAR_PART,
+    SOURCES,
+    decompose,
+    decomposition,
+    decompositions,
+    part_intervals,
+)
+from curvature.studies.evidence.family import verdicts
+from curvature.studies.evidence.inference import THRESHOLD, adjust, decide, holm, median_interval, paired_interval
+from curvature.studies.evidence.pairs import last_checkpoint, learning_rate_width, log_ratio
+
+__all__ = [
+    "LINEAR_PART",
+    "SOURCES",
+    "THRESHOLD",
+    "adjust",
+    "decide",
+    "decompose",
+    "decomposition",
+    "decompositions",
+    "holm",
+    "last_checkpoint",
+    "learning_rate_width",
+    "log_ratio",
+    "median_interval",
+    "paired_interval",
+    "part_intervals",
+    "verdicts",
+]

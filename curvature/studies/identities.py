@@ -1,0 +1,71 @@
+"""Claims that are identities: measured in every study, with no statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from curvature.charts import WeightNorm
+from curvature.errors import ConfigurationError, InputError, NonFiniteError
+from curvature.models import Problem
+from curvature.records import Check
+from curvature.studies.training import BatchNormalized, TrajectorySettings, paper_start, start_check, train
+
+__all__ = ["claimed_identities", "one_layer_identity"]
+
+
+def claimed_identities(problem: Problem, *, seed: int, batch_size: int) -> tuple[list[Check], list[str]]:
+    """C5 and C6 for one initialization, and why one of them could not be measured on this model."""
+    checks, missing = [], []
+    for claim, measure in (
+        ("C5", lambda: one_layer_identity(problem, seed)),
+        ("C6", lambda: start_check(paper_start(problem, seed=seed, batch_size=batch_size), batch_size)),
+    ):
+        try:
+            checks.append(measure())
+        except (ConfigurationError, InputError, NonFiniteError) as error:
+            missing.append(f"{claim} is not tested on this model: {error}")
+    return checks, missing
+
+
+def one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
+    r"""C5: one layer on whitened inputs, trained with batch normalization and with weight normalization, side by side.
+
+    Whole batches, so that the inputs of every batch are white; $\epsilon$ of batch normalization next to 0. Inputs are
+    the problem's own, with the directions in which they vary; classes or values likewise.
+    """
+    flat = problem.inputs.flatten(1).double()
+    targets = problem.targets.double() if problem.targets.is_floating_point() else problem.targets
+    left, values, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
+    white = left[:, values > 1e-8 * values[0]] * len(flat) ** 0.5
+    generator = torch.Generator().manual_seed(seed)
+    # Without an initialization of its own, which would draw from the global generator.
+    layer = nn.utils.skip_init(nn.Linear, white.shape[1], problem.num_outputs, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
+        layer.bias.zero_()
+    single = Problem.from_module(layer, loss=problem.loss, data=(white.to(problem.device), targets))
+    arms = (BatchNormalized(single, epsilon=1e-30), WeightNorm())
+    weights = [
+        train(
+            single,
+            arm,
+            arm="one layer",
+            seed=seed,
+            optimizer=TrajectorySettings().optimizer,
+            epochs=steps,
+            batch_size=single.num_examples,
+            checkpoints={"late": steps},
+        )
+        .require_finite()
+        .checkpoints[0]
+        .weights
+        for arm in arms
+    ]
+    return Check(
+        f"one layer with whitened inputs: batch normalization is weight normalization (seed {seed})",
+        float((weights[0] - weights[1]).abs().max() / weights[1].abs().max()),
+        1e-10,
+        f"largest difference of weights after {steps} steps, over the largest weight",
+        claim="C5",
+    )

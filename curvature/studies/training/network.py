@@ -1,0 +1,165 @@
+"""A trainable copy of a problem's model whose parameters are views of one flat vector, plain or batch-normalized."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from curvature.charts.batch_norm import Statistics, fold, scale_name, with_scales
+from curvature.errors import ConfigurationError, InputError
+from curvature.layout import Layout
+from curvature.models import Problem
+
+__all__ = ["BatchNormNetwork", "Network"]
+
+
+class Network:
+    """The problem's model with parameters that are views of one vector: a step copies one tensor, not a dictionary."""
+
+    def __init__(self, problem: Problem, layout: Layout | None = None):
+        self.loss, self.layout = problem.loss, layout or problem.layout
+        self.model = copy.deepcopy(problem.model)
+        more = problem.weights.new_ones(self.layout.dim - problem.dim)
+        self.vector = torch.cat([problem.weights, more])
+        self.named = self.layout.unflatten(self.vector)
+        self.gradient = torch.zeros_like(self.vector)
+        self.slopes = self.layout.unflatten(self.gradient)
+        for entry in problem.layout.entries:
+            path, _, leaf = entry.name.rpartition(".")
+            parameter = getattr(self.model.get_submodule(path), leaf)
+            parameter.data = self.named[entry.name]
+            parameter.requires_grad_().grad = self.slopes[entry.name]
+        for alias, original in problem.aliases.items():
+            path, _, leaf = alias.rpartition(".")
+            owner, _, name = original.rpartition(".")
+            setattr(self.model.get_submodule(path), leaf, getattr(self.model.get_submodule(owner), name))
+
+    def loss_and_gradient(self, vector: Tensor, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Loss of a batch, its terms divided by ``share``, and its gradient, which the next call overwrites."""
+        self.vector.copy_(vector)
+        self.gradient.zero_()  # backward adds to the views of it
+        with torch.enable_grad():
+            loss = self.loss.terms(self.model(inputs), targets).sum() / share
+            loss.backward()
+        return loss.detach(), self.gradient
+
+
+class BatchNormNetwork(Network):
+    r"""The model with the output of every normalizable layer normalized over the batch, and the positions if any.
+
+    $z = \gamma (Wa - \mu_B)/\sigma_B + \beta$ with $\sigma_B^2 = \operatorname{var}_B(Wa) + \epsilon$ (variance with
+    $1/N$; Ioffe & Szegedy 2015, arXiv:1502.03167), or $z = Wa - \mu_B + \beta$ where ``mean_only`` (Salimans & Kingma
+    2016, section 4). $\beta$ takes the place of the bias; :attr:`layout` is the weights' own, then every $\gamma$.
+
+    Raises
+    ------
+    ConfigurationError
+        For a layer without a bias, transposed, tied, or run more than once.
+    """
+
+    def __init__(self, problem: Problem, *, mean_only: bool = False, epsilon: float = 1e-5):
+        self.targets = _normalizable(problem)
+        scaled = [] if mean_only else [weight for weight, _ in self.targets.values()]
+        super().__init__(problem, with_scales(problem.layout, scaled))
+        self.problem, self.mean_only, self.epsilon = problem, mean_only, epsilon
+        self.scales = {weight: self.named[scale_name(weight)].detach().requires_grad_() for weight in scaled}
+        for weight, scale in self.scales.items():
+            scale.grad = self.slopes[scale_name(weight)]
+        self._normalizing = True
+        self._seen: dict[str, Statistics] | None = None
+        for path in self.targets:
+            self.model.get_submodule(path).register_forward_hook(self._hook(path))
+
+    def _hook(self, path: str) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+        weight, bias = self.targets[path]
+        axis = -1 if isinstance(self.model.get_submodule(path), nn.Linear) else 1
+
+        def normalize(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+            axes = [other for other in range(output.ndim) if other != axis % output.ndim]
+            if output.numel() == output.shape[axis]:
+                raise InputError(
+                    f"layer {path!r} has one value per unit in a batch: there is nothing to normalize over. Choose a "
+                    "batch_size that leaves no batch of one example."
+                )
+            mean = output.mean(axes, keepdim=True)
+            centred = output - mean
+            shape = mean.shape
+            deviation = torch.ones_like(mean)
+            if not self.mean_only:
+                deviation = (centred.square().mean(axes, keepdim=True) + self.epsilon).sqrt()
+            if self._seen is not None:
+                if path in self._seen:
+                    raise ConfigurationError(f"layer {path!r} runs more than once: batch normalization has no fold.")
+                self._seen[path] = Statistics(weight, bias, mean.reshape(-1) - layer.bias, deviation.reshape(-1))
+            if not self._normalizing:
+                return output
+            if not self.mean_only:
+                centred = centred * (self.scales[weight].view(shape) / deviation)
+            return centred + layer.bias.view(shape)
+
+        return normalize
+
+    def statistics(self, vector: Tensor, inputs: Tensor, *, normalizing: bool = True) -> dict[str, Statistics]:
+        """Statistics of every layer on these inputs, by the layer's path; each sees what the layers below give.
+
+        With all data these are the population statistics. ``normalizing=False``: those of the plain network.
+        """
+        self.vector.copy_(vector)
+        self._seen, self._normalizing = {}, normalizing
+        try:
+            with torch.no_grad():
+                self.model(inputs.clone())
+            return self._seen
+        finally:
+            self._seen, self._normalizing = None, True
+
+    def live(self, vector: Tensor) -> Tensor:
+        """Weights at population statistics as a function of the vector, *through* the statistics; differentiable."""
+        named = self.layout.unflatten(vector)
+        plain, self.scales = self.scales, {weight: named[scale_name(weight)] for weight in self.scales}
+        self._seen = {}
+        try:
+            weights = {entry.name: named[entry.name] for entry in self.problem.layout.entries}
+            torch.func.functional_call(self.model, weights, (self.problem.inputs.clone(),))
+            return self.folded(vector, self._seen)
+        finally:
+            self._seen, self.scales = None, plain
+
+    def matched(self) -> Tensor:
+        r"""Give the vector of the problem's own function at population statistics: $\gamma=\sigma$, $\beta=b+\mu$."""
+        weights = torch.cat([self.problem.weights, self.vector.new_ones(self.layout.dim - self.problem.dim)])
+        vector = weights.clone()
+        named = self.layout.unflatten(vector)
+        for found in self.statistics(weights, self.problem.inputs, normalizing=False).values():
+            named[found.bias] += found.mean
+            if not self.mean_only:
+                named[scale_name(found.weight)].copy_(found.deviation)
+        return vector
+
+    def folded(self, vector: Tensor, statistics: Mapping[str, Statistics]) -> Tensor:
+        """Weights of the ordinary network that this one is at fixed statistics, ``(P,)``."""
+        return self.problem.flatten(fold(self.layout.unflatten(vector), statistics))
+
+
+def _normalizable(problem: Problem) -> dict[str, tuple[str, str]]:
+    """Path of each layer with a normalizable weight, with the names of its weight and bias."""
+    found = {}
+    uses = [id(parameter) for _, parameter in problem.model.named_parameters(remove_duplicate=False)]
+    for entry in problem.layout.entries:
+        if not entry.normalized:
+            continue
+        layer, bias = problem.model.get_submodule(entry.layer), f"{entry.layer}.bias" if entry.layer else "bias"
+        plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        tied = entry.name in problem.aliases.values() or uses.count(id(layer.weight)) > 1
+        if not plain or tied or entry.norm_axis != 0 or bias not in problem.layout.slices:
+            raise ConfigurationError(
+                f"layer {entry.layer!r} ({type(layer).__name__}) cannot be batch-normalized here: it must be a linear "
+                "or convolutional layer with a trainable bias and a weight of its own, normalized per output."
+            )
+        found[entry.layer] = (entry.name, bias)
+    if not found:
+        raise ConfigurationError("the model has no linear or convolutional layer that could be batch-normalized.")
+    return found

@@ -1,0 +1,97 @@
+"""The learning rate of an arm: the best of a grid, which grows where the best lies at its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from curvature.errors import ConfigurationError
+from curvature.models import Problem
+from curvature.precision import full_precision
+from curvature.records import LearningRateSweep
+from curvature.studies.training.loop import train
+from curvature.studies.training.optimizers import Optimizer
+from curvature.studies.training.trainable import Trainable
+
+__all__ = ["tune_learning_rate"]
+
+TAIL = 3  # epochs whose losses are averaged: the last one alone is a draw of the minibatch noise
+
+
+@full_precision()
+def tune_learning_rate(
+    problem: Problem,
+    begin: Callable[[], Trainable],
+    *,
+    arm: str,
+    seed: int,
+    optimizer: Optimizer,
+    rates: Sequence[float],
+    epochs: int,
+    batch_size: int,
+    max_extensions: int = 6,
+) -> LearningRateSweep:
+    """Train from the same start at every rate and keep the one with the lowest loss over all data at the end.
+
+    The loss at the end is the mean over the ends of the last three epochs (fewer where the budget has fewer): at a
+    large rate the loss one step later can be twice as high, and a single one would decide by chance.
+
+    While the best rate is the first or the last of the grid, one more is tried beyond it, at the same spacing, at most
+    ``max_extensions`` times in all. Divergence is an infinite loss; where every rate diverged, smaller ones are tried.
+
+    Parameters
+    ----------
+    begin
+        Gives a fresh thing to train for each rate.
+    optimizer
+        The rule; its own learning rate is not used.
+    rates
+        At least three, ascending, evenly spaced in the logarithm.
+    epochs, batch_size
+        The budget of each run.
+    """
+    rates = [float(rate) for rate in rates]
+    ratios = np.diff(np.log(rates)) if len(rates) > 2 and min(rates) > 0 else np.zeros(1)
+    if not (ratios > 0).all() or not np.allclose(ratios, ratios[0], rtol=1e-6):
+        raise ConfigurationError(
+            "rates must be three or more positive learning rates, ascending and evenly spaced in the logarithm, got "
+            f"{rates}."
+        )
+    factor = float(np.exp(ratios.mean()))
+
+    def final(rate: float) -> float:
+        """Mean loss at the ends of the last epochs; a run that diverged ends with an infinite one."""
+        run = train(
+            problem,
+            begin(),
+            arm=arm,
+            seed=seed,
+            optimizer=optimizer.at_rate(rate),
+            epochs=epochs,
+            batch_size=batch_size,
+        )
+        return float(run.curve.losses[1:][-TAIL:].mean())
+
+    budget = epochs * -(-problem.num_examples // batch_size)
+    losses = [final(rate) for rate in rates]
+    for _ in range(max_extensions):
+        best = int(np.argmin(losses))  # the first, hence the smallest rate, if all diverged
+        if best == 0:
+            rates.insert(0, rates[0] / factor)
+            losses.insert(0, final(rates[0]))
+        elif best == len(rates) - 1:
+            rates.append(rates[-1] * factor)
+            losses.append(final(rates[-1]))
+        else:
+            break
+    best = int(np.argmin(losses))
+    return LearningRateSweep(
+        arm,
+        seed,
+        np.array(rates),
+        np.array(losses),
+        chosen=rates[best] if np.isfinite(losses[best]) else float("nan"),
+        at_edge=best in (0, len(rates) - 1),
+        budget=budget,
+    )

@@ -1,7 +1,0 @@
-"""From problems to a :class:`~curvature.records.Study`: which matrices, charts, points and seeds."""
-
-from curvature.study.full import FullSettings, run_full
-from curvature.study.quick import CompareSettings, compare, run_compare
-from curvature.study.spectrum import plan_spectrum, run_spectrum
-
-__all__ = ["CompareSettings", "FullSettings", "compare", "plan_spectrum", "run_compare", "run_full", "run_spectrum"]

@@ -1,0 +1,96 @@
+"""Factors of the losses' Hessians in the outputs, against more digits and against differentiation."""
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curvature.models.losses import CrossEntropy
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def softmax_hessian(probabilities):
+    """``diag(p) - p p^T`` of normalized probabilities in many digits; ``p (1 - p)`` from the other classes."""
+    size = len(probabilities)
+    exact = mpmath.matrix(size, size)
+    for i in range(size):
+        for j in range(size):
+            others = mpmath.fsum(p for k, p in enumerate(probabilities) if k != i)
+            exact[i, j] = probabilities[i] * others if i == j else -probabilities[i] * probabilities[j]
+    return exact
+
+
+def relative_errors(logits):
+    """Of every entry of ``S S^T`` for one example."""
+    (found,) = CrossEntropy().hessian_factor(torch.tensor([logits], dtype=torch.float64), torch.tensor([0]))
+    product = found @ found.T
+    with mpmath.workdps(700):
+        powers = [mpmath.exp(mpmath.mpf(x)) for x in logits]
+        total = mpmath.fsum(powers)
+        exact = softmax_hessian([power / total for power in powers])
+        size = range(len(logits))
+        return [float(abs(mpmath.mpf(float(product[i, j])) / exact[i, j] - 1)) for i in size for j in size]
+
+
+# exp(-345) = 1.5e-150: the product of two such probabilities is still a normal number.
+@given(st.lists(st.floats(-345, 0), min_size=2, max_size=7))
+def test_every_entry_of_a_saturated_softmax_hessian_keeps_its_digits(logits):
+    assert max(relative_errors(logits)) < 20 * len(logits) * EPS * max(1, max(logits) - min(logits))
+
+
+@pytest.mark.parametrize("least", [1e-3, 1e-20, 1e-100, 1e-300])
+def test_the_curvature_of_an_unlikely_class_keeps_its_digits(least):
+    with mpmath.workdps(700):
+        depth = float(mpmath.log(least))
+    diagonal = relative_errors([depth, 0.0, depth])[::4]
+    assert max(diagonal) < 20 * EPS * abs(depth)
+
+
+@pytest.mark.parametrize("depth", [1.0, 10.0, 30.0, 300.0])
+def test_products_of_a_saturated_softmax_hessian_keep_their_digits(depth, generator):
+    outputs = torch.tensor([[-depth, 0.0, -2 * depth]], dtype=torch.float64)
+    rows = torch.randn(1, 4, 3, generator=generator, dtype=torch.float64)
+    found = CrossEntropy().hessian_product(outputs, torch.tensor([0]))(rows)
+    columns = CrossEntropy().hessian_factor(outputs, torch.tensor([0]))
+    assert torch.allclose(found, rows @ columns @ columns.mT, rtol=1e-13, atol=0)
+
+
+def test_two_classes_have_one_column_and_one_class_has_a_zero():
+    outputs = torch.tensor([[0.0, 0.0], [3.0, 1.0]], dtype=torch.float64)
+    factor = CrossEntropy().hessian_factor(outputs, torch.tensor([0, 1]))
+    assert factor.shape == (2, 2, 1)
+    assert torch.allclose(factor[0].abs(), torch.full((2, 1), 0.5, dtype=torch.float64))
+    assert CrossEntropy().hessian_factor(outputs[:, :1], torch.tensor([0, 0])).tolist() == [[[0.0]], [[0.0]]]
+
+
+LOSSES = {
+    "plain": CrossEntropy(),
+    "class-weights": CrossEntropy(torch.tensor([0.5, 2.0, 0.0, 1.0])),
+    "smoothing": CrossEntropy(label_smoothing=0.3),
+    "ignored": CrossEntropy(ignore_index=1),
+    "all": CrossEntropy(torch.tensor([0.5, 2.0, 1.0, 1.0]), ignore_index=2, label_smoothing=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("shape", [(5, 4), (3, 4, 2), (2, 4, 3, 2)], ids=str)
+def test_the_cross_entropy_factor_has_full_rank_and_multiplies_out_to_the_second_derivative(loss, shape, generator):
+    outputs = 3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    targets = torch.randint(4, (shape[0], *shape[2:]), generator=generator)
+    factor = loss.hessian_factor(outputs, targets)
+    positions = outputs[0, 0].numel()
+    assert factor.shape == (shape[0], 4 * positions, 3 * positions)
+    second = torch.autograd.functional.hessian(lambda f: loss.terms(f, targets).sum(), outputs)
+    for n, columns in enumerate(factor):
+        own = second[n].select(len(shape) - 1, n).reshape(len(columns), -1)
+        assert torch.allclose(columns @ columns.T, own, rtol=0, atol=1e-15)
+
+
+def test_class_probabilities_as_targets_have_the_same_factor(generator):
+    outputs = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    mixed = torch.rand(5, 4, generator=generator, dtype=torch.float64).softmax(dim=1)
+    hard = torch.randint(4, (5,), generator=generator)
+    found = (CrossEntropy().hessian_factor(outputs, targets) for targets in (mixed, hard))
+    assert torch.allclose(*found, rtol=0, atol=1e-15)

@@ -1,0 +1,507 @@
+import math
+import re
+import warnings
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from curvature.errors import ConfigurationError
+from curvature.records import (
+    Alignment,
+    ExtremalEigenvalues,
+    GaugeState,
+    Measured,
+    Quantity,
+    SpectralDensity,
+    Spectrum,
+    StepComparison,
+    TrainingCurve,
+    Whitening,
+)
+from curvature.records.conditioning import condition_numbers
+from curvature.report import figures
+
+
+def spectrum(values=(1e-18, 1e-3, 0.5, 2.0), chart="standard", gauge="-", matrix="ggn", floor=1e-15, **about):
+    values = np.sort(np.asarray(values, dtype=float))
+    rank = int((np.abs(values) > floor).sum())
+    definite = bool((values >= -floor).all())
+    about = {"method": "dense", "rank_rule": "threshold", "rank": rank} | about
+    return Spectrum(
+        matrix, chart, gauge, values, positive_semidefinite=definite, noise_floor=floor, num_examples=10, **about
+    )
+
+
+def at(record, arm="standard", seed=0, checkpoint="late", step=10):
+    return Measured(arm, seed, checkpoint, step, record)
+
+
+def numbers(kappa, gauge, chart="weight-norm", status="resolved", **place):
+    record = condition_numbers(spectrum([1.0, kappa], chart, gauge))
+    values = dict(record.values) | {"kappa_95": Quantity(kappa, status)}
+    return at(type(record)(**{**record.__dict__, "values": values}), **place)
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def drawn(ax, label):
+    return next(line for line in ax.get_lines() if line.get_label().startswith(label))
+
+
+def labels(ax):
+    return ax.get_legend_handles_labels()[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- spectra
+
+
+def test_spectrum_draws_the_records_numbers_with_signs_apart(ax):
+    record = spectrum([-0.25, -1e-3, 1e-18, 0.5, 2.0], matrix="hessian")
+    figures.plot_spectrum(record, ax)
+    positive, negative = drawn(ax, "positive: 2"), drawn(ax, "negative: 2")
+    assert positive.get_xdata().tolist() == [1, 2]
+    assert positive.get_ydata().tolist() == [2.0, 0.5]
+    assert negative.get_xdata().tolist() == [3, 4]
+    assert negative.get_ydata().tolist() == [0.25, 1e-3]
+    assert negative.get_markerfacecolor() == "none"
+    assert negative.get_marker() != positive.get_marker()
+    assert ax.get_xscale() == ax.get_yscale() == "log"
+    assert "Hessian" in ax.get_title(loc="left")
+
+
+def test_spectrum_marks_rank_and_hatches_below_the_floor(ax):
+    figures.plot_spectrum(spectrum([1e-18, 1e-17, 1e-13, 2.0], floor=1e-15), ax)
+    assert set(drawn(ax, "rank 2").get_xdata()) == {2}
+    (band,) = [patch for patch in ax.patches if patch.get_hatch()]
+    assert band.get_label() == "2 below the noise floor"
+    assert band.get_y() + band.get_height() == 1e-15
+
+
+def test_a_floor_far_below_the_eigenvalues_does_not_stretch_the_axis(ax):
+    figures.plot_spectrum(spectrum([0.0, 0.1, 1.0], floor=1e-30), ax)
+    assert ax.get_ylim()[0] > 1e-3
+    assert "1 below the noise floor 1e-30" in labels(ax)
+
+
+def test_a_long_spectrum_is_thinned_and_keeps_its_ends(ax):
+    values = np.geomspace(1e-6, 1.0, 5000)
+    figures.plot_spectrum(spectrum(values), ax)
+    ranks, sizes = drawn(ax, "positive: 5000").get_data()
+    assert len(ranks) <= figures.MAX_POINTS
+    assert ranks[[0, -1]].tolist() == [1, 5000]
+    assert np.array_equal(sizes, values[::-1][ranks - 1])
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0, 0.0], [1e-20, 3e-17], [1.0], [-1.0], [2.0, 2.0, 2.0]])
+def test_degenerate_spectra_can_be_drawn(values):
+    record = spectrum(values, matrix="hessian")
+    assert figures.spectrum_svg(record).startswith("<svg")
+    assert figures.text_picture(record)
+    figures.plot_spectra([record, record], Figure().subplots())
+
+
+def test_overlay_names_what_differs_and_draws_each_record(ax):
+    records = [spectrum(), spectrum([0.1, 0.2, 4.0], "weight-norm", "paper", effective=True)]
+    figures.plot_spectra(records, ax)
+    assert labels(ax)[:2] == ["standard", "weight-norm (paper)"]
+    lines = [line for line in ax.get_lines() if line.get_linestyle() != "None" and len(line.get_xdata())]
+    assert lines[0].get_ydata().tolist() == [2.0, 0.5, 1e-3]
+    assert lines[1].get_ydata().tolist() == [4.0, 0.2, 0.1]
+
+
+def test_overlay_marks_negative_eigenvalues_hollow(ax):
+    figures.plot_spectra([spectrum([-3.0, -1.0, 2.0, 5.0], matrix="hessian")], ax)
+    hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
+    assert [line.get_ydata().tolist() for line in hollow] == [[3.0, 1.0]]
+
+
+# ----------------------------------------------------------------------------------------------- ends and densities
+
+
+def density(nodes, weights, dim=100, chart="standard"):
+    return SpectralDensity("ggn", chart, "-", dim, np.array(nodes, dtype=float), np.array(weights, dtype=float))
+
+
+BULK = density([[0.0, 0.2, 0.9], [0.0, 0.2, 0.9]], [[0.9, 0.09, 0.01], [0.92, 0.06, 0.02]])
+
+
+def test_density_is_drawn_in_bins_of_its_resolution_with_a_band_over_probes(ax):
+    figures.plot_density([BULK], ax)
+    steps = ax.patches[0].get_data()
+    assert np.diff(steps.edges) == pytest.approx(0.3)  # (0.9 - 0) / 3 products
+    assert (np.diff(steps.edges) * steps.values).sum() == pytest.approx(1)
+    assert steps.edges[0] == pytest.approx(-0.15)  # zero is in the middle of a bin
+    assert steps.values * 0.3 == pytest.approx([0.91, 0.075, 0.0, 0.015])
+    # Half-width by hand: t(1 degree of freedom) = 12.706, standard error 0.01.
+    (band,) = ax.collections
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx((0.91 + 12.706 * 0.01) / 0.3, rel=1e-4)
+
+
+def test_density_has_a_logarithmic_axis_where_a_peak_would_flatten_the_rest(ax):
+    figures.plot_density([BULK], ax)
+    assert ax.get_yscale() == "log"
+    assert "log scale" in ax.get_ylabel()
+    assert set(drawn(ax, "one eigenvalue").get_ydata()) == {1 / (100 * 0.3)}
+    assert ax.get_ylim()[0] < 1 / (100 * 0.3)
+    flat = Figure().subplots()
+    figures.plot_density([density([[0.0, 0.5, 0.9]], [[0.3, 0.4, 0.3]])], flat)
+    assert flat.get_yscale() == "linear"
+    assert flat.get_ylim()[0] == 0
+    assert not flat.collections  # one probe has no band
+
+
+@pytest.mark.parametrize("values", [[0.0], [3.0], [-2.0], [1.0, 1.0], [0.0, 0.0]])
+def test_densities_of_one_point_can_be_drawn(ax, values):
+    figures.plot_density([density([values], [np.full(len(values), 1 / len(values))])], ax)
+    steps = ax.patches[0].get_data()
+    assert (np.diff(steps.edges) * steps.values).sum() == pytest.approx(1)
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_a_density_histogram_keeps_all_weight_whatever_the_nodes(probes, steps, seed):
+    random = np.random.default_rng(seed)
+    record = density(
+        random.normal(size=(probes, steps)) * 10 ** random.uniform(-9, 9), random.dirichlet(np.ones(steps), probes)
+    )
+    edges, mean, error = record.histogram()
+    assert (np.diff(edges) * mean).sum() == pytest.approx(1)
+    assert len(mean) <= steps + 2
+    assert edges[0] <= record.nodes.min()
+    assert record.nodes.max() <= edges[-1] * (1 + 1e-12) or record.nodes.max() <= edges[-1] + 1e-9 * record.resolution
+    assert np.isnan(error).all() == (probes == 1)
+
+
+def ends(largest, smallest, bound=1e-9, converged=True, chart="standard"):
+    bounds = np.full(len(largest) + len(smallest), bound)
+    return ExtremalEigenvalues(
+        "hessian", chart, "-", 50, np.array(largest), np.array(smallest), bounds, bounds, converged, 30
+    )
+
+
+def test_ends_are_drawn_from_both_sides_with_signs_apart_and_error_bars(ax):
+    figures.plot_extremes([ends([3.0, 1.0], [-2.0, 0.5], bound=0.25)], ax)
+    containers = [(c.lines[0].get_ydata().tolist(), c.lines[0].get_markerfacecolor()) for c in ax.containers]
+    assert [values for values, _ in containers] == [[3.0, 1.0], [0.5], [2.0]]
+    assert [face == "white" for _, face in containers] == [False, False, True]
+    reach = ax.containers[0].lines[2][0].get_segments()
+    assert [segment[:, 1].tolist() for segment in reach] == [[2.75, 3.25], [0.75, 1.25]]
+    assert ax.get_yscale() == "log"
+    assert "negative" in labels(ax)
+
+
+def test_ends_that_did_not_converge_say_so_and_wide_bars_do_not_stretch_the_axis(ax):
+    figures.plot_extremes([ends([3.0, 1.0], [], bound=5.0, converged=False), ends([2.0], [], chart="other")], ax)
+    assert [label.endswith("not converged") for label in labels(ax)] == [True, False]
+    assert ax.get_ylim()[0] >= 0.1
+
+
+def test_a_chart_keeps_its_look_and_two_charts_never_share_one():
+    charts = [("standard", "-"), ("weight-norm", "canonical"), ("weight-norm", "paper"), ("weight-norm", "checkpoint")]
+    charts += [(f"mine-{number}", "-") for number in range(6)]
+    records = [spectrum(chart=chart, gauge=gauge) for chart, gauge in charts]
+
+    def looks(records):
+        ax = figures.plot_spectra(records, Figure().subplots())
+        handles, names = ax.get_legend_handles_labels()
+        return {name: (h.get_color(), h.get_linestyle(), h.get_marker()) for h, name in zip(handles, names, strict=True)
+                if "floor" not in name}  # fmt: skip
+
+    together = looks(records)
+    assert len(set(together.values())) == len(charts)
+    few = looks(records[:3])
+    assert few == {name: together[name] for name in few}
+
+
+def test_nothing_to_draw_or_the_wrong_record_is_said(ax):
+    for plot in (figures.plot_spectra, figures.plot_efficiency, figures.plot_whitening, figures.plot_alignment):
+        with pytest.raises(ConfigurationError, match=r"no .* to draw"):
+            plot([], ax)
+    with pytest.raises(ConfigurationError, match="expected records of Spectrum, got StepComparison"):
+        figures.plot_spectra([at(step("standard", 0.5))], ax)
+    with pytest.raises(ConfigurationError, match="no gauge with one stretch"):
+        figures.plot_gauge_sweep([numbers(3.0, "-", "standard")], ax)
+    with pytest.raises(ConfigurationError, match="blocks first"):
+        figures.plot_layers([numbers(3.0, "-", "standard")], ax)
+    with pytest.raises(ConfigurationError, match="training curve"):
+        figures.plot_training([], ax)
+
+
+def test_without_an_ax_a_figure_opens_that_a_notebook_would_show():
+    before = set(plt.get_fignums())
+    try:
+        ax = figures.plot_spectrum(spectrum())
+        assert ax.figure.number in set(plt.get_fignums()) - before
+    finally:
+        plt.close(ax.figure)
+
+
+def test_with_an_ax_pyplot_is_left_alone(ax):
+    before = plt.get_fignums()
+    assert figures.plot_spectrum(spectrum(), ax) is ax
+    assert plt.get_fignums() == before
+
+
+# ------------------------------------------------------------------------------------------------ condition numbers
+
+
+def test_gauge_sweep_draws_the_medians_the_standard_value_and_the_canonical_gauge(ax):
+    sweep = [
+        numbers(kappa * (1 + seed), gauge, seed=seed)
+        for seed in range(3)
+        for gauge, kappa in (("stretch=0.5", 40.0), ("canonical", 10.0), ("stretch=4", 160.0), ("paper", 77.0))
+    ]
+    figures.plot_gauge_sweep([*sweep, numbers(10.0, "-", "standard")], ax)
+    (curve,) = [container for container in ax.containers if container.get_label() == "weight-norm"]
+    assert curve.lines[0].get_xdata().tolist() == [0.5, 1.0, 4.0]
+    assert curve.lines[0].get_ydata().tolist() == [80.0, 20.0, 320.0]
+    assert set(drawn(ax, "standard").get_ydata()) == {10.0}
+    assert set(drawn(ax, "canonical gauge").get_xdata()) == {1}
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0.5", "1", "4"]
+
+
+def test_gauge_sweep_draws_a_lower_bound_as_an_arrow(ax):
+    figures.plot_gauge_sweep([numbers(10.0, "canonical"), numbers(99.0, "stretch=2", status="lower_bound")], ax)
+    assert "lower bound" in labels(ax)
+    (arrow,) = [text for text in ax.texts if text.arrow_patch is not None]
+    assert arrow.xy == (2.0, 99.0)
+
+
+def test_an_unresolved_number_is_drawn_hollow_and_on_top(ax):
+    figures.plot_gauge_sweep([numbers(10.0, "canonical"), numbers(50.0, "stretch=2", status="unresolved")], ax)
+    (hollow,) = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]
+    assert hollow.get_xydata().tolist() == [[2.0, 50.0]]
+    assert hollow.get_zorder() > max(line.get_zorder() for line in ax.get_lines() if line is not hollow)
+
+
+def test_a_long_legend_stands_beside_the_data(ax):
+    figures.plot_spectra([spectrum(chart=f"chart-{number}") for number in range(7)], ax)
+    ax.figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().x0 >= ax.get_window_extent().x1
+
+
+def test_gauge_sweep_places_uneven_gauges_at_their_median_stretch(ax):
+    sweep = [numbers(10.0, "canonical"), numbers(20.0, "stretch=2"), numbers(15.0, "paper")]
+    figures.plot_gauge_sweep(sweep, ax, states=[at(GaugeState("weight-norm", "paper", 0.2, 0.4, 0.9, 7))])
+    (paper,) = [container for container in ax.containers if container.get_label() == "weight-norm (paper)"]
+    assert paper.lines[0].get_data() == ([0.4], [15.0])
+
+
+def test_conditions_along_training_are_medians_in_the_order_of_steps(ax):
+    measured = [
+        numbers(kappa * factor, "-", "standard", seed=seed, checkpoint=name, step=step)
+        for name, step, kappa in (("late", 90, 5.0), ("init", 0, 100.0), ("early", 9, 30.0))
+        for seed, factor in enumerate((1.0, 2.0, 4.0))
+    ]
+    figures.plot_conditions_along_training(measured, ax)
+    (curve,) = ax.containers
+    assert curve.lines[0].get_ydata().tolist() == [200.0, 60.0, 10.0]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["init\nstep 0", "early\nstep 9", "late\nstep 90"]
+    low, high = ax.get_ylim()
+    assert high / low >= 10
+
+
+def test_undefined_numbers_are_left_out_of_the_curve(ax):
+    first = numbers(10.0, "-", "standard", checkpoint="init", step=0)
+    figures.plot_conditions_along_training([first, numbers(math.nan, "-", "standard", status="undefined")], ax)
+    (curve,) = ax.containers
+    assert curve.lines[0].get_ydata().tolist() == [10.0]
+
+
+def test_layers_are_cells_with_their_medians(ax):
+    def block(name, kappa, chart, gauge):
+        return at(condition_numbers(spectrum([1.0, kappa], chart, gauge, block=name)))
+
+    figures.plot_layers(
+        [
+            block("0", 10.0, "standard", "-"),
+            block("2", 1e4, "standard", "-"),
+            block("0", 20.0, "weight-norm", "paper"),
+            block("2", 3e4, "weight-norm", "paper"),
+        ],
+        ax,
+    )
+    assert [text.get_text() for text in ax.texts] == ["10", "20", "1e4", "3e4"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["0", "2"]
+    assert np.allclose(ax.images[0].get_array(), np.log10([[10, 20], [1e4, 3e4]]))
+
+
+# ------------------------------------------------------------------------------------------------ steps, noise, runs
+
+
+def step(chart, efficiency, gauge="-", damping=1e-3):
+    return StepComparison(chart, gauge, damping, damping / 10, efficiency)
+
+
+def test_efficiency_orders_charts_and_draws_every_seed(ax):
+    steps = [
+        at(step(chart, e + seed / 100, f"damping={damping:g}" if chart == "neuron-block" else "-", damping), seed=seed)
+        for seed in range(3)
+        for damping in (1e-3, 1e-1)
+        for chart, e in (("neuron-block", 0.7), ("standard", 0.1), ("weight-norm", 0.3))
+    ]
+    figures.plot_efficiency(steps, ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["standard", "weight-norm", "neuron-block"]
+    dots = [line for line in ax.get_lines() if line.get_linestyle() == "None"]
+    assert [line.get_xdata().tolist() for line in dots] == [[e, e + 0.01, e + 0.02] for e in (0.1, 0.3, 0.7)]
+    assert drawn(ax, "gradient descent").get_xdata()[0] == pytest.approx(0.11)
+    assert drawn(ax, "neuron-block").get_xdata()[0] == pytest.approx(0.71)
+    assert drawn(ax, "full natural gradient").get_xdata()[0] == 1
+
+
+def test_small_efficiencies_get_a_logarithmic_scale(ax):
+    figures.plot_efficiency([at(step("standard", 1e-3)), at(step("weight-norm", 0.5))], ax)
+    assert ax.get_xscale() == "log"
+
+
+def test_efficiency_against_damping_is_one_line_per_chart(ax):
+    steps = [
+        at(step(chart, e * (1 + index), f"damping={a:g}" if chart == "kfac" else "-", a))
+        for chart, e in (("standard", 0.1), ("kfac", 0.3))
+        for index, a in enumerate((1e-4, 1e-2))
+    ]
+    figures.plot_efficiency_damping(steps, ax)
+    assert labels(ax) == ["standard", "kfac"]
+    assert [c.lines[0].get_ydata().tolist() for c in ax.containers] == [[0.1, 0.2], [0.3, 0.6]]
+    assert ax.get_xscale() == "log"
+
+
+def test_whitening_shows_each_layer_with_its_own_null(ax):
+    items = [
+        at(Whitening(f"{layer}[{row}]", projection, bures + row / 100, 1.0, 2.0, 5, 10))
+        for layer, shift in (("0", 0.0), ("2", 0.3))
+        for row in range(3)
+        for projection, bures in (("none", 0.5 + shift), ("w", 0.4 + shift), ("random", 0.48 + shift))
+    ]
+    figures.plot_whitening(items, ax)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["nothing", "random\n(null)", "w"]
+    assert labels(ax) == ["layer 0", "layer 2"]
+    null = [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"]
+    assert null == pytest.approx([0.49, 0.79])
+    dots = [line.get_ydata() for line in ax.get_lines() if line.get_alpha() == 0.5]
+    assert np.allclose(dots[0], [0.5, 0.51, 0.52])
+
+
+def test_alignment_is_drawn_against_the_random_direction(ax):
+    items = [
+        at(Alignment(f"0[{row}]", direction, cosine, 1.0, 0.25, 9, 10))
+        for row in range(2)
+        for direction, cosine in (("mean input", 0.9), ("w", 0.2), ("random", 0.3))
+    ]
+    figures.plot_alignment(items, ax)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["w", "random", "mean input"]
+    assert {line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == ":"} == {0.25}
+
+
+def test_training_draws_every_run_and_the_median_of_each_arm(ax):
+    steps = np.array([0, 5, 10])
+    curves = [
+        TrainingCurve(arm, seed, steps, scale * np.array([4.0, 2.0, 1.0]) + seed, np.array([0.1, 0.5, 0.9]))
+        for arm, scale in (("standard", 1.0), ("weight-norm", 2.0))
+        for seed in range(3)
+    ]
+    figures.plot_training(curves, ax)
+    assert drawn(ax, "standard (median of 3 seeds)").get_ydata().tolist() == [5.0, 3.0, 2.0]
+    assert len(ax.get_lines()) == 6 + 2
+    assert ax.get_yscale() == "log"
+    figures.plot_training(curves, ax, quantity="accuracies")
+    assert ax.get_ylabel().startswith("accuracy")
+    with pytest.raises(ConfigurationError, match="quantity must be"):
+        figures.plot_training(curves, ax, quantity="loss")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "affected"),
+    [
+        (("resolved",) * 3, "resolved", 0),
+        (("resolved", "lower_bound", "resolved"), "lower_bound", 1),
+        (("unresolved", "lower_bound", "lower_bound"), "unresolved", 1),
+        (("undefined",) * 3, "undefined", 3),
+    ],
+)
+def test_a_spread_carries_the_worst_status(statuses, status, affected):
+    found = figures.spread(Quantity(float(index), name) for index, name in enumerate(statuses))
+    assert (found.status, found.affected) == (status, affected)
+    assert math.isnan(found.median) == (status == "undefined")
+
+
+# --------------------------------------------------------------------------------------------------- small pictures
+
+HOSTILE = '"><script>alert(1)</script>\x1b[31m\u202e$x^$\udc80\n'
+
+
+@pytest.mark.parametrize("count", [1, 3, 2000, 20000])
+def test_notebook_picture_is_small_and_the_same_every_time(count):
+    record = spectrum(np.geomspace(1e-9, 1, count) * np.where(np.arange(count) % 3, 1, -1), matrix="hessian")
+    picture = figures.spectrum_svg(record)
+    assert len(picture.encode()) < 50_000
+    assert picture == figures.spectrum_svg(record)
+    assert "http" not in picture
+    assert "<?xml" not in picture
+    root = ElementTree.fromstring(picture.replace("xlink:href", "href"))
+    assert root.attrib["role"] == "img"
+    assert "negative" in root.attrib["aria-label"]
+    assert root[0].tag == "title"
+
+
+def test_hostile_names_neither_break_a_picture_nor_become_mathematics(ax):
+    record = spectrum(chart=HOSTILE, gauge=HOSTILE, matrix=HOSTILE)
+    picture = figures.spectrum_svg(record)
+    assert "<script" not in picture
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", picture)
+    ElementTree.fromstring(picture.replace("xlink:href", "href"))
+    assert "\x1b" not in figures.text_picture(record)
+    figures.plot_spectra([record, spectrum()], ax)
+    assert "<script" not in figures.render_svg(ax.figure, HOSTILE).replace(HOSTILE, "")
+
+
+def test_names_outside_the_font_are_drawn_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "日本" in figures.render_svg(Figure(), "日本")
+        assert "spectrum" not in figures.spectrum_svg(spectrum(chart="日本"))
+
+
+def test_used_identifiers_stay_and_unused_ones_go(ax):
+    text = figures.render_svg(figures.plot_spectrum(spectrum(), ax).figure, "x")
+    declared, used = set(re.findall(r' id="([^"]+)"', text)), set(re.findall(r"#([\w.-]+)[\")]", text))
+    assert declared
+    assert declared == {name for name in used if not re.fullmatch(r"[0-9a-f]{6}", name)}
+
+
+values = st.lists(st.floats(-1e12, 1e12, allow_nan=False), min_size=1, max_size=60)
+
+
+@given(values, st.floats(0, 1), st.sampled_from("█#"))
+def test_text_picture_counts_add_up_and_fit_the_terminal(values, floor, bar):
+    record = spectrum(values, matrix="hessian", floor=floor)
+    decades, hidden = figures.decade_counts(record)
+    assert sum(map(sum, decades.values())) + hidden == record.dim
+    negative, zero, positive = record.inertia
+    assert tuple(map(sum, zip(*decades.values(), strict=True))) in {(negative, positive), ()}
+    lines = figures.text_picture(record, bar=bar).splitlines()
+    assert max(map(len, lines)) <= 80
+    printed = [re.sub(rf"1e[+-]\d+|noise floor.*|{bar}|[.<()]|floor", " ", line).split() for line in lines[1:]]
+    assert sum(int(word) for words in printed for word in words) == record.dim
+    assert ("< floor" in lines[-1]) == bool(zero)
+
+
+def test_text_picture_cuts_long_gaps_and_keeps_bars_in_proportion():
+    picture = figures.text_picture(spectrum([1e-12, *[1.0] * 10, *[20.0] * 5]), bar="#")
+    lines = picture.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["1e+01", "1e+00", "...", "1e-12"]
+    bars = [line.count("#") for line in lines[1:]]
+    assert bars[1] == 2 * bars[0]
+    assert bars[3] > 0
+
+
+def test_printable_leaves_words_alone_and_escapes_what_moves_the_cursor():
+    assert figures.printable("Gauß, κ₉₅ 日本") == "Gauß, κ₉₅ 日本"
+    assert figures.printable("a\u202eb\x07\udc80") == "a\\u202eb\\x07\\udc80"
