@@ -46,6 +46,8 @@ EXTRAS = {
 QUALITY = [
     "pytest>=8",
     "pytest-timeout",
+    "pytest-xdist",
+    "mypy",
     "hypothesis",
     "nbmake",
     "jaxtyping",
