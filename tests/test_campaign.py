@@ -3,7 +3,7 @@
 What an item asks for and another file already shows is named there; this file holds the rest: random networks where
 the others are fixed, and tolerances as stated. Relative to the Frobenius norm of the expected matrix unless said.
 
-Item -> test (``test_x::name`` is in ``tests/test_x.py``; a bare name is in this file).
+Item -> test (``test_x::name`` is in ``test_x.py`` of its wing; a bare name is in this file).
 
 Exactness
 
@@ -106,7 +106,7 @@ from curvature.linalg.krylov import lanczos
 from curvature.matrices import MATRICES
 from curvature.records.bounds import kato_temple, lanczos_slack, spectral_bounds
 
-TESTS = Path(__file__).parent
+TEST_FILES = {path.stem: path for path in Path(__file__).parent.rglob("test_*.py")}
 EPS = torch.finfo(torch.float64).eps
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
 SEMIDEFINITE = EXACT[1:]
@@ -131,15 +131,15 @@ def by_products(operator):
 
 
 def test_every_test_that_the_table_names_is_there():
-    place = "test_campaign"
+    this_file = Path(__file__).stem
     for line in __doc__.split("Exactness")[1].splitlines():
         if re.match(r"\d+\. ", line):
-            place = "test_campaign"
+            current = this_file
         for name in re.findall(r"``([\w:]+)``", line):
             file, _, test = name.rpartition("::")
-            place = file or (place if name.startswith("::") else "test_campaign")
+            current = file or (current if name.startswith("::") else this_file)
             if test not in ("test_convolution", "test_structured", "slow", "flipped"):  # whole files, and words
-                assert f"def test_{test}(" in (TESTS / f"{place}.py").read_text(), name
+                assert f"def test_{test}(" in TEST_FILES[current].read_text(), name
 
 
 # ------------------------------------------------------------------------------------------------ random networks
