@@ -88,7 +88,7 @@ def trained(plan: Plan, problem_of_seed) -> Iterator[tuple[Arm, int, Start, Run]
 
 def headline(matrix: cv.SymmetricOperator, chart: cv.Parameterization) -> dict:
     """Headline numbers of ``K^(1/2) A K^(1/2)``, each with its status, and the rank they stand on."""
-    numbers = cv.spectrum(matrix, chart=chart, effective=True, gradient=True).condition_numbers()
+    numbers = cv.spectrum(cv.effective(matrix, chart), gradient=True).condition_numbers()
     row = {"rank": numbers.rank}
     for name in HEADLINES:
         row |= {name: numbers[name].value, f"{name}_status": numbers[name].status}

@@ -142,7 +142,7 @@ def _numbers(
     start: str,
     gauge: str,
 ) -> dict:
-    spectrum = cv.spectrum(matrix, chart=chart, effective=True)
+    spectrum = cv.spectrum(cv.effective(matrix, chart))
     numbers = spectrum.condition_numbers()
     theory = mean_field(sizes, examples, centred=start == "data-dependent", gauge=gauge)
     return {

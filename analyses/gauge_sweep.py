@@ -40,7 +40,7 @@ def measure(*, fast: bool = False) -> list[dict]:
         matrix = cv.ggn(problem).materialized()
         charts = [(None, cv.Standard()), *((s, cv.WeightNorm(stretch=s)) for s in STRETCHES)]
         for stretch, chart in charts:
-            numbers = cv.spectrum(matrix, chart=chart).condition_numbers()
+            numbers = cv.spectrum(cv.pullback(matrix, chart)).condition_numbers()
             row = {"seed": seed, "stretch": stretch, "rank": numbers.rank, "rank_rule": numbers.rank_rule}
             for name in ("kappa_50", "kappa_80", "kappa_95"):
                 row |= {name: numbers[name].value, f"{name}_status": numbers[name].status}

@@ -93,7 +93,7 @@ def _charts(problem: cv.Problem, own: cv.Parameterization, seed: int) -> list[di
         # Undamped: only of charts whose metric is not itself an inverse of the damped Fisher.
         kappa = math.nan
         if not isinstance(chart, cv.LinearChart):
-            kappa = cv.spectrum(fisher, chart=chart, effective=True).condition_numbers()["kappa_80"].value
+            kappa = cv.spectrum(cv.effective(fisher, chart)).condition_numbers()["kappa_80"].value
         rows.append(
             {
                 "chart": step.chart,

@@ -100,7 +100,7 @@ def _conditions(problem: cv.Problem, trainable: Trainable, point: Checkpoint, ar
     weights = cv.spectrum(fisher).condition_numbers()
     found = {}
     for name, chart in charts.items():
-        own = cv.spectrum(fisher, chart=chart).condition_numbers()
+        own = cv.spectrum(cv.pullback(fisher, chart)).condition_numbers()
         found[name] = {"rank": own.rank}
         for key in NUMBERS:
             found[name] |= {key: own[key].value, f"{key}_status": own[key].status}

@@ -55,7 +55,7 @@ standard = cv.spectrum(ggn)
 standard
 
 # %%
-standard.plot()
+cv.figures.plot_spectrum(standard)
 # %% [markdown]
 # Digits has pixels that are 0 on every image, and a softmax does not notice a vector added to all its rows: those
 # directions are null by construction. They are counted by formula and verified, so the rank is not a matter of
@@ -81,8 +81,8 @@ standard.condition_numbers()
 # eigenvalues are the same, and each neuron adds one exact zero. At another gauge, same function, it does.
 
 # %%
-canonical = cv.spectrum(ggn, chart=cv.WeightNorm())
-stretched = cv.spectrum(ggn, chart=cv.WeightNorm(stretch=3.0))
+canonical = cv.spectrum(cv.pullback(ggn, cv.WeightNorm()))
+stretched = cv.spectrum(cv.pullback(ggn, cv.WeightNorm(stretch=3.0)))
 for spectrum in (standard, canonical, stretched):
     print(spectrum.dim, spectrum.condition_numbers())
 

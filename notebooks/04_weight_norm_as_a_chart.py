@@ -45,7 +45,7 @@ hessian = cv.hessian(problem).materialized()
 # %%
 stretches = (0.25, 0.5, 1.0, 2.0, 4.0)  # ||v|| / |g| = rho ** -0.5
 standard = cv.spectrum(ggn)
-effective = {s: cv.spectrum(ggn, chart=cv.WeightNorm(stretch=s), effective=True) for s in stretches}
+effective = {s: cv.spectrum(cv.effective(ggn, cv.WeightNorm(stretch=s))) for s in stretches}
 kept = standard.rank // 2  # the upper half: far from rounding
 moved = {}
 for stretch, spectrum in effective.items():
@@ -93,8 +93,8 @@ print(f"{float((along_hessian - expected).abs().max()):.0e}")
 # %%
 inertia = {
     "on the weights": cv.spectrum(hessian).inertia,
-    "in (g, v)": cv.spectrum(hessian, chart=chart).inertia,
-    "in (g, v), horizontally": cv.spectrum(hessian, chart=chart, effective=True).inertia,
+    "in (g, v)": cv.spectrum(cv.pullback(hessian, chart)).inertia,
+    "in (g, v), horizontally": cv.spectrum(cv.effective(hessian, chart)).inertia,
 }
 for where, (negative, zero, positive) in inertia.items():
     print(f"{where:>24}: {negative} negative, {zero} zero, {positive} positive eigenvalues")
