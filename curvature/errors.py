@@ -12,6 +12,7 @@ __all__ = [
     "InputError",
     "NonFiniteError",
     "NotDefinedError",
+    "RemovedArgumentError",
     "ResourceError",
     "SelfCheckError",
 ]
@@ -41,6 +42,10 @@ class ConfigurationError(CurvatureError, ValueError):
     """An option, a name or a run directory does not fit: change the call."""
 
     exit_code = ExitCode.USAGE
+
+
+class RemovedArgumentError(ConfigurationError, TypeError):
+    """An argument of an earlier version: the message shows the call that replaces it."""
 
 
 class NotDefinedError(ConfigurationError):
