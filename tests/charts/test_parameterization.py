@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
+from scipy.linalg import sqrtm
 from torch import nn
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn import functional
@@ -508,6 +509,31 @@ def test_a_users_chart_that_misses_the_point_is_refused():
         Short().at(LAYOUT, WEIGHTS)
     with pytest.raises(cv.SelfCheckError, match="differs from w by nan"):
         Softplus().at(LAYOUT, WEIGHTS - 10.0)  # the logarithm of a negative number
+
+
+def test_polar_factors_survive_a_failure_of_divide_and_conquer(monkeypatch):
+    class Square(cv.Parameterization):
+        name = "square"
+
+        def to_weights(self, coordinates):
+            return coordinates**2
+
+        def from_weights(self, weights):
+            return weights.sqrt()
+
+    problem = cv.zoo.linear_regression(num_examples=20, dim=4)
+    problem = problem.at(problem.weights.abs() + 0.1)
+
+    def fails(*_, **__):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", fails)
+    chart = Square().at(problem.layout, problem.weights)
+    block = torch.eye(4, dtype=torch.float64)
+    jacobian = chart.push(block).numpy()
+    root = sqrtm(jacobian @ jacobian.T)
+    assert torch.allclose(chart.metric_root(block), torch.from_numpy(root), rtol=1e-12)
+    assert chart.null_dim == 0
 
 
 # ------------------------------------------------------------------------------------------------ refusals
