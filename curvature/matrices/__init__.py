@@ -70,7 +70,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> SymmetricOperator:
     batched = _batches_backward(problem)
 
     def graph(where: slice) -> tuple[list[Tensor], list[Tensor]]:
-        _, leaves, loss = problem._chunk_loss(where)
+        _, leaves, loss = problem.chunk_loss(where)
         with torch.enable_grad():
             gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
         return list(gradient), leaves
@@ -380,7 +380,7 @@ def _in_double(problem: Problem) -> Problem:
 
     return replace(
         problem,
-        model=copy.deepcopy(problem.model).double(),
+        function=replace(problem.function, module=copy.deepcopy(problem.model).double()),
         inputs=double(problem.inputs),
         targets=double(problem.targets),
         weights=problem.weights.double(),

@@ -153,7 +153,7 @@ def _tolerance(point: Tensor) -> float:
 
 def _suspects(problem: Problem) -> str:
     """Say what in the graph is known to have a wrong second derivative, or none."""
-    _, _, loss = problem._chunk_loss(slice(0, 1))
+    _, _, loss = problem.chunk_loss(slice(0, 1))
     found = [words for node in graph_nodes(loss) for name, words in _SUSPECTS.items() if name in type(node).__name__]
     known = "; ".join(dict.fromkeys(found))
     return "What autograd computes is not the derivative of the gradient: " + (

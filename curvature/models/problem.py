@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from curvature.charts import Parameterization, Standard
@@ -16,6 +14,7 @@ from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
 from curvature.models.behaviour import pre_activations_near_a_kink, untouched_generators
 from curvature.models.data import as_type, materialize, refuse_non_finite
+from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, PerExample, refuse_other_reduction, resolve_loss
 from curvature.models.module import common_type, refuse_module, unwrap
 from curvature.models.trial import checked_outputs, differentiated_once
@@ -35,12 +34,12 @@ class Problem:
 
     Attributes
     ----------
+    function
+        The network as a function of its weights, with their names and positions.
     loss
         The loss, with its denominators.
     inputs, targets
         The data in fixed order, ``(N, ...)``.
-    layout
-        Names and places of the weights: the only conversion between named tensors and flat vectors.
     weights
         The point ``(P,)``: what the model multiplies with, after any weight normalization is applied.
     chart
@@ -51,29 +50,19 @@ class Problem:
         Names of parameters left out (``requires_grad=False``), and of those the loss does not depend on.
     chunk_size
         Examples evaluated at once; results do not depend on it beyond rounding.
-    written
-        Names of buffers that ``forward`` writes into (counters, running statistics): every pass starts from the values
-        that they came with.
-    attends
-        Whether the model uses PyTorch's fused attention, which is then computed by the kernel that has a second
-        derivative.
     """
 
-    model: nn.Module = field(repr=False)
+    function: ModelFunction = field(repr=False)
     loss: Loss
     inputs: Tensor = field(repr=False)
     targets: Tensor = field(repr=False)
-    layout: Layout = field(repr=False)
     weights: Tensor = field(repr=False)
     chart: Parameterization
     denominator: float
-    aliases: Mapping[str, str] = field(repr=False)
     frozen: tuple[str, ...]
     unused: tuple[str, ...]
     num_outputs: int
     chunk_size: int
-    written: tuple[str, ...] = ()
-    attends: bool = field(default=False, repr=False)
 
     @classmethod
     def from_module(
@@ -143,11 +132,9 @@ class Problem:
             raise InputError("the module has no parameter with requires_grad=True: there is nothing to differentiate.")
         weights = torch.cat([values[entry.name].reshape(-1) for entry in entries])
 
-        problem = cls(
-            model, loss, inputs, targets, layout, weights, chart, 1.0, aliases, tuple(frozen), (), 1, len(inputs)
-        )
-        outputs, written = checked_outputs(problem)
-        problem = replace(problem, written=written)
+        function = ModelFunction(model, layout, aliases)
+        outputs, written = checked_outputs(function, weights, inputs)
+        function = replace(function, written=written)
         targets = loss.prepare(outputs, targets)
         if isinstance(loss, PerExample) and not declared:
             refuse_other_reduction(loss, outputs, targets)
@@ -158,11 +145,48 @@ class Problem:
         denominator = float(loss.denominators(outputs, targets).sum())
         if not denominator > 0:
             raise InputError("the denominator of the mean loss is zero: every target has weight zero or is ignored.")
-        problem = replace(
-            problem, targets=targets, denominator=denominator, num_outputs=num_outputs, chunk_size=chunk_size
+        unused, attends = differentiated_once(
+            function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
         )
-        unused, attends = differentiated_once(problem)
-        return replace(problem, unused=unused, attends=attends)
+        function = replace(function, attends=attends)
+        return cls(
+            function,
+            loss,
+            inputs,
+            targets,
+            weights,
+            chart,
+            denominator,
+            tuple(frozen),
+            unused,
+            num_outputs,
+            chunk_size,
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The private copy of the module."""
+        return self.function.module
+
+    @property
+    def layout(self) -> Layout:
+        """Names and positions of the weights: the only conversion between named tensors and flat vectors."""
+        return self.function.layout
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Second names of tied weights, each with the name in :attr:`layout`."""
+        return self.function.aliases
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Names of buffers that ``forward`` writes into; every pass starts from the values they came with."""
+        return self.function.written
+
+    @property
+    def attends(self) -> bool:
+        """Whether the model uses PyTorch's fused attention, which is then computed by the math kernel."""
+        return self.function.attends
 
     @property
     def dim(self) -> int:
@@ -201,19 +225,9 @@ class Problem:
             raise NonFiniteError("the weights contain NaN or infinity.")
         return replace(self, weights=weights.detach().clone().to(self.weights), chart=Standard())
 
-    @full_precision()
     def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs at other weights, flat or by name; differentiable in them."""
-        named = self.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
-        named |= {alias: named[original] for alias, original in self.aliases.items()}
-        named |= {name: self.model.get_buffer(name).clone() for name in self.written}
-        with ExitStack() as stack:
-            if self.attends:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.device.type != "cpu":
-                stack.enter_context(self.device)  # what forward makes itself lies where the model is
-            # A module may write into its input in place; the data stay as they are.
-            return torch.func.functional_call(self.model, named, (inputs.clone(),))
+        return self.function.predict(weights, inputs)
 
     def chunks(self) -> Iterator[slice]:
         """Slices of the examples, at most ``chunk_size`` each."""
@@ -225,7 +239,7 @@ class Problem:
         """Outputs for all examples, ``(N, ...)``, without a graph."""
         point = self.weights if weights is None else weights
         with torch.no_grad():
-            return torch.cat([self.predict(point, self.inputs[where]) for where in self.chunks()])
+            return torch.cat([self.predict(point, self.inputs[rows]) for rows in self.chunks()])
 
     def kinks(self) -> tuple[int, int]:
         """Count inputs of piecewise linear activations (ReLU and its kin) that lie at a kink, or within 1e-8 of it.
@@ -245,8 +259,8 @@ class Problem:
     def gradient(self, weights: Tensor | None = None) -> Tensor:
         """Gradient of the mean loss in the weights, ``(P,)``."""
         total = torch.zeros_like(self.weights)
-        for where in self.chunks():
-            total += self._chunk_gradient(where, weights)
+        for rows in self.chunks():
+            total += self._chunk_gradient(rows, weights)
         if not torch.isfinite(total).all():
             alone = (self._chunk_gradient(slice(n, n + 1), weights) for n in range(self.num_examples))
             first = next((n for n, part in enumerate(alone) if not torch.isfinite(part).all()), None)
@@ -258,21 +272,19 @@ class Problem:
             )
         return total
 
-    def _chunk_gradient(self, where: slice, weights: Tensor | None) -> Tensor:
-        _, leaves, loss = self._chunk_loss(where, weights)
+    def _chunk_gradient(self, rows: slice, weights: Tensor | None) -> Tensor:
+        _, leaves, loss = self.chunk_loss(rows, weights)
         parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
     def leaves(self, weights: Tensor | None = None) -> dict[str, Tensor]:
         """Fresh named tensors at the point that require gradients."""
-        point = self.weights if weights is None else weights
-        return {name: part.detach().clone().requires_grad_() for name, part in self.unflatten(point).items()}
+        return self.function.leaves(self.weights if weights is None else weights)
 
-    def _chunk_loss(self, where: slice, weights: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
-        named = self.leaves(weights)
-        with torch.enable_grad():
-            outputs = self.predict(named, self.inputs[where])
-            loss = self.loss.terms(outputs, self.targets[where]).sum() / self.denominator
-        if not loss.requires_grad:
-            raise InputError("the loss does not depend on any trainable parameter of the module.")
-        return outputs, list(named.values()), loss
+    def chunk_loss(self, rows: slice, weights: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Outputs of some examples, fresh leaves, and what the examples add to the mean loss, with its graph."""
+        return self.function.loss_graph(
+            self.weights if weights is None else weights,
+            self.inputs[rows],
+            lambda outputs: self.loss.terms(outputs, self.targets[rows]).sum() / self.denominator,
+        )

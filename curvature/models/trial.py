@@ -1,96 +1,149 @@
-"""The trial of a model on its data: that it is a fixed function of one example, and can be differentiated."""
+"""The trial of a model on its data: that it is a fixed function of one example, and that it can be differentiated."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from curvature.errors import InputError, NonFiniteError, SelfCheckError
 from curvature.models.behaviour import first_layer, generator_states, graph_nodes, narrower
-
-if TYPE_CHECKING:
-    from curvature.models.problem import Problem
+from curvature.models.function import ModelFunction
 
 __all__ = ["checked_outputs", "differentiated_once"]
 
 
-def checked_outputs(problem: Problem) -> tuple[Tensor, tuple[str, ...]]:
-    """Outputs of the whole data, and names of the buffers that forward writes into.
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """A model at one point, on all of its inputs."""
 
-    Refuses what is not, with these buffers as they were, a fixed function of one example.
+    function: ModelFunction
+    weights: Tensor
+    inputs: Tensor
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.inputs)
+
+    def outputs(self, count: int | None = None) -> Tensor:
+        """Outputs for the first ``count`` examples, or for all of them, without a graph."""
+        with torch.no_grad():
+            return self.function.predict(self.weights, self.inputs[:count])
+
+    def first_layer(self, count: int | None = None, guilty: Callable[[object], bool] = lambda _: False) -> str:
+        """Name the first layer whose output is ``guilty``, or else in which the pass fails; see ``behaviour``."""
+        return first_layer(self.function.module, lambda: self.outputs(count), guilty)
+
+    def generator_states(self) -> dict[str, object]:
+        return generator_states(self.weights.device)
+
+
+def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Compute the outputs for all data, and refuse a model that is not a fixed function of one example.
+
+    Parameters
+    ----------
+    function
+        The model, with no buffer declared as written yet.
+    weights
+        The point ``(P,)``.
+    inputs
+        All examples ``(N, ...)``.
+
+    Returns
+    -------
+    outputs, written
+        Outputs ``(N, ...)``, and names of the buffers that ``forward`` writes into.
+
+    Raises
+    ------
+    InputError
+        If the model fails, writes into its parameters, or does not return one output per example.
+    NonFiniteError
+        If an output is NaN or infinite.
+    SelfCheckError
+        If two passes differ, or the output for an example depends on the other examples.
     """
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in problem.model.named_buffers()}
-    weights, states = problem.weights.clone(), generator_states(problem.device)
+    trial = _Trial(function, weights, inputs)
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in function.module.named_buffers()}
+    before, states = weights.clone(), trial.generator_states()
     try:
-        whole = _outputs(problem, problem.num_examples)
-    except Exception as error:  # anything may come out of a user's module
-        layer = first_layer(problem.model, lambda: _outputs(problem, problem.num_examples), lambda _: False)
+        outputs = trial.outputs()
+    except Exception as error:  # a user's module may raise anything
+        layer = trial.first_layer()
         raise InputError(
-            f"the model failed on inputs of shape {tuple(problem.inputs.shape)}: {type(error).__name__}: {error}"
+            f"the model failed on inputs of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
             + (f" (in {layer})" if layer else "")
         ) from error
-    now = generator_states(problem.device)
-    drawn = [name for name, state in states.items() if state != now[name]]
-    moved = [name for name, where in problem.layout.slices.items() if (weights != problem.weights)[where].any()]
+    states_after = trial.generator_states()
+    drawn = [name for name, state in states.items() if state != states_after[name]]
+    moved = [name for name, span in function.layout.slices.items() if (before != weights)[span].any()]
     if moved:
         raise InputError(
-            f"forward writes into the parameter {moved[0]!r} (a constraint on weights, say), so that the model is no "
-            "function of its weights. Apply the constraint once, before, and remove it from forward."
+            f"forward writes into the parameter {moved[0]!r} (a constraint on weights, for example), so the model's "
+            "output depends on more than its weights. Apply the constraint once before, and remove it from forward."
         )
-    if not isinstance(whole, Tensor):
-        raise InputError(f"the model must return one tensor, it returns {type(whole).__name__}.")
-    if whole.ndim < 1 or len(whole) != problem.num_examples:
-        raise InputError(
-            f"the model must return one output per example ({problem.num_examples} examples), got shape "
-            f"{tuple(whole.shape)}."
-        )
-    if not torch.isfinite(whole).all():
-        example = int((~torch.isfinite(whole.reshape(len(whole), -1))).any(1).nonzero()[0])
-        raise NonFiniteError(f"the model's output is NaN or infinite, first for example {example}.")
-    written = _put_back(problem, buffers)
-    fixed = replace(problem, written=written)
+    _refuse_outputs(outputs, trial.num_examples)
+    written = _restore_buffers(function, buffers)
+    trial = replace(trial, function=replace(function, written=written))
     if drawn:
-        _refuse_drawing(fixed, drawn)
-    scale = whole.abs().max()
-    tolerance = 1e3 * torch.finfo(whole.dtype).eps * scale
-    if (difference := (whole - _outputs(fixed, problem.num_examples)).abs().max()) > tolerance:
-        raise SelfCheckError(
-            f"the model is not deterministic: two passes over the same data differ by {difference / scale:.1e} "
-            f"(relative){_first_after(fixed, problem.num_examples)}. Something in it is random or keeps a state; call "
-            "model.eval() or remove the noise."
-        )
-    for few in sorted({1, max(1, problem.num_examples // 2)}):
-        _refuse_coupled(fixed, whole, few, tolerance)
-    return whole, written
+        _refuse_drawing(trial, drawn)
+    tolerance = 1e3 * torch.finfo(outputs.dtype).eps * outputs.abs().max()
+    _refuse_changing(trial, outputs, tolerance)
+    for count in sorted({1, max(1, trial.num_examples // 2)}):
+        _refuse_coupled(trial, outputs, count, tolerance)
+    return outputs, written
 
 
-def differentiated_once(problem: Problem) -> tuple[tuple[str, ...], bool]:
-    """Names of parameters that the loss does not depend on, and whether fused attention is in its graph.
+def differentiated_once(
+    function: ModelFunction, weights: Tensor, inputs: Tensor, loss: Callable[[Tensor], Tensor]
+) -> tuple[tuple[str, ...], bool]:
+    """Differentiate the loss once, and refuse a model that cannot be differentiated or that loses digits.
 
-    Refuses a model that cannot be differentiated, or that drops digits on the way.
+    Parameters
+    ----------
+    function
+        The model.
+    weights
+        The point ``(P,)``.
+    inputs
+        A few examples ``(N, ...)``.
+    loss
+        Maps their outputs to one scalar.
+
+    Returns
+    -------
+    unused, attends
+        Names of parameters that the loss does not depend on, and whether fused attention is in its graph.
+
+    Raises
+    ------
+    InputError
+        If a layer has no derivative, or computes with fewer digits than the weights have.
     """
 
-    def named(guilty: Callable[[object], bool]) -> str:
-        layer = first_layer(problem.model, lambda: problem._chunk_loss(slice(0, 1)), guilty)
+    def run() -> tuple[Tensor, list[Tensor], Tensor]:
+        return function.loss_graph(weights, inputs, loss)
+
+    def layer_where(guilty: Callable[[object], bool]) -> str:
+        layer = first_layer(function.module, run, guilty)
         return f" in {layer}" if layer else ""
 
     try:
-        _, leaves, loss = problem._chunk_loss(slice(0, 1))
-        parts = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+        _, leaves, value = run()
+        gradient = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
     except RuntimeError as error:
-        raise InputError(f"the model cannot be differentiated{named(_has_no_gradient)}: {error}") from error
-    if dropped := narrower(loss, problem.dtype):
+        raise InputError(f"the model cannot be differentiated{layer_where(_has_no_gradient)}: {error}") from error
+    if dropped := narrower(value, weights.dtype):
         raise InputError(
-            f"the model is computed in {problem.dtype}, but forward casts to {', '.join(sorted(map(str, dropped)))}"
-            f"{named(lambda output: bool(narrower(output, problem.dtype)))}: the digits that small eigenvalues need "
-            "are lost there. Remove the cast, or pass dtype=torch.float32 for all of the work."
+            f"the model is computed in {weights.dtype}, but forward casts to {', '.join(sorted(map(str, dropped)))}"
+            f"{layer_where(lambda output: bool(narrower(output, weights.dtype)))}: the digits that small eigenvalues "
+            "need are lost there. Remove the cast, or pass dtype=torch.float32 for all of the work."
         )
-    unused = tuple(entry.name for entry, part in zip(problem.layout.entries, parts, strict=True) if part is None)
-    return unused, any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(loss))
+    unused = tuple(entry.name for entry, part in zip(function.layout.entries, gradient, strict=True) if part is None)
+    return unused, any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value))
 
 
 def _has_no_gradient(output: object) -> bool:
@@ -104,78 +157,89 @@ def _has_no_gradient(output: object) -> bool:
     return False
 
 
-def _outputs(problem: Problem, count: int) -> Tensor:
-    with torch.no_grad():
-        return problem.predict(problem.weights, problem.inputs[:count])
-
-
-def _put_back(problem: Problem, buffers: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[str, ...]:
-    """Give buffers that a pass has written into their values back; their names."""
+def _restore_buffers(function: ModelFunction, buffers: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[str, ...]:
+    """Restore the buffers that a pass has written into; return their names."""
     written = []
-    for name, now in list(problem.model.named_buffers()):
-        tensor, value = buffers.get(name, (now, now))
-        if now is not tensor or not torch.equal(now, value):
+    for name, buffer in list(function.module.named_buffers()):
+        original, value = buffers.get(name, (buffer, buffer))
+        if buffer is not original or not torch.equal(buffer, value):
             path, _, leaf = name.rpartition(".")
-            setattr(problem.model.get_submodule(path), leaf, value)
+            setattr(function.module.get_submodule(path), leaf, value)
             written.append(name)
     return tuple(written)
 
 
-def _refuse_drawing(problem: Problem, drawn: list[str]) -> None:
-    states = generator_states(problem.device)
-    layer = first_layer(
-        problem.model,
-        lambda: _outputs(problem, problem.num_examples),
-        lambda _: generator_states(problem.device) != states,
-    )
+def _refuse_outputs(outputs: object, num_examples: int) -> None:
+    """Refuse anything but one finite tensor with one row per example."""
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the model must return one tensor, it returns {type(outputs).__name__}.")
+    if outputs.ndim < 1 or len(outputs) != num_examples:
+        raise InputError(
+            f"the model must return one output per example ({num_examples} examples), got shape {tuple(outputs.shape)}."
+        )
+    if not torch.isfinite(outputs).all():
+        example = int((~torch.isfinite(outputs.reshape(len(outputs), -1))).any(1).nonzero()[0])
+        raise NonFiniteError(f"the model's output is NaN or infinite, first for example {example}.")
+
+
+def _refuse_drawing(trial: _Trial, drawn: list[str]) -> None:
+    states = trial.generator_states()
+    layer = trial.first_layer(guilty=lambda _: trial.generator_states() != states)
     raise SelfCheckError(
-        f"the model is not deterministic: {layer or 'something in it'} draws random numbers ({', '.join(drawn)}) in "
+        f"the model is not deterministic: {layer or 'one of its layers'} draws random numbers ({', '.join(drawn)}) in "
         "each pass. Call model.eval(), or remove the noise; copy.deepcopy(model).eval() leaves your own model as it is."
     )
 
 
-def _refuse_coupled(problem: Problem, whole: Tensor, few: int, tolerance: Tensor) -> None:
-    """Compare the outputs for the first examples with those in the company of all."""
-    try:
-        part = _outputs(problem, few)
-    except Exception as error:  # anything may come out of a user's module
-        layer = first_layer(problem.model, lambda: _outputs(problem, few), lambda _: False)
+def _refuse_changing(trial: _Trial, outputs: Tensor, tolerance: Tensor) -> None:
+    """Compare the outputs with those of a second pass."""
+    difference = (outputs - trial.outputs()).abs().max()
+    if difference > tolerance:
         raise SelfCheckError(
-            f"the model takes all {problem.num_examples} examples, and fails on {few} of them, in {layer or 'itself'} "
-            f"({type(error).__name__}: {error}): it needs the others, as batch norm does that computes statistics. A "
-            "mean over examples needs a model that treats them one by one."
+            "the model is not deterministic: two passes over the same data differ by "
+            f"{difference / outputs.abs().max():.1e} (relative){_first_difference(trial, trial.num_examples)}. One of "
+            "its layers is random or keeps a state. Call model.eval() or remove the noise."
+        )
+
+
+def _refuse_coupled(trial: _Trial, outputs: Tensor, count: int, tolerance: Tensor) -> None:
+    """Compare the outputs for the first examples with those computed together with all others."""
+    try:
+        part = trial.outputs(count)
+    except Exception as error:  # a user's module may raise anything
+        raise SelfCheckError(
+            f"the model takes all {trial.num_examples} examples, but fails on {count} of them, in "
+            f"{trial.first_layer(count) or 'forward'} ({type(error).__name__}: {error}). It needs the other examples, "
+            "as batch norm does when it computes statistics. A mean over examples needs a model that treats them one "
+            "by one."
         ) from error
-    if part.shape != whole[:few].shape:
-        apart = f"have shape {tuple(part.shape)}"
-    elif (difference := (whole[:few] - part).abs().max()) > tolerance:
-        apart = f"differ by {difference / whole.abs().max():.1e} (relative)"
+    if part.shape != outputs[:count].shape:
+        mismatch = f"have shape {tuple(part.shape)}"
+    elif (difference := (outputs[:count] - part).abs().max()) > tolerance:
+        mismatch = f"differ by {difference / outputs.abs().max():.1e} (relative)"
     else:
         return
     raise SelfCheckError(
-        f"the output for an example depends on the other examples in its batch: {few} of {len(whole)} alone "
-        f"{apart}{_first_after(problem, few)}. A mean over examples needs a model that treats them one by one."
+        f"the output for an example depends on the other examples in its batch: {count} of {len(outputs)} alone "
+        f"{mismatch}{_first_difference(trial, count)}. A mean over examples needs a model that treats them one by one."
     )
 
 
-def _first_after(problem: Problem, few: int) -> str:
-    """Name the first layer whose outputs for ``few`` examples are not those that it gives for all, in a second pass."""
+def _first_difference(trial: _Trial, count: int) -> str:
+    """Name the first layer whose outputs for ``count`` examples differ from those for all, in a second pass."""
     recorded: list[object] = []
-    first_layer(problem.model, lambda: _outputs(problem, few), lambda output: bool(recorded.append(output)))
+    trial.first_layer(count, lambda output: bool(recorded.append(output)))
     before = iter(recorded)
-    layer = first_layer(
-        problem.model,
-        lambda: _outputs(problem, problem.num_examples),
-        lambda output: not _same(next(before, None), output),
-    )
+    layer = trial.first_layer(guilty=lambda output: not _same(next(before, None), output))
     return f", first after {layer}" if layer else ""
 
 
-def _same(one: object, other: object) -> bool:
-    """Equal up to rounding, as far as both go."""
-    if not isinstance(one, Tensor) or not isinstance(other, Tensor) or not one.is_floating_point():
+def _same(first: object, second: object) -> bool:
+    """Whether two outputs are equal up to rounding, on the examples that both have."""
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or not first.is_floating_point():
         return True
-    if not one.ndim or one.shape[1:] != other.shape[1:]:
+    if not first.ndim or first.shape[1:] != second.shape[1:]:
         return True
-    few = min(len(one), len(other))
-    allowed = 1e3 * torch.finfo(one.dtype).eps * one.abs().max()
-    return bool((one[:few] - other[:few]).abs().max() <= allowed)
+    count = min(len(first), len(second))
+    allowed = 1e3 * torch.finfo(first.dtype).eps * first.abs().max()
+    return bool((first[:count] - second[:count]).abs().max() <= allowed)
