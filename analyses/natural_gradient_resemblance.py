@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, intervals, trained, write
-from curvature.natural_gradient.steps import Controls, best_stretches, compare_charts, control_charts
+from curvature.natural_gradient import Controls, best_stretches, compare_charts, control_charts
 from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, VERMILLION, finish
 from curvature.studies.training import Arm
 

@@ -41,11 +41,9 @@ _HOMES = {
         "monte_carlo_fisher",
         "pullback",
     ),
-    "natural_gradient.whitening": ("alignments", "whitening"),
     "linalg.operator": ("SymmetricOperator", "blocks"),
     "charts": ("LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"),
     "linalg.planning": ("Plan", "Rates", "pilot", "plan"),
-    "natural_gradient.preconditioners": ("preconditioner",),
     "models": ("Problem",),
     "records": (
         "ConditionNumbers",
@@ -59,7 +57,15 @@ _HOMES = {
         "Verdict",
     ),
     "linalg.eigen": ("inertia", "spectrum"),
-    "natural_gradient.steps": ("chart_step", "compare_charts", "efficiency", "natural_gradient_step"),
+    "natural_gradient": (
+        "alignments",
+        "chart_step",
+        "compare_charts",
+        "efficiency",
+        "natural_gradient_step",
+        "preconditioner",
+        "whitening",
+    ),
     "studies": ("compare",),
 }
 _MODULES = {"figures": "report.figures", "zoo": "models.zoo"}

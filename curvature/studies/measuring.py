@@ -15,7 +15,7 @@ from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import MATRICES, fisher
 from curvature.models import Problem
-from curvature.natural_gradient.steps import Controls, compare_charts, control_charts
+from curvature.natural_gradient import Controls, compare_charts, control_charts
 from curvature.records import Check, GaugeState, Measured, Spectrum, Study
 from curvature.records.conditioning import condition_numbers
 from curvature.studies.evidence import LINEAR_PART

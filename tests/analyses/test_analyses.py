@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import curvature as cv
-from curvature.natural_gradient.steps import best_stretches
+from curvature.natural_gradient import best_stretches
 from curvature.records.conditioning import marchenko_pastur_bures
 from curvature.studies.training import paper_start
 

@@ -15,9 +15,15 @@ from curvature.charts import LinearChart
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import zoo
-from curvature.natural_gradient import steps
-from curvature.natural_gradient.preconditioners import preconditioner
-from curvature.natural_gradient.steps import Controls, best_stretch, best_stretches, control_charts, top_directions
+from curvature.natural_gradient import (
+    Controls,
+    best_stretch,
+    best_stretches,
+    control_charts,
+    preconditioner,
+    stretches,
+    top_directions,
+)
 
 ROUNDING = 1e-10  # relative: 1e-16 times the condition number of A, below 1e4, with room
 DAMPING = 0.01
@@ -467,7 +473,7 @@ def test_best_stretch_is_the_end_of_its_range_where_the_best_is_beyond(weights, 
     optimum = module.weight.detach() - torch.ones(1, 2, dtype=torch.float64)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, inputs @ optimum.T))
     assert torch.allclose(problem.gradient(), torch.ones(2, dtype=torch.float64), rtol=1e-12)
-    fisher = torch.tensor([[1.0, 1.5], [1.5, 3.0]], dtype=torch.float64)
+    fisher = SymmetricOperator.from_dense(torch.tensor([[1.0, 1.5], [1.5, 3.0]], dtype=torch.float64))
     assert best_stretch(problem, damping=1e-9, fisher=fisher) == pytest.approx(stretch, rel=1e-12)
 
 
@@ -568,12 +574,12 @@ def test_finer_groups_have_no_larger_kappa_and_the_canonical_gauge_is_no_better(
 def test_the_search_for_finer_groups_begins_where_the_coarser_one_ended(monkeypatch):
     problem = classifier()
     network = best_stretches(problem, by="network", criterion="kappa")
-    least = steps._least_kappa
+    least = stretches._least_kappa
 
     def patched(problem, groups, *rest):
         return least(problem, groups, *rest) if groups.count == 1 else rest[-1][0]
 
-    monkeypatch.setattr(steps, "_least_kappa", patched)
+    monkeypatch.setattr(stretches, "_least_kappa", patched)
     neuron = best_stretches(problem, by="neuron", criterion="kappa")
     assert not torch.allclose(network["0.weight"], torch.ones(4, dtype=torch.float64), rtol=0.01)
     for name, rows in network.items():

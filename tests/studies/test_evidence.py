@@ -20,9 +20,7 @@ from curvature import report
 from curvature.charts import Standard, WeightNorm
 from curvature.errors import ConfigurationError
 from curvature.models import zoo
-from curvature.natural_gradient.preconditioners import preconditioner
-from curvature.natural_gradient.steps import compare_charts, control_charts
-from curvature.natural_gradient.whitening import alignments, whitening
+from curvature.natural_gradient import alignments, compare_charts, control_charts, preconditioner, whitening
 from curvature.records import Check, ConditionNumbers, Measured, Quantity, TrainingCurve, Verdict
 from curvature.records.conditioning import marchenko_pastur_bures, sphericity
 from curvature.studies import CompareSettings, run_compare

@@ -1,0 +1,187 @@
+r"""Steps of many charts compared with the natural gradient where they meet: on the weights.
+
+One damping metric is fixed there, $A = F + \lambda I$, because damping is not invariant under a chart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvature.charts import Chart, Parameterization, Standard
+from curvature.errors import NotDefinedError
+from curvature.linalg.operator import SymmetricOperator
+from curvature.models import Problem
+from curvature.natural_gradient.controls import Controls, control_charts
+from curvature.natural_gradient.preconditioners import absolute_damping
+from curvature.precision import full_precision
+from curvature.records import StepComparison
+
+__all__ = ["compare_charts", "efficiency"]
+
+_COINCIDE = 1e-12  # difference of two efficiencies that is rounding
+
+
+@full_precision()
+def efficiency(
+    problem: Problem,
+    chart: Parameterization,
+    *,
+    damping: float = 1e-3,
+    fisher: SymmetricOperator | None = None,
+) -> StepComparison:
+    r"""Share of the natural gradient's progress that one gradient step of a chart makes.
+
+    $$E = \frac{(g^T K g)^2}{g^T K A K g \; g^T A^{-1} g} \in [0, 1], \quad A = F + \lambda I.$$
+
+    This is the best line-search decrease of the quadratic model along $-K g$, over that of the full damped
+    natural-gradient step, and the squared cosine between the two steps in the $A$-norm.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    chart
+        Any parameterization.
+    damping
+        $a$ in $\lambda = a \operatorname{tr}(F)/P$, on the weights.
+    fisher
+        The Fisher, if it has been computed already.
+
+    Returns
+    -------
+    StepComparison
+        With its ``index`` (gradient descent is 0, neuron-block natural gradient 1) and its distance from $A^{-1}$.
+
+    Raises
+    ------
+    NotDefinedError
+        If the gradient is zero.
+
+    Notes
+    -----
+    $E \ge 4\kappa/(1 + \kappa)^2$ with $\kappa$ the condition number of $K^{1/2} A K^{1/2}$ (Kantorovich).
+
+    Examples
+    --------
+    >>> from curvature import zoo
+    >>> from curvature.natural_gradient.preconditioners import preconditioner
+    >>> problem = zoo.digits_problem(num_examples=40, widths=(4,))
+    >>> natural = preconditioner(problem, "full", damping=1e-2)
+    >>> round(efficiency(problem, natural, damping=1e-2).efficiency, 6)
+    1.0
+    """
+    return compare_charts(problem, [chart], dampings=(damping,), fisher=fisher)[0]
+
+
+@full_precision()
+def compare_charts(
+    problem: Problem,
+    charts: Sequence[Parameterization] | None = None,
+    *,
+    dampings: Iterable[float] = (1e-3,),
+    by: str = "all",
+    fisher: SymmetricOperator | None = None,
+    controls: Controls | None = None,
+    closeness: bool = True,
+) -> tuple[StepComparison, ...]:
+    """Compare the steps of many charts with the natural gradient, over dampings and blocks.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    charts
+        None: :func:`~curvature.natural_gradient.controls.control_charts` at each damping.
+    dampings
+        Relative dampings $a$.
+    by
+        ``"all"``, or one comparison per ``"layer"`` or per ``"neuron"``, with the blocks of $F$, $K$ and the gradient
+        that belong to it.
+    fisher
+        The Fisher, if it has been computed already.
+    controls
+        What calls at one point share (Fisher and covariance factorized once); built if None.
+    closeness
+        For ``by="all"``: also the distance of $K$ from a multiple of $A^{-1}$, at the cost of one set of eigenvalues
+        per chart and damping.
+
+    Returns
+    -------
+    tuple
+        One :class:`StepComparison` per damping, block with a gradient, and chart, in this order.
+
+    Raises
+    ------
+    NotDefinedError
+        If the gradient is zero.
+
+    Notes
+    -----
+    Costs the Fisher once, and one factorization per block and damping.
+    """
+    controls = controls or Controls(problem, fisher)
+    matrix, gradient = controls.preconditioners.matrix, problem.gradient()
+    if not gradient.any():
+        raise NotDefinedError("the gradient is zero here: there is no step to compare.")
+    blocks = {name: index.to(problem.device) for name, index in problem.layout.blocks(by).items()}
+    comparisons = []
+    for damping in dampings:
+        shift = absolute_damping(matrix, damping)
+        damped = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        compared = control_charts(problem, damping=damping, controls=controls) if charts is None else charts
+        ends = (Standard(), controls.preconditioners.chart("neuron-block", damping))
+        at_weights = [chart.at(problem.layout, problem.weights) for chart in (*ends, *compared)]
+        distances = [_closeness(chart, damped) if closeness and by == "all" else {} for chart in at_weights[2:]]
+        for name, rows in blocks.items():
+            block = damped if by == "all" else damped[rows][:, rows]
+            values = _efficiencies(at_weights, rows, block, gradient)
+            if values is None:
+                continue
+            low, high, *values = values
+            for chart, value, distance in zip(at_weights[2:], values, distances, strict=True):
+                comparisons.append(
+                    StepComparison(
+                        chart=chart.name,
+                        gauge=chart.gauge,
+                        damping=damping,
+                        lambda_=shift,
+                        efficiency=value,
+                        block=name,
+                        index=(value - low) / (high - low) if high - low > _COINCIDE else math.nan,
+                        num_examples=problem.num_examples,
+                        **distance,
+                    )
+                )
+    return tuple(comparisons)
+
+
+def _efficiencies(charts: Sequence[Chart], rows: Tensor, damped: Tensor, gradient: Tensor) -> list[float] | None:
+    """``E`` of each chart in one block of ``F + lambda I``; None where the gradient has nothing there."""
+    local = gradient[rows]
+    if not local.any():
+        return None
+    embedded = torch.zeros_like(gradient)
+    embedded[rows] = local
+    best = local @ torch.cholesky_solve(local[:, None], torch.linalg.cholesky(damped))[:, 0]
+    steps = [chart.metric(embedded[:, None])[rows, 0] for chart in charts]
+    # At most 1 up to rounding.
+    return [float((local @ step) ** 2 / ((step @ (damped @ step)) * best)) for step in steps]
+
+
+def _closeness(chart: Chart, damped: Tensor) -> dict[str, float]:
+    """Distances of ``K^(1/2) A K^(1/2)`` from a multiple of the identity, by name of the record's field."""
+    conjugated = chart.metric_root(chart.metric_root(damped).T)
+    values = torch.linalg.eigvalsh((conjugated + conjugated.T) / 2).cpu().numpy()
+    if not values[0] > 0:
+        return {}  # K is singular: no multiple of it is close to an inverse
+    logs = np.log(values)
+    return {
+        "kappa": float(values[-1] / values[0]),
+        "am_gm": max(0.0, float(np.log(values.mean()) - logs.mean())),
+        "ai_distance": float(logs.std()),
+    }

@@ -1,0 +1,122 @@
+"""Charts between gradient descent and the natural gradient: the controls that give an efficiency its meaning."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from curvature.charts import Parameterization, Placebo, Standard, WeightNorm
+from curvature.linalg.operator import SymmetricOperator
+from curvature.matrices import gradient_covariance
+from curvature.models import Problem
+from curvature.natural_gradient.preconditioners import KINDS, Preconditioners, absolute_damping
+from curvature.natural_gradient.stretches import stretch_in_closed_form
+from curvature.precision import full_precision
+
+__all__ = ["Controls", "control_charts", "top_directions"]
+
+
+class Controls:
+    """What the control charts of one problem share: the factorized Fisher and the gradient covariance.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    fisher, covariance
+        The Fisher and the gradient covariance, if they have been computed already.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        fisher: SymmetricOperator | None = None,
+        covariance: SymmetricOperator | None = None,
+    ):
+        self.problem = problem
+        self.preconditioners = Preconditioners(problem, fisher)
+        self._covariance = covariance
+
+    @cached_property
+    def top_directions(self) -> dict[str, Tensor]:
+        """Top eigenvector of each neuron's gradient covariance."""
+        return top_directions(self.problem, self._covariance)
+
+
+@full_precision()
+def control_charts(
+    problem: Problem,
+    *,
+    damping: float = 1e-3,
+    stretch: float | None = None,
+    seed: int = 0,
+    controls: Controls | None = None,
+) -> list[Parameterization]:
+    r"""List the charts between gradient descent and the natural gradient.
+
+    Gradient descent; weight norm at the canonical gauge, at the paper's (or ``stretch``) and at the module's own; the
+    same $\rho$ around random directions (placebo) and around the top eigenvector of each neuron's gradient covariance;
+    the best single $\rho$; Jacobi, neuron-block and layer-block natural gradient, K-FAC, PRONG, full natural gradient.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    damping
+        As for :func:`curvature.efficiency`.
+    stretch
+        Replaces the paper's gauge.
+    seed
+        Of the placebo's directions.
+    controls
+        What calls at one point share; built if None.
+
+    Returns
+    -------
+    list
+        Parameterizations, in the order above.
+    """
+    controls = controls or Controls(problem)
+    preconditioners = controls.preconditioners
+    gauge = "paper" if stretch is None else None
+    charts: list[Parameterization] = [Standard(), WeightNorm(), WeightNorm(gauge, stretch=stretch)]
+    if isinstance(problem.chart, WeightNorm):
+        charts.append(problem.chart)
+    matrix = preconditioners.matrix
+    best = WeightNorm(stretch=stretch_in_closed_form(problem, matrix, absolute_damping(matrix, damping)))
+    best.gauge = "best stretch"
+    charts += [
+        Placebo(gauge, stretch=stretch, seed=seed),
+        Placebo(gauge, stretch=stretch, directions=controls.top_directions, name="e1-direction"),
+        best,
+    ]
+    return charts + [preconditioners.chart(kind, damping) for kind in KINDS]
+
+
+@full_precision()
+def top_directions(problem: Problem, covariance: SymmetricOperator | None = None) -> dict[str, Tensor]:
+    """Return the top eigenvector of each neuron's gradient covariance.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    covariance
+        The gradient covariance on the weights, if it has been computed already.
+
+    Returns
+    -------
+    dict
+        By name of the normalized weight a tensor of its shape, each row a unit vector.
+    """
+    matrix = (covariance or gradient_covariance(problem)).entries()
+    directions = {}
+    for entry, span in problem.layout.pairs():
+        if not entry.normalized:
+            continue
+        rows = entry.rows(torch.arange(span.start, span.stop, device=problem.device))
+        tops = [torch.linalg.eigh(matrix[row][:, row]).eigenvectors[:, -1] for row in rows]
+        directions[entry.name] = entry.from_rows(torch.stack(tops)).view(entry.shape)
+    return directions
