@@ -1,0 +1,107 @@
+"""The interface of a loss: its terms, its denominators and its derivatives in the outputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from curvature.errors import NotDefinedError
+
+__all__ = ["Loss", "flat_outputs"]
+
+
+class Loss(ABC):
+    """A loss on ``outputs (N, ...)`` and ``targets (N, ...)``; outputs of one example are flattened to ``M``.
+
+    A subclass defines ``name``, :meth:`prepare`, :meth:`terms` and :meth:`hessian_factor`. The other methods follow
+    from these; overriding them saves time. A likelihood also defines :meth:`fisher_factor`.
+
+    Attributes
+    ----------
+    name
+        For records and messages.
+    likelihood
+        True where the loss is a negative log-likelihood (up to scale), so that a Fisher exists.
+    convex
+        True where its Hessian in the outputs is positive semidefinite by construction.
+    """
+
+    name: str
+    likelihood: bool = True
+    convex: bool = True
+
+    @abstractmethod
+    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Check the targets against the outputs; return them in the dtype the loss needs."""
+
+    @abstractmethod
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        r"""Sum-reduced losses $\ell_n$, shape ``(N,)``; twice differentiable in the outputs."""
+
+    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        r"""$D_n$, shape ``(N,)``: what example $n$ adds to the denominator of the mean."""
+        del targets
+        return outputs.new_ones(len(outputs))
+
+    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        r"""$\nabla_f \ell_n$, shape ``(N, M)``."""
+        variable = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            total = self.terms(variable, targets).sum()
+        return flat_outputs(torch.autograd.grad(total, variable)[0])
+
+    @abstractmethod
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        r"""$S_n$ with $S_n S_n^T = \nabla_f^2 \ell_n$, shape ``(N, M, R)``."""
+
+    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        r"""$\nabla_f^2 \ell_n$, shape ``(N, M, M)``."""
+        factor = self.hessian_factor(outputs, targets)
+        return factor @ factor.mT
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        r"""$T \mapsto \nabla_f^2 \ell_n T$ on rows, ``(N, K, M)`` to ``(N, K, M)``; made once for many products."""
+        matrices = self.hessian(outputs, targets)
+        return lambda rows: torch.bmm(rows, matrices)
+
+    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Factor of the second moment of the score over *all* labels of the model, ``(N, M, R)``."""
+        del outputs, targets
+        raise NotDefinedError(
+            f"the Fisher needs a likelihood, and the loss {self.name!r} is not declared to be one. "
+            "Use ggn, empirical_fisher or gradient_covariance, or one of the named losses."
+        )
+
+    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Factor of the same second moment over ``num_samples`` labels drawn from the model, ``(N, M, num_samples)``.
+
+        Drawn on the CPU in one call per set of outputs, so that results agree across devices.
+        """
+        del num_samples, generator
+        return self.fisher_factor(outputs, targets)
+
+    def rank_per_example(self, num_outputs: int) -> int:
+        """Largest rank that the Hessian in the outputs can have."""
+        return num_outputs
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+def flat_outputs(outputs: Tensor) -> Tensor:
+    """Flatten the outputs of each example; a model that returns ``(N,)`` has one output.
+
+    Parameters
+    ----------
+    outputs
+        ``(N, ...)``.
+
+    Returns
+    -------
+    Tensor
+        ``(N, M)``.
+    """
+    return outputs.reshape(len(outputs), -1)
