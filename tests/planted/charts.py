@@ -1,0 +1,64 @@
+"""Defects in the parameterizations."""
+
+from planted import Defect
+
+PULLBACK = ("pullback_is_the_jacobian_on_both_sides_plus_the_bending_of_the_map",)
+
+DEFECTS = [
+    Defect(
+        "wrong sign in the pullback, entries",
+        "charts:_WeightNormChart._bends",
+        "-($rows.scale / $rows.length**2)[:, None, None]",
+        "($rows.scale / $rows.length**2)[:, None, None]",
+        PULLBACK,
+    ),
+    Defect(
+        "wrong sign in the pullback, products",
+        "charts:_WeightNormChart.second_order_product",
+        "$mixed[:, :, None] * $a[:, None] - $bend",
+        "$mixed[:, :, None] * $a[:, None] + $bend",
+        PULLBACK,
+    ),
+    Defect(
+        "wrong sign in the gradient of a training step",
+        "charts:_WeightNormChart._pull_at",
+        "torch.addcmul($part, $v, ($radial / $length)[:, None], value=-1)",
+        "torch.addcmul($part, $v, ($radial / $length)[:, None], value=1)",
+        ("linearizing_at_other_coordinates_is_the_map_and_its_transposed_jacobian_there",),
+    ),
+    Defect(
+        "wrong null dimension of a gauge",
+        "charts:_WeightNormChart.null_dim",
+        "torch.where($rows.scale == 0, $width, 1)",
+        "torch.where($rows.scale == 0, $width, 0)",
+        ("gauge_identities_hold_in_every_form_of_weight_normalization",),
+    ),
+    Defect(
+        "metric instead of its root",
+        "charts:Chart.metric_root",
+        "$left @ ($values[:, None] * ($left.T @ $block))",
+        "$left @ ($values[:, None] ** 2 * ($left.T @ $block))",
+        ("metric_is_j_j_transposed_and_its_root_is_semidefinite",),
+    ),
+    Defect(
+        "baseline without the root of the fan-in",
+        "charts:ScaledStandard.at",
+        "row_norms($rows) / (PAPER_SCALE * math.sqrt($fan_in))",
+        "row_norms($rows) / (PAPER_SCALE * $fan_in)",
+        ("scaled_standard_is_the_baseline_of_the_paper",),
+    ),
+    Defect(
+        "bias of frozen batch norm moved the wrong way",
+        "charts:fold",
+        "$bias - $factor * $statistics.mean",
+        "$bias + $factor * $statistics.mean",
+        ("the_chart_of_a_normalized_checkpoint_is_that_of_pytorchs_eval_mode",),
+    ),
+    Defect(
+        "tangential multiplier in the place of the radial one",
+        "charts:_from_the_right",
+        "$block.addcmul_($inner[:, :, None], $rows.along[:, None] * $rows.unit)",
+        "$block.addcmul_($inner[:, :, None], $rows.keep[:, None] * $rows.unit)",
+        ("the_sweep_over_contiguous_rows_gives_the_same_matrix_exactly_symmetric",),
+    ),
+]

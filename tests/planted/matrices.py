@@ -1,0 +1,182 @@
+"""Defects in the matrices, their fast paths, their null spaces and the second computations that check them."""
+
+from planted import Defect
+
+EVERY_MATRIX = "every_matrix_of_a_random_network_is_that_of_torch_func"
+GENERIC = ("no_activation_and_two_in_a_row_give_the_generic_matrices",)
+PULLBACK = ("pullback_is_the_jacobian_on_both_sides_plus_the_bending_of_the_map",)
+SEVERAL_THREADS = ("products_by_several_threads_are_those_by_one_and_always_the_same_bits",)
+COMMON_LAYERS = "matrices_are_right_through_common_layers"
+
+DEFECTS = [
+    # ---------------------------------------------------------------------------------------------------- fast paths
+    Defect(
+        "first derivative for the second",
+        "matrices.fast:_forward_backward",
+        "$back * $derivatives[$row][1]",
+        "$back * $derivatives[$row][0]",
+        GENERIC,
+    ),
+    Defect(
+        "missing second-order term between neighbouring layers",
+        "matrices.fast.dense:curvature",
+        "$second_order and $row == $col + 1",
+        "$second_order and $row == $col + 1 and False",
+        GENERIC,
+    ),
+    Defect(
+        "slopes left out of the Gram matrix",
+        "matrices.fast:gram",
+        "($signal @ $weight) * $slopes[$k - 1][0][:, None]",
+        "$signal @ $weight",
+        ("the_gram_matrix_without_the_factor_is_that_of_the_generic_factor",),
+    ),
+    Defect(
+        "slopes left out of the factor",
+        "matrices.fast.factor:factor_rows",
+        "($signal @ $weight) * $slopes[$k - 1][0][:, None]",
+        "$signal @ $weight",
+        ("factor_blocks_multiply_out_to_the_contracted_matrix",),
+    ),
+    Defect(
+        "curvature of the activations with the wrong sign, products",
+        "matrices.fast:Products._add",
+        "$slope_dot.addcmul_(self.bends[$k - 1][:, $chunk], $z_dot)",
+        "$slope_dot.addcmul_(self.bends[$k - 1][:, $chunk], $z_dot, value=-1)",
+        ("every_loss_gives_the_generic_matrices_and_products",),
+    ),
+    Defect(
+        "what another thread added left out of the sum",
+        "matrices.fast:_added",
+        "$total += $part",
+        "$total += 0 * $part",
+        SEVERAL_THREADS,
+    ),
+    Defect(
+        "the last piece given to no thread",
+        "matrices.fast:_added",
+        "len($items) * $k // $number",
+        "(len($items) - 1) * $k // $number",
+        SEVERAL_THREADS,
+    ),
+    Defect(
+        "threads that add to what is there already",
+        "matrices.fast:_added",
+        "torch.zeros_like($total)",
+        "$total.clone()",
+        ("work_side_by_side_is_all_done_once_in_one_order",),
+    ),
+    Defect(
+        "as many threads as another caller leaves for a moment",
+        "matrices.fast:num_threads",
+        "with _turns():\n    $$body",
+        "$$body",
+        ("the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment",),
+    ),
+    Defect(
+        "products counted without their second order",
+        "matrices.fast:product_multiplications",
+        "2 + 2 * ($moves and $second_order)",
+        "2",
+        ("multiplications_of_a_product_are_counted",),
+    ),
+    Defect(
+        "curvature of the activations twice, convolutions",
+        "matrices.fast:_Contraction._bend",
+        "self.slope * self.trace.bends[$s]",
+        "2 * self.slope * self.trace.bends[$s]",
+        ("every_loss_gives_the_generic_matrices",),
+    ),
+    Defect(
+        "curvature of the activations with the wrong sign, products of convolutions",
+        "matrices.fast:NetworkProducts._few",
+        "$back.addcmul_(self.bends[$s], $dot)",
+        "$back.addcmul_(self.bends[$s], $dot, value=-1)",
+        (EVERY_MATRIX, "structured_matrices_equal_generic_ones_for_every_network"),
+    ),
+    Defect(
+        "maxima of every channel looked up in the first",
+        "matrices.fast.network:forward",
+        "$index.flatten(2) + $channel",
+        "$index.flatten(2)",
+        ("every_pooling_gives_the_generic_matrices",),
+    ),
+    Defect(
+        "slope of another activation",
+        "matrices.fast:activate",
+        "[$z, torch.ones_like($z), torch.zeros_like($z)]",
+        "[$z, torch.ones_like($z), torch.ones_like($z)]",
+        GENERIC,
+    ),
+    # ------------------------------------------------------------------------------------------------------- matrices
+    Defect(
+        "uncentred covariance",
+        "matrices:gradient_covariance",
+        "yield $block - $mean",
+        "yield $block",
+        ("second_moment_and_covariance_are_those_of_the_rows_of_gradients",),
+    ),
+    Defect(
+        "missing second-order term in products",
+        "matrices:_in_chart",
+        "$product + second_order($block) if $bends else $product",
+        "$product",
+        PULLBACK,
+    ),
+    Defect(
+        "missing second-order term in the entries",
+        "matrices:_in_chart",
+        "$move($entries, $gradient if $bends else None)",
+        "$move($entries, None)",
+        PULLBACK,
+    ),
+    Defect(
+        "the last chunk instead of the sum",
+        "matrices:_output_space",
+        "$total += _backward_columns([$outputs], $leaves, $columns, batched=$batched)",
+        "$total = _backward_columns([$outputs], $leaves, $columns, batched=$batched)",
+        (EVERY_MATRIX, COMMON_LAYERS),
+    ),
+    Defect(
+        "mean over chunks",
+        "matrices:hessian",
+        "$total += _backward_columns($gradient, $leaves, $columns, batched=$batched)",
+        "$total += _backward_columns($gradient, $leaves, $columns, batched=$batched) / len(list(problem.chunks()))",
+        (COMMON_LAYERS,),
+    ),
+    Defect(
+        "examples that count alike whatever their weight",
+        "matrices:_example_weights",
+        "problem.loss.denominators($outputs, $targets) / problem.denominator",
+        "torch.ones(problem.num_examples, dtype=problem.dtype) / problem.num_examples",
+        ("matrices_equal_loops_over_single_examples",),
+    ),
+    Defect(
+        "rank bound one too small",
+        "matrices:gradient_covariance",
+        "min($dim, max(0, $count - 1))",
+        "min($dim, max(0, $count - 2))",
+        ("rank_bound_holds_and_is_attained_by_a_wide_network",),
+    ),
+    Defect(
+        "one-sided step in a central difference",
+        "matrices:_central",
+        "($ahead - $behind) / (2 * $step)",
+        "($ahead - $behind) / $step",
+        ("blocks_are_checked_in_their_own_coordinates",),
+    ),
+    Defect(
+        "wrong null dimension: what is not null is counted",
+        "matrices:verified",
+        "int((torch.linalg.vector_norm($operator @ $space.basis, dim=0) <= $allowed).sum())",
+        "$space.dim",
+        ("a_direction_that_is_not_null_is_dropped_and_said",),
+    ),
+    Defect(
+        "wrong null dimension: mixing without its counterpart",
+        "matrices:_rescalings",
+        "$vectors[$rows[:, $b], $k] -= problem.weights[$rows[:, $a]]",
+        "$vectors[$rows[:, $b], $k] += problem.weights[$rows[:, $a]]",
+        ("two_linear_layers_have_the_square_of_the_hidden_width",),
+    ),
+]

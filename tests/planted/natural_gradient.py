@@ -1,0 +1,48 @@
+"""Defects in preconditioners, natural steps and the whitening of gradients."""
+
+from planted import Defect
+
+DEFECTS = [
+    Defect(
+        "damping of K-FAC on the wrong factor",
+        "natural_gradient:Preconditioners._kronecker",
+        "_inverse_root(*torch.linalg.eigh($inputs), $pi * $shift**0.5)",
+        "_inverse_root(*torch.linalg.eigh($inputs), $shift**0.5 / $pi)",
+        ("kfac_is_the_kronecker_product_of_damped_factors",),
+    ),
+    Defect(
+        "inverse for its root",
+        "natural_gradient:_inverse_root",
+        "$vectors * ($values.clamp(min=0) + $shift).rsqrt()",
+        "$vectors / ($values.clamp(min=0) + $shift)",
+        ("block_preconditioners_are_the_inverses_of_the_damped_blocks",),
+    ),
+    Defect(
+        "step uphill",
+        "natural_gradient:chart_step",
+        "-$chart.metric($gradient)[:, 0]",
+        "$chart.metric($gradient)[:, 0]",
+        ("step_of_a_chart_is_minus_k_times_the_gradient",),
+    ),
+    Defect(
+        "best stretch of another quadratic",
+        "natural_gradient:best_stretch",
+        "($b * $c0 - $a * $c1, $a * $c2 - $b * $c1)",
+        "($b * $c0 + $a * $c1, $a * $c2 - $b * $c1)",
+        ("best_stretch_is_the_best_of_a_fine_grid",),
+    ),
+    Defect(
+        "alignment with the bottom eigenvector",
+        "natural_gradient:alignments",
+        "($unit @ $vectors[:, -1]).abs()",
+        "($unit @ $vectors[:, 0]).abs()",
+        ("weights_along_the_dominant_direction_have_cosine_one",),
+    ),
+    Defect(
+        "mean cosine of one dimension more",
+        "natural_gradient:mean_cosine",
+        "math.lgamma($dim / 2) - math.lgamma(($dim + 1) / 2)",
+        "math.lgamma(($dim + 1) / 2) - math.lgamma(($dim + 2) / 2)",
+        ("mean_cosine_of_small_dimensions_is_known",),
+    ),
+]

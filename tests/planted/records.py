@@ -1,0 +1,57 @@
+"""Defects in the bounds and in the summaries of a spectrum."""
+
+from planted import Defect
+
+RANDOM_STARTS = ("bounds_from_random_starts_are_violated_no_oftener_than_one_per_cent",)
+
+DEFECTS = [
+    Defect(
+        "another constant of Kuczynski and Wozniakowski",
+        "records:lanczos_slack",
+        "1.648 * math.sqrt($dim)",
+        "math.sqrt($dim)",
+        RANDOM_STARTS,
+    ),
+    Defect(
+        "half of the rate of Kuczynski and Wozniakowski",
+        "records:lanczos_slack",
+        "2 * $steps - 1",
+        "4 * $steps - 1",
+        RANDOM_STARTS,
+    ),
+    Defect(
+        "sides of Kato-Temple exchanged",
+        "records:kato_temple",
+        "($values - np.minimum($residuals, $down), $values + np.minimum($residuals, $up))",
+        "($values - np.minimum($residuals, $up), $values + np.minimum($residuals, $down))",
+        ("kato_temple_holds_and_is_quadratic",),
+    ),
+    Defect(
+        "Gauss-Radau with the wrong sign",
+        "records:gauss_radau",
+        "$node + $coupling",
+        "$node - $coupling",
+        ("gauss_is_exact_to_degree_two_m_minus_one_and_radau_to_two_m_minus_two",),
+    ),
+    Defect(
+        "envelope one weight too narrow",
+        "records:cumulative_band",
+        'np.searchsorted($row, $points, side="right") + 2',
+        'np.searchsorted($row, $points, side="right") + 1',
+        ("envelope_holds_the_measure_of_each_probe_for_certain",),
+    ),
+    Defect(
+        "percentile rounded down",
+        "records:_percentile",
+        "-(-$percent * $rank // 100)",
+        "$percent * $rank // 100",
+        ("percentiles_count_eigenvalues_without_rounding",),
+    ),
+    Defect(
+        "steps of the loss counted as steps of the weights",
+        "records:_gd_time",
+        "2 * np.log1p($contraction)",
+        "np.log1p($contraction)",
+        ("gd_time_counts_the_steps_of_gradient_descent",),
+    ),
+]
