@@ -81,8 +81,9 @@ def test_an_edit_changes_the_code_it_describes_whatever_its_names(package, funct
     [
         ("example:median", "$x", "$x", "example:median is defined 0 times"),
         ("examples:mean", "$x", "$x", "neither a module nor a package"),
-        ("example:mean", "$a + $b", "$a", r"(?s)0 times.*most similar code there:\n    total / len\(rows\)"),
+        ("example:mean", "$a * $b", "$a", r"(?s)0 times.*The most similar there:\n    total / len\(rows\)"),
         ("example:mean", "$a += 1", "$a", "0 times"),
+        ("example:Sum", "$a / $b", "$a", r"0 times(?s:.*)It is in example.py:mean\."),
         ("example:mean", "$a / len($a)", "$a", "0 times"),
         ("example:mean", "len(rows)", "$x", r"\$x of the new code does not occur"),
     ],

@@ -55,10 +55,12 @@ def plant(defect: Defect, package: Path) -> tuple[Path, str]:
     new = parse(defect.replacement, statements=isinstance(pattern, list))
     matches = list(search(function, pattern))
     if len(matches) != 1:
-        nearest = nearest_code(function, pattern)
         raise Unplantable(
             f"{defect.function} in {path} contains the code {len(matches)} times, not once:\n    {defect.source}\n"
-            f"The most similar code there:\n    {nearest}"
+            + (
+                elsewhere(pattern, package / defect.package)
+                or f"The most similar there:\n    {nearest(function, pattern)}"
+            )
         )
     siblings, position, length, names = matches[0]
     new = substitute(new, names)
@@ -187,7 +189,19 @@ def dump(node: object) -> str:
     return re.sub(r"ctx=\w+\(\)", "", ast.dump(node)) if isinstance(node, ast.AST) else repr(node)
 
 
-def nearest_code(function: ast.AST, pattern: ast.expr | list[ast.stmt]) -> str:
+def elsewhere(pattern: ast.expr | list[ast.stmt], package: Path) -> str:
+    """Where in the package the code of a pattern is defined, as a sentence; empty if nowhere."""
+    files = sorted(package.rglob("*.py")) if package.is_dir() else [package.with_suffix(".py")]
+    places = [
+        f"{file.relative_to(package.parent)}:{node.name}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and any(search(node, pattern))
+    ]
+    return f"It is in {', '.join(places)}." if places else ""
+
+
+def nearest(function: ast.AST, pattern: ast.expr | list[ast.stmt]) -> str:
     """The code of a function that is most similar to a pattern that is not in it, for the message."""
     kind = ast.stmt if isinstance(pattern, list) else ast.expr
     wanted = ast.unparse(pattern[0] if isinstance(pattern, list) else pattern).replace(ONE, "")

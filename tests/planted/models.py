@@ -61,7 +61,7 @@ DEFECTS = [
     ),
     Defect(
         "unweighted batch mean",
-        "models:Problem._chunk_loss",
+        "models:Problem.chunk_loss",
         "self.loss.terms($outputs, $targets).sum() / self.denominator",
         "self.loss.terms($outputs, $targets).mean() / len(list(self.chunks()))",
         ("every_matrix_of_a_random_network_is_that_of_torch_func",),

@@ -26,7 +26,7 @@ DEFECTS = [
     ),
     Defect(
         "best stretch of another quadratic",
-        "natural_gradient:best_stretch",
+        "natural_gradient:stretch_in_closed_form",
         "($b * $c0 - $a * $c1, $a * $c2 - $b * $c1)",
         "($b * $c0 + $a * $c1, $a * $c2 - $b * $c1)",
         ("best_stretch_is_the_best_of_a_fine_grid",),
