@@ -821,7 +821,7 @@ def test_other_failures_of_lapack_are_raised_by_our_name(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", failing(torch.linalg.eigh, {torch.float64}, torch.linalg.LinAlgError))
     for work in (
         lambda: cv.extremal_eigenvalues(cv.ggn(problem), num_largest=1, generator=seed()),
-        lambda: cv.natural_gradient_step(problem, damping=1e-3),
+        lambda: cv.natural_gradient_step(problem, relative_damping=1e-3),
         lambda: cv.whitening(problem, generator=seed()),
     ):
         with pytest.raises(cv.ConvergenceError, match="LAPACK failed: did not converge"):
@@ -899,7 +899,7 @@ def measured():
                 found += [cv.extremal_eigenvalues(ggn, num_largest=2, generator=seed()).largest]
                 found += [cv.spectral_density(ggn, num_matvecs=5, num_probes=2, generator=seed()).nodes]
                 found += [cv.monte_carlo_fisher(problem, 1, seed()).dense(), cv.trace(hessian, generator=seed()).value]
-                found += [cv.natural_gradient_step(problem, damping=1e-2), trained(problem).curve.losses]
+                found += [cv.natural_gradient_step(problem, relative_damping=1e-2), trained(problem).curve.losses]
         return [np.asarray(part) for part in found]
 
     return measure, measure()
@@ -1002,7 +1002,7 @@ ENTRIES = {
     "blocks": lambda p, _: {n: cv.spectrum(b) for n, b in cv.blocks(cv.empirical_fisher(p), "layer").items()},
     "compare": lambda p, _: cv.compare(p, matrices=("hessian",)),
     "efficiency": lambda p, _: cv.efficiency(p, cv.WeightNorm()),
-    "natural_gradient_step": lambda p, _: cv.natural_gradient_step(p, damping=1e-3),
+    "natural_gradient_step": lambda p, _: cv.natural_gradient_step(p, relative_damping=1e-3),
     "preconditioner": lambda p, _: cv.preconditioner(p, "kfac"),
     "noise": lambda p, _: (cv.alignments(p, generator=seed()), cv.whitening(p, generator=seed())),
     "plan": lambda p, _: cv.plan(cv.hessian(p)),

@@ -240,8 +240,8 @@ def _compare_study(config: CompareConfiguration, terminal: Terminal, started: fl
         momentum=config.momentum,
         matrices=tuple(MATRICES[name] for name in config.matrix),
         stretches=config.stretches,
-        dampings=config.dampings,
-        damping=config.damping,
+        relative_dampings=config.dampings,
+        relative_damping=config.damping,
         threshold=config.threshold,
     )
     terminal.note(

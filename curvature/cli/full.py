@@ -35,8 +35,8 @@ def full_settings(config: CompareConfiguration) -> FullSettings:
             batch_size=config.batch_size,
         ),
         matrices=tuple(MATRICES[name] for name in config.matrix),
-        dampings=(config.damping,),
-        damping=config.damping,
+        relative_dampings=(config.damping,),
+        relative_damping=config.damping,
         threshold=config.threshold,
     )
 

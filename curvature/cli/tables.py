@@ -79,7 +79,7 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
             f"{count(row['spectra'], 'pair')} of spectra"
         )
     _echo()
-    _print_efficiencies(document, study.config.get("damping", 1e-3))
+    _print_efficiencies(document, study.config.get("relative_damping", 1e-3))
     for finding in document["findings"]:
         if finding["kind"] == "limit" or verbose:
             _echo(finding["text"] + "\n")
@@ -342,10 +342,10 @@ def _print_efficiencies(document: Mapping[str, Any], damping: float) -> None:
     steps = [row for row in document["efficiencies"] if row["block"] == "all"]
     if not steps:
         return
-    nearest = min((row["damping"] for row in steps), key=lambda one: abs(math.log(one / damping)))
+    nearest = min((row["relative_damping"] for row in steps), key=lambda one: abs(math.log(one / damping)))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in steps:
-        if row["damping"] == nearest:
+        if row["relative_damping"] == nearest:
             place = row["arm"], _chart(row["chart"], row["gauge"])
             cells.setdefault(place, {})[row["checkpoint"]] = _spread(row["efficiency"])
     checkpoints = document["checkpoints"]

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from curvature.charts import Chart, Parameterization, Standard
-from curvature.errors import NotDefinedError
+from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.natural_gradient.controls import Controls, control_charts
 from curvature.natural_gradient.preconditioners import absolute_damping
 from curvature.precision import full_precision
 from curvature.records import StepComparison
+from curvature.records.damping import RELATIVE_DAMPING, Damping
 
 __all__ = ["compare_charts", "efficiency"]
 
@@ -31,7 +32,8 @@ def efficiency(
     problem: Problem,
     chart: Parameterization,
     *,
-    damping: float = 1e-3,
+    damping: float | None = None,
+    relative_damping: float | None = None,
     fisher: SymmetricOperator | None = None,
 ) -> StepComparison:
     r"""Share of the natural gradient's progress that one gradient step of a chart makes.
@@ -48,7 +50,9 @@ def efficiency(
     chart
         Any parameterization.
     damping
-        $a$ in $\lambda = a \operatorname{tr}(F)/P$, on the weights.
+        $\lambda$, added to $F$ on the weights.
+    relative_damping
+        $a$ in $\lambda = a \operatorname{tr}(F)/P$, instead of ``damping``; 1e-3 if neither is given.
     fisher
         The Fisher, if it has been computed already.
 
@@ -59,6 +63,8 @@ def efficiency(
 
     Raises
     ------
+    ConfigurationError
+        If both dampings are given, or the damping is not positive.
     NotDefinedError
         If the gradient is zero.
 
@@ -71,11 +77,12 @@ def efficiency(
     >>> from curvature import zoo
     >>> from curvature.natural_gradient.preconditioners import preconditioner
     >>> problem = zoo.digits_problem(num_examples=40, widths=(4,))
-    >>> natural = preconditioner(problem, "full", damping=1e-2)
-    >>> round(efficiency(problem, natural, damping=1e-2).efficiency, 6)
+    >>> natural = preconditioner(problem, "full", relative_damping=1e-2)
+    >>> round(efficiency(problem, natural, relative_damping=1e-2).efficiency, 6)
     1.0
     """
-    return compare_charts(problem, [chart], dampings=(damping,), fisher=fisher)[0]
+    chosen = Damping.chosen(damping, relative_damping)
+    return _compared(problem, [chart], [chosen], "all", Controls(problem, fisher), closeness=True)[0]
 
 
 @full_precision()
@@ -83,13 +90,14 @@ def compare_charts(
     problem: Problem,
     charts: Sequence[Parameterization] | None = None,
     *,
-    dampings: Iterable[float] = (1e-3,),
-    by: str = "all",
+    dampings: Iterable[float] | None = None,
+    relative_dampings: Iterable[float] | None = None,
+    block: str = "all",
     fisher: SymmetricOperator | None = None,
     controls: Controls | None = None,
     closeness: bool = True,
 ) -> tuple[StepComparison, ...]:
-    """Compare the steps of many charts with the natural gradient, over dampings and blocks.
+    r"""Compare the steps of many charts with the natural gradient, over dampings and blocks.
 
     Parameters
     ----------
@@ -98,8 +106,10 @@ def compare_charts(
     charts
         None: :func:`~curvature.natural_gradient.controls.control_charts` at each damping.
     dampings
-        Relative dampings $a$.
-    by
+        $\lambda$, added to $F$ on the weights.
+    relative_dampings
+        $a$ in $\lambda = a \operatorname{tr}(F)/P$, instead of ``dampings``; 1e-3 if neither is given.
+    block
         ``"all"``, or one comparison per ``"layer"`` or per ``"neuron"``, with the blocks of $F$, $K$ and the gradient
         that belong to it.
     fisher
@@ -107,7 +117,7 @@ def compare_charts(
     controls
         What calls at one point share (Fisher and covariance factorized once); built if None.
     closeness
-        For ``by="all"``: also the distance of $K$ from a multiple of $A^{-1}$, at the cost of one set of eigenvalues
+        For ``block="all"``: also the distance of $K$ from a multiple of $A^{-1}$, at the cost of one set of eigenvalues
         per chart and damping.
 
     Returns
@@ -117,6 +127,8 @@ def compare_charts(
 
     Raises
     ------
+    ConfigurationError
+        If both kinds of dampings are given, or one is not positive.
     NotDefinedError
         If the gradient is zero.
 
@@ -124,22 +136,47 @@ def compare_charts(
     -----
     Costs the Fisher once, and one factorization per block and damping.
     """
-    controls = controls or Controls(problem, fisher)
+    if dampings is not None and relative_dampings is not None:
+        raise ConfigurationError(
+            "dampings and relative_dampings both set the damping. Give dampings (in the unit of the eigenvalues) or "
+            "relative_dampings (times the mean eigenvalue), not both."
+        )
+    if dampings is not None:
+        chosen = [Damping.chosen(value, None) for value in dampings]
+    else:
+        values = (RELATIVE_DAMPING,) if relative_dampings is None else relative_dampings
+        chosen = [Damping.chosen(None, value) for value in values]
+    return _compared(problem, charts, chosen, block, controls or Controls(problem, fisher), closeness=closeness)
+
+
+def _compared(
+    problem: Problem,
+    charts: Sequence[Parameterization] | None,
+    dampings: Sequence[Damping],
+    block: str,
+    controls: Controls,
+    *,
+    closeness: bool,
+) -> tuple[StepComparison, ...]:
     matrix, gradient = controls.preconditioners.matrix, problem.gradient()
     if not gradient.any():
         raise NotDefinedError("the gradient is zero here: there is no step to compare.")
-    blocks = {name: index.to(problem.device) for name, index in problem.layout.blocks(by).items()}
+    blocks = {name: index.to(problem.device) for name, index in problem.layout.blocks(block).items()}
     comparisons = []
     for damping in dampings:
+        absolute, relative = damping.damping, damping.relative_damping
         shift = absolute_damping(matrix, damping)
         damped = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        compared = control_charts(problem, damping=damping, controls=controls) if charts is None else charts
-        ends = (Standard(), controls.preconditioners.chart("neuron-block", damping))
+        compared = charts
+        if compared is None:
+            compared = control_charts(problem, damping=absolute, relative_damping=relative, controls=controls)
+        neuron_block = controls.preconditioners.chart("neuron-block", damping=absolute, relative_damping=relative)
+        ends = (Standard(), neuron_block)
         at_weights = [chart.at(problem.layout, problem.weights) for chart in (*ends, *compared)]
-        distances = [_closeness(chart, damped) if closeness and by == "all" else {} for chart in at_weights[2:]]
+        distances = [_closeness(chart, damped) if closeness and block == "all" else {} for chart in at_weights[2:]]
         for name, rows in blocks.items():
-            block = damped if by == "all" else damped[rows][:, rows]
-            values = _efficiencies(at_weights, rows, block, gradient)
+            local = damped if block == "all" else damped[rows][:, rows]
+            values = _efficiencies(at_weights, rows, local, gradient)
             if values is None:
                 continue
             low, high, *values = values
@@ -148,8 +185,8 @@ def compare_charts(
                     StepComparison(
                         chart=chart.name,
                         gauge=chart.gauge,
-                        damping=damping,
-                        lambda_=shift,
+                        relative_damping=damping.relative(float(matrix.trace()), len(matrix)),
+                        damping=shift,
                         efficiency=value,
                         block=name,
                         index=(value - low) / (high - low) if high - low > _COINCIDE else math.nan,

@@ -14,6 +14,7 @@ from curvature.models import Problem
 from curvature.natural_gradient.preconditioners import KINDS, Preconditioners, absolute_damping
 from curvature.natural_gradient.stretches import stretch_in_closed_form
 from curvature.precision import full_precision
+from curvature.records.damping import Damping
 
 __all__ = ["Controls", "control_charts", "top_directions"]
 
@@ -49,7 +50,8 @@ class Controls:
 def control_charts(
     problem: Problem,
     *,
-    damping: float = 1e-3,
+    damping: float | None = None,
+    relative_damping: float | None = None,
     stretch: float | None = None,
     seed: int = 0,
     controls: Controls | None = None,
@@ -64,7 +66,7 @@ def control_charts(
     ----------
     problem
         Model, loss and data at the point.
-    damping
+    damping, relative_damping
         As for :func:`curvature.efficiency`.
     stretch
         Replaces the paper's gauge.
@@ -78,6 +80,7 @@ def control_charts(
     list
         Parameterizations, in the order above.
     """
+    chosen = Damping.chosen(damping, relative_damping)
     controls = controls or Controls(problem)
     preconditioners = controls.preconditioners
     gauge = "paper" if stretch is None else None
@@ -85,14 +88,15 @@ def control_charts(
     if isinstance(problem.chart, WeightNorm):
         charts.append(problem.chart)
     matrix = preconditioners.matrix
-    best = WeightNorm(stretch=stretch_in_closed_form(problem, matrix, absolute_damping(matrix, damping)))
+    best = WeightNorm(stretch=stretch_in_closed_form(problem, matrix, absolute_damping(matrix, chosen)))
     best.gauge = "best stretch"
     charts += [
         Placebo(gauge, stretch=stretch, seed=seed),
         Placebo(gauge, stretch=stretch, directions=controls.top_directions, name="e1-direction"),
         best,
     ]
-    return charts + [preconditioners.chart(kind, damping) for kind in KINDS]
+    charts += [preconditioners.chart(kind, damping=damping, relative_damping=relative_damping) for kind in KINDS]
+    return charts
 
 
 @full_precision()

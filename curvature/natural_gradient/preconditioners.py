@@ -1,6 +1,6 @@
 r"""Linear charts $w = w_0 + M\theta$ from a Fisher matrix: the controls that weight normalization is measured against.
 
-Gradient descent in such a chart is preconditioned by $K = M M^T$. With damping $\lambda = a \operatorname{tr}(F)/P$:
+Gradient descent in such a chart is preconditioned by $K = M M^T$. With a damping $\lambda$ on the weights:
 
 ================  ==========================================================================================
 ``jacobi``        $K = \operatorname{diag}(F + \lambda I)^{-1}$
@@ -13,6 +13,9 @@ Gradient descent in such a chart is preconditioned by $K = M M^T$. With damping 
                   $(A + \epsilon I)^{-1} \otimes I$ with $A$ the second moment of the inputs and the constant 1
 ``full``          $(F + \lambda I)^{-1}$: the damped natural gradient itself
 ================  ==========================================================================================
+
+The damping of ``prong`` has the unit of the inputs, not of $F$. It is the relative damping times the mean eigenvalue of
+each layer's $A$.
 """
 
 from __future__ import annotations
@@ -29,75 +32,142 @@ from curvature.matrices import fisher as fisher_matrix
 from curvature.models import Problem
 from curvature.models.layers import trace_layers
 from curvature.precision import full_precision
+from curvature.records.damping import Damping
 
 __all__ = ["KINDS", "Preconditioners", "absolute_damping", "preconditioner"]
 
 KINDS = ("jacobi", "neuron-block", "layer-block", "kfac", "prong", "full")
 
+_BLOCKS = {"neuron-block": "neuron", "layer-block": "layer", "full": "all"}
+_Block = tuple[Tensor, Tensor]  # indices, root of the inverse
+_Eigenblock = tuple[Tensor, Tensor, Tensor]  # indices, eigenvalues, eigenvectors
 
-def absolute_damping(fisher: SymmetricOperator | Tensor, damping: float) -> float:
-    r"""Give $\lambda = a \operatorname{tr}(F) / P$ for the relative damping ``a``; unit loss / weight**2."""
-    if not damping > 0:
-        raise ConfigurationError(f"damping must be positive (it is relative to tr(F)/P), got {damping}.")
-    matrix = fisher if isinstance(fisher, Tensor) else fisher.entries()
-    return damping * float(matrix.trace()) / len(matrix)
+
+def absolute_damping(matrix: Tensor, damping: Damping) -> float:
+    r"""Return $\lambda$ in the unit of the eigenvalues of a matrix.
+
+    Parameters
+    ----------
+    matrix
+        All entries, ``(P, P)``.
+    damping
+        In either form.
+
+    Returns
+    -------
+    float
+        $\lambda$, or $a \operatorname{tr}(A) / P$.
+    """
+    return damping.absolute(float(matrix.trace()), len(matrix))
 
 
 @full_precision()
 def preconditioner(
-    problem: Problem, kind: str, *, damping: float = 1e-3, fisher: SymmetricOperator | None = None
+    problem: Problem,
+    kind: str,
+    *,
+    damping: float | None = None,
+    relative_damping: float | None = None,
+    fisher: SymmetricOperator | None = None,
 ) -> LinearChart:
-    """Build the chart of one preconditioner at the problem's weights; for several, see :class:`Preconditioners`.
+    r"""Build the chart of one preconditioner at the problem's weights.
 
     Parameters
     ----------
+    problem
+        Model, loss and data at the point.
     kind
-        One of ``KINDS``.
+        ``"jacobi"``, ``"neuron-block"``, ``"layer-block"``, ``"kfac"``, ``"prong"`` or ``"full"``; see
+        :mod:`curvature.natural_gradient.preconditioners`.
     damping
-        Relative damping $a$ (``prong``: relative to the mean eigenvalue of each layer's $A$).
+        $\lambda$, added to $F$ on the weights.
+    relative_damping
+        $a$ in $\lambda = a \operatorname{tr}(F)/P$, instead of ``damping``; 1e-3 if neither is given.
     fisher
-        The Fisher to invert, if it is at hand; else it is computed. Parameters that K-FAC or PRONG know nothing of
-        (not in a linear or convolutional layer) get the Jacobi preconditioner.
+        The Fisher to invert, if it has been computed already.
+
+    Returns
+    -------
+    LinearChart
+        Affine around the problem's weights.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``kind`` is unknown, both dampings are given, or the damping is not positive.
+
+    Notes
+    -----
+    Parameters outside linear and convolutional layers get the Jacobi preconditioner in ``"kfac"`` and ``"prong"``.
+    Costs the Fisher and one eigendecomposition per block. For several kinds or dampings, :class:`Preconditioners`
+    shares both.
     """
-    return Preconditioners(problem, fisher).chart(kind, damping)
+    return Preconditioners(problem, fisher).chart(kind, damping=damping, relative_damping=relative_damping)
 
 
 class Preconditioners:
-    """All preconditioners of one problem: the Fisher and its blocks are factorized once for every damping."""
+    """All preconditioners of one problem: the Fisher and its blocks are factorized once for every damping.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    fisher
+        The Fisher, if it has been computed already.
+    """
 
     def __init__(self, problem: Problem, fisher: SymmetricOperator | None = None):
         self.problem, self._fisher = problem, fisher
-        self._spectra: dict[str, list[_Block]] = {}
+        self._eigenblocks: dict[str, list[_Eigenblock]] = {}
 
     @cached_property
     def matrix(self) -> Tensor:
-        """The Fisher, dense; PRONG does without where every parameter lies in a layer that it whitens."""
+        """Entries of the Fisher; ``prong`` does not compute them where every parameter is in a layer."""
         return (self._fisher or fisher_matrix(self.problem)).entries()
 
-    def chart(self, kind: str, damping: float) -> LinearChart:
-        """Build one of ``KINDS`` at one relative damping."""
+    def chart(self, kind: str, *, damping: float | None = None, relative_damping: float | None = None) -> LinearChart:
+        """Build the chart of one preconditioner.
+
+        Parameters
+        ----------
+        kind, damping, relative_damping
+            As for :func:`preconditioner`.
+
+        Returns
+        -------
+        LinearChart
+            Affine around the problem's weights.
+
+        Raises
+        ------
+        ConfigurationError
+            As for :func:`preconditioner`.
+        """
         if kind not in KINDS:
             raise ConfigurationError(f"preconditioner must be one of {', '.join(KINDS)}, got {kind!r}.")
-        gauge = f"damping={damping:g}"
+        chosen = Damping.chosen(damping, relative_damping)
         if kind == "prong":
-            return LinearChart(self._whitening(damping), name=kind, gauge=gauge)
+            return LinearChart(self._whitening(chosen), name=kind, gauge=str(chosen))
         if kind == "kfac":
-            return LinearChart(self._kronecker(damping), name=kind, gauge=gauge)
-        shift = absolute_damping(self.matrix, damping)
+            return LinearChart(self._kronecker(chosen), name=kind, gauge=str(chosen))
+        shift = absolute_damping(self.matrix, chosen)
         if kind == "jacobi":
-            return LinearChart((self.matrix.diagonal() + shift).rsqrt(), name=kind, gauge=gauge)
-        by = {"neuron-block": "neuron", "layer-block": "layer", "full": "all"}[kind]
-        blocks = [(where, _inverse_root(values, vectors, shift)) for where, values, vectors in self._blocks(by)]
-        return LinearChart(blocks, name=kind if kind != "full" else "natural-gradient", gauge=gauge)
+            return LinearChart((self.matrix.diagonal() + shift).rsqrt(), name=kind, gauge=str(chosen))
+        blocks = [
+            (indices, _inverse_root(values, vectors, shift))
+            for indices, values, vectors in self._eigendecomposed(_BLOCKS[kind])
+        ]
+        return LinearChart(blocks, name="natural-gradient" if kind == "full" else kind, gauge=str(chosen))
 
-    def _blocks(self, by: str) -> list[_Block]:
-        if by not in self._spectra:
-            found = []
+    def _eigendecomposed(self, by: str) -> list[_Eigenblock]:
+        if by not in self._eigenblocks:
+            blocks = []
             for indices in self.problem.layout.blocks(by).values():
-                where = indices.to(self.problem.device)
-                found.append((where, *torch.linalg.eigh(self.matrix[where][:, where])))
-            self._spectra[by] = found
-        return self._spectra[by]
+                rows = indices.to(self.problem.device)
+                values, vectors = torch.linalg.eigh(self.matrix[rows][:, rows])
+                blocks.append((rows, values, vectors))
+            self._eigenblocks[by] = blocks
+        return self._eigenblocks[by]
 
     @cached_property
     def _moments(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -105,32 +175,33 @@ class Preconditioners:
         problem = self.problem
         scale = problem.denominator**-0.5
         traces = trace_layers(problem, lambda outputs, targets: problem.loss.fisher_factor(outputs, targets) * scale)
-        found = []
+        moments = []
         for trace in traces.values():
             inputs = trace.inputs.flatten(0, 1)
             scores = trace.output_gradients.flatten(0, 2)
             positions = trace.inputs.shape[1]
-            found.append(
+            moments.append(
                 (
                     trace.rows(problem).to(problem.device),
                     inputs.T @ inputs / problem.num_examples,
                     scores.T @ scores / positions,
                 )
             )
-        return found
+        return moments
 
-    def _whitening(self, damping: float) -> list[tuple[Tensor, Tensor]]:
-        if not damping > 0:
-            raise ConfigurationError(f"damping must be positive (relative to the mean eigenvalue), got {damping}.")
+    def _whitening(self, damping: Damping) -> list[_Block]:
+        share = damping.relative_damping
+        if share is None:
+            share = damping.relative(float(self.matrix.trace()), len(self.matrix))
         blocks = []
         for trace in trace_layers(self.problem).values():
             inputs = trace.inputs.flatten(0, 1)
             moment = inputs.T @ inputs / self.problem.num_examples
-            root = _inverse_root(*torch.linalg.eigh(moment), damping * float(moment.trace()) / len(moment))
+            root = _inverse_root(*torch.linalg.eigh(moment), share * float(moment.trace()) / len(moment))
             blocks.append((trace.rows(self.problem).to(self.problem.device), root))  # one block for all rows
         return blocks + self._jacobi_of_the_rest(blocks, damping)
 
-    def _kronecker(self, damping: float) -> list[tuple[Tensor, Tensor]]:
+    def _kronecker(self, damping: Damping) -> list[_Block]:
         blocks, shift = [], absolute_damping(self.matrix, damping)
         for rows, inputs, scores in self._moments:
             # pi balances the two factors by their mean eigenvalues (Martens & Grosse 2015, section 6.3).
@@ -141,17 +212,14 @@ class Preconditioners:
             blocks.append((rows.reshape(-1), torch.kron(output_root, input_root)))
         return blocks + self._jacobi_of_the_rest(blocks, damping)
 
-    def _jacobi_of_the_rest(self, blocks: list[tuple[Tensor, Tensor]], damping: float) -> list[tuple[Tensor, Tensor]]:
+    def _jacobi_of_the_rest(self, blocks: list[_Block], damping: Damping) -> list[_Block]:
         rest = torch.ones(self.problem.dim, dtype=torch.bool, device=self.problem.device)
-        for where, _ in blocks:
-            rest[where] = False
+        for rows, _ in blocks:
+            rest[rows] = False
         if not rest.any():
             return []
         diagonal = self.matrix.diagonal()[rest] + absolute_damping(self.matrix, damping)
         return [(rest.nonzero().flatten(), torch.diag(diagonal.rsqrt()))]
-
-
-_Block = tuple[Tensor, Tensor, Tensor]  # indices, eigenvalues, eigenvectors
 
 
 def _inverse_root(values: Tensor, vectors: Tensor, shift: float) -> Tensor:

@@ -15,6 +15,7 @@ from curvature.matrices import fisher as fisher_matrix
 from curvature.models import Problem
 from curvature.natural_gradient.preconditioners import absolute_damping
 from curvature.precision import full_precision
+from curvature.records.damping import Damping
 
 __all__ = ["chart_step", "natural_gradient_step"]
 
@@ -41,7 +42,12 @@ def chart_step(problem: Problem, chart: Parameterization) -> Tensor:
 
 @full_precision()
 def natural_gradient_step(
-    problem: Problem, *, damping: float, block: str = "all", fisher: SymmetricOperator | None = None
+    problem: Problem,
+    *,
+    damping: float | None = None,
+    relative_damping: float | None = None,
+    block: str = "all",
+    fisher: SymmetricOperator | None = None,
 ) -> Tensor:
     r"""Damped natural-gradient step on the weights.
 
@@ -50,8 +56,9 @@ def natural_gradient_step(
     problem
         Model, loss and data at the point.
     damping
-        $a$ in $\lambda = a \operatorname{tr}(F)/P$. Zero gives the minimum-norm step $-F^+ \nabla L$, which needs a
-        well separated null space.
+        $\lambda$. Zero gives the minimum-norm step $-F^+ \nabla L$, which needs a well separated null space.
+    relative_damping
+        $a$ in $\lambda = a \operatorname{tr}(F)/P$, instead of ``damping``; 1e-3 if neither is given.
     block
         ``"all"``, or ``"layer"`` or ``"neuron"`` for a block-diagonal $F$.
     fisher
@@ -62,19 +69,25 @@ def natural_gradient_step(
     Tensor
         $-(F + \lambda I)^{-1} \nabla L$, shape ``(P,)``, at learning rate 1.
 
+    Raises
+    ------
+    ConfigurationError
+        If both dampings are given, or the damping is negative.
+
     Notes
     -----
     Costs one eigendecomposition per block. Without damping the step does not depend on the chart, up to the null space
     of $F$; with damping it does.
     """
+    chosen = Damping.chosen(damping, relative_damping, zero=True)
     matrix = (fisher or fisher_matrix(problem)).entries()
     gradient = problem.gradient()
     step = torch.zeros_like(gradient)
-    shift = absolute_damping(matrix, damping) if damping else 0.0
+    shift = absolute_damping(matrix, chosen)
     for indices in problem.layout.blocks(block).values():
         rows = indices.to(problem.device)
         values, vectors = torch.linalg.eigh(matrix[rows][:, rows])
-        if damping:
+        if chosen:
             inverse = 1 / (values.clamp(min=0) + shift)
         else:
             kept = values > len(values) * torch.finfo(values.dtype).eps * values.max()

@@ -20,6 +20,7 @@ from curvature.models import Problem
 from curvature.natural_gradient.preconditioners import absolute_damping
 from curvature.natural_gradient.steps import chart_step
 from curvature.precision import full_precision
+from curvature.records.damping import Damping
 
 __all__ = ["best_stretch", "best_stretches", "stretch_in_closed_form"]
 
@@ -32,14 +33,20 @@ _MAX_EVALUATIONS = 60  # of one search, each an eigendecomposition
 
 
 @full_precision()
-def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: SymmetricOperator | None = None) -> float:
+def best_stretch(
+    problem: Problem,
+    *,
+    damping: float | None = None,
+    relative_damping: float | None = None,
+    fisher: SymmetricOperator | None = None,
+) -> float:
     r"""Return the one stretch $\|v\|/|g|$ for all neurons that maximizes the efficiency.
 
     Parameters
     ----------
     problem
         Model, loss and data at the point.
-    damping
+    damping, relative_damping
         As for :func:`curvature.efficiency`.
     fisher
         The Fisher, if it has been computed already.
@@ -59,8 +66,9 @@ def best_stretch(problem: Problem, *, damping: float = 1e-3, fisher: SymmetricOp
     With $K = P + \rho Q$ the efficiency is a ratio of quadratics in $\rho$ with one stationary point, known in closed
     form. Costs the Fisher and three products with it.
     """
+    chosen = Damping.chosen(damping, relative_damping)
     matrix = (fisher or fisher_matrix(problem)).entries()
-    return stretch_in_closed_form(problem, matrix, absolute_damping(matrix, damping))
+    return stretch_in_closed_form(problem, matrix, absolute_damping(matrix, chosen))
 
 
 def stretch_in_closed_form(problem: Problem, matrix: Tensor, shift: float) -> float:
@@ -108,7 +116,8 @@ def best_stretches(
     *,
     by: str = "neuron",
     criterion: str = "efficiency",
-    damping: float = 1e-3,
+    damping: float | None = None,
+    relative_damping: float | None = None,
     fisher: SymmetricOperator | None = None,
 ) -> dict[str, Tensor]:
     r"""Return the best gauge at this point: one stretch for the network, for each layer, or for each neuron.
@@ -128,8 +137,8 @@ def best_stretches(
         with $\partial \log \lambda_i / \partial \log \rho_k = \|M_k y_i\|^2$, $y_i$ the eigenvector, $M_k$ the
         tangential projector of the group). The result is an upper bound on the least $\kappa_{80}$. It is never worse
         than the canonical gauge, nor than the result for the next coarser groups, from which the search starts.
-    damping
-        As for :func:`curvature.efficiency`; ``"kappa"`` does not use it.
+    damping, relative_damping
+        As for :func:`curvature.efficiency`; ``"kappa"`` does not use them.
     fisher
         The Fisher, if it has been computed already.
 
@@ -163,11 +172,12 @@ def best_stretches(
         raise ConfigurationError(f"by must be one of {', '.join(_SCOPES)}, got {by!r}.")
     if criterion not in _CRITERIA:
         raise ConfigurationError(f"criterion must be one of {', '.join(_CRITERIA)}, got {criterion!r}.")
+    chosen = Damping.chosen(damping, relative_damping)
     _nonzero_gradient(problem)
     operator = fisher or fisher_matrix(problem)
     if criterion == "efficiency":
         groups = _Groups(problem, by)
-        return groups.stretches(_most_efficient_rhos(problem, groups, operator.entries(), damping))
+        return groups.stretches(_most_efficient_rhos(problem, groups, operator.entries(), chosen))
     position = _resolved_position(operator)
     matrix, groups, logs = operator.entries(), None, torch.empty(0)
     for scope in _SCOPES[: _SCOPES.index(by) + 1]:
@@ -288,7 +298,7 @@ def _radial_and_tangential(problem: Problem) -> tuple[Tensor, Tensor]:
     return gradient - tangential, tangential
 
 
-def _most_efficient_rhos(problem: Problem, groups: _Groups, matrix: Tensor, damping: float) -> Tensor:
+def _most_efficient_rhos(problem: Problem, groups: _Groups, matrix: Tensor, damping: Damping) -> Tensor:
     gradient, (radial, tangential) = problem.gradient(), _radial_and_tangential(problem)
     members = groups.of_weight.to(problem.device)
     columns = torch.zeros(problem.dim, groups.count + 1, dtype=gradient.dtype, device=gradient.device)

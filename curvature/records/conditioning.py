@@ -11,6 +11,7 @@ import numpy as np
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.records.bounds import FAILURE
 from curvature.records.conditions import ConditionNumbers
+from curvature.records.damping import Damping
 from curvature.records.krylov import Estimate, ExtremalEigenvalues
 from curvature.records.quantity import Quantity
 
@@ -25,12 +26,18 @@ __all__ = [
 
 PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
 GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
-DAMPING = 1e-6  # of the mean eigenvalue, for the damped sphericities
+RELATIVE_DAMPING = 1e-6  # for the damped sphericities
 _DAMPING_DECADES = range(7)
 _SAME = 1.01  # an interval over several ranks whose ends agree this well is one number
 
 
-def condition_numbers(spectrum: Any, *, accuracy: float = GD_ACCURACY, damping: float = DAMPING) -> ConditionNumbers:
+def condition_numbers(
+    spectrum: Any,
+    *,
+    accuracy: float = GD_ACCURACY,
+    damping: float | None = None,
+    relative_damping: float | None = None,
+) -> ConditionNumbers:
     r"""Summarize a spectrum; eigenvalues $l_1 \ge l_2 \ge \dots$, $r$ the rank, $d$ the dimension.
 
     ======================  ======================================================================================
@@ -41,7 +48,7 @@ def condition_numbers(spectrum: Any, *, accuracy: float = GD_ACCURACY, damping: 
                             $c_i$ the gradient along $q_i$ (headline; needs ``spectrum(..., gradient=True)``)
     ``am_gm``               $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple
     ``ai_distance``         standard deviation of $\log l$ on the rank: affine-invariant distance to multiples of I
-    ``..._damped``          both for $l + \delta$ over all $d$, $\delta$ = ``damping`` times the mean eigenvalue
+    ``..._damped``          both for $l + \delta$ over all $d$, $\delta$ the damping
     ``bures``               $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$, in [0, 1)
     ``l1_over_mean``        $d\, l_1 / \operatorname{tr}$
     ``participation_ratio`` $(\sum l)^2 / \sum l^2$
@@ -65,8 +72,7 @@ def condition_numbers(spectrum: Any, *, accuracy: float = GD_ACCURACY, damping: 
     """
     if not 0 < accuracy < 1:
         raise ConfigurationError(f"accuracy must lie between 0 and 1, got {accuracy}.")
-    if not damping > 0:
-        raise ConfigurationError(f"damping must be positive, got {damping}.")
+    chosen = Damping.chosen(damping, relative_damping, default=RELATIVE_DAMPING)
     sizes = np.abs(spectrum.on_rank)
     values: dict[str, Quantity] = {}
     damped: dict[float, tuple[Quantity, Quantity]] = {}
@@ -82,7 +88,12 @@ def condition_numbers(spectrum: Any, *, accuracy: float = GD_ACCURACY, damping: 
         values |= _on_rank_spread(sizes, spectrum)
         clipped = np.clip(spectrum.eigenvalues[::-1], 0, None)
         ends = tuple(np.clip(end[::-1], 0, None) for end in spectrum.intervals())
-        values |= _with_intervals(sphericity(clipped, damping), clipped, ends, spectrum.method)
+        values |= _with_intervals(
+            sphericity(clipped, damping=chosen.damping, relative_damping=chosen.relative_damping),
+            clipped,
+            ends,
+            spectrum.method,
+        )
         values |= _with_intervals(_ranks(clipped), clipped, ends, spectrum.method)
         damped = _damped(clipped, ends, spectrum)
     else:
@@ -158,11 +169,14 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
     )
 
 
-def sphericity(eigenvalues: np.ndarray, damping: float = DAMPING) -> dict[str, Quantity]:
+def sphericity(
+    eigenvalues: np.ndarray, *, damping: float | None = None, relative_damping: float | None = None
+) -> dict[str, Quantity]:
     """Distances of a positive semidefinite spectrum from a multiple of the identity; 0 (or 1) at equality.
 
     ``eigenvalues`` in any order, zeros included: they count, for a singular matrix is not spherical.
     """
+    chosen = Damping.chosen(damping, relative_damping, default=RELATIVE_DAMPING)
     dim = len(eigenvalues)
     largest = float(eigenvalues.max())
     if largest <= 0:
@@ -172,12 +186,15 @@ def sphericity(eigenvalues: np.ndarray, damping: float = DAMPING) -> dict[str, Q
         )
     relative = eigenvalues / largest
     total = float(relative.sum())
-    logs = np.log(relative + damping * total / dim)
-    note = f"eigenvalues shifted by {damping:g} of their mean"
+    if chosen.damping is None:
+        share, note = chosen.relative_damping, f"eigenvalues shifted by {chosen.relative_damping:g} of their mean"
+    else:
+        share, note = chosen.damping / largest * dim / total, f"eigenvalues shifted by {chosen.damping:g}"
+    logs = np.log(relative + share * total / dim)
     return {
         "bures": Quantity(max(0.0, 1 - float(np.sqrt(relative).sum()) ** 2 / (dim * total))),
         "l1_over_mean": Quantity(dim / total),
-        "am_gm_damped": Quantity(max(0.0, math.log((1 + damping) * total / dim) - float(logs.mean())), note=note),
+        "am_gm_damped": Quantity(max(0.0, math.log((1 + share) * total / dim) - float(logs.mean())), note=note),
         "ai_distance_damped": Quantity(float(logs.std()), note=note),
     }
 

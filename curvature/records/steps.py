@@ -16,9 +16,9 @@ class StepComparison:
     ----------
     chart, gauge, block
         Which steps, in which scope.
+    relative_damping
+        $a$ in $\lambda = a \operatorname{tr}(F) / P$.
     damping
-        $a$: relative damping, $\lambda = a \operatorname{tr}(F) / P$.
-    lambda_
         $\lambda$, unit loss / weight**2, added to $F$ *on the weights*.
     efficiency
         $E \in [0, 1]$: the best line-search decrease of the quadratic model along the chart's step, over that of the
@@ -34,8 +34,8 @@ class StepComparison:
 
     chart: str
     gauge: str
+    relative_damping: float
     damping: float
-    lambda_: float
     efficiency: float
     block: str = "all"
     index: float = math.nan

@@ -302,11 +302,25 @@ def _reading(logs: Sequence[float]) -> str:
 def _efficiencies(study: Study) -> list[dict[str, Any]]:
     groups = grouped(
         study.of(StepComparison),
-        lambda m: (m.arm, m.checkpoint, m.record.block, m.record.damping, m.record.chart, plain_gauge(m.record.gauge)),
+        lambda m: (
+            m.arm,
+            m.checkpoint,
+            m.record.block,
+            m.record.relative_damping,
+            m.record.chart,
+            plain_gauge(m.record.gauge),
+        ),
     )
     rows = []
     for (arm, checkpoint, block, damping, chart, gauge), members in groups.items():
-        row = {"arm": arm, "checkpoint": checkpoint, "block": block, "damping": damping, "chart": chart, "gauge": gauge}
+        row = {
+            "arm": arm,
+            "checkpoint": checkpoint,
+            "block": block,
+            "relative_damping": damping,
+            "chart": chart,
+            "gauge": gauge,
+        }
         for name in ("efficiency", "index", "kappa", "am_gm", "ai_distance"):
             row[name] = asdict(spread(_defined(getattr(m.record, name)) for m in members))
         rows.append(row)

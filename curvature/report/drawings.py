@@ -225,7 +225,7 @@ def _draw_efficiency(study: Study) -> Drawing | None:
     if not steps:
         return None
     damping = figures.usual_damping(steps)
-    steps = [m for m in steps if m.record.damping == damping]
+    steps = [m for m in steps if m.record.relative_damping == damping]
     panels = grouped(steps, lambda m: m.arm)
     tall = max(len({_chart(m) for m in members}) for members in panels.values())
     figure, axes = _grid(len(panels), min(len(panels), 2), width=5.2, height=1.1 + 0.26 * tall)
@@ -261,7 +261,7 @@ def _draw_damping(study: Study) -> Drawing | None:
     last = last_checkpoint(study)
     steps = [m for m in study.of(StepComparison, block="all") if m.checkpoint == last]
     steps = [m for m in steps if not (m.record.gauge == "canonical" or m.record.chart == "natural-gradient")]
-    if len({m.record.damping for m in steps}) < 2:
+    if len({m.record.relative_damping for m in steps}) < 2:
         return None
     panels = grouped(steps, lambda m: m.arm)
     figure, axes = _grid(len(panels), min(len(panels), 2), width=4.6, height=3.7)
@@ -277,7 +277,9 @@ def _draw_damping(study: Study) -> Drawing | None:
     )
     rows = [
         (arm, label, damping, *_three([m.record.efficiency for m in members]))
-        for (arm, label, damping), members in grouped(steps, lambda m: (m.arm, _chart(m), m.record.damping)).items()
+        for (arm, label, damping), members in grouped(
+            steps, lambda m: (m.arm, _chart(m), m.record.relative_damping)
+        ).items()
     ]
     header = ("weights", "chart", "damping", "median E", "smallest", "largest")
     return Drawing("efficiency-damping", "Efficiency against damping", caption, figure, header, rows)

@@ -127,7 +127,7 @@ def _say_efficiencies(study: Study, document: dict[str, Any]) -> Iterable[dict[s
     damping = figures.usual_damping(steps)
     names = {"standard": "gradient descent", "neuron-block": "neuron-block natural gradient"}
     items = []
-    rows = [row for row in document["efficiencies"] if row["damping"] == damping and row["checkpoint"] == last]
+    rows = [row for row in document["efficiencies"] if row["relative_damping"] == damping and row["checkpoint"] == last]
     for arm, members in grouped([row for row in rows if row["block"] == "all"], lambda row: row["arm"]).items():
         quoted = [row for row in members if row["chart"] in ("standard", "weight-norm", "placebo", "neuron-block")]
         quoted = [row for row in quoted if row["gauge"] != "canonical" and row["efficiency"]["count"]]

@@ -172,8 +172,8 @@ def _efficiency_table(document: dict[str, Any], last: str) -> dict[str, Any] | N
     rows = [row for row in document["efficiencies"] if row["checkpoint"] == last and row["block"] == "all"]
     if not rows:
         return None
-    damping = figures.nearest_damping({row["damping"] for row in rows})
-    rows = [row for row in rows if row["damping"] == damping]
+    damping = figures.nearest_damping({row["relative_damping"] for row in rows})
+    rows = [row for row in rows if row["relative_damping"] == damping]
     charts = grouped(rows, lambda row: (row["chart"], row["gauge"]))
     lines = [{"chart": chart_label(*key), "cells": {row["arm"]: row for row in found}} for key, found in charts.items()]
     lines.sort(key=lambda line: max(row["efficiency"]["median"] or 0 for row in line["cells"].values()))

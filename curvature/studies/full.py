@@ -69,7 +69,7 @@ class FullSettings:
         last one, by the GGN in the standard chart and in their own.
     matrices
         Measured along the followed arms.
-    dampings, damping, threshold
+    relative_dampings, relative_damping, threshold
         As in :class:`CompareSettings`.
     whole_batches
         Train the arms that the decomposition needs once more without minibatch noise, for as many steps.
@@ -80,8 +80,8 @@ class FullSettings:
     training: TrajectorySettings = field(default_factory=TrajectorySettings)
     followed: tuple[str, ...] = (*HEADLINE, *PUBLISHED[1:])
     matrices: tuple[str, ...] = ("hessian", "ggn", "gradient_covariance")
-    dampings: tuple[float, ...] = (1e-3,)
-    damping: float = 1e-3
+    relative_dampings: tuple[float, ...] = (1e-3,)
+    relative_damping: float = 1e-3
     threshold: float = THRESHOLD
     whole_batches: bool = True
 

@@ -105,8 +105,8 @@ def efficiencies(
         found.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
         return
     controls = Controls(problem, fisher(problem), covariance)
-    for damping in settings.dampings:
-        charts = control_charts(problem, damping=damping, seed=place.seed, controls=controls)
+    for relative_damping in settings.relative_dampings:
+        charts = control_charts(problem, relative_damping=relative_damping, seed=place.seed, controls=controls)
         if (own.name, own.gauge) not in {(chart.name, chart.gauge) for chart in charts}:
             charts.insert(3, own)
         found.extend(
@@ -114,9 +114,9 @@ def efficiencies(
             compare_charts(
                 problem,
                 charts,
-                dampings=(damping,),
+                relative_dampings=(relative_damping,),
                 controls=controls,
-                closeness=damping == settings.damping and place.checkpoint != "early",
+                closeness=relative_damping == settings.relative_damping and place.checkpoint != "early",
             ),
         )
 

@@ -55,9 +55,9 @@ class CompareSettings:
         Measured at every checkpoint.
     stretches
         The gauge sweep of the GGN.
-    dampings
-        The damping sweep of the natural-gradient comparison.
-    damping
+    relative_dampings
+        Dampings of the natural-gradient comparison, in units of the mean eigenvalue of the Fisher.
+    relative_damping
         The one damping at which closeness to the natural gradient is also measured (at init and late: it costs the
         eigenvalues of every chart).
     threshold
@@ -71,8 +71,8 @@ class CompareSettings:
     momentum: float = 0.0
     matrices: tuple[str, ...] = ("hessian", "ggn", "gradient_covariance")
     stretches: tuple[float, ...] = _STRETCHES
-    dampings: tuple[float, ...] = (1e-5, 1e-3, 1e-1)
-    damping: float = 1e-3
+    relative_dampings: tuple[float, ...] = (1e-5, 1e-3, 1e-1)
+    relative_damping: float = 1e-3
     threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:

@@ -255,7 +255,7 @@ def test_scale_of_resemblance_is_calibrated_and_the_best_gauges_are_the_best(row
 
 def test_resemblance_of_the_best_gauge_is_that_of_the_stretches_found_for_it(rows_of):
     problem = cv.zoo.digits_problem(100, widths=(2,), seed=0)
-    chart = cv.WeightNorm(stretch=best_stretches(problem, by="layer", damping=1e-3))
+    chart = cv.WeightNorm(stretch=best_stretches(problem, by="layer", relative_damping=1e-3))
     (row,) = rows_of("natural_gradient_resemblance", epoch=0, gauge="best efficiency per layer")
     assert row["efficiency"] == pytest.approx(cv.efficiency(problem, chart).efficiency, rel=1e-9)
 

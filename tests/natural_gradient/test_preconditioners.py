@@ -11,6 +11,7 @@ import curvature as cv
 from curvature.errors import ConfigurationError
 from curvature.models import zoo
 from curvature.natural_gradient.preconditioners import KINDS, Preconditioners, absolute_damping, preconditioner
+from curvature.records.damping import Damping
 
 ROUNDING = 1e-10  # relative: 1e-16 times the condition number of the damped blocks, below 1e4, with room
 DAMPING = 0.02
@@ -84,7 +85,7 @@ def test_block_preconditioners_are_the_inverses_of_the_damped_blocks(kind, group
     fisher = fisher_by_hand(module, problem.inputs)
     shift = DAMPING * float(fisher.diagonal().sum()) / 31
     expected = inverse(kept_in_blocks(fisher + shift * identity(31), list(groups)))
-    assert distance(metric(problem, preconditioner(problem, kind, damping=DAMPING)), expected) < ROUNDING
+    assert distance(metric(problem, preconditioner(problem, kind, relative_damping=DAMPING)), expected) < ROUNDING
 
 
 def augmented(inputs):
@@ -131,7 +132,7 @@ def test_kfac_is_the_kronecker_product_of_damped_factors():
     shift = DAMPING * float(fisher_by_hand(module, problem.inputs).trace()) / 31
     blocks = [kfac_by_hand(*factors, shift) for factors in factors_by_hand(module, problem.inputs)]
     expected = in_layout(problem, dict(zip((("0.weight", "0.bias"), ("2.weight", "2.bias")), blocks, strict=True)))
-    assert distance(metric(problem, preconditioner(problem, "kfac", damping=DAMPING)), expected) < ROUNDING
+    assert distance(metric(problem, preconditioner(problem, "kfac", relative_damping=DAMPING)), expected) < ROUNDING
 
 
 def test_prong_is_the_inverse_second_moment_of_the_inputs_of_every_neuron():
@@ -141,7 +142,7 @@ def test_prong_is_the_inverse_second_moment_of_the_inputs_of_every_neuron():
         shift = DAMPING * inputs.trace() / len(inputs)
         blocks.append(torch.kron(identity(fan_out), inverse(inputs + shift * identity(len(inputs)))))
     expected = in_layout(problem, dict(zip((("0.weight", "0.bias"), ("2.weight", "2.bias")), blocks, strict=True)))
-    assert distance(metric(problem, preconditioner(problem, "prong", damping=DAMPING)), expected) < ROUNDING
+    assert distance(metric(problem, preconditioner(problem, "prong", relative_damping=DAMPING)), expected) < ROUNDING
 
 
 class Whitened(nn.Module):
@@ -183,7 +184,7 @@ def test_a_step_with_prong_is_a_gradient_step_of_the_network_with_whitened_input
         for part in whitened.parts:
             part -= part.grad
     moved = torch.cat([part.detach().reshape(-1) for part in whitened.rows()]) - before
-    named = problem.unflatten(cv.chart_step(problem, preconditioner(problem, "prong", damping=DAMPING)))
+    named = problem.unflatten(cv.chart_step(problem, preconditioner(problem, "prong", relative_damping=DAMPING)))
     found = [
         torch.cat([named[f"{path}.weight"], named[f"{path}.bias"][:, None]], dim=1).reshape(-1) for path in ("0", "2")
     ]
@@ -199,7 +200,7 @@ def assert_kfac_is_exact(problem, damping=1e-12, tolerance=1e-4):
     groups = torch.zeros(problem.dim, dtype=torch.long)
     for number, index in enumerate(problem.layout.blocks("layer").values()):
         groups[index] = number
-    found = inverse(metric(problem, preconditioner(problem, "kfac", damping=damping)))
+    found = inverse(metric(problem, preconditioner(problem, "kfac", relative_damping=damping)))
     assert distance(found, kept_in_blocks(fisher, groups.tolist())) < tolerance
 
 
@@ -250,8 +251,8 @@ def test_kfac_of_a_convolution_with_one_position_is_that_of_the_linear_layer():
     first = cv.Problem.from_module(linear, loss="cross-entropy", data=(inputs, targets))
     second = cv.Problem.from_module(other, loss="cross-entropy", data=(inputs.view(12, 2, 2, 2), targets))
     for kind in ("kfac", "prong"):
-        expected = metric(first, preconditioner(first, kind, damping=DAMPING))
-        assert distance(metric(second, preconditioner(second, kind, damping=DAMPING)), expected) < ROUNDING
+        expected = metric(first, preconditioner(first, kind, relative_damping=DAMPING))
+        assert distance(metric(second, preconditioner(second, kind, relative_damping=DAMPING)), expected) < ROUNDING
 
 
 def test_kfac_of_a_convolution_has_the_factors_of_grosse_and_martens():
@@ -276,7 +277,7 @@ def test_kfac_of_a_convolution_has_the_factors_of_grosse_and_martens():
     rows = torch.tensor([0, 1, 4, 2, 3, 5])
     expected = torch.zeros(6, 6, dtype=torch.float64)
     expected[rows[:, None], rows[None]] = kfac_by_hand(patches, scores, shift)
-    found = metric(problem, preconditioner(problem, "kfac", damping=DAMPING))
+    found = metric(problem, preconditioner(problem, "kfac", relative_damping=DAMPING))
     assert distance(found[where][:, where], expected) < ROUNDING
     assert float(found[:6, 6:].abs().max()) == 0
 
@@ -298,8 +299,8 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize("kind", ["kfac", "prong"])
 def test_parameters_outside_of_layers_get_the_jacobi_preconditioner(kind):
     problem = cv.Problem.from_module(Scaled(), loss="cross-entropy", data=(drawn(7, 3), torch.arange(7) % 2))
-    found = metric(problem, preconditioner(problem, kind, damping=DAMPING))
-    jacobi = metric(problem, preconditioner(problem, "jacobi", damping=DAMPING))
+    found = metric(problem, preconditioner(problem, kind, relative_damping=DAMPING))
+    jacobi = metric(problem, preconditioner(problem, "jacobi", relative_damping=DAMPING))
     assert distance(found[:3], jacobi[:3]) < ROUNDING
 
 
@@ -314,8 +315,8 @@ def test_a_model_without_layers_gets_the_jacobi_preconditioner_throughout(kind):
             return inputs * self.scale
 
     problem = cv.Problem.from_module(Scale(), loss="mse", data=(drawn(7, 3), drawn(7, 3, seed=2)))
-    jacobi = metric(problem, preconditioner(problem, "jacobi", damping=DAMPING))
-    assert distance(metric(problem, preconditioner(problem, kind, damping=DAMPING)), jacobi) < ROUNDING
+    jacobi = metric(problem, preconditioner(problem, "jacobi", relative_damping=DAMPING))
+    assert distance(metric(problem, preconditioner(problem, kind, relative_damping=DAMPING)), jacobi) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -323,7 +324,7 @@ def test_a_frozen_bias_takes_its_rows_and_columns_with_it(kind):
     module, _ = classifier()
     module[0].bias.requires_grad_(False)
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(8, 3), torch.arange(8) % 3))
-    found = metric(problem, preconditioner(problem, kind, damping=DAMPING))
+    found = metric(problem, preconditioner(problem, kind, relative_damping=DAMPING))
     assert found.shape == (27, 27)
     if kind == "prong":
         moment = problem.inputs.T @ problem.inputs / 8
@@ -334,8 +335,8 @@ def test_a_frozen_bias_takes_its_rows_and_columns_with_it(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_activation_in_place_changes_no_preconditioner(kind):
     plain, in_place = (classifier(nn.ReLU, in_place=flag)[1] for flag in (False, True))
-    expected = metric(plain, preconditioner(plain, kind, damping=DAMPING))
-    assert distance(metric(in_place, preconditioner(in_place, kind, damping=DAMPING)), expected) < ROUNDING
+    expected = metric(plain, preconditioner(plain, kind, relative_damping=DAMPING))
+    assert distance(metric(in_place, preconditioner(in_place, kind, relative_damping=DAMPING)), expected) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -344,7 +345,7 @@ def test_a_head_at_zero_lets_no_score_through_and_is_no_obstacle(kind):
     module, _ = classifier()
     nn.init.zeros_(module[2].weight)
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(8, 3), torch.arange(8) % 3))
-    found = metric(problem, preconditioner(problem, kind, damping=DAMPING))
+    found = metric(problem, preconditioner(problem, kind, relative_damping=DAMPING))
     assert torch.isfinite(found).all()
     assert float(torch.linalg.eigvalsh(found)[0]) > 0
 
@@ -352,9 +353,9 @@ def test_a_head_at_zero_lets_no_score_through_and_is_no_obstacle(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_preconditioner_is_positive_definite_and_says_what_it_is(kind):
     _, problem = classifier()
-    chart = preconditioner(problem, kind, damping=0.25)
+    chart = preconditioner(problem, kind, relative_damping=0.25)
     assert float(torch.linalg.eigvalsh(metric(problem, chart))[0]) > 0
-    assert (chart.name, chart.gauge) == ("natural-gradient" if kind == "full" else kind, "damping=0.25")
+    assert (chart.name, chart.gauge) == ("natural-gradient" if kind == "full" else kind, "relative damping=0.25")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -363,9 +364,9 @@ def test_preconditioners_made_together_are_those_made_alone(kind):
     together = Preconditioners(problem)
     for damping in (1e-3, 0.3):
         for other in KINDS:
-            together.chart(other, damping)
-        alone = preconditioner(problem, kind, damping=damping)
-        assert torch.equal(metric(problem, together.chart(kind, damping)), metric(problem, alone))
+            together.chart(other, relative_damping=damping)
+        alone = preconditioner(problem, kind, relative_damping=damping)
+        assert torch.equal(metric(problem, together.chart(kind, relative_damping=damping)), metric(problem, alone))
 
 
 def test_a_given_fisher_is_the_one_that_is_inverted():
@@ -373,7 +374,7 @@ def test_a_given_fisher_is_the_one_that_is_inverted():
     given = cv.empirical_fisher(problem)
     matrix = given.dense()
     shift = DAMPING * float(matrix.trace()) / 31
-    found = metric(problem, preconditioner(problem, "full", damping=DAMPING, fisher=given))
+    found = metric(problem, preconditioner(problem, "full", relative_damping=DAMPING, fisher=given))
     assert distance(found, inverse(matrix + shift * identity(31))) < ROUNDING
 
 
@@ -384,18 +385,21 @@ def test_the_neuron_blocks_of_softmax_regression_at_zero_weights_are_multiples_o
     block = covariance * (4 - 1) / 4**2
     shift = DAMPING * float(block.trace()) / 3
     expected = torch.kron(identity(4), inverse(block + shift * identity(3)))
-    assert distance(metric(problem, preconditioner(problem, "neuron-block", damping=DAMPING)), expected) < ROUNDING
+    assert (
+        distance(metric(problem, preconditioner(problem, "neuron-block", relative_damping=DAMPING)), expected)
+        < ROUNDING
+    )
 
 
 def test_damping_is_relative_to_the_mean_eigenvalue():
     values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
-    assert absolute_damping(torch.diag(values), 0.1) == pytest.approx(0.3, rel=1e-15)
+    assert absolute_damping(torch.diag(values), Damping(relative_damping=0.1)) == pytest.approx(0.3, rel=1e-15)
 
 
 @pytest.mark.parametrize("damping", [0.0, -1e-3, float("nan")])
 def test_no_damping_is_refused(damping):
     with pytest.raises(ConfigurationError, match="damping must be positive"):
-        preconditioner(classifier()[1], "full", damping=damping)
+        preconditioner(classifier()[1], "full", relative_damping=damping)
 
 
 def test_unknown_preconditioners_are_refused_with_the_names_there_are():

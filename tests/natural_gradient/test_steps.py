@@ -109,7 +109,7 @@ def test_step_of_weight_norm_is_a_small_step_of_gradient_descent_in_its_coordina
 def test_damped_natural_gradient_step_solves_the_damped_system(damping):
     problem = classifier()
     expected = -torch.linalg.solve(damped_fisher(problem, damping), problem.gradient())
-    assert distance(cv.natural_gradient_step(problem, damping=damping), expected) < ROUNDING
+    assert distance(cv.natural_gradient_step(problem, relative_damping=damping), expected) < ROUNDING
 
 
 @pytest.mark.parametrize("block", ["layer", "neuron"])
@@ -128,14 +128,14 @@ def test_block_natural_gradient_steps_solve_block_by_block(block, damping):
     for names in members:
         where = torch.cat([index[name][key].reshape(-1) for name, key in names])
         expected[where] = -torch.linalg.solve(matrix[where][:, where], problem.gradient()[where])
-    assert distance(cv.natural_gradient_step(problem, damping=damping, block=block), expected) < 1e-8
+    assert distance(cv.natural_gradient_step(problem, relative_damping=damping, block=block), expected) < 1e-8
 
 
 def test_undamped_natural_gradient_step_is_that_of_the_pseudoinverse():
     problem = classifier()  # the softmax shift makes its Fisher singular
     fisher = cv.fisher(problem, method="generic").dense()
     expected = -torch.linalg.pinv(fisher, rtol=1e-13, hermitian=True) @ problem.gradient()
-    step = cv.natural_gradient_step(problem, damping=0)
+    step = cv.natural_gradient_step(problem, relative_damping=0)
     assert distance(step, expected) < 1e-7  # 1e-16 times the condition number on the rank, about 1e7, with room
     assert distance(fisher @ step, -problem.gradient()) < 1e-9
 
@@ -143,7 +143,7 @@ def test_undamped_natural_gradient_step_is_that_of_the_pseudoinverse():
 def test_natural_gradient_step_of_least_squares_goes_to_the_optimum():
     optimum = zoo.linear_regression(50, 5)
     problem = optimum.at(optimum.weights + drawn(5))
-    step = cv.natural_gradient_step(problem, damping=0)
+    step = cv.natural_gradient_step(problem, relative_damping=0)
     assert distance(problem.weights + step, optimum.weights) < 1e-13
 
 
@@ -163,14 +163,14 @@ def in_weight_norm(problem, stretch, damping):
 @pytest.mark.parametrize("stretch", [0.5, 1.0, 3.0])
 def test_undamped_natural_gradient_is_coordinate_free(stretch):
     problem = regression()
-    expected = cv.natural_gradient_step(problem, damping=0)
+    expected = cv.natural_gradient_step(problem, relative_damping=0)
     assert distance(in_weight_norm(problem, stretch, 0), expected) < 1e-8
 
 
 def test_on_a_singular_fisher_it_is_coordinate_free_where_the_fisher_looks():
     problem = classifier()
     fisher = cv.fisher(problem).dense()
-    expected = fisher @ cv.natural_gradient_step(problem, damping=0)
+    expected = fisher @ cv.natural_gradient_step(problem, relative_damping=0)
     assert distance(fisher @ in_weight_norm(problem, 3.0, 0), expected) < 1e-7
 
 
@@ -183,7 +183,7 @@ def test_damped_natural_gradient_depends_on_the_coordinates(stretch, same):
     inverse = torch.linalg.inv(metric(problem, cv.WeightNorm(stretch=stretch)))
     expected = -torch.linalg.solve(cv.fisher(problem).dense() + shift * inverse, problem.gradient())
     assert distance(found, expected) < ROUNDING
-    plain = cv.natural_gradient_step(problem, damping=DAMPING)
+    plain = cv.natural_gradient_step(problem, relative_damping=DAMPING)
     assert distance(expected, plain) < 1e-10 if same else distance(expected, plain) > 0.1
 
 
@@ -203,7 +203,7 @@ def test_efficiency_is_the_ratio_of_the_best_decreases_of_the_quadratic_model(ch
     along = minimize_scalar(lambda rate: model(rate * direction), options={"xtol": 1e-12}).fun
     anywhere = minimize(model, np.zeros(31), jac=lambda s: slope + matrix @ s, options={"gtol": 1e-10}).fun
     assert along < 0
-    found = cv.efficiency(problem, CHARTS[chart], damping=DAMPING)
+    found = cv.efficiency(problem, CHARTS[chart], relative_damping=DAMPING)
     assert found.efficiency == pytest.approx(along / anywhere, rel=1e-6)
 
 
@@ -212,9 +212,9 @@ def test_efficiency_is_the_squared_cosine_with_the_natural_gradient_in_the_norm_
     problem = classifier()
     root = torch.linalg.cholesky(damped_fisher(problem)).T  # ||L^T x|| is the A-norm of x
     step = root @ cv.chart_step(problem, CHARTS[chart])
-    natural = root @ cv.natural_gradient_step(problem, damping=DAMPING)
+    natural = root @ cv.natural_gradient_step(problem, relative_damping=DAMPING)
     cosine = float(step @ natural / (torch.linalg.norm(step) * torch.linalg.norm(natural)))
-    found = cv.efficiency(problem, CHARTS[chart], damping=DAMPING)
+    found = cv.efficiency(problem, CHARTS[chart], relative_damping=DAMPING)
     assert found.efficiency == pytest.approx(cosine**2, rel=ROUNDING)
 
 
@@ -238,9 +238,9 @@ def test_efficiency_lies_between_the_bound_of_kantorovich_and_one(drawn_case, da
     fisher, factor, weights = drawn_case
     problem = zoo.linear_regression(20, 6).at(weights)
     given_fisher = SymmetricOperator.from_dense(fisher)
-    found = cv.efficiency(problem, LinearChart(factor), damping=damping, fisher=given_fisher)
-    assert found.lambda_ == pytest.approx(damping * float(fisher.trace()) / 6, rel=1e-12)
-    damped = fisher + found.lambda_ * torch.eye(6, dtype=torch.float64)
+    found = cv.efficiency(problem, LinearChart(factor), relative_damping=damping, fisher=given_fisher)
+    assert found.damping == pytest.approx(damping * float(fisher.trace()) / 6, rel=1e-12)
+    damped = fisher + found.damping * torch.eye(6, dtype=torch.float64)
     values = torch.linalg.eigvalsh(factor.T @ damped @ factor)
     kappa = float(values[-1] / values[0])
     rounding = 1e-13 * kappa + 1e-12  # of the smallest eigenvalues, and of the quotient
@@ -255,15 +255,15 @@ def test_the_bound_of_kantorovich_is_attained():
     optimum = zoo.linear_regression(30, 3)
     lengths = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
     problem = optimum.at(optimum.weights + torch.linalg.solve(cv.hessian(optimum).dense(), lengths))
-    found = cv.efficiency(problem, cv.Standard(), damping=1e-12, fisher=SymmetricOperator.from_dense(fisher))
+    found = cv.efficiency(problem, cv.Standard(), relative_damping=1e-12, fisher=SymmetricOperator.from_dense(fisher))
     assert found.efficiency == pytest.approx(4 * 9 / (1 + 9) ** 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("damping", [1e-4, 1e-1])
 def test_the_natural_gradient_chart_has_efficiency_one_and_distance_zero(damping):
     problem = classifier()
-    chart = preconditioner(problem, "full", damping=damping)
-    found = cv.efficiency(problem, chart, damping=damping)
+    chart = preconditioner(problem, "full", relative_damping=damping)
+    found = cv.efficiency(problem, chart, relative_damping=damping)
     assert found.efficiency == pytest.approx(1, abs=ROUNDING)
     assert found.kappa == pytest.approx(1, abs=1e-8)
     assert found.am_gm == pytest.approx(0, abs=1e-8)
@@ -274,7 +274,9 @@ def test_efficiency_and_distance_do_not_depend_on_the_learning_rate():
     """A multiple of a chart takes the same steps at another learning rate."""
     problem = classifier()
     factor = 0.1 + drawn(31).abs()
-    first, second = (cv.efficiency(problem, LinearChart(scale * factor), damping=DAMPING) for scale in (1.0, 7.0))
+    first, second = (
+        cv.efficiency(problem, LinearChart(scale * factor), relative_damping=DAMPING) for scale in (1.0, 7.0)
+    )
     for name in ("efficiency", "index", "kappa", "am_gm", "ai_distance"):
         assert getattr(first, name) == pytest.approx(getattr(second, name), rel=1e-10), name
 
@@ -283,14 +285,14 @@ def test_efficiency_and_distance_do_not_depend_on_the_learning_rate():
 def test_closeness_is_that_of_the_generalized_eigenvalues_of_k_and_a(chart):
     problem = classifier()
     values = torch.linalg.eigvals(metric(problem, CHARTS[chart]) @ damped_fisher(problem)).real.numpy()
-    found = cv.efficiency(problem, CHARTS[chart], damping=DAMPING)
+    found = cv.efficiency(problem, CHARTS[chart], relative_damping=DAMPING)
     assert found.kappa == pytest.approx(values.max() / values.min(), rel=1e-7)
     assert found.am_gm == pytest.approx(np.log(values.mean()) - np.log(values).mean(), rel=1e-8)
     assert found.ai_distance == pytest.approx(np.std(np.log(values)), rel=1e-8)
 
 
 def test_a_singular_chart_is_close_to_no_inverse():
-    found = cv.efficiency(classifier(), CHARTS["singular"], damping=DAMPING)
+    found = cv.efficiency(classifier(), CHARTS["singular"], relative_damping=DAMPING)
     assert math.isnan(found.kappa)
     assert math.isnan(found.am_gm)
     assert 0 < found.efficiency < 1
@@ -298,7 +300,9 @@ def test_a_singular_chart_is_close_to_no_inverse():
 
 def test_the_canonical_gauge_is_gradient_descent():
     problem = classifier()
-    standard, canonical = (cv.efficiency(problem, chart, damping=DAMPING) for chart in (cv.Standard(), cv.WeightNorm()))
+    standard, canonical = (
+        cv.efficiency(problem, chart, relative_damping=DAMPING) for chart in (cv.Standard(), cv.WeightNorm())
+    )
     for name in ("efficiency", "kappa", "am_gm", "ai_distance"):
         assert getattr(canonical, name) == pytest.approx(getattr(standard, name), rel=1e-10), name
 
@@ -325,7 +329,7 @@ def blocks_by_hand(problem, by):
 def test_each_scope_compares_the_blocks_that_belong_to_it(by):
     problem = classifier()
     chart = cv.WeightNorm(stretch=3.0)
-    found = cv.compare_charts(problem, [chart], dampings=(DAMPING,), by=by)
+    found = cv.compare_charts(problem, [chart], relative_dampings=(DAMPING,), block=by)
     expected = blocks_by_hand(problem, by)
     assert [comparison.block for comparison in found] == list(expected)
     matrix, k, slope = damped_fisher(problem), metric(problem, chart), problem.gradient()
@@ -340,16 +344,20 @@ def test_each_scope_compares_the_blocks_that_belong_to_it(by):
 @pytest.mark.parametrize("damping", [1e-4, 1e-1])
 def test_index_is_zero_for_gradient_descent_and_one_for_the_neuron_block(by, damping):
     problem = classifier()
-    ends = [cv.Standard(), preconditioner(problem, "neuron-block", damping=damping)]
-    found = cv.compare_charts(problem, ends, dampings=(damping,), by=by)
+    ends = [cv.Standard(), preconditioner(problem, "neuron-block", relative_damping=damping)]
+    found = cv.compare_charts(problem, ends, relative_dampings=(damping,), block=by)
     indices = {name: [c.index for c in found if c.block == name] for name in blocks_by_hand(problem, by)}
     assert all(values == [0.0, 1.0] for values in indices.values())
 
 
 def test_index_places_a_chart_between_the_two_ends():
     problem = classifier()
-    charts = [cv.Standard(), cv.WeightNorm(stretch=3.0), preconditioner(problem, "neuron-block", damping=DAMPING)]
-    low, found, high = cv.compare_charts(problem, charts, dampings=(DAMPING,))
+    charts = [
+        cv.Standard(),
+        cv.WeightNorm(stretch=3.0),
+        preconditioner(problem, "neuron-block", relative_damping=DAMPING),
+    ]
+    low, found, high = cv.compare_charts(problem, charts, relative_dampings=(DAMPING,))
     expected = (found.efficiency - low.efficiency) / (high.efficiency - low.efficiency)
     assert found.index == pytest.approx(expected, rel=1e-12)
 
@@ -359,15 +367,15 @@ def test_index_is_undefined_where_the_ends_coincide():
     inputs = torch.linalg.qr(drawn(20, 3)).Q * 20**0.5
     module = nn.Linear(3, 1, bias=False).double()
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, drawn(20, 1, seed=2)))
-    found = cv.efficiency(problem, cv.WeightNorm(stretch=2.0), damping=DAMPING)
+    found = cv.efficiency(problem, cv.WeightNorm(stretch=2.0), relative_damping=DAMPING)
     assert math.isnan(found.index)
 
 
 @pytest.mark.parametrize(("by", "kind"), [("neuron", "neuron-block"), ("layer", "layer-block"), ("all", "full")])
 def test_within_its_own_blocks_block_natural_gradient_is_perfect(by, kind):
     problem = classifier()
-    chart = preconditioner(problem, kind, damping=DAMPING)
-    for comparison in cv.compare_charts(problem, [chart], dampings=(DAMPING,), by=by):
+    chart = preconditioner(problem, kind, relative_damping=DAMPING)
+    for comparison in cv.compare_charts(problem, [chart], relative_dampings=(DAMPING,), block=by):
         assert comparison.efficiency == pytest.approx(1, abs=ROUNDING)
 
 
@@ -378,7 +386,7 @@ def test_a_block_without_gradient_is_left_out():
         module[0].weight.copy_(torch.tensor([[1.0, 0.5], [-0.3, 1.0]]))
         module[0].bias.copy_(torch.tensor([-100.0, 0.1]))
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(8, 2), torch.arange(8) % 2))
-    found = cv.compare_charts(problem, [cv.Standard()], by="neuron")
+    found = cv.compare_charts(problem, [cv.Standard()], block="neuron")
     assert [comparison.block for comparison in found] == ["0[1]", "2[0]", "2[1]"]
 
 
@@ -387,8 +395,8 @@ def test_a_block_without_gradient_is_left_out():
 
 def test_control_charts_are_the_promised_ones():
     problem = classifier()
-    names = [(chart.name, chart.gauge) for chart in control_charts(problem, damping=DAMPING)]
-    damped = "damping=0.01"
+    names = [(chart.name, chart.gauge) for chart in control_charts(problem, relative_damping=DAMPING)]
+    damped = "relative damping=0.01"
     assert names == [
         ("standard", "-"),
         ("weight-norm", "canonical"),
@@ -415,8 +423,8 @@ def test_the_modules_own_gauge_is_among_the_controls():
 
 def test_comparisons_over_dampings_use_controls_made_at_each_damping():
     problem = classifier()
-    found = cv.compare_charts(problem, dampings=(1e-3, 1e-1))
-    assert [c.damping for c in found if c.chart == "natural-gradient"] == [1e-3, 1e-1]
+    found = cv.compare_charts(problem, relative_dampings=(1e-3, 1e-1))
+    assert [c.relative_damping for c in found if c.chart == "natural-gradient"] == [1e-3, 1e-1]
     for comparison in found:
         assert 0 <= comparison.efficiency <= 1 + 1e-9
         if comparison.chart == "natural-gradient":
@@ -427,8 +435,8 @@ def test_controls_shared_between_calls_change_nothing():
     problem = classifier()
     shared = Controls(problem)
     for damping in (1e-3, 1e-1):
-        alone = cv.compare_charts(problem, dampings=(damping,))
-        assert cv.compare_charts(problem, dampings=(damping,), controls=shared) == alone
+        alone = cv.compare_charts(problem, relative_dampings=(damping,))
+        assert cv.compare_charts(problem, relative_dampings=(damping,), controls=shared) == alone
 
 
 def test_the_direction_of_the_noise_control_is_the_top_eigenvector_of_each_neurons_gradients():
@@ -455,9 +463,9 @@ def test_best_stretch_is_the_best_of_a_fine_grid(widths, damping):
     problem = classifier(widths)
     stretches = np.logspace(-4, 4, 161)
     charts = [cv.WeightNorm(stretch=float(stretch)) for stretch in stretches]
-    grid = cv.compare_charts(problem, charts, dampings=(damping,), closeness=False)
-    found = best_stretch(problem, damping=damping)
-    best = cv.efficiency(problem, cv.WeightNorm(stretch=found), damping=damping).efficiency
+    grid = cv.compare_charts(problem, charts, relative_dampings=(damping,), closeness=False)
+    found = best_stretch(problem, relative_damping=damping)
+    best = cv.efficiency(problem, cv.WeightNorm(stretch=found), relative_damping=damping).efficiency
     top = max(comparison.efficiency for comparison in grid)
     assert best >= top * (1 - 1e-12)
     assert best <= top * 1.01  # and the grid is fine enough to have seen it
@@ -474,7 +482,7 @@ def test_best_stretch_is_the_end_of_its_range_where_the_best_is_beyond(weights, 
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, inputs @ optimum.T))
     assert torch.allclose(problem.gradient(), torch.ones(2, dtype=torch.float64), rtol=1e-12)
     fisher = SymmetricOperator.from_dense(torch.tensor([[1.0, 1.5], [1.5, 3.0]], dtype=torch.float64))
-    assert best_stretch(problem, damping=1e-9, fisher=fisher) == pytest.approx(stretch, rel=1e-12)
+    assert best_stretch(problem, relative_damping=1e-9, fisher=fisher) == pytest.approx(stretch, rel=1e-12)
 
 
 SCOPES = ("network", "layer", "neuron")
@@ -496,19 +504,22 @@ def kappa_at(problem, stretches):
 @pytest.mark.parametrize("damping", [1e-4, 1e-1])
 def test_the_best_one_stretch_is_that_of_the_closed_form(widths, damping):
     problem = classifier(widths)
-    found = best_stretches(problem, by="network", damping=damping)
+    found = best_stretches(problem, by="network", relative_damping=damping)
     values = torch.cat(list(found.values()))
     assert torch.equal(values, values[:1].expand_as(values))
-    assert float(values[0]) == pytest.approx(best_stretch(problem, damping=damping), rel=1e-9)
+    assert float(values[0]) == pytest.approx(best_stretch(problem, relative_damping=damping), rel=1e-9)
 
 
 @pytest.mark.parametrize("build", [classifier, regression])
 def test_finer_groups_are_never_less_efficient_and_gradient_descent_is_beaten(build):
     problem = build()
-    values = [efficiency_at(problem, best_stretches(problem, by=by, damping=DAMPING)) for by in SCOPES]
+    values = [efficiency_at(problem, best_stretches(problem, by=by, relative_damping=DAMPING)) for by in SCOPES]
     assert efficiency_at(problem, 1.0) <= values[0] * (1 + 1e-12)
     assert values[0] < values[1] < values[2]
-    assert values[2] <= cv.efficiency(problem, preconditioner(problem, "full", damping=DAMPING)).efficiency + 1e-12
+    assert (
+        values[2]
+        <= cv.efficiency(problem, preconditioner(problem, "full", relative_damping=DAMPING)).efficiency + 1e-12
+    )
 
 
 @pytest.mark.parametrize("by", ["layer", "neuron"])
@@ -516,7 +527,7 @@ def test_no_search_over_stretches_is_more_efficient(by):
     """Against Nelder-Mead over log stretches from several starts: a route without least squares."""
     problem = classifier()
     matrix, slope = damped_fisher(problem), problem.gradient()
-    found = best_stretches(problem, by=by, damping=DAMPING)
+    found = best_stretches(problem, by=by, relative_damping=DAMPING)
     sizes = [len(rows) for rows in found.values()]
 
     def lost(logs):
@@ -547,7 +558,7 @@ def test_best_stretches_are_the_end_of_their_range_where_the_best_is_beyond(weig
     optimum = module.weight.detach() - torch.linalg.solve(fisher, torch.ones(2, dtype=torch.float64))
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, inputs @ optimum.T))
     assert torch.allclose(problem.gradient(), torch.ones(2, dtype=torch.float64), rtol=1e-12)
-    found = best_stretches(problem, by="neuron", damping=1e-9)
+    found = best_stretches(problem, by="neuron", relative_damping=1e-9)
     assert found["weight"].tolist() == pytest.approx([stretch], rel=1e-12)
 
 
@@ -556,7 +567,7 @@ def test_a_neuron_without_a_gradient_keeps_the_canonical_gauge():
     module[0].bias.data[2] = -100.0  # dead on all data
     targets = torch.randint(3, (12,), generator=torch.Generator().manual_seed(5))
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(12, 3), targets))
-    found = best_stretches(problem, by="neuron", damping=DAMPING)["0.weight"]
+    found = best_stretches(problem, by="neuron", relative_damping=DAMPING)["0.weight"]
     assert float(found[2]) == 1
     assert int((found == 1).sum()) == 1
 
@@ -626,14 +637,54 @@ def test_a_kappa_below_the_noise_floor_is_not_minimized():
 @pytest.mark.parametrize("damping", [0.0, -1e-3])
 def test_efficiency_without_damping_is_refused(damping):
     with pytest.raises(ConfigurationError, match="damping must be positive"):
-        cv.efficiency(classifier(), cv.Standard(), damping=damping)
+        cv.efficiency(classifier(), cv.Standard(), relative_damping=damping)
     with pytest.raises(ConfigurationError, match="damping must be positive"):
-        best_stretch(classifier(), damping=damping)
+        best_stretch(classifier(), relative_damping=damping)
 
 
 def test_a_negative_damping_of_the_natural_gradient_is_refused():
-    with pytest.raises(ConfigurationError, match="damping must be positive"):
-        cv.natural_gradient_step(classifier(), damping=-1e-3)
+    with pytest.raises(ConfigurationError, match="damping must be finite and not negative"):
+        cv.natural_gradient_step(classifier(), relative_damping=-1e-3)
+
+
+FORMS = {  # what takes a damping, and a number that depends on it
+    "natural_gradient_step": lambda problem, **form: float(cv.natural_gradient_step(problem, **form).norm()),
+    "efficiency": lambda problem, **form: cv.efficiency(problem, cv.Standard(), **form).efficiency,
+    "best_stretch": best_stretch,
+    "best_stretches": lambda problem, **form: float(best_stretches(problem, **form)["0.weight"].sum()),
+    "control_charts": lambda problem, **form: sum(
+        float(cv.chart_step(problem, chart).norm()) for chart in control_charts(problem, **form)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_two_forms_of_a_damping_give_the_same_numbers(name):
+    problem = regression()
+    shift = DAMPING * float(cv.fisher(problem).dense().trace()) / problem.dim
+    relative = FORMS[name](problem, relative_damping=DAMPING)
+    assert FORMS[name](problem, damping=shift) == pytest.approx(relative, rel=1e-9)
+    assert FORMS[name](problem, damping=2 * shift) != pytest.approx(relative, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_both_forms_of_a_damping_are_refused(name):
+    with pytest.raises(ConfigurationError, match="not both"):
+        FORMS[name](classifier(), damping=DAMPING, relative_damping=DAMPING)
+
+
+def test_comparisons_take_either_form_and_record_both():
+    problem = classifier()
+    mean = float(cv.fisher(problem).dense().trace()) / problem.dim
+    relative = cv.compare_charts(problem, relative_dampings=(1e-3, 1e-1))
+    absolute = cv.compare_charts(problem, dampings=(1e-3 * mean, 1e-1 * mean))
+    for first, second in zip(relative, absolute, strict=True):
+        assert second.damping == pytest.approx(first.damping, rel=1e-14)
+        assert second.relative_damping == pytest.approx(first.relative_damping, rel=1e-14)
+        assert second.efficiency == pytest.approx(first.efficiency, rel=1e-9)
+    assert cv.compare_charts(problem, dampings=()) == cv.compare_charts(problem, relative_dampings=()) == ()
+    with pytest.raises(ConfigurationError, match="not both"):
+        cv.compare_charts(problem, dampings=(1e-3,), relative_dampings=(1e-3,))
 
 
 def stationary():
@@ -662,11 +713,11 @@ def test_a_zero_gradient_is_refused(compare):
 
 
 def test_the_natural_gradient_step_of_a_zero_gradient_is_zero():
-    assert not cv.natural_gradient_step(stationary(), damping=1e-3).any()
+    assert not cv.natural_gradient_step(stationary(), relative_damping=1e-3).any()
 
 
 def test_a_loss_without_likelihood_has_no_natural_gradient():
     module = zoo.mlp((3, 2))
     problem = cv.Problem.from_module(module, loss=lambda f, y: ((f - y) ** 4).sum(), data=(drawn(5, 3), drawn(5, 2)))
     with pytest.raises(NotDefinedError, match="likelihood"):
-        cv.natural_gradient_step(problem, damping=1e-3)
+        cv.natural_gradient_step(problem, relative_damping=1e-3)

@@ -91,11 +91,21 @@ def test_every_quantity_equals_its_formula(rank, zeros):
 @pytest.mark.parametrize("damping", [1e-9, 1e-3, 1.0])
 def test_damped_sphericity_equals_its_formula(damping):
     values = np.array([4.0, 1.0, 1e-5, 0.0])
-    found = cv.condition_numbers(spectrum_of(values), damping=damping)
+    found = cv.condition_numbers(spectrum_of(values), relative_damping=damping)
     expected = by_formula(values, 3, damping)
     for name in ("am_gm_damped", "ai_distance_damped"):
         assert found[name].value == pytest.approx(expected[name], rel=1e-12)
         assert f"{damping:g}" in found[name].note
+
+
+def test_an_absolute_damping_of_the_sphericity_is_that_share_of_the_mean():
+    values = np.array([4.0, 1.0, 0.5, 0.0])
+    relative = cv.sphericity(values, relative_damping=0.01)
+    absolute = cv.sphericity(values, damping=0.01 * values.mean())
+    for name in ("am_gm_damped", "ai_distance_damped"):
+        assert absolute[name].value == pytest.approx(relative[name].value, rel=1e-13)
+    with pytest.raises(cv.ConfigurationError, match="not both"):
+        cv.sphericity(values, damping=0.01, relative_damping=0.01)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +250,7 @@ def test_impossible_options_are_refused():
             cv.condition_numbers(spectrum_of([1.0]), accuracy=accuracy)
     for damping in (0.0, -1.0, math.nan):
         with pytest.raises(cv.ConfigurationError, match="damping must be positive"):
-            cv.condition_numbers(spectrum_of([1.0]), damping=damping)
+            cv.condition_numbers(spectrum_of([1.0]), relative_damping=damping)
 
 
 # ------------------------------------------------------------------------------------------------ properties

@@ -342,7 +342,10 @@ def step(chart, efficiency, gauge="-", damping=1e-3):
 
 def test_efficiency_orders_charts_and_draws_every_seed(ax):
     steps = [
-        at(step(chart, e + seed / 100, f"damping={damping:g}" if chart == "neuron-block" else "-", damping), seed=seed)
+        at(
+            step(chart, e + seed / 100, f"relative damping={damping:g}" if chart == "neuron-block" else "-", damping),
+            seed=seed,
+        )
         for seed in range(3)
         for damping in (1e-3, 1e-1)
         for chart, e in (("neuron-block", 0.7), ("standard", 0.1), ("weight-norm", 0.3))
@@ -363,7 +366,7 @@ def test_small_efficiencies_get_a_logarithmic_scale(ax):
 
 def test_efficiency_against_damping_is_one_line_per_chart(ax):
     steps = [
-        at(step(chart, e * (1 + index), f"damping={a:g}" if chart == "kfac" else "-", a))
+        at(step(chart, e * (1 + index), f"relative damping={a:g}" if chart == "kfac" else "-", a))
         for chart, e in (("standard", 0.1), ("kfac", 0.3))
         for index, a in enumerate((1e-4, 1e-2))
     ]

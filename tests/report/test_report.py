@@ -113,7 +113,7 @@ def make_study(seeds=(0, 1, 2), arms=("standard", "weight-norm")):
                     for chart, gauge, efficiency in (
                         ("standard", "-", 0.1),
                         ("weight-norm", "paper", 0.15),
-                        ("neuron-block", f"damping={damping:g}", 0.7),
+                        ("neuron-block", f"relative damping={damping:g}", 0.7),
                     ):
                         index = math.nan if chart == "standard" else efficiency
                         e = efficiency + seed / 100 + damping
@@ -128,7 +128,7 @@ def make_study(seeds=(0, 1, 2), arms=("standard", "weight-norm")):
         config={
             "model": "builtin:digits-mlp",
             "seeds": list(seeds),
-            "damping": 1e-3,
+            "relative_damping": 1e-3,
             "out": None,
             "fit": {"rate": 0.2},
         },
@@ -270,7 +270,7 @@ def test_two_writes_are_byte_identical(run, study, tmp_path):
 
 def test_config_is_toml_without_empty_values(run):
     config = tomllib.loads((run / "config.toml").read_text())
-    assert config == {"model": "builtin:digits-mlp", "seeds": [0, 1, 2], "damping": 1e-3, "fit": {"rate": 0.2}}
+    assert config == {"model": "builtin:digits-mlp", "seeds": [0, 1, 2], "relative_damping": 1e-3, "fit": {"rate": 0.2}}
 
 
 def test_result_file_opens_in_xarray_with_names_and_attributes(run, study):

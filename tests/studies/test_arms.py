@@ -314,12 +314,12 @@ def test_batch_normalization_is_weight_normalization_for_one_layer_with_whitened
 
 def test_whitened_arm_is_gradient_descent_preconditioned_by_a_metric_refreshed_every_few_steps(nets):
     _, problem = nets["mlp"]
-    trainable = Whitened(problem, refresh_every=3, damping=0.01)
+    trainable = Whitened(problem, refresh_every=3, relative_damping=0.01)
     found = run(problem, trainable, epochs=7, batch_size=12, checkpoints={"late": 7})
     weights = problem.weights
     for step in range(7):
         if step % 3 == 0:
-            chart = preconditioner(problem.at(weights), "prong", damping=0.01).at(problem.layout, weights)
+            chart = preconditioner(problem.at(weights), "prong", relative_damping=0.01).at(problem.layout, weights)
         weights = weights - 0.2 * chart.metric(problem.gradient(weights)[:, None])[:, 0]
     assert torch.allclose(found.checkpoints[0].weights, weights, rtol=0, atol=1e-11)
 

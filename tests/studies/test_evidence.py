@@ -223,16 +223,16 @@ def steps(own, seeds=4):
     found = []
     for seed in range(seeds):
         problem, _ = least_squares(seed)
-        charts = control_charts(problem, damping=1e-3, seed=seed)
-        for record in compare_charts(problem, charts, dampings=(1e-3,)):
+        charts = control_charts(problem, relative_damping=1e-3, seed=seed)
+        for record in compare_charts(problem, charts, relative_dampings=(1e-3,)):
             found.append((seed, record))
-        (record,) = compare_charts(problem, [own(problem)], dampings=(1e-3,))
+        (record,) = compare_charts(problem, [own(problem)], relative_dampings=(1e-3,))
         found.append((seed, replace(record, chart="weight-norm", gauge="checkpoint")))
     return measured(found)
 
 
 def test_the_natural_gradient_resembles_itself_and_gradient_descent_does_not():
-    natural = steps(lambda problem: preconditioner(problem, "neuron-block", damping=1e-3))
+    natural = steps(lambda problem: preconditioner(problem, "neuron-block", relative_damping=1e-3))
     assert claims.resemblance(natural).outcome == "supported"
     assert claims.resemblance(natural).estimate == pytest.approx(1.0)
     assert claims.closeness(natural).outcome == "supported"
@@ -262,7 +262,7 @@ def sweep():
     curves = []
     for seed in range(10):
         problem, values = least_squares(seed, num_examples=20)
-        natural = preconditioner(problem, "full", damping=1e-3)
+        natural = preconditioner(problem, "full", relative_damping=1e-3)
         for arm, chart, unit in (("standard", Standard(), 1 / float(values[-1])), ("weight-norm", natural, 1.0)):
             for rate in (0.04, 0.2, 1.0, 1.9, 1.99):
                 run = train(
@@ -641,7 +641,7 @@ def test_states_that_make_no_path_are_refused(states, words):
 def study():
     inputs, targets = zoo.digits(60)
     inputs, targets = inputs[:, 18:26], targets % 3
-    settings = CompareSettings(seeds=(0, 1, 2), epochs=3, batch_size=10, stretches=(1.0,), dampings=(1e-3,))
+    settings = CompareSettings(seeds=(0, 1, 2), epochs=3, batch_size=10, stretches=(1.0,), relative_dampings=(1e-3,))
     return run_compare(lambda seed: zoo.mlp((8, 3, 3), seed=seed), (inputs, targets), "cross-entropy", settings)
 
 

@@ -59,7 +59,7 @@ def test_followed_arms_are_measured_everywhere_and_the_others_at_both_ends(study
     assert ("weight-norm", "late", "weight-norm", "checkpoint") in found
     for arm, chart, gauge in (
         ("batch-norm", "batch-norm", "population statistics, frozen"),
-        ("prong", "prong", "damping=0.001"),
+        ("prong", "prong", "relative damping=0.001"),
     ):
         assert {(a, point) for a, point, c, _ in found if a == arm and c == chart} == {(arm, "init"), (arm, "late")}
         assert (arm, "late", chart, gauge) in found
@@ -73,7 +73,7 @@ def test_followed_arms_are_measured_everywhere_and_the_others_at_both_ends(study
                 m.checkpoint,
                 m.record.chart,
                 m.record.gauge,
-                *([m.record.matrix, m.record.effective] if kind is Spectrum else [m.record.damping]),
+                *([m.record.matrix, m.record.effective] if kind is Spectrum else [m.record.relative_damping]),
             )
             for m in study.of(kind)
             if m.record.block == "all"
@@ -168,7 +168,7 @@ def test_the_fingerprint_changes_with_whatever_the_numbers_follow_from():
     others = [
         fingerprint(problem, SETTINGS, 6),
         fingerprint(problem, replace(SETTINGS, arms=ARMS[1:]), 5),
-        fingerprint(problem, replace(SETTINGS, dampings=(1e-2,)), 5),
+        fingerprint(problem, replace(SETTINGS, relative_dampings=(1e-2,)), 5),
         fingerprint(problem, replace(SETTINGS, whole_batches=False), 5),
         fingerprint(problem, trained(optimizer=Adam(0.1)), 5),
         fingerprint(problem, trained(optimizer=SGD(0.1, momentum=0.1)), 5),

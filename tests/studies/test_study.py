@@ -31,7 +31,13 @@ from curvature.studies import CompareSettings, compare, measuring, run_compare, 
 WIDTHS = (3, 4, 3)
 NEURONS = 7
 SETTINGS = CompareSettings(
-    seeds=(0, 4), epochs=2, batch_size=8, learning_rate=0.3, stretches=(0.5, 2.0), dampings=(1e-3, 1e-1), damping=1e-3
+    seeds=(0, 4),
+    epochs=2,
+    batch_size=8,
+    learning_rate=0.3,
+    stretches=(0.5, 2.0),
+    relative_dampings=(1e-3, 1e-1),
+    relative_damping=1e-3,
 )
 
 
@@ -134,7 +140,7 @@ def test_other_records_are_counted_per_neuron_gauge_chart_and_damping(study, arm
     assert number(Whitening) == 4 * NEURONS
     assert number(GaugeState) == 2 + own
     assert number(StepComparison) == 2 * (12 + own)
-    assert number(StepComparison, damping=1e-1) == 12 + own
+    assert number(StepComparison, relative_damping=1e-1) == 12 + own
     closeness = [np.isfinite(m.record.kappa) for m in study.of(StepComparison, arm=arm, seed=0, checkpoint="late")]
     assert sum(closeness) == 12 + own  # at one damping alone
 
@@ -180,7 +186,7 @@ def test_a_study_says_what_it_is_about(study):
 
 def test_monte_carlo_matrices_and_the_gauge_at_the_init_are_as_asked():
     settings = dataclasses.replace(
-        SETTINGS, seeds=(0,), matrices=("monte_carlo_fisher",), stretches=(), dampings=(1e-3,)
+        SETTINGS, seeds=(0,), matrices=("monte_carlo_fisher",), stretches=(), relative_dampings=(1e-3,)
     )
     found = run(settings)
     assert {m.record.matrix for m in found.of(Spectrum)} == {"monte_carlo_fisher"}
@@ -201,7 +207,7 @@ def test_a_normalized_module_is_measured_like_the_plain_one():
             weight_norm(layer)
         return module
 
-    settings = dataclasses.replace(SETTINGS, seeds=(0,), dampings=(1e-3,))
+    settings = dataclasses.replace(SETTINGS, seeds=(0,), relative_dampings=(1e-3,))
     plain, found = run(settings), run(settings, normalized)
     for first, second in zip(plain.of(Spectrum), found.of(Spectrum), strict=True):
         assert second.record.label == first.record.label
@@ -216,7 +222,7 @@ def test_modules_normalized_over_other_axes_can_be_studied(dim):
         weight_norm(module[0], dim=dim)
         return module
 
-    settings = dataclasses.replace(SETTINGS, seeds=(0,), stretches=(), dampings=(1e-3,))
+    settings = dataclasses.replace(SETTINGS, seeds=(0,), stretches=(), relative_dampings=(1e-3,))
     assert all(check.passed for check in run(settings, normalized).checks)
 
 
@@ -293,7 +299,7 @@ def test_arms_that_start_apart_fail_their_check(monkeypatch):
 
 def test_single_precision_passes_its_checks_and_warns():
     # From seed 15 the losses of the two arms differ in their last digit at the start, as rounding allows.
-    settings = dataclasses.replace(SETTINGS, seeds=(15,), dampings=(1e-2,), damping=1e-2)
+    settings = dataclasses.replace(SETTINGS, seeds=(15,), relative_dampings=(1e-2,), relative_damping=1e-2)
     found = run(settings, dtype=torch.float32)
     assert {m.record.dtype for m in found.of(Spectrum)} == {"float32"}
     assert found.warnings == ("computed in float32: condition numbers above about 1e6 cannot be resolved.",)
@@ -321,7 +327,7 @@ def test_another_seed_gives_other_numbers_and_no_seed_depends_on_the_others(stud
 def test_the_global_generator_is_not_moved(study):
     del study
     before = torch.get_rng_state()
-    run(dataclasses.replace(SETTINGS, seeds=(0,), dampings=(1e-3,)))
+    run(dataclasses.replace(SETTINGS, seeds=(0,), relative_dampings=(1e-3,)))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -335,7 +341,7 @@ def test_progress_goes_from_zero_to_one_without_turning_back(command):
     if command == "compare":
         compare(problem_of(), progress=progress)
     elif command == "run_compare":
-        run(dataclasses.replace(SETTINGS, dampings=(1e-3,)), progress=progress)
+        run(dataclasses.replace(SETTINGS, relative_dampings=(1e-3,)), progress=progress)
         assert any("seed 4: training the weight-norm arm" in message for message, _ in said)
     else:
         run_spectrum(
@@ -452,8 +458,8 @@ def test_of_filters_by_kind_place_and_the_records_own_fields():
     assert study.of(GaugeState) == list(everything[:3])
     assert study.of(GaugeState, arm="standard") == list(everything[:2])
     assert study.of(GaugeState, arm="standard", gauge="paper") == [everything[1]]
-    assert study.of(StepComparison, damping=1e-3, seed=0) == [everything[3]]
-    assert study.of(StepComparison, damping=1e-2) == []
+    assert study.of(StepComparison, relative_damping=1e-3, seed=0) == [everything[3]]
+    assert study.of(StepComparison, relative_damping=1e-2) == []
     assert study.of(Spectrum) == []
 
 

@@ -33,7 +33,7 @@ def plot_efficiency(
     steps: Sequence[Measured],
     ax: Axes | None = None,
     *,
-    damping: float | None = None,
+    relative_damping: float | None = None,
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
@@ -44,12 +44,12 @@ def plot_efficiency(
     steps
         Measurements of :class:`StepComparison`. Charts are ordered by their median; gradient descent in the standard
         chart and neuron-block natural gradient (any chart with ``neuron`` in its name) are drawn as lines.
-    damping
-        Relative damping to show; the one nearest to ``USUAL_DAMPING`` if None.
+    relative_damping
+        Which comparisons to show; those at the one nearest to ``USUAL_DAMPING`` if None.
     """
     ax = axes_or_new(ax)
-    damping = usual_damping(steps) if damping is None else damping
-    steps = [m for m in steps if m.record.damping == damping]
+    damping = usual_damping(steps) if relative_damping is None else relative_damping
+    steps = [m for m in steps if m.record.relative_damping == damping]
     if not steps:
         raise ConfigurationError(f"no step comparison at damping {damping:g}.")
     groups = grouped(steps, lambda m: (*chart_of(m), m.record.block))
@@ -105,7 +105,7 @@ def plot_efficiency_damping(
     ):
         found = {
             damping: spread(Quantity(m.record.efficiency) for m in members)
-            for damping, members in sorted(grouped(group, lambda m: m.record.damping).items())
+            for damping, members in sorted(grouped(group, lambda m: m.record.relative_damping).items())
         }
         plot_spreads(ax, found, style, label)
     ax.axhline(1, color=BLACK, linewidth=1, linestyle=(0, (1, 3)))
@@ -128,7 +128,7 @@ def plot_efficiency_damping(
 
 def usual_damping(steps: Sequence[Measured]) -> float:
     """Damping of the comparisons that is shown where only one can be."""
-    return nearest_damping({record.damping for record in records_of(steps, StepComparison)})
+    return nearest_damping({record.relative_damping for record in records_of(steps, StepComparison)})
 
 
 def nearest_damping(dampings: set[float]) -> float:

@@ -99,7 +99,7 @@ def quantity_name(quantity: str) -> str:
 def chart_label(chart: str, gauge: str) -> str:
     """Chart and gauge in a few words; a preconditioner's damping is not a gauge.
 
-    >>> chart_label("weight-norm", "paper"), chart_label("kfac", "damping=0.001")
+    >>> chart_label("weight-norm", "paper"), chart_label("kfac", "relative damping=0.001")
     ('weight-norm (paper)', 'kfac')
     """
     return chart if plain_gauge(gauge) == "-" else f"{chart} ({gauge})"
@@ -107,7 +107,7 @@ def chart_label(chart: str, gauge: str) -> str:
 
 def plain_gauge(gauge: str) -> str:
     """Gauge of a chart, without the damping by which preconditioners tell themselves apart."""
-    return "-" if gauge.startswith("damping=") else gauge
+    return "-" if "damping=" in gauge else gauge
 
 
 def stretch_of(gauge: str) -> float | None:

@@ -107,12 +107,14 @@ def steps_at(measured: Iterable[Measured], chart: str, gauge: str | None, dampin
     ``damping=None``: among those at which closeness was measured (if any), the one nearest to 1e-3.
     """
     found = [m for m in measured if isinstance(m.record, StepComparison) and m.record.block == "all"]
-    complete = {m.record.damping for m in found if math.isfinite(m.record.kappa)}
-    listed = complete or {m.record.damping for m in found}
+    complete = {m.record.relative_damping for m in found if math.isfinite(m.record.kappa)}
+    listed = complete or {m.record.relative_damping for m in found}
     if damping is None and listed:
         damping = min(listed, key=lambda one: abs(math.log(one / USUAL_DAMPING)))
     return [
-        m for m in found if m.record.chart == chart and gauge in (None, m.record.gauge) and m.record.damping == damping
+        m
+        for m in found
+        if m.record.chart == chart and gauge in (None, m.record.gauge) and m.record.relative_damping == damping
     ]
 
 

@@ -153,20 +153,20 @@ class Whitened(Trainable):
     ----------
     refresh_every
         Steps between refreshes.
-    damping
-        Relative to the mean eigenvalue of each layer's second moment.
+    relative_damping
+        Times the mean eigenvalue of each layer's second moment of the inputs.
     """
 
-    def __init__(self, problem: Problem, *, refresh_every: int = 20, damping: float = 1e-3):
+    def __init__(self, problem: Problem, *, refresh_every: int = 20, relative_damping: float = 1e-3):
         if refresh_every < 1:
             raise ConfigurationError(f"refresh_every must be at least 1, got {refresh_every}.")
-        self.refresh_every, self.damping = refresh_every, damping
-        super().__init__(problem, preconditioner(problem, "prong", damping=damping))
+        self.refresh_every, self.relative_damping = refresh_every, relative_damping
+        super().__init__(problem, preconditioner(problem, "prong", relative_damping=relative_damping))
 
     def parameterization(self, coordinates: Tensor) -> Parameterization:
         weights = self.chart.to_weights(coordinates)  # around the weights of the last refresh
         try:
-            return preconditioner(self.problem.at(weights), "prong", damping=self.damping)
+            return preconditioner(self.problem.at(weights), "prong", relative_damping=self.relative_damping)
         except ConvergenceError as error:
             raise NonFiniteError(f"the second moment of a layer's inputs cannot be decomposed: {error}") from error
 
