@@ -20,8 +20,8 @@ from curvature import matrices
 from curvature import studies as study
 from curvature.errors import ConfigurationError, ResourceError
 from curvature.linalg import eigen as spectra
+from curvature.linalg import krylov, planning
 from curvature.linalg import operator as operators
-from curvature.linalg import planning
 from curvature.linalg.operator import SymmetricOperator, Work
 from curvature.linalg.planning import METHODS, Rates, ends, plan, plans, summary
 from curvature.matrices.nullspace import known_null_space
@@ -238,12 +238,12 @@ def test_a_density_by_the_entries_is_planned_for():
 
 def test_all_eigenvalues_are_taken_for_a_density_where_they_cost_no_more():
     slow, quick = (replace(COUNTS, products={1: cost, 10: cost}) for cost in (1e12, 1.0))
-    for wanted, krylov in (("density", "slq"), ("extremal", "lanczos")):
+    for wanted, by_krylov in (("density", "slq"), ("extremal", "lanczos")):
         assert plan(operator(1000), wanted, rates=slow, max_memory=GB).method == "dense"
         made = plan(operator(1000), wanted, rates=quick, max_memory=GB)
-        assert made.method == krylov
+        assert made.method == by_krylov
         assert "dense" in dict(made.rejected)
-        assert plan(operator(30000), wanted, rates=slow, max_memory=2 * GB).method == krylov
+        assert plan(operator(30000), wanted, rates=slow, max_memory=2 * GB).method == by_krylov
 
 
 def test_a_density_never_stands_in_for_a_spectrum():
@@ -473,7 +473,7 @@ def test_krylov_plans_hold_the_basis_they_count():
     made = plan(found, "density", method="slq", num_probes=7, num_matvecs=30, rates=COUNTS, max_memory=10 * GB)
     assert 7 * 30 * 8e5 <= made.num_bytes <= 1.5 * 7 * 30 * 8e5
     made = plan(found, "extremal", method="lanczos", rates=COUNTS, max_memory=10 * GB)
-    assert made.num_bytes >= 2 * cv.krylov.default_basis(found, 10) * 8e5
+    assert made.num_bytes >= 2 * krylov.default_basis(found, 10) * 8e5
 
 
 # --------------------------------------------------------------------------------------------------------------- pilot
