@@ -13,7 +13,8 @@ at a point. To write one of your own, subclass :class:`Parameterization` and def
 from curvature.charts.batch_norm import FrozenBatchNorm
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.linear import LinearChart, ScaledStandard, Standard
-from curvature.charts.weight_norm import Placebo, WeightNorm
+from curvature.charts.placebo import Placebo
+from curvature.charts.weight_norm import WeightNorm
 
 __all__ = [
     "Chart",

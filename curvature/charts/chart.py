@@ -13,6 +13,7 @@ from torch import Tensor
 
 from curvature.errors import InputError, SelfCheckError
 from curvature.layout import Entry, Layout
+from curvature.records.where import chart_label
 
 __all__ = ["Chart", "Parameterization"]
 
@@ -37,6 +38,14 @@ class Chart(ABC):
     coordinates: Tensor
     layout: Layout
     flat: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and gauge, as records print them: ``"weight-norm (paper)"``."""
+        return chart_label(self.name, self.gauge)
+
+    def __repr__(self) -> str:
+        return f"Chart({self.label}, {self.dim} coordinates)"
 
     @property
     def dim(self) -> int:
@@ -190,6 +199,16 @@ class Parameterization:
                 "the chart does not pass through the point."
             )
         return _AutodiffChart(self, coordinates)
+
+    def restricted(self, layout: Layout) -> Parameterization:
+        """The same parameterization for some of the weights: values held by name are those of this layout only."""
+        del layout
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name and gauge, as records print them: ``"weight-norm (paper)"``."""
+        return chart_label(self.name, self.gauge)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.gauge!r})" if self.gauge != "-" else f"{type(self).__name__}()"

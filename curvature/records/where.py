@@ -4,7 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Located", "Where"]
+__all__ = ["Located", "Where", "chart_label"]
+
+
+def chart_label(chart: str, gauge: str) -> str:
+    """Print a chart with its gauge: the one place that says how.
+
+    Parameters
+    ----------
+    chart
+        Name of the chart.
+    gauge
+        Its gauge; ``"-"`` where the chart has one gauge only.
+
+    Returns
+    -------
+    str
+        The name alone, or the name and the gauge in parentheses.
+
+    Examples
+    --------
+    >>> chart_label("standard", "-"), chart_label("weight-norm", "paper")
+    ('standard', 'weight-norm (paper)')
+    """
+    return chart if gauge == "-" else f"{chart} ({gauge})"
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Where:
     @property
     def chart_label(self) -> str:
         """Chart with its gauge: ``"weight-norm (paper)"``."""
-        return self.chart if self.gauge == "-" else f"{self.chart} ({self.gauge})"
+        return chart_label(self.chart, self.gauge)
 
     @property
     def label(self) -> str:
