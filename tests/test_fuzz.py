@@ -29,7 +29,18 @@ DOCUMENTED = {int(code) for code in ExitCode} - {ExitCode.INTERNAL}
 SMALL = ["--threads", "1", "--num-eigenvalues", "2", "--num-probes", "2", "--num-matvecs", "3"]
 
 
-SHORT = ["--threads", "1", "--seeds", "1", "--epochs", "2", "--set", "stretches=2", "--set", "dampings=0.1"]
+SHORT = [
+    "--threads",
+    "1",
+    "--num-seeds",
+    "1",
+    "--epochs",
+    "2",
+    "--set",
+    "stretches=2",
+    "--set",
+    "relative_dampings=0.1",
+]
 USER = ["--model", "net.py:make", "--data", "d.npz"]
 
 
@@ -98,7 +109,7 @@ def here(tmp_path_factory):
 # --- strategies
 
 FIELDS = sorted(set().union(*(kind.model_fields for kind in configuration.KINDS.values())))
-FLAGS = [name for name in FIELDS if name not in {"momentum", "stretches", "dampings", "gradient", "threshold",
+FLAGS = [name for name in FIELDS if name not in {"momentum", "stretches", "relative_dampings", "gradient", "threshold",
                                                  "tuning_epochs", "full"}]  # fmt: skip
 NAMES = st.sampled_from(
     ["net.py:make", "net.py:fails", "net.py:named", "net.py", "builtin:digits-mlp", "builtin:", "builtin:mlp",
@@ -226,7 +237,7 @@ def _command_line(words):
 
 test_any_command_line_ends_as_documented, test_a_thousand_command_lines_end_as_documented = _command_line
 
-VARIABLES = [f"CURVATURE_{name.upper()}" for name in FIELDS if name not in {"epochs", "seeds"}]
+VARIABLES = [f"CURVATURE_{name.upper()}" for name in FIELDS if name not in {"epochs", "num_seeds"}]
 VALUES_OF_VARIABLES = WORDS.filter(lambda text: "\x00" not in text)
 
 

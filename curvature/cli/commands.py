@@ -6,15 +6,22 @@ import contextlib
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Iterator
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from curvature._version import __version__
-from curvature.cli import options as o
+from curvature.cli.configuration import (
+    RENAMED,
+    CompareConfiguration,
+    Configuration,
+    SpectrumConfiguration,
+    option_name,
+)
 from curvature.cli.execution import execute
+from curvature.cli.options import RunOptions, signature
 from curvature.cli.terminal import Terminal, one_line, printable
 from curvature.errors import CurvatureError, ExitCode
 
@@ -23,23 +30,23 @@ __all__ = ["EXIT_WORDS", "app", "main"]
 EXIT_WORDS = {
     ExitCode.DONE: "done",
     ExitCode.INTERNAL: "internal error",
-    ExitCode.USAGE: "usage or configuration",
-    ExitCode.UNRESOLVED: "done, but --strict and a headline number or a verdict is open",
-    ExitCode.LOADING: "model, data, loss or weights cannot be used",
+    ExitCode.USAGE: "wrong option or configuration",
+    ExitCode.UNRESOLVED: "done, but --strict was set and a headline number or a verdict is open",
+    ExitCode.LOADING: "the model, data, loss or weights cannot be used",
     ExitCode.SELF_CHECK: "a self-check failed: do not trust the numbers",
-    ExitCode.RESOURCES: "out of memory",
+    ExitCode.RESOURCES: "out of memory, or an iteration did not converge",
     ExitCode.INTERRUPTED: "interrupted",
 }
 
 _EPILOG = (
     f"Exit codes: {'; '.join(f'{code:d} {words}' for code, words in EXIT_WORDS.items())}.\n\n"
-    "Options may also come from --config FILE and from the environment (CURVATURE_NUM_EXAMPLES=100). The command line "
-    "wins over --set, that over the environment, that over the file."
+    "Options can also be set by --config FILE and by environment variables (CURVATURE_NUM_EXAMPLES=100). Options on "
+    "the command line override --set, which overrides the environment, which overrides the file."
 )
 
 
 class _Group(TyperGroup):
-    """Usage errors quote what was typed, perhaps a file's name that a shell filled in: as escapes, like all names."""
+    """Commands whose usage errors show control characters of what was typed as escapes, like all other messages."""
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with _plain_usage_errors():
@@ -56,8 +63,19 @@ def _plain_usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(getattr(error, "message", None), str):
-            error.message = one_line(error.message)
+            usage = cast(Any, error)
+            usage.message = one_line(_renamed_option(usage) or usage.message)
         raise
+
+
+def _renamed_option(usage: Any) -> str | None:
+    """Message for an option of version 0.1 under its old name."""
+    renamed = {option_name(before): option_name(after) for before, after in RENAMED.items()}
+    old = getattr(usage, "option_name", None)
+    if old not in renamed or not any(renamed[old] in parameter.opts for parameter in usage.ctx.command.params):
+        return None
+    usage.possibilities = None
+    return f"{old} is now called {renamed[old]}; its meaning is the same."
 
 
 app = typer.Typer(
@@ -87,23 +105,38 @@ def _main(
     """Spectra and condition numbers of Hessian, GGN and Fisher matrices, in any parameterization."""
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """End every failure in one message and the documented exit code."""
+Command = Callable[[dict[str, Any], RunOptions], None]
 
-    @functools.wraps(command)
-    def run(**options: Any) -> None:
-        try:
-            command(**options)
-        except (typer.Exit, BrokenPipeError):  # typer knows what to do with a reader that has gone
-            raise
-        except (KeyboardInterrupt, Exception) as error:
-            if options["debug"]:
-                sys.stderr.write(printable(traceback.format_exc()))
-            message, code = _explain(error)
-            Terminal().error(message)
-            raise typer.Exit(int(code)) from None
 
-    return run
+def _with_options(kind: type[Configuration], *, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Give a command the options of its configuration; end every failure in one message and its exit code."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**options: Any) -> None:
+            flags = {name: options.pop(name) for name in kind.model_fields.keys() & options.keys()}
+            run_options = RunOptions(**options)
+            try:
+                command(flags, run_options)
+            except (typer.Exit, BrokenPipeError):  # typer handles a closed pipe, as in `| head`
+                raise
+            except (KeyboardInterrupt, Exception) as error:
+                if run_options.debug:
+                    sys.stderr.write(printable(traceback.format_exc()))
+                message, code = _explain(error)
+                Terminal().error(message)
+                raise typer.Exit(int(code)) from None
+
+        cast(Any, run).__signature__ = signature(kind, without=without)
+        run.__doc__ = _unwrapped(command.__doc__ or "")
+        return cast(Command, run)
+
+    return decorate
+
+
+def _unwrapped(text: str) -> str:
+    """Join the lines of each paragraph: the terminal wraps them to its width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _explain(error: BaseException) -> tuple[str, ExitCode]:
@@ -111,99 +144,41 @@ def _explain(error: BaseException) -> tuple[str, ExitCode]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing was written.", ExitCode.INTERRUPTED
-    # torch raises a RuntimeError where the CPU has no memory left, and a class of its own for other devices.
+    # PyTorch raises a RuntimeError where the CPU has no memory left, and its own class for other devices.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
-        what = "out of memory: use fewer examples (--num-examples), a smaller model, or --block layer."
-        return what, ExitCode.RESOURCES
-    first = next(iter(str(error).splitlines()), "")
-    return f"internal error, {type(error).__name__}: {first} (--debug shows where).", ExitCode.INTERNAL
+        message = "out of memory. Use fewer examples (--num-examples), a smaller model, or --block layer."
+        return message, ExitCode.RESOURCES
+    first_line = next(iter(str(error).splitlines()), "")
+    return f"internal error, {type(error).__name__}: {first_line} (--debug shows where).", ExitCode.INTERNAL
 
 
 @app.command(epilog=_EPILOG)
-@_guarded
-def spectrum(
-    model: o.Model = None,
-    weights: o.Weights = None,
-    key: o.Key = None,
-    arg: o.Arg = None,
-    data: o.Data = None,
-    target: o.Target = None,
-    loss: o.Loss = None,
-    num_examples: o.NumExamples = None,
-    matrix: o.Matrix = None,
-    chart: o.Charts = None,
-    gauge: o.Gauge = None,
-    block: o.Block = None,
-    method: o.Method = None,
-    num_eigenvalues: o.NumEigenvalues = None,
-    num_probes: o.NumProbes = None,
-    num_matvecs: o.NumMatvecs = None,
-    num_samples: o.NumSamples = None,
-    seed: o.Seed = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    debug: o.Debug = False,
-    config: o.Config = None,
-    settings: o.Set = None,
-    trust_config: o.TrustConfig = False,
-    strict: o.Strict = False,
-    dry_run: o.DryRun = False,
-) -> None:
-    """Eigenvalues and condition numbers of one model's curvature matrices.
+@_with_options(SpectrumConfiguration)
+def spectrum(flags: dict[str, Any], run_options: RunOptions) -> None:
+    """Compute eigenvalues and condition numbers of a model's curvature matrices.
 
-    Every eigenvalue, exactly up to rounding, in the chosen charts; the ends and the density where that does not fit.
-    Without options: a small network on handwritten digits, untrained.
+    Computes every eigenvalue to rounding error if the matrix fits in memory; otherwise the extremal eigenvalues and
+    the density.
+
+    Without options: a small untrained network on handwritten digits.
     """
-    execute("spectrum", locals())
+    execute("spectrum", flags, run_options)
 
 
 @app.command(epilog=_EPILOG)
-@_guarded
-def compare(
-    model: o.Model = None,
-    weights: o.Weights = None,
-    key: o.Key = None,
-    arg: o.Arg = None,
-    data: o.Data = None,
-    target: o.Target = None,
-    loss: o.Loss = None,
-    num_examples: o.NumExamples = None,
-    matrix: o.Matrix = None,
-    full: o.Full = None,
-    seeds: o.Seeds = None,
-    jobs: o.Jobs = None,
-    epochs: o.Epochs = None,
-    learning_rate: o.LearningRate = None,
-    batch_size: o.BatchSize = None,
-    damping: o.Damping = None,
-    dtype: o.Dtype = None,
-    device: o.Device = None,
-    threads: o.Threads = None,
-    out: o.Out = None,
-    overwrite: o.Overwrite = False,
-    as_json: o.Json = False,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
-    debug: o.Debug = False,
-    config: o.Config = None,
-    settings: o.Set = None,
-    trust_config: o.TrustConfig = False,
-    strict: o.Strict = False,
-) -> None:
+@_with_options(CompareConfiguration, without={"dry_run"})
+def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
     """Train with and without weight normalization from the same weights, and compare the curvature along the way.
 
-    Two arms, paired seeds, plain SGD.
+    Trains two arms with plain SGD, at paired seeds.
+
     Without options: a small network on handwritten digits, in about two minutes.
-    With --full the whole study: thirteen arms with their controls, each at its own tuned learning rate, from PyTorch's
-    and from the paper's initialization; ten seeds, every claim decided. Interrupted, the same command goes on.
+
+    With --full: thirteen arms with their controls, each at its own tuned learning rate, from PyTorch's and from the
+    paper's initialization, at ten seeds, with a verdict on every claim. The same command continues an interrupted
+    study.
     """
-    execute("compare", locals())
+    execute("compare", flags, run_options)
 
 
 def main() -> None:

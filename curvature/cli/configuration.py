@@ -1,22 +1,36 @@
-"""Where options come from, and what they may be."""
+"""What a command can be asked for: the fields of its configuration, with their types, limits, defaults and help."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import math
-import os
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+)
 
-from curvature.errors import ConfigurationError
-
-__all__ = ["KINDS", "MATRICES", "CompareConfiguration", "Configuration", "SpectrumConfiguration", "resolve"]
+__all__ = [
+    "KINDS",
+    "MATRICES",
+    "PANELS",
+    "RENAMED",
+    "CompareConfiguration",
+    "Configuration",
+    "Shown",
+    "SpectrumConfiguration",
+    "nearest",
+    "option_name",
+]
 
 # Names on the command line; the library writes them with underscores (curvature.matrices.MATRICES).
 MATRICES = {
@@ -28,257 +42,257 @@ MATRICES = {
     "gradient-covariance": "gradient_covariance",
 }
 
-_MAX_TOML = 2**20  # bytes; a configuration has some hundreds
-_SHOWN = 100  # characters of a wrong value in a message
+# Fields under the names they had up to version 0.1. Their meaning is unchanged.
+RENAMED = {"damping": "relative_damping", "dampings": "relative_dampings", "seeds": "num_seeds"}
 
-# Ceilings keep a slip of the keyboard from filling the memory with seeds, or the machine with threads.
+PANELS = MODEL, DATA, COMPUTE, MACHINE = "Model", "Data", "Compute", "Precision and hardware"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the command line shows a field: its panel, the word for its value, its help, and a short name."""
+
+    panel: str
+    metavar: str
+    help: str
+    short: str | None = None
+
+
+def option_name(field: str) -> str:
+    """Name of a field on the command line.
+
+    Parameters
+    ----------
+    field
+        Its name in the configuration, e.g. ``num_examples``.
+
+    Returns
+    -------
+    str
+        E.g. ``--num-examples``.
+    """
+    return f"--{field.replace('_', '-')}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Suggest the most similar name.
+
+    Parameters
+    ----------
+    name
+        What was typed.
+    known
+        The names to choose from.
+
+    Returns
+    -------
+    str
+        `` (did you mean ...?)``, or an empty string where no name is similar.
+    """
+    matches = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+def _split(value: Any) -> list[Any]:
+    """Read ``a,b`` as two values: an environment variable cannot be repeated."""
+    parts: list[Any] = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        parts += re.split(r"\s*,\s*", item.strip()) if isinstance(item, str) else [item]
+    return parts
+
+
+def _split_gauges(value: Any) -> list[Any]:
+    """Read a number as the gauge of that stretch: TOML distinguishes 3 from "3"."""
+    return [f"{item:g}" if isinstance(item, int | float) else item for item in _split(value)]
+
+
+def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
+    plain = [name.lower().replace("_", "-").replace("monte-carlo-", "mc-") for name in names]
+    for name, spelled in zip(plain, names, strict=True):
+        if name not in MATRICES:
+            raise ValueError(f"{spelled!r} is unknown{nearest(name, MATRICES)}; choose among {', '.join(MATRICES)}")
+    return tuple(dict.fromkeys(plain))
+
+
+def _default_num_seeds(values: Mapping[str, Any]) -> int:
+    """Paired seeds: three show what to expect, ten can decide about training."""
+    return 10 if values.get("full") else 3
+
+
+# Upper limits catch typing errors that would fill the memory with seeds, or the machine with threads.
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Workers = Annotated[int, Field(gt=0, le=1024)]
-
-_ENVIRONMENT = "CURVATURE_"
-_OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Numbers = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_split)]
+Argument = bool | int | float | str
+Matrices = Annotated[
+    Names,
+    Field(min_length=1),
+    AfterValidator(_known_matrices),
+    Shown(COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m"),
+]
 
 
 class Configuration(BaseModel):
-    """What decides the numbers: the same values give the same numbers, whatever brings them here."""
+    """Everything that determines the numbers: equal configurations give equal numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str = "builtin:digits-mlp"
-    weights: str | None = None
-    key: str | None = None
-    arg: dict[str, bool | int | float | str | list[bool | int | float | str]] = {}
-    data: str = "builtin:digits"
-    target: str | None = None
-    loss: str = "cross-entropy"
-    num_examples: Count | None = None
-    matrix: tuple[str, ...] = Field(min_length=1)
-    dtype: Literal["float64", "float32"] = "float64"
-    device: str = "cpu"
-    threads: Workers | None = None
-
-    @field_validator("matrix", "chart", "gauge", "stretches", "dampings", mode="before", check_fields=False)
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Take ``a,b`` for two values: an environment variable cannot be repeated."""
-        given = value if isinstance(value, list | tuple) else [value]
-        return [
-            part for one in given for part in (re.split(r"\s*,\s*", one.strip()) if isinstance(one, str) else [one])
-        ]
-
-    @field_validator("matrix")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        found = []
-        for name in names:
-            plain = name.lower().replace("_", "-").replace("monte-carlo-", "mc-")
-            if plain not in MATRICES:
-                raise ValueError(f"{name!r} is unknown{_near(plain, MATRICES)}; choose among {', '.join(MATRICES)}")
-            found.append(plain)
-        return tuple(dict.fromkeys(found))
+    model: Annotated[
+        str,
+        Shown(
+            MODEL,
+            "NAME",
+            "builtin:digits-mlp, builtin:digits-cnn, builtin:mlp (with --arg inputs=N --arg outputs=C), "
+            "package.module:factory, path/file.py:factory (executes the file), or model.pt2 from torch.export.",
+        ),
+    ] = "builtin:digits-mlp"
+    weights: Annotated[
+        str | None, Shown(MODEL, "FILE", "state_dict to load: .safetensors, or .pt that contains only tensors.")
+    ] = None
+    key: Annotated[
+        str | None, Shown(MODEL, "NAME", "Key of the state_dict in a .pt checkpoint, e.g. model or ema/model.")
+    ] = None
+    arg: Annotated[
+        dict[str, Argument | list[Argument]],
+        Shown(
+            MODEL,
+            "NAME=VALUE",
+            "Argument for the function that builds the model, e.g. widths=32,16 or activation=relu. Repeatable.",
+        ),
+    ] = {}
+    data: Annotated[
+        str,
+        Shown(
+            DATA,
+            "NAME",
+            "builtin:digits, builtin:breast-cancer, builtin:wine, builtin:diabetes or builtin:housing; a .npz or .pt "
+            "file with x and y; a .csv file with --target; mnist:FOLDER or cifar10:FOLDER with downloaded files; or "
+            "package.module:loader.",
+        ),
+    ] = "builtin:digits"
+    target: Annotated[str | None, Shown(DATA, "COLUMN", "Column of the .csv file to predict.")] = None
+    loss: Annotated[
+        str,
+        Shown(
+            DATA,
+            "NAME",
+            "cross-entropy, bce, mse, half-squared-error, or package.module:function, a function of the output and "
+            "the target of one example.",
+        ),
+    ] = "cross-entropy"
+    num_examples: Annotated[Count | None, Shown(DATA, "N", "Use only the first N examples.")] = None
+    matrix: Matrices
+    dtype: Annotated[Literal["float64", "float32"], Shown(MACHINE, "NAME", "float64 or float32.")] = "float64"
+    device: Annotated[str, Shown(MACHINE, "NAME", "cpu, cuda, cuda:1, ...")] = "cpu"
+    threads: Annotated[
+        Workers | None,
+        Shown(MACHINE, "N", "CPU threads; by default PyTorch chooses. On a busy machine 1 is fastest."),
+    ] = None
 
 
 class SpectrumConfiguration(Configuration):
     """Configuration of ``curvature spectrum``."""
 
-    matrix: tuple[str, ...] = Field(("hessian", "ggn"), min_length=1)
-    chart: tuple[str, ...] = ()
-    gauge: tuple[str, ...] = ()
-    block: str = "all"
-    method: Literal["auto", "exact", "dense", "factor", "gram", "lanczos", "slq"] = "auto"
-    num_eigenvalues: Count = 10
-    num_probes: Count = 10
-    num_matvecs: Count = 60
-    num_samples: Count = 1
+    matrix: Matrices = ("hessian", "ggn")
+    chart: Annotated[
+        Names,
+        Shown(
+            COMPUTE,
+            "NAME",
+            "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
+            "normalization along random directions). Repeatable.",
+        ),
+    ] = ()
+    gauge: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_split_gauges),
+        Shown(
+            COMPUTE,
+            "NAME",
+            "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
+            "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
+        ),
+    ] = ()
+    block: Annotated[
+        str,
+        Shown(
+            COMPUTE,
+            "WHICH",
+            "all parameters, each layer or each neuron separately, or a regular expression that matches parameter "
+            "names.",
+        ),
+    ] = "all"
+    method: Annotated[
+        Literal["auto", "exact", "dense", "factor", "gram", "lanczos", "slq"],
+        Shown(
+            COMPUTE,
+            "NAME",
+            "auto: every eigenvalue if it fits in memory, otherwise extremal eigenvalues and the density. exact: every "
+            "eigenvalue, or an error. dense: LAPACK on the matrix. factor: singular values of B, where A = B B^T. "
+            "gram: LAPACK on B^T B (fast, fewer digits). lanczos: extremal eigenvalues with error bounds. slq: the "
+            "density.",
+        ),
+    ] = "auto"
+    num_eigenvalues: Annotated[
+        Count,
+        Shown(
+            COMPUTE,
+            "N",
+            "For lanczos: number of eigenvalues at each end of the spectrum; only the largest ones if the matrix is "
+            "positive semidefinite.",
+        ),
+    ] = 10
+    num_probes: Annotated[
+        Count, Shown(COMPUTE, "N", "For slq: number of random probes. More probes reduce the standard error.")
+    ] = 10
+    num_matvecs: Annotated[
+        Count, Shown(COMPUTE, "N", "For slq: Lanczos steps per probe. More steps resolve the density better.")
+    ] = 60
+    num_samples: Annotated[Count, Shown(COMPUTE, "N", "For mc-fisher: labels drawn per example.")] = 1
     gradient: bool = True
-    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
-
-    @field_validator("gauge", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        """Take a stretch for the gauge it names: TOML writes it as a number."""
-        return [f"{one:g}" if isinstance(one, int | float) else one for one in cls._split(value)]
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**53),
+        Shown(COMPUTE, "N", "Seed of the initial weights and of everything else that is random."),
+    ] = 0
 
 
 class CompareConfiguration(Configuration):
     """Configuration of ``curvature compare``; the defaults are those of ``curvature.studies.CompareSettings``."""
 
-    matrix: tuple[str, ...] = Field(("hessian", "ggn", "gradient-covariance"), min_length=1)
-    full: bool = False
-    seeds: Annotated[int, Field(gt=0, le=10_000)] | None = None
-    jobs: Workers = 1
+    matrix: Matrices = ("hessian", "ggn", "gradient-covariance")
+    full: Annotated[
+        bool,
+        Shown(
+            COMPUTE,
+            "",
+            "Run the whole study: every arm and control at its own learning rate, with a verdict on every claim. An "
+            "interrupted study continues where it stopped.",
+        ),
+    ] = False
+    num_seeds: Annotated[
+        int,
+        Field(gt=0, le=10_000, default_factory=_default_num_seeds),
+        Shown(COMPUTE, "N", "Number of paired seeds; the arms share each seed. Default: 3, with --full 10."),
+    ]
+    jobs: Annotated[
+        Workers, Shown(COMPUTE, "N", "With --full: number of seeds measured in parallel, with one thread each.")
+    ] = 1
     tuning_epochs: Count = 10
-    epochs: Annotated[int, Field(ge=2, le=2**31 - 1)] = 30
-    batch_size: Count = 64
-    learning_rate: PositiveFloat = 0.2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    stretches: tuple[PositiveFloat, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    dampings: tuple[PositiveFloat, ...] = (1e-5, 1e-3, 1e-1)
-    damping: PositiveFloat = 1e-3
+    epochs: Annotated[int, Field(ge=2, le=2**31 - 1), Shown(COMPUTE, "N", "Epochs of SGD in each arm.")] = 30
+    batch_size: Annotated[Count, Shown(COMPUTE, "N", "Examples per step.")] = 64
+    learning_rate: Annotated[
+        PositiveFloat, Shown(COMPUTE, "X", "Learning rate of both arms; --full tunes one for each arm.")
+    ] = 0.2
+    momentum: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
+    stretches: Numbers = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    relative_dampings: Numbers = (1e-5, 1e-3, 1e-1)
+    relative_damping: Annotated[
+        PositiveFloat,
+        Shown(COMPUTE, "X", "Damping of the natural gradient, as a multiple of the mean eigenvalue of the Fisher."),
+    ] = 1e-3
     threshold: PositiveFloat = math.log(1.1)
 
-    @property
-    def num_seeds(self) -> int:
-        """Paired seeds: three show what to expect, ten can decide about training."""
-        return self.seeds or (10 if self.full else 3)
 
-
-KINDS = {"spectrum": SpectrumConfiguration, "compare": CompareConfiguration}
-
-
-def resolve(
-    command: str,
-    flags: Mapping[str, Any],
-    *,
-    file: Path | None = None,
-    settings: Sequence[str] = (),
-    environment: Mapping[str, str] | None = None,
-    trust: bool = False,
-    warn: Callable[[str], None] = lambda _: None,
-) -> Configuration:
-    """Merge defaults < file < environment < ``--set`` < flags, and validate.
-
-    A name of code to run (a model, loader or loss of the user's) that comes from the file needs ``trust``: a run
-    directory may be somebody else's.
-    """
-    kind = KINDS[command]
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-
-    def put(key: str, value: Any, origin: str) -> None:
-        name = key.replace("-", "_")
-        table, _, entry = name.partition(".")
-        if table == "arg" and entry:
-            name, value = "arg", {entry: value}
-        if name not in kind.model_fields:
-            raise ConfigurationError(_unknown(name, command, origin))
-        if name == "arg" and isinstance(value, Mapping):
-            before = values.get("arg", {})
-            value = (before if isinstance(before, Mapping) else {}) | dict(value)
-        values[name], origins[name] = value, origin
-
-    for key, value in _read_toml(file, command).items() if file is not None else ():
-        put(key, value, f"{file}: {key}")
-    for key, value in (os.environ if environment is None else environment).items():
-        if not key.startswith(_ENVIRONMENT) or key in _OTHER_VARIABLES:
-            continue
-        name = key.removeprefix(_ENVIRONMENT).lower()
-        if name in kind.model_fields:
-            put(name, _arguments(value.split(), key) if name == "arg" else value, key)
-        elif not any(name in other.model_fields for other in KINDS.values()):
-            known = [_ENVIRONMENT + name.upper() for name in kind.model_fields]
-            warn(f"{key} is set but is no option{_near(key, known)}: ignored")
-    for setting in settings:
-        key, separator, value = setting.partition("=")
-        if not separator:
-            raise ConfigurationError(f"--set {setting!r}: write --set KEY=VALUE.")
-        put(key.strip(), _toml_value(value.strip(), key.strip()), f"--set {key.strip()}")
-    for key, value in flags.items():
-        if value is not None and value != []:
-            put(key, _arguments(value, "--arg") if key == "arg" else value, f"--{key.replace('_', '-')}")
-
-    for key in ("model", "data", "loss"):
-        from_file = isinstance(values.get(key), str) and origins[key].startswith(f"{file}: ")
-        if from_file and not trust and _names_code(key, values[key]):
-            raise ConfigurationError(
-                f"{file} names code to run ({key} = {values[key]!r}), and a configuration may be somebody else's. If "
-                f"you trust it, add --trust-config, or name the code yourself: --{key} {values[key]}."
-            )
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        wrong = dict.fromkeys(_invalid(one, origins) for one in error.errors())
-        raise ConfigurationError("; ".join(wrong) + ".") from error
-
-
-def _read_toml(path: Path, command: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:  # which may have no end
-            content = stream.read(_MAX_TOML + 1)
-        if len(content) > _MAX_TOML:
-            raise ConfigurationError(
-                f"{path} is longer than the {_MAX_TOML} bytes that are read of a configuration: is it the right file?"
-            )
-        values = tomllib.loads(content.decode())
-    except OSError as error:
-        raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}.") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{path} nests its values too deeply to be a configuration.") from error
-    except ValueError as error:  # no UTF-8, no TOML, or a number with more digits than Python converts
-        why = "a number has too many digits" if "int_max_str_digits" in str(error) else _cut(str(error)).rstrip(".")
-        raise ConfigurationError(f"{path} is not a TOML file: {why}.") from error
-    written_for = values.pop("command", command)
-    if written_for != command:
-        raise ConfigurationError(
-            f"{path} is a configuration for `curvature {_cut(str(written_for))}`, not for `curvature {command}`."
-        )
-    return values
-
-
-def _toml_value(text: str, key: str) -> Any:
-    """Read numbers, lists and booleans as TOML does, anything else as a string."""
-    if key.partition(".")[0] == "arg" and key != "arg":
-        return _arguments([f"x={text}"], "--set")["x"]
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except RecursionError as error:
-        raise ConfigurationError(f"--set {key}: the value is nested too deeply.") from error
-    except ValueError:
-        return text
-
-
-def _arguments(items: Iterable[str], origin: str) -> dict[str, Any]:
-    found = {}
-    for item in items:
-        name, separator, value = item.partition("=")
-        if not separator or not name:
-            raise ConfigurationError(f"{origin} {item!r}: write NAME=VALUE.")
-        found[name.strip()] = _argument(value.strip())
-    return found
-
-
-def _argument(text: str) -> Any:
-    """Read an argument of the model: a number, true or false, a comma list of those, or a string."""
-    if "," in text:
-        return [_argument(part.strip()) for part in text.split(",") if part.strip()]
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(text)
-    return text
-
-
-def _names_code(key: str, value: str) -> bool:
-    data = ("builtin:", "mnist:", "cifar10:")
-    if value.startswith({"model": "builtin:", "data": data}.get(key, ())):
-        return False
-    return key == "model" or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
-
-
-def _unknown(name: str, command: str, origin: str) -> str:
-    for other, kind in KINDS.items():
-        if name in kind.model_fields:
-            return f"{origin}: {name!r} belongs to `curvature {other}`, not to `curvature {command}`."
-    known = KINDS[command].model_fields
-    return f"{_cut(origin)}: {_cut(name)!r} is unknown{_near(name, known)}; there are {', '.join(known)}."
-
-
-def _invalid(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    key = str(error["loc"][0]) if error["loc"] else ""
-    if key == "arg" and len(error["loc"]) > 1:  # one value, refused once for every type that it might have had
-        place, shown = f"{origins['arg']} ({_cut(str(error['loc'][1]))})", error["input"]
-        return f"{place}: should be a finite number, true or false, a text, or a list of those, got {_cut(repr(shown))}"
-    message = _cut(error["msg"].removeprefix("Value error, ").removeprefix("Input "), 4 * _SHOWN)
-    shown = "" if error["type"] == "value_error" else f", got {_cut(repr(error['input']))}"
-    return f"{origins.get(key, key)}: {message}{shown}"
-
-
-def _cut(text: str, most: int = _SHOWN) -> str:
-    """Keep the beginning of what may be long: a wrong value can be a whole file."""
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+KINDS: dict[str, type[Configuration]] = {"spectrum": SpectrumConfiguration, "compare": CompareConfiguration}

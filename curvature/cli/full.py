@@ -1,14 +1,15 @@
-"""``compare --full``: seeds one after another or side by side, each kept as soon as it is measured."""
+"""``curvature compare --full``: seeds in sequence or in parallel, each saved as soon as it is measured."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from curvature.cli.configuration import MATRICES, CompareConfiguration
+from curvature.cli.preparation import Prepared, prepare
 from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
@@ -17,12 +18,22 @@ if TYPE_CHECKING:
 
 __all__ = ["forget_parts", "full_settings", "measured_parts", "parts_beside"]
 
-# What a configuration gives: how to build the model of a seed, the data, the loss.
-Prepare = Callable[[CompareConfiguration, Terminal], tuple[Callable[[int], Any], Any, Any]]
+Progress = Callable[[str, float], None]
 
 
 def full_settings(config: CompareConfiguration) -> FullSettings:
-    """Settings of the study that this configuration asks for."""
+    """Settings of the study that a configuration asks for.
+
+    Parameters
+    ----------
+    config
+        Configuration of ``curvature compare --full``.
+
+    Returns
+    -------
+    FullSettings
+        With the seeds 0, 1, ..., ``num_seeds - 1``.
+    """
     from curvature.studies import FullSettings
     from curvature.studies.training import SGD, TrajectorySettings
 
@@ -35,20 +46,37 @@ def full_settings(config: CompareConfiguration) -> FullSettings:
             batch_size=config.batch_size,
         ),
         matrices=tuple(MATRICES[name] for name in config.matrix),
-        relative_dampings=(config.damping,),
-        relative_damping=config.damping,
+        relative_dampings=(config.relative_damping,),
+        relative_damping=config.relative_damping,
         threshold=config.threshold,
     )
 
 
 def parts_beside(out: Path | None) -> Path | None:
-    """Where the seeds of an unfinished run are kept: beside the run directory, which does not exist before the end."""
+    """Folder in which the seeds of an unfinished run are kept.
+
+    Parameters
+    ----------
+    out
+        The run directory, which does not exist before the end of the run.
+
+    Returns
+    -------
+    Path or None
+        A folder beside it; None without a run directory.
+    """
     return None if out is None else out.with_name(out.name + ".parts")
 
 
 def forget_parts(out: Path) -> None:
-    """Delete the seeds that are now in the run directory; their folder too, unless something else lies in it."""
-    folder = parts_beside(out)
+    """Delete the kept seeds after they have been written to the run directory, and their folder if it is empty.
+
+    Parameters
+    ----------
+    out
+        The run directory.
+    """
+    folder = out.with_name(out.name + ".parts")
     if folder.is_symlink() or not folder.is_dir():
         return
     for path in folder.iterdir():
@@ -60,80 +88,109 @@ def forget_parts(out: Path) -> None:
 
 def measured_parts(
     config: CompareConfiguration,
-    prepare: Prepare,
+    prepared: Prepared,
     terminal: Terminal,
     folder: Path | None,
-    progress: Callable[[str, float], None] | None,
+    progress: Progress | None,
 ) -> list[Study]:
-    """Measure every seed that is not kept already; ``--jobs`` of them at a time, each on one thread.
+    """Measure every seed that has not been kept; ``config.jobs`` of them in parallel, each on one thread.
 
-    A seed is kept under a hash of all its numbers follow from; one that was measured under other settings is left
-    alone, and not used.
+    Parameters
+    ----------
+    config
+        Configuration of ``curvature compare --full``.
+    prepared
+        The loaded model, data and loss.
+    terminal
+        Receives notes about kept seeds.
+    folder
+        Where seeds are kept, each under a hash of everything that determines its numbers. A seed that was measured
+        under other settings is neither used nor deleted. None keeps nothing.
+    progress
+        Receives a message and the completed fraction.
+
+    Returns
+    -------
+    list of Study
+        One for each seed, in the order of the seeds.
     """
-    import joblib
+    from curvature import report
 
+    settings = full_settings(config)
+    paths = _part_paths(settings, prepared, folder)
+    parts = {seed: report.load_part(path) for seed, path in paths.items() if path.is_file()}
+    total = len(settings.seeds)
+    if parts:
+        terminal.note(f"continues: {count(len(parts), 'seed')} of {total} found in {folder}")
+    missing = [seed for seed in settings.seeds if seed not in parts]
+
+    def report_share(message: str, share: float) -> None:
+        """Add the fraction of the seed that is being measured to the finished seeds."""
+        if progress is not None:
+            progress(message, (len(parts) + share) / total)
+
+    if config.jobs == 1:
+        measured = _in_sequence(settings, prepared, missing, report_share)
+    else:
+        measured = _in_parallel(config, missing)
+    try:
+        for seed, part in measured:
+            parts[seed] = part
+            if seed in paths:
+                report.write_part(part, paths[seed])
+            report_share(f"seed {seed} is done", 0.0)
+    except KeyboardInterrupt:
+        if folder is not None and parts:
+            terminal.warn(
+                f"{count(len(parts), 'seed')} of {total} kept in {folder}; the same command continues from there"
+            )
+        raise
+    return [parts[seed] for seed in settings.seeds]
+
+
+def _part_paths(settings: FullSettings, prepared: Prepared, folder: Path | None) -> dict[int, Path]:
+    """Map each seed to the file in which it is kept."""
     from curvature import report
     from curvature.models import Problem
     from curvature.studies.full import fingerprint
 
-    settings = full_settings(config)
-    if folder is not None:
-        report.check_parts(folder)
-    build, data, loss = prepare(config, terminal)
-
-    def place(seed: int) -> Path | None:
-        if folder is None:
-            return None
-        start = Problem.from_module(build(seed), loss=loss, data=data)
-        return folder / f"seed-{seed}-{fingerprint(start, settings, seed)}.nc"
-
-    places = {seed: place(seed) for seed in settings.seeds}
-    kept = {seed: report.load_part(path) for seed, path in places.items() if path is not None and path.is_file()}
-    if kept:
-        terminal.note(f"resumes: {count(len(kept), 'seed')} of {len(settings.seeds)} found in {folder}")
-    missing = [seed for seed in settings.seeds if seed not in kept]
-    total = len(settings.seeds)
-
-    def finish(seed: int, part: Study) -> None:
-        kept[seed] = part
-        if places[seed] is not None:
-            report.write_part(part, places[seed])
-        if progress is not None:
-            progress(f"seed {seed} is done", len(kept) / total)
-
-    try:
-        if config.jobs == 1:
-            for seed in missing:
-                say = None
-                if progress is not None:
-                    say = lambda words, share: progress(words, (len(kept) + share) / total)  # noqa: E731
-                finish(seed, _measured(settings, build(seed), data, loss, seed, say))
-        elif missing:
-            parallel = joblib.Parallel(min(config.jobs, len(missing)), return_as="generator_unordered")
-            work = joblib.delayed(_measured_elsewhere)
-            for seed, part in parallel(work(config, prepare, seed) for seed in missing):
-                finish(seed, part)
-    except KeyboardInterrupt:
-        if folder is not None and kept:
-            terminal.warn(
-                f"{count(len(kept), 'seed')} of {total} kept in {folder}; the same command goes on from there"
-            )
-        raise
-    return [kept[seed] for seed in settings.seeds]
+    if folder is None:
+        return {}
+    report.check_parts(folder)
+    paths = {}
+    for seed in settings.seeds:
+        start = Problem.from_module(prepared.build(seed), loss=prepared.loss, data=prepared.data)
+        paths[seed] = folder / f"seed-{seed}-{fingerprint(start, settings, seed)}.nc"
+    return paths
 
 
-def _measured(settings: FullSettings, module: Any, data: Any, loss: Any, seed: int, progress: Any = None) -> Study:
+def _in_sequence(
+    settings: FullSettings, prepared: Prepared, seeds: Sequence[int], progress: Progress
+) -> Iterator[tuple[int, Study]]:
+    for seed in seeds:
+        yield seed, _measured(settings, prepared, seed, progress)
+
+
+def _in_parallel(config: CompareConfiguration, seeds: Sequence[int]) -> Iterator[tuple[int, Study]]:
+    """Yield each seed as soon as it is measured."""
+    import joblib
+
+    if seeds:
+        parallel = joblib.Parallel(min(config.jobs, len(seeds)), return_as="generator_unordered")
+        yield from parallel(joblib.delayed(_measured_in_a_process)(config, seed) for seed in seeds)
+
+
+def _measured(settings: FullSettings, prepared: Prepared, seed: int, progress: Progress | None = None) -> Study:
     from curvature.studies.full import measure_seed
 
-    return measure_seed(module, data, loss, settings, seed=seed, progress=progress)
+    return measure_seed(prepared.build(seed), prepared.data, prepared.loss, settings, seed=seed, progress=progress)
 
 
-def _measured_elsewhere(config: CompareConfiguration, prepare: Prepare, seed: int) -> tuple[int, Study]:
-    """In a process of its own, which has to load everything again."""
+def _measured_in_a_process(config: CompareConfiguration, seed: int) -> tuple[int, Study]:
+    """Measure a seed in another process, which has to load everything again."""
     import torch
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        build, data, loss = prepare(config, Terminal(quiet=True))
-        return seed, _measured(full_settings(config), build(seed), data, loss, seed)
+        return seed, _measured(full_settings(config), prepare(config, Terminal(quiet=True)), seed)

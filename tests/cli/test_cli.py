@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import curvature as cv
 from curvature import cli, matrices, report
 from curvature import studies as study
-from curvature.cli import commands, configuration, tables
+from curvature.cli import commands, compare, configuration, sources, tables
 from curvature.errors import ConfigurationError, ExitCode, ResourceError
 from curvature.linalg import operator as operators
 from curvature.linalg import planning
@@ -33,7 +33,18 @@ from curvature.records import Check
 ROOT = Path(__file__).parents[2]
 # One thread: on a busy machine the threads of small matrices wait for each other.
 SMALL = ["--arg", "widths=2", "--num-examples", "20", "-m", "ggn", "--threads", "1"]
-TINY_COMPARE = ["-m", "ggn", "--seeds", "1", "--epochs", "2", "--set", "stretches=2", "--set", "dampings=0.001"]
+TINY_COMPARE = [
+    "-m",
+    "ggn",
+    "--num-seeds",
+    "1",
+    "--epochs",
+    "2",
+    "--set",
+    "stretches=2",
+    "--set",
+    "relative_dampings=0.001",
+]
 TINY_COMPARE += ["--threads", "1"]
 HESSIAN = [*SMALL[:4], "-m", "hessian", "--threads", "1"]
 
@@ -121,7 +132,7 @@ def test_help_documents_every_exit_code_and_key(command):
     for code in (0, 1, 2, 3, 5, 6, 7, 130):
         assert f"{code} {commands.EXIT_WORDS[ExitCode(code)].split()[0]}" in text
     fields = configuration.KINDS[command].model_fields.keys()
-    by_set_alone = {"momentum", "stretches", "dampings", "gradient", "threshold", "tuning_epochs"}
+    by_set_alone = {"momentum", "stretches", "relative_dampings", "gradient", "threshold", "tuning_epochs"}
     assert [name for name in fields - by_set_alone if f"--{name.replace('_', '-')}" not in text] == []
 
 
@@ -131,13 +142,12 @@ def test_names_and_defaults_are_those_of_the_library():
     ours, theirs = configuration.CompareConfiguration(), study.CompareSettings()
     assert tuple(configuration.MATRICES[name] for name in ours.matrix) == theirs.matrices
     assert tuple(range(ours.num_seeds)) == theirs.seeds
-    for name in ("epochs", "batch_size", "learning_rate", "momentum", "stretches", "dampings", "damping", "threshold"):
-        assert getattr(ours, name) == getattr(theirs, name.replace("damping", "relative_damping")), name
+    assert compare.compare_settings(ours) == theirs
     text = " ".join(run("compare", "--help").stdout.replace("│", " ").split())
-    for name in ("epochs", "batch_size", "learning_rate", "damping"):
-        assert f"(default {getattr(ours, name):g})" in text, name
+    for name in ("epochs", "batch_size", "learning_rate", "relative_damping"):
+        assert re.search(rf"--{name.replace('_', '-')} .*? Default: {getattr(ours, name):g}\. ", text), name
     full = configuration.CompareConfiguration(full=True)
-    assert f"(default {ours.num_seeds}, --full {full.num_seeds})" in text
+    assert f"Default: {ours.num_seeds}, with --full {full.num_seeds}." in text
     assert tuple(range(full.num_seeds)) == study.FullSettings().seeds
 
 
@@ -265,7 +275,7 @@ def test_spectrum_configuration_repeats_the_numbers(here):
 def test_compare_takes_a_model_of_the_users(here):
     tensors = nn.Linear(4, 2).state_dict()
     torch.save(tensors, here / "w.pt")
-    arguments = ["--model", "net.py:make", "--data", "good.npz", "--weights", "w.pt", *TINY_COMPARE, "--seeds", "2"]
+    arguments = ["--model", "net.py:make", "--data", "good.npz", "--weights", "w.pt", *TINY_COMPARE, "--num-seeds", "2"]
     result = run("compare", *arguments)
     assert "every seed starts from the same --weights" in result.stderr
     assert "weight-norm arm" in result.stdout
@@ -402,7 +412,7 @@ def test_ends_that_did_not_converge_are_warned_of_and_strict_refuses_them(monkey
     monkeypatch.setattr(study.spectrum, "extremal_eigenvalues", lambda *a, **k: measure(*a, **k, max_products=6))
     result = run("spectrum", *SMALL, "--method", "lanczos", "--num-eigenvalues", "3", "--strict", code=3)
     assert "did not all converge" in result.stderr
-    assert "the ends of ggn in standard (not converged)" in result.stderr
+    assert "the extremal eigenvalues of ggn in standard (not converged)" in result.stderr
     assert "NOT converged" in result.stdout
 
 
@@ -448,7 +458,7 @@ USER = ["--model", "net.py:make", "--data", "good.npz"]
         (["--dtype", "float16"], 2, "--dtype: should be 'float64' or 'float32'"),
         (["--device", "tpu"], 2, "choose cpu, cuda"),
         (["--num-examples", "0"], 2, "--num-examples: should be greater than 0, got 0"),
-        (["--key", "model"], 2, "--weights is missing"),
+        (["--key", "model"], 2, "add --weights FILE"),
         (["--target", "a"], 2, "--target names a column of a .csv"),
         (["--set", "momentum=0.9"], 2, "'momentum' belongs to `curvature compare`"),
         (["--set", "num_exampels=3"], 2, "did you mean num_examples?"),
@@ -472,7 +482,7 @@ def test_wrong_input_ends_in_one_message_and_its_exit_code(arguments, code, word
 def test_wrong_compare_ends_in_one_message():
     for arguments, words in (
         (["--epochs", "1"], "--epochs: should be greater than or equal to 2, got 1"),
-        (["--seeds", "0"], "--seeds: should be greater than 0"),
+        (["--num-seeds", "0"], "--num-seeds: should be greater than 0"),
         (["--learning-rate", "nan"], "--learning-rate: should be a finite number"),
         (["--set", "stretches=1,x"], "--set stretches: should be a valid number"),
         (["--set", "seed=3"], "'seed' belongs to `curvature spectrum`"),
@@ -565,20 +575,26 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal():
 
 
 def resolve(flags=None, **options):
-    return configuration.resolve("compare", flags or {}, environment=options.pop("environment", {}), **options)
+    return sources.resolve("compare", flags or {}, environment=options.pop("environment", {}), **options)
 
 
 def test_flags_beat_set_beat_environment_beat_file_beat_defaults(here):
     file = here / "c.toml"
-    values = {"epochs": 11, "batch_size": 11, "seeds": 11, "learning_rate": 11.0}
+    values = {"epochs": 11, "batch_size": 11, "num_seeds": 11, "learning_rate": 11.0}
     file.write_text(tomli_w.dumps(values | {"arg": {"widths": [11], "activation": "relu"}}))
     found = resolve(
         {"epochs": 44, "arg": ["widths=44,"]},
         file=file,
         settings=["epochs=33", "batch_size=33", "arg.extra=33"],
-        environment={"CURVATURE_EPOCHS": "22", "CURVATURE_BATCH_SIZE": "22", "CURVATURE_SEEDS": "22", "HOME": "/"},
+        environment={"CURVATURE_EPOCHS": "22", "CURVATURE_BATCH_SIZE": "22", "CURVATURE_NUM_SEEDS": "22", "HOME": "/"},
     )
-    assert (found.epochs, found.batch_size, found.seeds, found.learning_rate, found.momentum) == (44, 33, 22, 11.0, 0.0)
+    assert (found.epochs, found.batch_size, found.num_seeds, found.learning_rate, found.momentum) == (
+        44,
+        33,
+        22,
+        11.0,
+        0.0,
+    )
     assert found.arg == {"widths": [44], "activation": "relu", "extra": 33}
 
 
@@ -596,7 +612,22 @@ def test_environment_writes_lists_with_commas_and_warns_of_what_is_no_option():
     assert found.matrix == ("ggn", "empirical-fisher")
     assert found.stretches == (0.5, 2.0)
     assert found.arg == {"widths": 8, "activation": "relu"}
-    assert said == ["CURVATURE_EPOCH is set but is no option (did you mean CURVATURE_EPOCHS?): ignored"]
+    assert said == [
+        "the environment variable CURVATURE_EPOCH is not an option (did you mean CURVATURE_EPOCHS?) and is ignored"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("damping", "relative_damping"), ("dampings", "relative_dampings"), ("seeds", "num_seeds")]
+)
+def test_a_field_under_its_old_name_is_refused_with_the_new_one(here, old, new):
+    (here / "c.toml").write_text(f"{old} = 1")
+    for options in ({"file": Path("c.toml")}, {"settings": [f"{old}=1"]}, {"environment": {f"CURVATURE_{old}": "1"}}):
+        with pytest.raises(ConfigurationError, match=f"'{old}' is now called '{new}'; its meaning is the same"):
+            resolve(**options)
+    if old != "dampings":  # which was never an option
+        words = f"--{old} is now called --{new.replace('_', '-')}; its meaning is the same."
+        assert words in run("compare", f"--{old}", "1", code=2).stderr
 
 
 def test_environment_and_config_reach_the_command(here, monkeypatch):

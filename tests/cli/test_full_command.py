@@ -13,7 +13,7 @@ from curvature.cli import full
 from curvature.errors import ExitCode
 
 # One thread: on a busy machine the threads of small matrices wait for each other.
-TINY = ["compare", "--full", "--seeds", "2", "--num-examples", "60", "--arg", "widths=2", "--epochs", "4"]
+TINY = ["compare", "--full", "--num-seeds", "2", "--num-examples", "60", "--arg", "widths=2", "--epochs", "4"]
 TINY += ["--set", "tuning_epochs=1", "-m", "ggn", "--threads", "1"]
 MEASURED = ("measurements", "sweeps", "curves", "checks", "verdicts", "decompositions", "warnings")
 
@@ -74,7 +74,7 @@ def assert_bitwise_equal(first, second):
 def test_verdicts_come_first_and_nothing_is_left_beside_the_run(whole):
     out, result = whole
     assert result.stdout.index("C1") < result.stdout.index("standard arm")
-    assert "resumes" not in result.stderr
+    assert "continues" not in result.stderr
     assert f"report: {out / 'report.html'}" in result.stderr
     assert [path.name for path in out.parent.iterdir()] == ["whole"]
     page = (out / "report.html").read_text()
@@ -93,7 +93,7 @@ def test_an_interrupted_study_keeps_its_seeds_and_goes_on(whole, interrupted, he
     folder, stopped = interrupted
     said = " ".join(stopped.stderr.split())
     assert "1 seed of 2 kept in" in said
-    assert "the same command goes on from there" in said
+    assert "the same command continues from there" in said
     assert stopped.stdout == ""
     assert [path.name for path in folder.iterdir()] == ["on.parts"]
     kept = sorted(path.name for path in (folder / "on.parts").iterdir())
@@ -102,9 +102,9 @@ def test_an_interrupted_study_keeps_its_seeds_and_goes_on(whole, interrupted, he
     shutil.copytree(folder / "on.parts", here / "on.parts")
     measured = []
     one = full._measured
-    monkeypatch.setattr(full, "_measured", lambda *given: measured.append(given[4]) or one(*given))
+    monkeypatch.setattr(full, "_measured", lambda *given: measured.append(given[2]) or one(*given))
     went_on = run(*TINY, "--out", "on")
-    assert "resumes: 1 seed of 2 found in" in went_on.stderr
+    assert "continues: 1 seed of 2 found in" in went_on.stderr
     assert measured == [1 - int(kept[0].split("-")[1])]
     assert_bitwise_equal(whole[0], here / "on")
     assert not (here / "on.parts").exists()
@@ -114,7 +114,7 @@ def test_an_interrupted_study_keeps_its_seeds_and_goes_on(whole, interrupted, he
 def test_an_interrupt_while_seeds_are_measured_side_by_side_loses_none_that_is_done(whole, here):
     stopped = interrupted_after_one_seed(*TINY, "--jobs", "2", "--out", "on")
     assert "1 seed of 2 kept in" in " ".join(stopped.stderr.split())
-    assert "resumes: 1 seed of 2 found in" in run(*TINY, "--out", "on").stderr
+    assert "continues: 1 seed of 2 found in" in run(*TINY, "--out", "on").stderr
     assert_bitwise_equal(whole[0], here / "on")
 
 
@@ -127,7 +127,7 @@ def test_seeds_of_other_settings_are_not_used_and_stay(interrupted, here, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(full, "_measured", interrupt)
-    assert "resumes" not in run(*TINY, *other, "--out", "on", code=ExitCode.INTERRUPTED).stderr
+    assert "continues" not in run(*TINY, *other, "--out", "on", code=ExitCode.INTERRUPTED).stderr
     assert {path.name: path.read_bytes() for path in (here / "on.parts").iterdir()} == before
 
 

@@ -35,7 +35,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from curvature import cli, report
-from curvature.cli import configuration, full, loading
+from curvature.cli import full, loading, sources
 from curvature.cli.loading import data, files
 from curvature.cli.terminal import Terminal
 from curvature.errors import ConfigurationError, InputError
@@ -150,7 +150,7 @@ def test_a_run_is_read_and_written_again_without_its_code(here):
 def test_a_configuration_names_no_code_in_disguise(here, key, value):
     (here / "c.toml").write_text(f"{key} = '{value}'")
     with pytest.raises(ConfigurationError, match="names code to run"):
-        configuration.resolve("spectrum", {}, file=Path("c.toml"), environment={})
+        sources.resolve("spectrum", {}, file=Path("c.toml"), environment={})
 
 
 # --- files: their size, their shape, their kind
@@ -165,8 +165,8 @@ def test_a_table_is_refused_when_its_numbers_outgrow_what_is_read(here, monkeypa
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="has no file without an end")
 def test_a_configuration_without_an_end_is_not_read_to_it():
-    with pytest.raises(ConfigurationError, match="longer than the 1048576 bytes"):
-        configuration.resolve("spectrum", {}, file=Path("/dev/zero"), environment={})
+    with pytest.raises(ConfigurationError, match="exceeds the limit of 1048576 bytes"):
+        sources.resolve("spectrum", {}, file=Path("/dev/zero"), environment={})
 
 
 def test_an_archive_that_cannot_be_listed_is_not_handed_to_another_reader(here):

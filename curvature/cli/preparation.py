@@ -1,0 +1,260 @@
+"""What both commands do before they measure: load the model, the data and the loss, and choose device and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from curvature._version import __version__
+from curvature.cli.configuration import Configuration
+from curvature.cli.terminal import Terminal, count, one_line
+from curvature.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from curvature.models.losses import Loss
+    from curvature.records import Study
+
+__all__ = [
+    "Prepared",
+    "add_provenance",
+    "describe_data",
+    "describe_model",
+    "limited_threads",
+    "note_versions",
+    "prepare",
+    "written_configuration",
+]
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+class Prepared(NamedTuple):
+    """Everything that a configuration names, loaded."""
+
+    build: Callable[[int], nn.Module]  # from a seed to the model on its device
+    model: nn.Module  # at the first seed
+    data: tuple[Tensor, Tensor]
+    loss: Loss
+
+
+def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prepared:
+    """Load the loss, the model and the data.
+
+    Parameters
+    ----------
+    config
+        Names them.
+    terminal
+        Receives a note about each file that is executed or loaded.
+    seed
+        Seed of the model; a model of images gets its data as images.
+
+    Returns
+    -------
+    Prepared
+        The loaded objects; the data are on the CPU.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name is unknown or the device cannot be used.
+    InputError
+        If a file cannot be read or does not contain what it should.
+    """
+    from curvature.cli import loading
+
+    loss = loading.load_loss(config.loss, terminal.say)
+    build = _model_builder(config, terminal)
+    model = build(seed)
+    data = loading.load_data(
+        config.data,
+        loss,
+        target=config.target,
+        num_examples=config.num_examples,
+        image=loading.takes_images(model),
+        say=terminal.say,
+    )
+    return Prepared(build, model, data, loss)
+
+
+def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:
+    """Build a function from a seed to the model on its device, with the user's weights."""
+    from curvature.cli import loading
+
+    device = _device(config)
+    build = loading.load_model(config.model, config.arg, terminal.say)
+    if config.weights is None:
+        if config.key is not None:
+            raise ConfigurationError("--key names an entry of a checkpoint: add --weights FILE.")
+        return lambda seed: build(seed).to(device)
+    tensors = loading.load_weights(config.weights, config.key, terminal.say)
+    return lambda seed: loading.apply_weights(build(seed), tensors, terminal.say).to(device)
+
+
+def _device(config: Configuration) -> torch.device:
+    import torch
+
+    if config.device.partition(":")[0] not in _DEVICES:
+        raise ConfigurationError(f"--device {config.device!r} is unknown; choose {', '.join(_DEVICES)}, or cuda:1.")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigurationError(f"--device {config.device!r} cannot be used: {reason}. Use --device cpu.") from error
+    if device.type == "mps" and config.dtype == "float64":
+        raise ConfigurationError("--device mps does not support float64: add --dtype float32, or use --device cpu.")
+    return device
+
+
+def note_versions(config: Configuration, terminal: Terminal) -> None:
+    """Note the versions, the device, the threads and the precision.
+
+    Parameters
+    ----------
+    config
+        Names the device and the precision.
+    terminal
+        Receives the note.
+    """
+    import torch
+
+    terminal.note(
+        f"curvature {__version__}, python {platform.python_version()}, torch {torch.__version__}, {config.device}, "
+        f"{count(torch.get_num_threads(), 'thread')}, {config.dtype}"
+    )
+
+
+def describe_model(config: Configuration, detail: str | None = None) -> str:
+    """Describe the model in one line.
+
+    Parameters
+    ----------
+    config
+        Names the model, its arguments and its weights.
+    detail
+        Added at the end, e.g. ``seed 3``.
+
+    Returns
+    -------
+    str
+        E.g. ``builtin:digits-mlp(widths=2), seed 3``.
+    """
+    arguments = ", ".join(f"{name}={value}" for name, value in config.arg.items())
+    text = config.model + (f"({arguments})" if arguments else "")
+    text += f" with {config.weights}" if config.weights else ""
+    return one_line(text + (f", {detail}" if detail else ""))
+
+
+def describe_data(config: Configuration, data: tuple[Tensor, Tensor]) -> str:
+    """Describe data and loss in one line.
+
+    Parameters
+    ----------
+    config
+        Names them.
+    data
+        Inputs and targets.
+
+    Returns
+    -------
+    str
+        E.g. ``builtin:digits: 100 examples of 64, classes 0 to 9, loss cross-entropy``.
+    """
+    inputs, targets = data
+    shape = " x ".join(map(str, inputs.shape[1:])) or "1"
+    classes = f", classes {int(targets.min())} to {int(targets.max())}" if not targets.is_floating_point() else ""
+    return one_line(f"{config.data}: {len(inputs)} examples of {shape}{classes}, loss {config.loss}")
+
+
+def written_configuration(command: str, config: Configuration) -> dict[str, Any]:
+    """Write a configuration in the form that ``--config`` reads.
+
+    Parameters
+    ----------
+    command
+        ``spectrum`` or ``compare``.
+    config
+        What to write.
+
+    Returns
+    -------
+    dict
+        Plain values for TOML, which has no null: fields that are None are left out.
+    """
+    return {"command": command} | config.model_dump(mode="json", exclude_none=True)
+
+
+def add_provenance(study: Study, config: Configuration, prepared: Prepared, *, started: float) -> Study:
+    """Add versions, machine, time, and hashes of the model, the data and the named files.
+
+    Parameters
+    ----------
+    study
+        The result.
+    config
+        Names the files.
+    prepared
+        The loaded model and data.
+    started
+        Start of the run, as ``time.time()`` returns it.
+
+    Returns
+    -------
+    Study
+        A copy with its ``provenance`` filled in.
+    """
+    from curvature import provenance
+
+    files = (
+        config.model.rpartition(":")[0] or config.model,
+        config.weights,
+        config.data,
+        config.loss.rpartition(":")[0],
+    )
+    tensors = dict(prepared.model.named_parameters()) | dict(prepared.model.named_buffers())
+    collected = provenance.collect(
+        started=started,
+        device=config.device,
+        dtype=config.dtype,
+        model_sha256=provenance.hash_tensors(tensors),
+        data_sha256=provenance.hash_tensors(prepared.data),
+        files_sha256={name: provenance.hash_file(name) for name in files if name and Path(name).is_file()},
+    )
+    return replace(study, provenance={**study.provenance, **collected})
+
+
+@contextlib.contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Limit the threads of PyTorch and of the BLAS behind NumPy, which computes the eigenvalues on the CPU.
+
+    Parameters
+    ----------
+    threads
+        The limit; None changes nothing.
+
+    Yields
+    ------
+    None
+        The earlier limits are restored at the end.
+    """
+    if threads is None:
+        yield
+        return
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with threadpool_limits(threads):
+            yield
+    finally:
+        torch.set_num_threads(before)

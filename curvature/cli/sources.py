@@ -1,0 +1,249 @@
+"""Where the values of a configuration come from: a file, the environment, ``--set`` and the options."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from curvature.cli.configuration import KINDS, RENAMED, Configuration, nearest, option_name
+from curvature.errors import ConfigurationError
+
+__all__ = ["resolve"]
+
+_MAX_TOML = 2**20  # bytes; a configuration has some hundreds
+_SHOWN = 100  # characters of a wrong value in a message
+
+_ENVIRONMENT = "CURVATURE_"
+_OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A value for one key, and where it comes from in words; a file may have been written by somebody else."""
+
+    key: str
+    value: Any
+    origin: str
+    from_file: bool = False
+
+
+def resolve(
+    command: str,
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    trust: bool = False,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Configuration:
+    """Merge defaults < file < environment < ``--set`` < options, and validate the result.
+
+    Parameters
+    ----------
+    command
+        ``spectrum`` or ``compare``.
+    flags
+        Values of the options by field name; None or an empty list if the option was not used.
+    file
+        A TOML file with the same keys.
+    settings
+        ``KEY=VALUE`` of each ``--set``.
+    environment
+        By default the environment of the process.
+    trust
+        Allow the file to name code (a model, a data loader or a loss) that will be executed.
+    warn
+        Receives a message about each environment variable that is ignored.
+
+    Returns
+    -------
+    Configuration
+        Of the class that belongs to the command.
+
+    Raises
+    ------
+    ConfigurationError
+        If a key is unknown, a value is invalid, or the file names code and is not trusted.
+    """
+    kind = KINDS[command]
+    entries = [
+        *_file_entries(file, command),
+        *_environment_entries(os.environ if environment is None else environment, kind, warn),
+        *_set_entries(settings),
+        *_flag_entries(flags),
+    ]
+    merged = _merged(entries, command)
+    if not trust:
+        _refuse_code_from_files(merged.values())
+    try:
+        return kind(**{key: entry.value for key, entry in merged.items()})
+    except ValidationError as error:
+        origins = {key: entry.origin for key, entry in merged.items()}
+        messages = dict.fromkeys(_message(details, origins) for details in error.errors())
+        raise ConfigurationError("; ".join(messages) + ".") from error
+
+
+def _file_entries(file: Path | None, command: str) -> Iterator[_Entry]:
+    if file is None:
+        return
+    for key, value in _read_toml(file, command).items():
+        yield _Entry(key, value, f"{file}: {key}", from_file=True)
+
+
+def _environment_entries(
+    environment: Mapping[str, str], kind: type[Configuration], warn: Callable[[str], None]
+) -> Iterator[_Entry]:
+    fields_of_any_command = {name for other in KINDS.values() for name in other.model_fields}
+    for variable, value in environment.items():
+        if not variable.startswith(_ENVIRONMENT) or variable in _OTHER_VARIABLES:
+            continue
+        name = variable.removeprefix(_ENVIRONMENT).lower()
+        if RENAMED.get(name, name) in kind.model_fields:
+            yield _Entry(name, _arguments(value.split(), variable) if name == "arg" else value, variable)
+        elif RENAMED.get(name, name) not in fields_of_any_command:
+            known = [_ENVIRONMENT + field.upper() for field in kind.model_fields]
+            warn(f"the environment variable {variable} is not an option{nearest(variable, known)} and is ignored")
+
+
+def _set_entries(settings: Sequence[str]) -> Iterator[_Entry]:
+    for setting in settings:
+        key, separator, value = (part.strip() for part in setting.partition("="))
+        if not separator:
+            raise ConfigurationError(f"--set {setting!r}: write --set KEY=VALUE.")
+        yield _Entry(key, _toml_value(value, key), f"--set {key}")
+
+
+def _flag_entries(flags: Mapping[str, Any]) -> Iterator[_Entry]:
+    for key, value in flags.items():
+        if value is not None and value != []:
+            yield _Entry(key, _arguments(value, "--arg") if key == "arg" else value, option_name(key))
+
+
+def _merged(entries: Iterable[_Entry], command: str) -> dict[str, _Entry]:
+    """Keep the last entry of each field; merge those of ``arg``, which is a table."""
+    merged: dict[str, _Entry] = {}
+    for entry in entries:
+        name, value = entry.key.replace("-", "_"), entry.value
+        table, _, argument = name.partition(".")
+        if table == "arg" and argument:
+            name, value = "arg", {argument: value}
+        if name not in KINDS[command].model_fields:
+            raise ConfigurationError(_unknown(name, command, entry.origin))
+        earlier = merged[name].value if name in merged else None
+        if name == "arg" and isinstance(value, Mapping) and isinstance(earlier, Mapping):
+            value = {**earlier, **value}
+        merged[name] = _Entry(name, value, entry.origin, entry.from_file)
+    return merged
+
+
+def _refuse_code_from_files(entries: Iterable[_Entry]) -> None:
+    for entry in entries:
+        if entry.from_file and isinstance(entry.value, str) and _names_code(entry.key, entry.value):
+            file = entry.origin.removesuffix(f": {entry.key}")
+            raise ConfigurationError(
+                f"{file} names code to run ({entry.key} = {entry.value!r}). Somebody else may have written the file, "
+                f"so this code is not run. If you trust it, add --trust-config, or name the code yourself: "
+                f"{option_name(entry.key)} {entry.value}."
+            )
+
+
+def _names_code(key: str, value: str) -> bool:
+    prefixes = {"model": ("builtin:",), "data": ("builtin:", "mnist:", "cifar10:"), "loss": ()}
+    if key not in prefixes or value.startswith(prefixes[key]):
+        return False
+    return key == "model" or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
+
+
+def _read_toml(path: Path, command: str) -> dict[str, Any]:
+    try:
+        with path.open("rb") as stream:  # /dev/zero has no end
+            content = stream.read(_MAX_TOML + 1)
+        if len(content) > _MAX_TOML:
+            raise ConfigurationError(
+                f"{path} exceeds the limit of {_MAX_TOML} bytes for a configuration. Is it the right file?"
+            )
+        values = tomllib.loads(content.decode())
+    except OSError as error:
+        raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}.") from error
+    except RecursionError as error:
+        raise ConfigurationError(f"{path} is not a configuration: its values are nested too deeply.") from error
+    except ValueError as error:  # not UTF-8, not TOML, or a number with more digits than Python converts
+        why = "a number has too many digits" if "int_max_str_digits" in str(error) else _cut(str(error)).rstrip(".")
+        raise ConfigurationError(f"{path} is not a TOML file: {why}.") from error
+    written_for = values.pop("command", command)
+    if written_for != command:
+        raise ConfigurationError(
+            f"{path} is a configuration for `curvature {_cut(str(written_for))}`, not for `curvature {command}`."
+        )
+    return values
+
+
+def _toml_value(text: str, key: str) -> Any:
+    """Read numbers, lists and booleans as TOML does, anything else as a string."""
+    if key.partition(".")[0] == "arg" and key != "arg":
+        return _argument(text)
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except RecursionError as error:
+        raise ConfigurationError(f"--set {key}: the value is nested too deeply.") from error
+    except ValueError:
+        return text
+
+
+def _arguments(items: Iterable[str], origin: str) -> dict[str, Any]:
+    arguments = {}
+    for item in items:
+        name, separator, value = (part.strip() for part in item.partition("="))
+        if not separator or not name:
+            raise ConfigurationError(f"{origin} {item!r}: write NAME=VALUE.")
+        arguments[name] = _argument(value)
+    return arguments
+
+
+def _argument(text: str) -> Any:
+    """Read an argument of the model: a number, true or false, a list of those separated by commas, or a string."""
+    if "," in text:
+        return [_argument(part.strip()) for part in text.split(",") if part.strip()]
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _unknown(name: str, command: str, origin: str) -> str:
+    fields = KINDS[command].model_fields
+    if RENAMED.get(name) in fields:
+        return f"{_cut(origin)}: {name!r} is now called {RENAMED[name]!r}; its meaning is the same."
+    for other, kind in KINDS.items():
+        if name in kind.model_fields:
+            return f"{origin}: {name!r} belongs to `curvature {other}`, not to `curvature {command}`."
+    return f"{_cut(origin)}: {_cut(name)!r} is unknown{nearest(name, fields)}; choose among {', '.join(fields)}."
+
+
+def _message(details: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Say which value is wrong, where it comes from, and what it should be."""
+    path = details["loc"]
+    key = str(path[0]) if path else ""
+    if key == "arg" and len(path) > 1:  # pydantic reports one value once for every type that it could have had
+        return (
+            f"{origins['arg']} ({_cut(str(path[1]))}): should be a finite number, true or false, a text, or a list of "
+            f"those, got {_cut(repr(details['input']))}"
+        )
+    message = _cut(details["msg"].removeprefix("Value error, ").removeprefix("Input "), 4 * _SHOWN)
+    shown = "" if details["type"] == "value_error" else f", got {_cut(repr(details['input']))}"
+    return f"{origins.get(key, key)}: {message}{shown}"
+
+
+def _cut(text: str, length: int = _SHOWN) -> str:
+    """Keep the beginning of a text: a wrong value can be as long as a file."""
+    return text if len(text) <= length else f"{text[:length]}..."

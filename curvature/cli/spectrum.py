@@ -1,0 +1,136 @@
+"""``curvature spectrum``: from its configuration to the measured study, or to the plan of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from curvature.cli import tables
+from curvature.cli.configuration import MATRICES, SpectrumConfiguration
+from curvature.cli.preparation import (
+    Prepared,
+    add_provenance,
+    describe_data,
+    describe_model,
+    note_versions,
+    prepare,
+    written_configuration,
+)
+from curvature.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from curvature.charts import Parameterization
+    from curvature.linalg.planning import Plan
+    from curvature.models import Problem
+    from curvature.records import Study
+
+__all__ = ["measure_spectrum", "plan_spectrum"]
+
+# Fields of the configuration that are arguments of curvature.studies.run_spectrum under the same name.
+_SHARED = ("block", "method", "seed", "num_samples", "gradient", "num_eigenvalues", "num_probes", "num_matvecs")
+
+
+class _Work(NamedTuple):
+    """What the library is asked to do."""
+
+    config: SpectrumConfiguration  # with its charts filled in
+    prepared: Prepared
+    problem: Problem
+    arguments: dict[str, Any]
+
+
+def measure_spectrum(config: SpectrumConfiguration, terminal: Terminal, started: float) -> Study:
+    """Measure the spectra that a configuration asks for.
+
+    Parameters
+    ----------
+    config
+        Names the model, the data, the matrices and the charts.
+    terminal
+        Receives notes, the plan and the progress.
+    started
+        Start of the run, as ``time.time()`` returns it.
+
+    Returns
+    -------
+    Study
+        With its provenance.
+    """
+    from curvature.studies import run_spectrum
+
+    work = _work(config, terminal)
+
+    def announce(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> None:
+        for line in tables.plan_lines(plans):
+            terminal.note(f"plan:  {line}")
+        if terminal.verbose:
+            for plan in (plan for of_matrix in plans.values() for of_chart in of_matrix for plan in of_chart):
+                terminal.note(f"       {plan}" + "".join(f"; not {name}: {why}" for name, why in plan.rejected))
+
+    with terminal.progress() as progress:
+        study = run_spectrum(
+            work.problem,
+            **work.arguments,
+            model=_describe_model(config),
+            data=describe_data(config, work.prepared.data),
+            config=written_configuration("spectrum", work.config),
+            progress=progress,
+            announce=announce,
+        )
+    return add_provenance(study, work.config, work.prepared, started=started)
+
+
+def plan_spectrum(config: SpectrumConfiguration, terminal: Terminal) -> dict[str, list[tuple[Plan, ...]]]:
+    """Plan the spectra that a configuration asks for, without computing them.
+
+    Parameters
+    ----------
+    config
+        Names the model, the data, the matrices and the charts.
+    terminal
+        Receives notes.
+
+    Returns
+    -------
+    dict
+        For each matrix, the plans of each of its spectra.
+    """
+    from curvature import studies
+
+    work = _work(config, terminal)
+    return studies.plan_spectrum(work.problem, **work.arguments)
+
+
+def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
+    import torch
+
+    from curvature.cli import loading
+    from curvature.models import Problem
+
+    note_versions(config, terminal)
+    prepared = prepare(config, terminal, seed=config.seed)
+    problem = Problem.from_module(
+        prepared.model, loss=prepared.loss, data=prepared.data, dtype=getattr(torch, config.dtype)
+    )
+    config = _with_charts(config, problem.chart)
+    terminal.note(f"model: {_describe_model(config)}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
+    terminal.note(f"data:  {describe_data(config, prepared.data)}")
+    arguments = {name: getattr(config, name) for name in _SHARED}
+    arguments["matrices"] = [MATRICES[name] for name in config.matrix]
+    arguments["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
+    return _Work(config, prepared, problem, arguments)
+
+
+def _describe_model(config: SpectrumConfiguration) -> str:
+    return describe_model(config, f"seed {config.seed}" if config.weights is None else None)
+
+
+def _with_charts(config: SpectrumConfiguration, model_chart: Parameterization) -> SpectrumConfiguration:
+    """Fill in charts and gauges that were left open: the chart of the model, and weight norm if a gauge was named."""
+    normalized = model_chart.name == "weight-norm"
+    charts = config.chart or (("standard", "weight-norm") if normalized or config.gauge else ("standard",))
+    gauges = config.gauge
+    if not gauges and "weight-norm" in charts:
+        gauges = ("checkpoint",) if normalized else ("canonical",)
+        gauges += ("paper",) if "placebo" in charts else ()
+    return config.model_copy(update={"chart": charts, "gauge": gauges})
