@@ -1017,7 +1017,7 @@ def test_every_method_is_right_on_degenerate_matrices_at_extreme_scales(name, sc
                 found = cv.spectral_sum(operator, function, damping=scale, method=method, generator=seeded(2))
                 truth = float(image(scale * exact + scale).sum())
                 assert abs(found.value - truth) <= 2 * (found.high - found.low) + 1e-9 * abs(truth)
-        solved = cv.conjugate_gradients(operator, torch.ones(dim, dtype=torch.float64), shift=scale)
+        solved = cv.conjugate_gradients(operator, torch.ones(dim, dtype=torch.float64), damping=scale)
         expected = np.linalg.solve(unit.numpy() + np.eye(dim), np.ones(dim))
         assert np.allclose((scale * solved).numpy(), expected, rtol=1e-8)
         if dim > 1:

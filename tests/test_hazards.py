@@ -994,7 +994,7 @@ ENTRIES = {
     "extremal_eigenvalues": lambda p, _: cv.extremal_eigenvalues(cv.hessian(p), num_largest=2, generator=seed()),
     "spectral_density": lambda p, _: cv.spectral_density(cv.ggn(p), num_matvecs=4, num_probes=2, generator=seed()),
     "inertia": lambda p, _: cv.inertia(cv.hessian(p)),
-    "conjugate_gradients": lambda p, _: cv.conjugate_gradients(cv.ggn(p), p.gradient(), shift=1.0),
+    "conjugate_gradients": lambda p, _: cv.conjugate_gradients(cv.ggn(p), p.gradient(), damping=1.0),
     "trace": lambda p, _: cv.trace(cv.hessian(p), generator=seed()),
     "diagonal": lambda p, _: cv.diagonal(cv.hessian(p), generator=seed()),
     "log_determinant": lambda p, _: cv.log_determinant(cv.ggn(p), 1.0, generator=seed()),
@@ -1069,7 +1069,7 @@ def test_memory_does_not_grow_over_fifty_calls():
         for method in ("structured", "generic"):
             hessian = cv.hessian(problem, method=method)
             cv.pullback(hessian, cv.WeightNorm()) @ torch.ones(260, dtype=torch.float64)
-            cv.conjugate_gradients(hessian, problem.gradient(), shift=10.0, tolerance=0.1)
+            cv.conjugate_gradients(hessian, problem.gradient(), damping=10.0, tolerance=0.1)
         cv.ggn(problem).dense()
 
     process = psutil.Process()

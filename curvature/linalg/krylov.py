@@ -24,6 +24,7 @@ from curvature.linalg.operator import SymmetricOperator, ensure_memory
 from curvature.precision import full_precision
 from curvature.records import ExtremalEigenvalues, SpectralDensity
 from curvature.records.bounds import FAILURE, spectral_bounds
+from curvature.removed import removed
 
 __all__ = ["conjugate_gradients", "default_basis", "extremal_eigenvalues", "lanczos", "spectral_density"]
 
@@ -495,17 +496,18 @@ def _second_start(
     return torch.linalg.eigvalsh(small).numpy(), room if used < steps else used, steps + 1
 
 
+@removed(shift="damping=shift")
 @full_precision()
 @_in_one_pool
 def conjugate_gradients(
     operator: SymmetricOperator,
     right_hand_sides: Tensor,
     *,
-    shift: float = 0.0,
+    damping: float = 0.0,
     tolerance: float = 1e-10,
     max_products: int | None = None,
 ) -> Tensor:
-    r"""Solve $(A + \text{shift}\, I) X = B$ for a positive definite left side, all columns of ``(D, K)`` together.
+    r"""Solve $(A + \lambda I) X = B$ for a positive definite left side, all columns of ``(D, K)`` together.
 
     Stops when every true residual is below ``tolerance`` times its right-hand side; the residual is recomputed before
     that is believed.
@@ -520,7 +522,7 @@ def conjugate_gradients(
     budget = 10 * operator.dim if max_products is None else max_products
 
     def apply(block: Tensor) -> Tensor:
-        return operator @ block + shift * block
+        return operator @ block + damping * block
 
     solution = torch.zeros_like(sides)
     residual = sides.clone()
@@ -539,7 +541,7 @@ def conjugate_gradients(
             worst = float((squares / (goal / tolerance**2).clamp(min=1e-300)).max().sqrt())
             raise ConvergenceError(
                 f"conjugate gradients on {operator.name} stopped after {used} products with a relative residual of "
-                f"{worst:.1e}; raise max_products, the shift, or the tolerance."
+                f"{worst:.1e}; raise max_products, the damping, or the tolerance."
             )
         image = apply(direction)
         used += 1
@@ -547,8 +549,8 @@ def conjugate_gradients(
         active = squares > goal
         if (curvature[active] <= 0).any():
             raise ConvergenceError(
-                f"{operator.name} + {shift:g} I is not positive definite (a direction of negative curvature appeared): "
-                "raise the shift."
+                f"{operator.name} + {damping:g} I is not positive definite (a direction of negative curvature appeared): "
+                "raise the damping."
             )
         step = torch.where(active, squares / torch.where(active, curvature, 1), 0)
         solution = solution + step * direction

@@ -619,7 +619,7 @@ def test_settings_without_meaning_are_refused(settings, message, generator):
 def test_solution_equals_the_dense_one(shift, columns, generator):
     matrix = with_spectrum(10 ** torch.linspace(-3, 1, 40), generator)
     sides = normal(generator, 40) if columns is None else normal(generator, 40, columns)
-    found = conjugate_gradients(operator_of(matrix), sides, shift=shift, tolerance=1e-12)
+    found = conjugate_gradients(operator_of(matrix), sides, damping=shift, tolerance=1e-12)
     shifted = matrix + shift * torch.eye(40, dtype=torch.float64)
     expected = torch.linalg.solve(shifted, sides)
     assert found.shape == sides.shape
@@ -658,7 +658,7 @@ def test_indefinite_matrix_is_refused_and_a_shift_repairs_it(generator):
     side = normal(generator, 30)
     with pytest.raises(ConvergenceError, match="not positive definite"):
         conjugate_gradients(operator_of(matrix), side)
-    found = conjugate_gradients(operator_of(matrix), side, shift=1.5)
+    found = conjugate_gradients(operator_of(matrix), side, damping=1.5)
     assert torch.allclose(matrix @ found + 1.5 * found, side, atol=1e-8)
 
 
