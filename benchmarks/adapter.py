@@ -29,10 +29,9 @@ def _randomness() -> dict[str, Any]:
     return {"seed": 0} if TAKES_SEED else {"generator": torch.Generator().manual_seed(0)}
 
 
-def largest_eigenvalues(operator: cv.SymmetricOperator, count: int, tolerance: float) -> Any:
-    """Largest eigenvalues, descending, without self-checks."""
-    ends = cv.extremal_eigenvalues(operator, num_largest=count, tolerance=tolerance, checks=False, **_randomness())
-    return ends.largest
+def largest_eigenvalues(operator: cv.SymmetricOperator, count: int, **options: Any) -> Any:
+    """Largest eigenvalues, descending."""
+    return cv.extremal_eigenvalues(operator, num_largest=count, **options, **_randomness()).largest
 
 
 def spectral_density(operator: cv.SymmetricOperator, num_probes: int, num_steps: int) -> tuple[Any, Any]:

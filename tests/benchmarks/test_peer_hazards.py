@@ -1,4 +1,4 @@
-"""What four tools do with inputs that spoil an answer: each question at its smallest size, and what they answer."""
+"""Inputs that silently break curvature tools: each question, and the answers of four tools."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import peer_hazards
+from benchmarks import hazard_tools, peer_hazards
+from benchmarks import hazards as hazard_questions
 
 PEERS_PRESENT = all(
     importlib.util.find_spec(name) is not None for name in ("curvlinops", "pyhessian", "hessian_eigenthings")
@@ -20,7 +21,7 @@ def hazards():
 
 def test_every_hazard_is_right_or_refused_here_but_for_the_kink(hazards):
     refused = {"dropping_loader", "dropout", "noise", "training_batch_norm", "nan_input"}
-    for key in peer_hazards.HAZARDS:
+    for key in hazard_questions.HAZARDS:
         expected = "raises" if key in refused else "wrong" if key == "relu_kink" else "right"
         assert hazards[key, "curvature"]["outcome"] == expected, hazards[key, "curvature"]
     for key in refused:
@@ -43,11 +44,11 @@ def test_peers_answer_as_the_table_says(hazards):
     assert {pair for pair in wrong if hazards[pair]["outcome"] == "wrong"} == wrong
     assert hazards["ragged_batches", "curvlinops"]["outcome"] == "right"  # the question is fair
     assert hazards["fused_weight_norm", "curvlinops"]["outcome"] == "raises"
-    assert all(hazards["tied_weights", tool]["outcome"] == "right" for tool in peer_hazards.TOOLS)
+    assert all(hazards["tied_weights", tool]["outcome"] == "right" for tool in hazard_tools.TOOLS)
 
 
 def test_truth_of_a_hazard_is_the_hessian_of_torch_func():
-    network, (inputs, targets) = peer_hazards.network(), peer_hazards.data()
+    network, (inputs, targets) = hazard_questions.network(), hazard_questions.data()
     names = [name for name, _ in network.named_parameters()]
     point = torch.nn.utils.parameters_to_vector(network.parameters()).detach()
 
@@ -57,20 +58,20 @@ def test_truth_of_a_hazard_is_the_hessian_of_torch_func():
         return torch.nn.functional.cross_entropy(torch.func.functional_call(network, named, (inputs,)), targets)
 
     expected = torch.linalg.eigvalsh(torch.func.hessian(loss)(point))
-    found = peer_hazards.exact(network, torch.nn.CrossEntropyLoss(), inputs, targets)
+    found = hazard_questions.exact(network, torch.nn.CrossEntropyLoss(), inputs, targets)
     assert torch.allclose(found, expected, rtol=0, atol=1e-13)
 
 
 def test_quadratic_of_given_spectrum_has_it():
     values = torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64)
-    network, criterion, batches = peer_hazards.quadratic(values)
-    found = peer_hazards.exact(network, criterion, *batches.dataset.tensors)
+    network, criterion, batches = hazard_questions.quadratic(values)
+    found = hazard_questions.exact(network, criterion, *batches.dataset.tensors)
     assert torch.allclose(found.flip(0), values, rtol=1e-12)
 
 
 def test_peer_that_is_not_installed_is_shown_as_such(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyhessian" else object())
-    row = peer_hazards.answered(peer_hazards.Question(lambda _tool: 0.0), "PyHessian")
+    row = peer_hazards.answered(hazard_questions.Question(lambda _tool: 0.0), "PyHessian")
     assert row == {"outcome": "missing", "error": None, "words": "not installed"}
     assert peer_hazards.cell(row) == "not installed"
 
@@ -80,7 +81,7 @@ def test_crash_of_a_tool_is_its_answer_and_fits_a_cell():
     def ask(_tool):
         raise ValueError("a | b\n<script> `x` " + "long " * 100)
 
-    row = peer_hazards.answered(peer_hazards.Question(ask), "curvature")
+    row = peer_hazards.answered(hazard_questions.Question(ask), "curvature")
     assert row["outcome"] == "raises"
     text = peer_hazards.cell(row)
     assert text.startswith("raises `ValueError`: a / b (script)")
@@ -92,7 +93,8 @@ def test_page_of_hazards_has_a_row_for_every_question_of_the_script_and_its_outc
     path = Path(__file__).parents[2] / "docs" / "hazards.md"
     lines = [line for line in path.read_text().splitlines() if line.startswith("| ")][2:]
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    assert [(row[0], row[1]) for row in cells] == [(one.title, one.truth) for one in peer_hazards.HAZARDS.values()]
+    questions = hazard_questions.HAZARDS.values()
+    assert [(row[0], row[1]) for row in cells] == [(question.title, question.truth) for question in questions]
     words = {"right": "right, ", "raises": "raises `", "wrong": "**wrong**: "}
-    for row, key in zip(cells, peer_hazards.HAZARDS, strict=True):
+    for row, key in zip(cells, hazard_questions.HAZARDS, strict=True):
         assert row[2].startswith(words[hazards[key, "curvature"]["outcome"]])

@@ -1,0 +1,383 @@
+"""Inputs that silently break curvature tools: each is a question with a known answer."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.hazard_tools import HESSIANS, eigenvalues, largest_by, spectrum_by
+from benchmarks.networks import CompositeWeightNorm
+
+RIGHT = 1e-6  # relative error that still counts as right, unless a hazard says otherwise
+
+
+@dataclass(frozen=True)
+class Question:
+    """One input for every tool.
+
+    Attributes
+    ----------
+    ask
+        ``tool -> error``, or the error and a description: the distance of its answer from the truth. An exception is an
+        answer too.
+    unit
+        What follows the percentage of a large error: ``"off"``, ``"between two answers"``, ...
+    tolerance
+        The largest error that counts as right.
+    """
+
+    ask: Callable[[str], float | tuple[float, str]]
+    unit: str = "off"
+    tolerance: float = RIGHT
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """A named way to get a wrong number; ``build`` makes the question."""
+
+    key: str
+    title: str
+    truth: str
+    build: Callable[[], Question]
+
+
+HAZARDS: dict[str, Hazard] = {}
+
+
+def hazard(title: str, truth: str) -> Callable[[Callable[[], Question]], Callable[[], Question]]:
+    """Register a question under the name of its function."""
+
+    def register(build: Callable[[], Question]) -> Callable[[], Question]:
+        HAZARDS[build.__name__] = Hazard(build.__name__, title, truth, build)
+        return build
+
+    return register
+
+
+# ------------------------------------------------------------------------------------------------- what every tool gets
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a module in float64, in evaluation mode, initialized from one seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().double().eval()
+
+
+def network() -> nn.Sequential:
+    """A small tanh network: 4 inputs, 5 hidden units, 3 classes."""
+    return seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+
+
+def data(num_examples: int = 10) -> tuple[Tensor, Tensor]:
+    """Inputs and three classes, the first class rare: batches of four hold different class weights."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(num_examples, 4, generator=generator, dtype=torch.float64)
+    return inputs, torch.randint(3, (num_examples,), generator=generator)
+
+
+def loader(inputs: Tensor, targets: Tensor, batch_size: int | None = None, **options: Any) -> DataLoader:
+    """Loader over the data; without a batch size, all examples are one batch."""
+    generator = torch.Generator().manual_seed(3)  # each pass draws a seed, but not from the global generator
+    return DataLoader(
+        TensorDataset(inputs, targets), batch_size=batch_size or len(inputs), generator=generator, **options
+    )
+
+
+def exact(module: nn.Module, criterion: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Eigenvalues of the Hessian over all data at once, by plain double backward."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    loss = criterion(module(inputs), targets)
+    slopes = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+    slope = torch.cat([part.reshape(-1) for part in slopes])
+    rows = [
+        torch.cat(
+            [
+                part.reshape(-1)
+                for part in torch.autograd.grad(
+                    entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+                )
+            ]
+        )
+        if entry.requires_grad
+        else torch.zeros_like(slope)
+        for entry in slope
+    ]
+    return eigenvalues(torch.stack(rows))
+
+
+def distance(result: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest entry; infinite where the number of entries differs."""
+    if result.shape != expected.shape or not torch.isfinite(result).all():
+        return math.inf
+    return float((result - expected).abs().max() / expected.abs().max())
+
+
+def hessian_question(
+    module: nn.Module, criterion: nn.Module, batches: DataLoader, truth: Tensor, **details: Any
+) -> Question:
+    """Ask for the spectrum of the Hessian; every tool gets its own copy of the module."""
+    return Question(
+        lambda tool: distance(spectrum_by(tool, copy.deepcopy(module), criterion, batches), truth), **details
+    )
+
+
+def quadratic(values: Tensor, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module, DataLoader]:
+    """Least squares whose Hessian has these eigenvalues: ``X^T X / N * 2``, the convention of ``nn.MSELoss``."""
+    dim = len(values)
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64)).Q for _ in "lr")
+    inputs = ((left * (values * dim / 2).sqrt()) @ right).to(dtype)
+    module = seeded(lambda: nn.Linear(dim, 1, bias=False)).to(dtype)
+    return module, nn.MSELoss(), loader(inputs, torch.zeros(dim, 1, dtype=dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------- hazards
+
+
+@hazard("PyTorch's fused weight norm, differentiated twice", "double backward of `g * v / norm(v)`")
+def fused_weight_norm() -> Question:
+    """``nn.utils.parametrizations.weight_norm``, and the same written out."""
+    fused, composite = network(), network()
+    for place in (0, 2):
+        parametrizations.weight_norm(fused[place])
+        parametrize.register_parametrization(composite[place], "weight", CompositeWeightNorm())
+    inputs, targets = data()
+    criterion = nn.CrossEntropyLoss()
+    return hessian_question(fused, criterion, loader(inputs, targets), exact(composite, criterion, inputs, targets))
+
+
+@hazard("a last batch that is smaller", "all data at once")
+def ragged_batches() -> Question:
+    """Ten examples in batches of four."""
+    inputs, targets = data()
+    module, criterion = network(), nn.CrossEntropyLoss()
+    return hessian_question(module, criterion, loader(inputs, targets, 4), exact(module, criterion, inputs, targets))
+
+
+@hazard("class weights, in two batches", "all data at once")
+def class_weights() -> Question:
+    """Each batch divides by its own sum of weights."""
+    inputs, targets = data(12)
+    module, criterion = network(), nn.CrossEntropyLoss(weight=torch.tensor([8.0, 1.0, 0.5], dtype=torch.float64))
+    return hessian_question(module, criterion, loader(inputs, targets, 6), exact(module, criterion, inputs, targets))
+
+
+@hazard("ignored targets (`ignore_index`), in two batches", "all data at once")
+def ignored_targets() -> Question:
+    """Each batch divides by its own number of targets that count."""
+    inputs, targets = data(12)
+    targets[:4] = -100
+    module, criterion = network(), nn.CrossEntropyLoss()
+    return hessian_question(module, criterion, loader(inputs, targets, 6), exact(module, criterion, inputs, targets))
+
+
+@hazard("a loader that shuffles and drops the last batch", "all data at once")
+def dropping_loader() -> Question:
+    """Two of ten examples are never seen."""
+    inputs, targets = data()
+    module, criterion = network(), nn.CrossEntropyLoss()
+    batches = loader(inputs, targets, 4, shuffle=True, drop_last=True)
+    return hessian_question(module, criterion, batches, exact(module, criterion, inputs, targets))
+
+
+def twice(module: nn.Module, batches: tuple[DataLoader, DataLoader]) -> Question:
+    """Ask the same question twice and measure how far the two answers are apart."""
+    criterion = nn.CrossEntropyLoss()
+
+    def ask(tool: str) -> float:
+        first, second = (spectrum_by(tool, copy.deepcopy(module), criterion, part) for part in batches)
+        return distance(second, first)
+
+    return Question(ask, "between two answers")
+
+
+@hazard("dropout in training mode", "the same question twice")
+def dropout() -> Question:
+    """The function changes with every pass over the data."""
+    module = nn.Sequential(*network(), nn.Dropout(0.5)).train()
+    batches = loader(*data())
+    return twice(module, (batches, batches))
+
+
+class _Noisy(nn.Module):
+    """A layer that draws noise in every mode."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.dropout(inputs, 0.5, training=True)
+
+
+@hazard("noise inside `forward`, in evaluation mode", "the same question twice")
+def noise() -> Question:
+    """Calling ``eval()`` does not help."""
+    batches = loader(*data())
+    return twice(nn.Sequential(*network(), _Noisy()).eval(), (batches, batches))
+
+
+@hazard("batch norm in training mode", "the same data in one batch and in two")
+def training_batch_norm() -> Question:
+    """The loss is not a mean over examples."""
+    module = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))).train()
+    inputs, targets = data(12)
+    return twice(module, (loader(inputs, targets), loader(inputs, targets, 6)))
+
+
+def largest_question(values: Tensor, count: int) -> Question:
+    """Ask for the largest eigenvalues of a least-squares problem, at each tool's default accuracy."""
+    module, criterion, batches = quadratic(values)
+    expected = values.sort(descending=True).values[:count]
+
+    def ask(tool: str) -> float:
+        largest = largest_by(tool, copy.deepcopy(module), criterion, batches, count)
+        return float(((largest - expected) / expected).abs().max())
+
+    return Question(ask, f"off in one of the top {count}", 0.05)
+
+
+@hazard("spurious copies of large eigenvalues in Lanczos (ghosts)", "a least-squares problem of known spectrum")
+def lanczos_ghosts() -> Question:
+    """Top eight of 100, 50, 20 and a bulk below 1."""
+    return largest_question(torch.cat([torch.tensor([100.0, 50.0, 20.0]), 0.97 ** torch.arange(117)]).double(), 8)
+
+
+@hazard("a triple largest eigenvalue", "a least-squares problem of known spectrum")
+def multiplicity() -> Question:
+    """Top four of 10, 10, 10 and a bulk below 1: no copy may be missed or invented."""
+    return largest_question(torch.cat([torch.full((3,), 10.0), torch.linspace(1, 0.1, 57)]).double(), 4)
+
+
+@hazard("a very small loss", "a least-squares problem of known spectrum")
+def small_loss() -> Question:
+    """Largest eigenvalue 1e-12: thresholds must be relative."""
+    values = torch.logspace(-12, -14, 12, dtype=torch.float64)
+    module, criterion, batches = quadratic(values)
+
+    def ask(tool: str) -> float:
+        return distance(largest_by(tool, copy.deepcopy(module), criterion, batches, 1), values[:1])
+
+    return Question(ask, "off", 0.01)
+
+
+@hazard("the condition number of a float32 model", "singular values of the same inputs in float64")
+def single_precision() -> Question:
+    """Condition number 1e10; without a routine for it: largest over smallest eigenvalue of the dense Hessian."""
+    module, criterion, batches = quadratic(torch.logspace(0, -10, 8, dtype=torch.float64), torch.float32)
+    singular = torch.linalg.svdvals(batches.dataset.tensors[0].double())
+    truth = float((singular[0] / singular[-1]) ** 2)
+
+    def ask(tool: str) -> float:
+        values = spectrum_by(tool, copy.deepcopy(module), criterion, batches)
+        return abs(float(values[-1]) / float(values[0]) / truth - 1)
+
+    return Question(ask, "off", 0.01)
+
+
+@hazard("one NaN among the inputs", "none exists: the input must be refused")
+def nan_input() -> Question:
+    """The Hessian would be NaN."""
+    inputs, targets = data()
+    inputs[3, 2] = math.nan
+    batches, criterion = loader(inputs, targets), nn.CrossEntropyLoss()
+
+    def ask(tool: str) -> float:
+        matrix = HESSIANS[tool](network(), criterion, batches)
+        return float((~torch.isfinite(matrix)).double().mean())
+
+    return Question(ask, "of the entries not finite, returned as a result")
+
+
+@hazard("tied weights", "all data at once")
+def tied_weights() -> Question:
+    """One matrix used in two layers counts once."""
+    module = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)))
+    module[2].weight = module[0].weight
+    inputs, targets = data()
+    criterion = nn.CrossEntropyLoss()
+    return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
+
+
+@hazard("frozen weights", "all data at once, trainable parameters alone")
+def frozen_weights() -> Question:
+    """``requires_grad=False`` in the first layer."""
+    module = network()
+    module[0].requires_grad_(False)
+    inputs, targets = data()
+    criterion = nn.CrossEntropyLoss()
+    return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
+
+
+class _WithUnused(nn.Module):
+    """A network with a layer that its output does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = network(), nn.Linear(2, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.used(inputs)
+
+
+@hazard("a parameter that the loss does not depend on", "all data at once; its rows are zero")
+def unused_parameter() -> Question:
+    """Its gradient is None in PyTorch."""
+    module = seeded(_WithUnused)
+    inputs, targets = data()
+    criterion = nn.CrossEntropyLoss()
+    return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
+
+
+@hazard("a pre-activation exactly at a ReLU's kink", "central differences of the gradient, across the kink")
+def relu_kink() -> Question:
+    """An input of zeros and biases of zero: the second derivative has a jump that no tool sees, this one included."""
+    module = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
+    nn.init.zeros_(module[0].bias)
+    inputs, targets = data()
+    inputs[:5] = 0
+    criterion = nn.CrossEntropyLoss()
+    parameters = list(module.parameters())
+
+    def gradient(vector: Tensor) -> Tensor:
+        moved = copy.deepcopy(module)
+        nn.utils.vector_to_parameters(vector, moved.parameters())
+        slopes = torch.autograd.grad(criterion(moved(inputs), targets), list(moved.parameters()))
+        return torch.cat([part.reshape(-1) for part in slopes])
+
+    point = nn.utils.parameters_to_vector(parameters).detach()
+    step = 1e-5
+    columns = [(gradient(point + step * e) - gradient(point - step * e)) / (2 * step) for e in torch.eye(len(point))]
+    truth = eigenvalues(torch.stack(columns))
+    return hessian_question(module, criterion, loader(inputs, targets), truth, tolerance=1e-4)
+
+
+@hazard("side effects on the module and on the global random state", "the module before and after")
+def side_effects() -> Question:
+    """A network in training mode, without layers that depend on the mode, with accumulated gradients."""
+    inputs, targets = data()
+    criterion = nn.CrossEntropyLoss()
+
+    def ask(tool: str) -> float:
+        module = network().train()
+        criterion(module(inputs), targets).backward()
+        before = [p.grad.clone() for p in module.parameters()]
+        state = torch.get_rng_state()
+        spectrum_by(tool, module, criterion, loader(inputs, targets))
+        kept = [
+            p.grad is not None and torch.equal(p.grad, old) for p, old in zip(module.parameters(), before, strict=True)
+        ]
+        changed = {
+            "mode": not module.training,
+            "gradients": not all(kept),
+            "global random state": not torch.equal(state, torch.get_rng_state()),
+        }
+        names = [name for name, is_changed in changed.items() if is_changed]
+        return float(len(names)), f"changes {' and '.join(names)}" if names else "nothing changed"
+
+    return Question(ask)
