@@ -355,7 +355,7 @@ def test_what_lies_on_another_device_is_named(name):
 
 
 def test_tensors_without_numbers_are_refused():
-    with pytest.raises(cv.InputError, match=r"module lies on the meta device.*load its weights"):
+    with pytest.raises(cv.InputError, match=r"module is on the meta device.*load its weights"):
         problem_of(around().to("meta"))
     with pytest.raises(cv.InputError, match="the inputs lie on the meta device"):
         problem_of(around(), inputs=INPUTS.to("meta"))

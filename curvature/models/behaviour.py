@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "describe_layer",
     "first_layer",
     "generator_states",
     "graph_nodes",
     "narrower",
     "pre_activations_near_a_kink",
     "untouched_generators",
-    "where_of",
 ]
 
 _KINKED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.RReLU)  # at zero
 _NEAR_KINK = 1e-8  # of the largest pre-activation of the layer: what a step of finite differences would cross
 
 
-def where_of(path: str, layer: nn.Module) -> str:
+def describe_layer(path: str, layer: nn.Module) -> str:
     """Name a layer of a module in a message."""
     return f"layer {path!r} ({type(layer).__name__})" if path else f"the module ({type(layer).__name__})"
 
@@ -56,7 +56,7 @@ def first_layer(model: nn.Module, run: Callable[[], Any], guilty: Callable[[Any]
     finally:
         for handle in handles:
             handle.remove()
-    return where_of(paths[found[0]], found[0]) if found else ""
+    return describe_layer(paths[found[0]], found[0]) if found else ""
 
 
 def pre_activations_near_a_kink(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int]:

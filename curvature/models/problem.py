@@ -16,8 +16,9 @@ from curvature.models.behaviour import pre_activations_near_a_kink, untouched_ge
 from curvature.models.data import as_type, materialize, refuse_non_finite
 from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, PerExample, refuse_other_reduction, resolve_loss
-from curvature.models.module import common_type, refuse_module, unwrap
+from curvature.models.module import common_type, refuse_module
 from curvature.models.trial import checked_outputs, differentiated_once
+from curvature.models.unwrapping import unwrap
 from curvature.precision import full_precision
 
 __all__ = ["Problem"]
@@ -126,13 +127,8 @@ class Problem:
         inputs, targets = as_type(inputs, dtype, device), targets.to(device)
         refuse_non_finite(inputs, targets)
 
-        model, entries, values, aliases, frozen, chart = unwrap(module, dtype)
-        layout = Layout(tuple(entries))
-        if not layout.dim:
-            raise InputError("the module has no parameter with requires_grad=True: there is nothing to differentiate.")
-        weights = torch.cat([values[entry.name].reshape(-1) for entry in entries])
-
-        function = ModelFunction(model, layout, aliases)
+        unwrapped = unwrap(module, dtype)
+        function, weights = unwrapped.function, unwrapped.weights
         outputs, written = checked_outputs(function, weights, inputs)
         function = replace(function, written=written)
         targets = loss.prepare(outputs, targets)
@@ -140,7 +136,7 @@ class Problem:
             refuse_other_reduction(loss, outputs, targets)
         num_outputs = outputs[0].numel()
         if chunk_size is None:
-            columns = max(1, num_outputs) * layout.dim * weights.element_size()
+            columns = max(1, num_outputs) * len(weights) * weights.element_size()
             chunk_size = max(1, min(len(inputs), _CHUNK_BYTES // columns))
         denominator = float(loss.denominators(outputs, targets).sum())
         if not denominator > 0:
@@ -148,16 +144,15 @@ class Problem:
         unused, attends = differentiated_once(
             function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
         )
-        function = replace(function, attends=attends)
         return cls(
-            function,
+            replace(function, attends=attends),
             loss,
             inputs,
             targets,
             weights,
-            chart,
+            unwrapped.chart,
             denominator,
-            tuple(frozen),
+            unwrapped.frozen,
             unused,
             num_outputs,
             chunk_size,

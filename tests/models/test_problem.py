@@ -911,7 +911,7 @@ def test_zero_g_is_accepted():
 
 def test_weight_norm_stacked_on_another_parametrization_is_refused(regression_data):
     layer = parametrizations.weight_norm(parametrizations.orthogonal(nn.Linear(3, 3)))
-    with pytest.raises(cv.InputError, match="layer '0': weight_norm of 'weight' stands with other parametrizations"):
+    with pytest.raises(cv.InputError, match="layer '0': weight_norm of 'weight' is combined with other parametrizations"):
         cv.Problem.from_module(nn.Sequential(layer), loss="mse", data=regression_data(5, 3, 3))
 
 

@@ -1,0 +1,262 @@
+"""How a module is unwrapped: a private copy, its weights, and the chart of its weight normalization."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
+
+from curvature.charts import Parameterization, Standard, WeightNorm
+from curvature.errors import InputError
+from curvature.layout import Entry, Layout
+from curvature.models.function import ModelFunction
+
+__all__ = ["Unwrapped", "unwrap"]
+
+_NORMALIZABLE = (
+    nn.Linear,
+    nn.Bilinear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Unwrapped:
+    """A module as a function of its trainable weights, at a point.
+
+    Attributes
+    ----------
+    function
+        A private copy of the module, with the names of its trainable weights; weight-normalized weights are replaced
+        by their effective weights.
+    weights
+        The point ``(P,)``.
+    frozen
+        Names of the parameters with ``requires_grad=False``.
+    chart
+        ``Standard()``, or ``WeightNorm`` at the module's own ``(g, v)``.
+    """
+
+    function: ModelFunction
+    weights: Tensor
+    frozen: tuple[str, ...]
+    chart: Parameterization
+
+
+def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
+    """Copy a module, replace weight-normalized parameters by effective weights, and list what is trainable.
+
+    Parameters
+    ----------
+    module
+        The user's module; not modified.
+    dtype
+        Precision of the copy.
+
+    Returns
+    -------
+    Unwrapped
+        The copy as a function, the point, the frozen names and the chart.
+
+    Raises
+    ------
+    InputError
+        If weight normalization cannot be unwrapped (stacked, half frozen, half tied, a zero row), if the module cannot
+        be copied, or if no parameter is trainable.
+    """
+    normalized = _find_weight_norm(module)
+    owners = _owners(normalized)
+    model = _private_copy(module, dtype)
+    for wrapped in normalized:
+        _write_effective_weight(model, wrapped, dtype)
+    aliases = {w.path: owners[id(w.g)].path for w in normalized if owners[id(w.g)] is not w}
+    directions = {id(wrapped.v) for wrapped in owners.values()}
+    entries: list[Entry] = []
+    values: list[Tensor] = []
+    frozen: list[str] = []
+    chart_v: dict[str, Tensor] = {}
+    chart_g: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in directions:
+            continue
+        owner = owners.get(id(parameter))
+        if not parameter.requires_grad:
+            frozen.append(owner.path if owner else name)
+        elif owner is None:
+            value = parameter.detach().to(dtype, copy=True)
+            entries.append(_plain_entry(module, name, value, any_normalized=bool(normalized)))
+            values.append(value)
+        else:
+            value = owner.effective_weight(dtype)
+            axis = _neuron_axis(module.get_submodule(owner.layer), value)
+            entries.append(Entry(owner.path, tuple(value.shape), owner.layer, axis, True, owner.axis))
+            values.append(value)
+            chart_g[owner.path], chart_v[owner.path] = owner.g.detach().to(dtype), owner.v.detach().to(dtype)
+    layout = Layout(tuple(entries))
+    if not layout.dim:
+        raise InputError("the module has no parameter with requires_grad=True: there is nothing to differentiate.")
+    model.requires_grad_(False)
+    return Unwrapped(
+        ModelFunction(model, layout, aliases),
+        torch.cat([value.reshape(-1) for value in values]),
+        tuple(frozen),
+        WeightNorm(v=chart_v, g=chart_g) if chart_v else Standard(),
+    )
+
+
+def _owners(normalized: list[_Normalized]) -> dict[int, _Normalized]:
+    """The first of the weight-normalized parameters that share one ``g``, by the identity of ``g``."""
+    owners: dict[int, _Normalized] = {}
+    for wrapped in normalized:
+        first = owners.setdefault(id(wrapped.g), wrapped)
+        if first.v is not wrapped.v or first.axis != wrapped.axis:
+            raise InputError(f"layers {first.layer!r} and {wrapped.layer!r} share g but not v: tie both or neither.")
+    if len({id(wrapped.v) for wrapped in owners.values()}) < len(owners):
+        raise InputError("two weight-normalized layers share v but not g: tie both or neither.")
+    return owners
+
+
+def _plain_entry(module: nn.Module, name: str, value: Tensor, *, any_normalized: bool) -> Entry:
+    """The entry of a parameter that is not weight-normalized; normalizable if nothing in the module is normalized."""
+    path, _, leaf = name.rpartition(".")
+    layer = module.get_submodule(path)
+    normalizable = not any_normalized and leaf == "weight" and isinstance(layer, _NORMALIZABLE) and value.ndim > 1
+    return Entry(name, tuple(value.shape), path, _neuron_axis(layer, value), normalizable)
+
+
+def _neuron_axis(layer: nn.Module, value: Tensor) -> int | None:
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd) and value.ndim > 1:
+        return 1 if layer.groups == 1 else None  # its weight is (in, out / groups, ...): an output channel is a column
+    return 0 if value.ndim else None
+
+
+def _write_effective_weight(model: nn.Module, wrapped: _Normalized, dtype: torch.dtype) -> None:
+    """Replace a weight-normalized parameter of the copy by a plain one."""
+    layer = model.get_submodule(wrapped.layer)
+    if wrapped.legacy:
+        torch.nn.utils.remove_weight_norm(layer, wrapped.name)
+    elif hasattr(layer, "parametrizations"):
+        _strip_parametrizations(layer)
+    setattr(layer, wrapped.name, nn.Parameter(wrapped.effective_weight(dtype)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Normalized:
+    """A weight-normalized parameter of the user's module, in either of PyTorch's forms."""
+
+    layer: str
+    name: str
+    g: Tensor
+    v: Tensor
+    axis: int | None
+    legacy: bool
+
+    @property
+    def path(self) -> str:
+        """Name of the effective weight: that of the parameter without weight normalization."""
+        return f"{self.layer}.{self.name}" if self.layer else self.name
+
+    def effective_weight(self, dtype: torch.dtype) -> Tensor:
+        if self.g.requires_grad != self.v.requires_grad:
+            raise InputError(
+                f"layer {self.layer!r}: one of g and v is frozen, the other is not; freeze both or neither."
+            )
+        v, g = self.v.detach().to(dtype), self.g.detach().to(dtype)
+        entry = Entry(self.name, tuple(v.shape), self.layer, norm_axis=self.axis)
+        rows = entry.rows(v.reshape(-1))
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+        zero = (lengths == 0).nonzero().flatten().tolist()
+        if zero:
+            raise InputError(
+                f"layer {self.layer!r}: row {zero[0]} of v ({self.name}) is zero, so weight normalization is undefined "
+                "there. Give it any non-zero value."
+            )
+        return entry.from_rows((g.reshape(-1) / lengths)[:, None] * rows).view(v.shape)
+
+
+def _find_weight_norm(module: nn.Module) -> list[_Normalized]:
+    """Every weight-normalized parameter, in the order of the layers."""
+    normalized: list[_Normalized] = []
+    for path, layer in module.named_modules():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, LegacyWeightNorm):
+                g, v = getattr(layer, f"{hook.name}_g"), getattr(layer, f"{hook.name}_v")
+                normalized.append(_Normalized(path, hook.name, g, v, _norm_axis(hook.dim, v), legacy=True))
+        if parametrize.is_parametrized(layer):
+            normalized += _parametrized_weight_norm(path, layer)
+    return normalized
+
+
+def _parametrized_weight_norm(path: str, layer: nn.Module) -> list[_Normalized]:
+    normalized: list[_Normalized] = []
+    for name, steps in layer.parametrizations.items():
+        kinds = [isinstance(step, _WeightNorm) for step in steps]
+        if not any(kinds):
+            continue
+        others = sorted(
+            other for other, its_steps in layer.parametrizations.items() if not isinstance(its_steps[0], _WeightNorm)
+        )
+        if len(kinds) > 1 or others:
+            raise InputError(
+                f"layer {path!r}: weight_norm of {name!r} is combined with other parametrizations "
+                f"({', '.join(others) or 'stacked on it'}); only weight_norm alone can be unwrapped."
+            )
+        g, v = steps.original0, steps.original1
+        normalized.append(_Normalized(path, name, g, v, _norm_axis(steps[0].dim, v), legacy=False))
+    return normalized
+
+
+def _norm_axis(dim: int | None, v: Tensor) -> int | None:
+    # In PyTorch dim=None and dim=-1 both mean one norm for the whole tensor.
+    return None if dim is None or dim == -1 else dim % v.ndim
+
+
+def _strip_parametrizations(layer: nn.Module) -> None:
+    """Turn a copied layer, all of whose parametrizations are weight norm, back into its plain class.
+
+    ``parametrize.remove_parametrizations`` deletes the property from the layer's class, which a deep copy
+    shares with the user's own layer; here only the instance changes.
+    """
+    names = list(layer.parametrizations)
+    del layer.parametrizations
+    layer.__class__ = type(layer).__bases__[0]
+    for name in names:
+        layer.register_parameter(name, None)
+
+
+def _private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Deep copy in another precision, including modules that hold computed tensors, which PyTorch refuses to copy.
+
+    The legacy weight norm leaves such a tensor behind in every layer it was run on.
+    """
+    memo: dict[int, Tensor] = {}
+    for layer in module.modules():
+        for value in vars(layer).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        model = copy.deepcopy(module, memo)
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(
+            f"the module cannot be copied ({type(error).__name__}: {error}), and it is not used in place."
+        ) from error
+    for parameter in model.parameters():
+        parameter.grad = None
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return tensor.to(dtype)
+        return tensor.to(complex_dtype) if tensor.is_complex() else tensor
+
+    return model._apply(convert)  # Module.to would cast complex buffers to real ones
