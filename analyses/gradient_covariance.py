@@ -68,8 +68,8 @@ def measure(*, fast: bool = False) -> list[dict]:
 def _layers(problem: cv.Problem, seed: int) -> list[dict]:
     covariance = cv.gradient_covariance(problem).materialized()
     generator = torch.Generator().manual_seed(seed)
-    aligned = cv.alignments(problem, generator=generator, covariance=covariance)
-    whitened = cv.whitening(problem, generator=generator, covariance=covariance)
+    aligned = cv.alignments(problem, seed=generator, covariance=covariance)
+    whitened = cv.whitening(problem, seed=generator, covariance=covariance)
     before = {record.neuron: record.bures for record in whitened if record.projection == "none"}
     rows = []
     for layer in dict.fromkeys(layer_of(record.neuron) for record in whitened):

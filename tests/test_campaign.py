@@ -623,7 +623,7 @@ def test_nothing_but_the_scale_depends_on_the_scale_of_the_loss(mlp, exponent, n
         record = cv.spectrum(operator, gradient=True)
         ends = cv.extremal_eigenvalues(operator, num_largest=2, num_smallest=1, tolerance=1e-9, generator=seeded(1))
         density = cv.spectral_density(operator, num_matvecs=6, num_probes=2, generator=seeded(2))
-        total = cv.trace(operator, method="xtrace", num_products=12, generator=seeded(3))
+        total = cv.trace(operator, method="xtrace", num_products=12, seed=seeded(3))
         return record, ends, density, total, cv.pullback(operator, cv.WeightNorm(stretch=2.0))
 
     (one, ends, density, total, moved), (other, ends_, density_, total_, moved_) = at(1.0), at(scale)
@@ -1001,12 +1001,12 @@ def test_every_method_is_right_on_degenerate_matrices_at_extreme_scales(name, sc
         assert np.abs(density.weights.sum(axis=1) - 1).max() < 1e-12
         assert all(np.isfinite(part).all() for part in density.cumulative([0.0, scale]))
         for method in ("exact", "hutchinson", "hutch++", "xtrace", *(["xnystrace"] if definite else [])):
-            found = cv.trace(operator, method=method, num_products=26, generator=seeded(1))
+            found = cv.trace(operator, method=method, num_products=26, seed=seeded(1))
             # Of a matrix that is nothing but one direction the interval is long; it must not be empty or infinite.
             assert np.isfinite([found.low, found.high]).all()
             assert abs(found.value / scale - total) <= 2 * (found.high - found.low) / scale + 1e-9
         for method in ("exact", "hutchinson", "xdiag"):
-            found = cv.diagonal(operator, method=method, num_products=20, generator=seeded(1))
+            found = cv.diagonal(operator, method=method, num_products=20, seed=seeded(1))
             assert (np.abs(found.value / scale - trunk) <= 2 * (found.high - found.low) / scale + 1e-9).all()
         counted = cv.inertia(operator, 0.5 * scale)
         assert (counted.below, counted.above) == (int((exact < 0.5).sum()), int((exact > 0.5).sum()))
@@ -1014,7 +1014,7 @@ def test_every_method_is_right_on_degenerate_matrices_at_extreme_scales(name, sc
             continue
         for method in ("exact", "quadrature"):
             for function, image in (("log", np.log), (0.5, np.sqrt)):
-                found = cv.spectral_sum(operator, function, damping=scale, method=method, generator=seeded(2))
+                found = cv.spectral_sum(operator, function, damping=scale, method=method, seed=seeded(2))
                 truth = float(image(scale * exact + scale).sum())
                 assert abs(found.value - truth) <= 2 * (found.high - found.low) + 1e-9 * abs(truth)
         solved = cv.conjugate_gradients(operator, torch.ones(dim, dtype=torch.float64), damping=scale)
@@ -1055,9 +1055,9 @@ def test_estimates_are_unbiased_and_a_seed_fixes_every_bit(spectrum):
     def run(seed):
         found = {}
         for method in ("hutchinson", "hutch++", "xtrace", "xnystrace"):
-            found["trace", method] = cv.trace(operator, method=method, num_products=24, generator=seeded(seed)).value
+            found["trace", method] = cv.trace(operator, method=method, num_products=24, seed=seeded(seed)).value
         for method in ("hutchinson", "xdiag"):
-            one = cv.diagonal(operator, method=method, num_products=20, generator=seeded(seed))
+            one = cv.diagonal(operator, method=method, num_products=20, seed=seeded(seed))
             found["diagonal", method] = float(one.value @ along)
         density = cv.spectral_density(operator, num_matvecs=5, num_probes=2, generator=seeded(seed), checks=False)
         return found | {(f"moment {k}", "slq"): density.moment(k)[0] for k in (1, 2)}
@@ -1075,8 +1075,8 @@ def test_a_seed_fixes_every_bit_of_ends_and_sums():
 
     def run():
         ends = cv.extremal_eigenvalues(operator, num_largest=3, verify=True, generator=seeded(1))
-        total = cv.log_determinant(operator, 0.1, method="quadrature", generator=seeded(2))
-        every = cv.diagonal(operator, method="xdiag", num_products=20, generator=seeded(3))
+        total = cv.log_determinant(operator, 0.1, method="quadrature", seed=seeded(2))
+        every = cv.diagonal(operator, method="xdiag", num_products=20, seed=seeded(3))
         return ends.largest.tobytes(), ends.residuals.tobytes(), total.low, total.high, every.low.tobytes()
 
     assert run() == run()
@@ -1108,7 +1108,7 @@ def test_twice_the_probes_halve_the_variance():
 
     def variances(budget):
         diagonals = [
-            cv.diagonal(operator, method="hutchinson", num_products=budget, generator=seeded(seed)).value
+            cv.diagonal(operator, method="hutchinson", num_products=budget, seed=seeded(seed)).value
             for seed in range(150)
         ]
         # One product per probe and step: all probes of all runs at once.

@@ -822,7 +822,7 @@ def test_other_failures_of_lapack_are_raised_by_our_name(monkeypatch):
     for work in (
         lambda: cv.extremal_eigenvalues(cv.ggn(problem), num_largest=1, generator=seed()),
         lambda: cv.natural_gradient_step(problem, relative_damping=1e-3),
-        lambda: cv.whitening(problem, generator=seed()),
+        lambda: cv.whitening(problem, seed=seed()),
     ):
         with pytest.raises(cv.ConvergenceError, match="LAPACK failed: did not converge"):
             work()
@@ -898,7 +898,7 @@ def measured():
                 found += [cv.spectrum(hessian, gradient=True).gradient_weights]
                 found += [cv.extremal_eigenvalues(ggn, num_largest=2, generator=seed()).largest]
                 found += [cv.spectral_density(ggn, num_matvecs=5, num_probes=2, generator=seed()).nodes]
-                found += [cv.monte_carlo_fisher(problem, 1, seed()).dense(), cv.trace(hessian, generator=seed()).value]
+                found += [cv.monte_carlo_fisher(problem, 1, seed()).dense(), cv.trace(hessian, seed=seed()).value]
                 found += [cv.natural_gradient_step(problem, relative_damping=1e-2), trained(problem).curve.losses]
         return [np.asarray(part) for part in found]
 
@@ -995,16 +995,16 @@ ENTRIES = {
     "spectral_density": lambda p, _: cv.spectral_density(cv.ggn(p), num_matvecs=4, num_probes=2, generator=seed()),
     "inertia": lambda p, _: cv.inertia(cv.hessian(p)),
     "conjugate_gradients": lambda p, _: cv.conjugate_gradients(cv.ggn(p), p.gradient(), damping=1.0),
-    "trace": lambda p, _: cv.trace(cv.hessian(p), generator=seed()),
-    "diagonal": lambda p, _: cv.diagonal(cv.hessian(p), generator=seed()),
-    "log_determinant": lambda p, _: cv.log_determinant(cv.ggn(p), 1.0, generator=seed()),
+    "trace": lambda p, _: cv.trace(cv.hessian(p), seed=seed()),
+    "diagonal": lambda p, _: cv.diagonal(cv.hessian(p), seed=seed()),
+    "log_determinant": lambda p, _: cv.log_determinant(cv.ggn(p), 1.0, seed=seed()),
     "monte_carlo_fisher": lambda p, _: cv.monte_carlo_fisher(p, 2, seed()).dense(),
     "blocks": lambda p, _: {n: cv.spectrum(b) for n, b in cv.blocks(cv.empirical_fisher(p), "layer").items()},
     "compare": lambda p, _: cv.compare(p, matrices=("hessian",)),
     "efficiency": lambda p, _: cv.efficiency(p, cv.WeightNorm()),
     "natural_gradient_step": lambda p, _: cv.natural_gradient_step(p, relative_damping=1e-3),
     "preconditioner": lambda p, _: cv.preconditioner(p, "kfac"),
-    "noise": lambda p, _: (cv.alignments(p, generator=seed()), cv.whitening(p, generator=seed())),
+    "noise": lambda p, _: (cv.alignments(p, seed=seed()), cv.whitening(p, seed=seed())),
     "plan": lambda p, _: cv.plan(cv.hessian(p)),
     "train": lambda p, _: trained(p),
     "report": wrote,

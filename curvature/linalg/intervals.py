@@ -45,12 +45,10 @@ def choice(method: str, methods: tuple[str, ...]) -> None:
         raise ConfigurationError(f"method must be one of {', '.join(methods)}, got {method!r}.")
 
 
-def demand(method: str, budget: int, least: int, generator: torch.Generator | None) -> None:
-    """Refuse a budget that allows no interval, and random probes without a generator."""
+def demand(method: str, budget: int, least: int) -> None:
+    """Refuse a budget that allows no interval."""
     if budget < least:
         raise ConfigurationError(f"method={method!r} needs a budget of at least {least} products, got {budget}.")
-    if generator is None:
-        raise ConfigurationError(f"method={method!r} draws random probes: pass generator=torch.Generator()...")
 
 
 def normal(dim: int, count: int, generator: torch.Generator) -> Tensor:

@@ -549,8 +549,8 @@ def conjugate_gradients(
         active = squares > goal
         if (curvature[active] <= 0).any():
             raise ConvergenceError(
-                f"{operator.name} + {damping:g} I is not positive definite (a direction of negative curvature appeared): "
-                "raise the damping."
+                f"{operator.name} + {damping:g} I is not positive definite (a direction of negative curvature appeared). "
+                "Raise the damping."
             )
         step = torch.where(active, squares / torch.where(active, curvature, 1), 0)
         solution = solution + step * direction

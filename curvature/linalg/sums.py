@@ -26,9 +26,11 @@ from curvature.linalg.intervals import (
 from curvature.linalg.krylov import lanczos
 from curvature.linalg.lapack import eigenvalues
 from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.random import generator_of
 from curvature.precision import full_precision
 from curvature.records import Estimate
 from curvature.records.bounds import gauss_radau
+from curvature.removed import removed
 
 __all__ = ["METHODS", "log_determinant", "spectral_sum"]
 
@@ -38,6 +40,7 @@ _FIRST_STEPS = 16
 _AT_ONCE = 2**28  # numbers in the Lanczos bases of one group of probes
 
 
+@removed(generator="seed=generator")
 @full_precision()
 def log_determinant(
     operator: SymmetricOperator,
@@ -47,7 +50,7 @@ def log_determinant(
     relative_error: float = 0.01,
     lower: float | None = None,
     max_products: int = 4000,
-    generator: torch.Generator | None = None,
+    seed: int | torch.Generator = 0,
 ) -> Estimate:
     r"""$\log\det(A + \delta I)$ with ``damping`` $\delta$: :func:`spectral_sum` of the logarithm.
 
@@ -69,10 +72,11 @@ def log_determinant(
         relative_error=relative_error,
         lower=lower,
         max_products=max_products,
-        generator=generator,
+        seed=seed,
     )
 
 
+@removed(generator="seed=generator")
 @full_precision()
 def spectral_sum(
     operator: SymmetricOperator,
@@ -83,7 +87,7 @@ def spectral_sum(
     relative_error: float = 0.01,
     lower: float | None = None,
     max_products: int = 4000,
-    generator: torch.Generator | None = None,
+    seed: int | torch.Generator = 0,
 ) -> Estimate:
     r"""$\operatorname{tr} f(A + \delta I) = \sum_i f(\lambda_i + \delta)$ with a 95 % interval, or exactly.
 
@@ -112,6 +116,8 @@ def spectral_sum(
         definition. A Ritz value is not one.
     max_products
         Budget. Where it ends first the interval is wider, and ``converged`` False.
+    seed
+        Of the probes, which are drawn on the CPU; not used where the value is exact.
 
     Raises
     ------
@@ -154,7 +160,8 @@ def spectral_sum(
         raise _undefined(operator, rule, "no lower bound of its eigenvalues is known (pass a proven one as lower)")
     if not rule.defined(end):
         raise _undefined(operator, rule, f"its eigenvalues may reach {end:.3g}")
-    demand(method, max_products, _PILOT * min(_FIRST_STEPS, operator.dim), generator)
+    demand(method, max_products, _PILOT * min(_FIRST_STEPS, operator.dim))
+    generator = generator_of(seed)
     return _by_quadrature(operator, rule, what, damping, end, relative_error, max_products, generator, started)
 
 

@@ -21,8 +21,10 @@ from curvature.linalg.intervals import (
     spread,
 )
 from curvature.linalg.operator import SymmetricOperator, ensure_memory
+from curvature.linalg.random import generator_of
 from curvature.precision import full_precision
 from curvature.records import Estimate
+from curvature.removed import removed
 
 __all__ = ["DIAGONAL_METHODS", "TRACE_METHODS", "diagonal", "trace"]
 
@@ -30,13 +32,14 @@ TRACE_METHODS = ("auto", "exact", "hutchinson", "hutch++", "xtrace", "xnystrace"
 DIAGONAL_METHODS = ("auto", "exact", "hutchinson", "xdiag")
 
 
+@removed(generator="seed=generator")
 @full_precision()
 def trace(
     operator: SymmetricOperator,
     *,
     method: str = "auto",
     num_products: int = 60,
-    generator: torch.Generator | None = None,
+    seed: int | torch.Generator = 0,
 ) -> Estimate:
     r"""Trace $\sum_i A_{ii}$ with a 95 % interval, or exactly.
 
@@ -55,8 +58,8 @@ def trace(
         Budget; one of ``D`` products or more buys the exact value instead (but by ``"hutchinson"``). XTrace is exact
         for a rank below half of it, XNysTrace below all of it (their intervals close one rank later, since the
         jackknife does without one vector), Hutch++ for a rank of a third. XNysTrace spends at most ``D / 2``.
-    generator
-        Source of the probes, drawn on the CPU; needed unless the value is exact.
+    seed
+        Of the probes, which are drawn on the CPU; not used where the value is exact.
 
     Raises
     ------
@@ -72,7 +75,7 @@ def trace(
     >>> A = SymmetricOperator.from_dense(torch.diag(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)))
     >>> trace(A).value
     6.0
-    >>> found = trace(A, method="hutchinson", num_products=8, generator=torch.Generator().manual_seed(0))
+    >>> found = trace(A, method="hutchinson", num_products=8, seed=0)
     >>> found.low <= 6 <= found.high
     True
     """
@@ -86,7 +89,8 @@ def trace(
         value = float(entries.sum())
         rounding = rounding_units(operator) * float(entries.abs().sum())
         return estimate(operator, "trace", value, value - rounding, value + rounding, method, products, started)
-    demand(method, num_products, {"hutchinson": 8, "hutch++": 24, "xtrace": 12, "xnystrace": 6}[method], generator)
+    demand(method, num_products, {"hutchinson": 8, "hutch++": 24, "xtrace": 12, "xnystrace": 6}[method])
+    generator = generator_of(seed)
     if method != "hutchinson" and operator.dim <= num_products:  # a basis of the range would be the whole space
         return trace(operator, method="exact")
     third = num_products // 3
@@ -115,13 +119,14 @@ def trace(
     )
 
 
+@removed(generator="seed=generator")
 @full_precision()
 def diagonal(
     operator: SymmetricOperator,
     *,
     method: str = "auto",
     num_products: int = 60,
-    generator: torch.Generator | None = None,
+    seed: int | torch.Generator = 0,
 ) -> Estimate:
     r"""Diagonal $(A_{11}, \dots, A_{DD})$ with a 95 % interval for each entry, or exactly.
 
@@ -142,7 +147,8 @@ def diagonal(
         rounding = rounding_units(operator) * float(entries.abs().max())
         value = entries.cpu().numpy()
         return estimate(operator, "diagonal", value, value - rounding, value + rounding, method, products, started)
-    demand(method, num_products, 8 if method == "hutchinson" else 12, generator)
+    demand(method, num_products, 8 if method == "hutchinson" else 12)
+    generator = generator_of(seed)
     if method == "xdiag" and operator.dim <= num_products:  # a basis of the range would be the whole space
         return diagonal(operator, method="exact")
     if method == "hutchinson":

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from curvature.layout import Entry
 from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.random import generator_of
 from curvature.matrices import gradient_covariance
 from curvature.models import Problem
 from curvature.models.layers import trace_layers
 from curvature.precision import full_precision
 from curvature.records import Alignment, Whitening
 from curvature.records.conditioning import sphericity
+from curvature.removed import removed
 
 __all__ = ["alignments", "mean_cosine", "whitening"]
 
@@ -37,15 +39,17 @@ def mean_cosine(dim: int) -> float:
     return math.exp(math.lgamma(dim / 2) - math.lgamma((dim + 1) / 2)) / math.sqrt(math.pi)
 
 
+@removed(generator="seed=generator")
 @full_precision()
 def alignments(
-    problem: Problem, *, generator: torch.Generator, covariance: SymmetricOperator | None = None
+    problem: Problem, *, seed: int | torch.Generator = 0, covariance: SymmetricOperator | None = None
 ) -> tuple[Alignment, ...]:
     """Cosine with the top eigenvector of $C$ for each neuron's ``w``, mean input and a random direction.
 
     ``covariance`` is the gradient covariance on the weights, if it is at hand. Neurons whose gradient does not vary are
     left out. Needs weights of linear or convolutional layers.
     """
+    generator = generator_of(seed)
     means = {trace.weight: trace.inputs.flatten(0, 1).mean(dim=0) for trace in trace_layers(problem).values()}
     found = []
     for entry, neuron, weights, block in _neurons(problem, covariance):
@@ -73,11 +77,13 @@ def alignments(
     return tuple(found)
 
 
+@removed(generator="seed=generator")
 @full_precision()
 def whitening(
-    problem: Problem, *, generator: torch.Generator, covariance: SymmetricOperator | None = None
+    problem: Problem, *, seed: int | torch.Generator = 0, covariance: SymmetricOperator | None = None
 ) -> tuple[Whitening, ...]:
     """Sphericity of each neuron's $C$, and on the complements of ``w``, a random direction and the top eigenvector."""
+    generator = generator_of(seed)
     found = []
     for _, neuron, weights, block in _neurons(problem, covariance):
         top = torch.linalg.eigh(block).eigenvectors[:, -1]

@@ -240,8 +240,8 @@ def _measure_point(
         return
     generator = torch.Generator().manual_seed(seed)
     covariance = operators.get("gradient_covariance") or MATRICES["gradient_covariance"](problem).materialized()
-    found.extend(place, alignments(problem, generator=generator, covariance=covariance))
-    found.extend(place, whitening(problem, generator=generator, covariance=covariance))
+    found.extend(place, alignments(problem, seed=generator, covariance=covariance))
+    found.extend(place, whitening(problem, seed=generator, covariance=covariance))
     if own or plain:
         efficiencies(found, place, problem, point.chart, settings, covariance)
 

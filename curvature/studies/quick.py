@@ -216,8 +216,8 @@ def _measure_run(
             found.add(place, spectrum(curvature, chart=WeightNorm(stretch=stretch), effective=True))
         generator = torch.Generator().manual_seed(seed)
         covariance = operators.get("gradient_covariance") or MATRICES["gradient_covariance"](problem).materialized()
-        found.extend(place, alignments(problem, generator=generator, covariance=covariance))
-        found.extend(place, whitening(problem, generator=generator, covariance=covariance))
+        found.extend(place, alignments(problem, seed=generator, covariance=covariance))
+        found.extend(place, whitening(problem, seed=generator, covariance=covariance))
         efficiencies(found, place, problem, checkpoint.chart, settings, covariance)
 
 

@@ -127,7 +127,7 @@ def test_exact_trace_of_a_wide_factor_needs_no_matrix():
 def test_estimators_with_a_range_finder_are_exact_at_low_rank(method, rank, above):
     def of_rank(rank):
         values = [*np.linspace(1, 5, rank), *np.zeros(DIM - rank)]
-        return trace(operator_of(with_spectrum(values)), method=method, num_products=30, generator=seeded(2)), 3 * rank
+        return trace(operator_of(with_spectrum(values)), method=method, num_products=30, seed=seeded(2)), 3 * rank
 
     found, truth = of_rank(rank)
     assert abs(found.value - truth) < 1e-10 * truth
@@ -139,14 +139,14 @@ def test_estimators_with_a_range_finder_are_exact_at_low_rank(method, rank, abov
 
 def test_diagonal_is_exact_below_its_rank():
     matrix = with_spectrum([*np.linspace(-2, 5, 13), *np.zeros(DIM - 13)])
-    found = diagonal(operator_of(matrix), method="xdiag", num_products=30, generator=seeded(2))
+    found = diagonal(operator_of(matrix), method="xdiag", num_products=30, seed=seeded(2))
     assert np.allclose(found.value, matrix.diagonal().numpy(), rtol=0, atol=1e-12)
     assert holds(found, matrix.diagonal().numpy())
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "xtrace", "xnystrace"])
 def test_a_multiple_of_the_identity_has_no_sampling_error(method):
-    found = trace(operator_of(3 * torch.eye(100, dtype=torch.float64)), method=method, generator=seeded(0))
+    found = trace(operator_of(3 * torch.eye(100, dtype=torch.float64)), method=method, seed=seeded(0))
     assert abs(found.value - 300) < 1e-10
     assert found.high - found.low < 1e-8
 
@@ -155,8 +155,8 @@ def test_a_multiple_of_the_identity_has_no_sampling_error(method):
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "xnystrace"])
 def test_estimates_scale_with_the_matrix(method, scale):
     matrix = with_spectrum(SPECTRA["polynomial"])
-    plain = trace(operator_of(matrix), method=method, num_products=30, generator=seeded(3))
-    scaled = trace(operator_of(scale * matrix), method=method, num_products=30, generator=seeded(3))
+    plain = trace(operator_of(matrix), method=method, num_products=30, seed=seeded(3))
+    scaled = trace(operator_of(scale * matrix), method=method, num_products=30, seed=seeded(3))
     for end in ("value", "low", "high"):
         assert (
             abs(getattr(scaled, end) - scale * getattr(plain, end)) <= 1e-9 * scale * plain.value + (scale == 0) * 1e-12
@@ -165,7 +165,7 @@ def test_estimates_scale_with_the_matrix(method, scale):
 
 def test_float32_products_give_an_interval_of_their_own_precision():
     matrix = with_spectrum([*np.linspace(1, 5, 10), *np.zeros(DIM - 10)]).float()
-    found = trace(operator_of(matrix), method="xtrace", num_products=40, generator=seeded(0))
+    found = trace(operator_of(matrix), method="xtrace", num_products=40, seed=seeded(0))
     assert holds(found, float(matrix.double().trace()))
     assert 1e-7 < found.high - found.low < 1e-2
 
@@ -246,7 +246,7 @@ def coverage_of(seeds, kind, method, budget, spectrum):
     truth = matrix.diagonal().numpy() if kind is diagonal else values.sum()
     held, widths, errors = [], [], []
     for seed in range(seeds):
-        found = kind(operator, method=method, num_products=budget, generator=seeded(seed))
+        found = kind(operator, method=method, num_products=budget, seed=seeded(seed))
         held.append(np.mean((found.low <= truth) & (truth <= found.high)))
         widths.append(np.mean(found.high - found.low) / 2)
         errors.append(np.mean(np.abs(found.value - truth)))
@@ -276,7 +276,7 @@ def check_sum(seeds, function, spectrum):
     truth = {"log": np.log(values + damping), "inverse": 1 / (values + damping), 0.5: np.sqrt(values + damping)}
     truth = truth[function].sum()
     options = {"damping": damping, "method": "quadrature", "relative_error": 0.05, "max_products": 600}
-    found = [spectral_sum(operator, function, generator=seeded(seed), **options) for seed in range(seeds)]
+    found = [spectral_sum(operator, function, seed=seeded(seed), **options) for seed in range(seeds)]
     assert sum(holds(one, truth) for one in found) >= least(seeds)
     assert np.median([one.high - one.low for one in found]) < 16 * np.median([abs(one.value - truth) for one in found])
 
@@ -378,7 +378,7 @@ def test_more_probes_and_independent_seeds_shrink_the_error_like_the_square_root
     operator = operator_of(with_spectrum(SPECTRA["polynomial"]))
 
     def variance(budget):
-        found = [trace(operator, method="hutchinson", num_products=budget, generator=seeded(s)) for s in range(400)]
+        found = [trace(operator, method="hutchinson", num_products=budget, seed=seeded(s)) for s in range(400)]
         return np.var([one.value for one in found]), np.mean([one.standard_error**2 for one in found])
 
     (few, said), (many, _) = variance(20), variance(40)
@@ -461,8 +461,8 @@ def test_log_determinant_of_a_singular_matrix_is_refused_and_with_damping_right(
     values = HARD["null space"]
     operator = operator_of(with_spectrum(values), positive_semidefinite=True)
     with pytest.raises(NotDefinedError, match="positive"):
-        log_determinant(operator, 0.0, method=method, generator=seeded(0))
-    found = log_determinant(operator, 1e-3, method=method, generator=seeded(0))
+        log_determinant(operator, 0.0, method=method, seed=seeded(0))
+    found = log_determinant(operator, 1e-3, method=method, seed=seeded(0))
     assert holds(found, np.log(values + 1e-3).sum())
     assert found.what == "log-determinant"
     assert (found.high - found.low) / 2 <= 0.01 * abs(found.value) or not found.converged
@@ -483,13 +483,13 @@ def test_exact_spectral_sum_says_how_far_rounding_reaches():
 def test_powers_of_an_indefinite_matrix_are_whole_or_refused(method):
     values = np.linspace(-1, 3, 100)
     operator = operator_of(with_spectrum(values))
-    found = spectral_sum(operator, 3, method=method, relative_error=0.1, generator=seeded(0))
+    found = spectral_sum(operator, 3, method=method, relative_error=0.1, seed=seeded(0))
     assert holds(found, (values**3).sum())
     assert found.quadrature_error < 1e-10
     for power in (0.5, 1.5, -1.0):
         with pytest.raises(NotDefinedError):
-            spectral_sum(operator, power, method=method, generator=seeded(0))
-    root = spectral_sum(operator, 0.5, damping=1.0, method=method, lower=-1.0, generator=seeded(0))
+            spectral_sum(operator, power, method=method, seed=seeded(0))
+    root = spectral_sum(operator, 0.5, damping=1.0, method=method, lower=-1.0, seed=seeded(0))
     assert holds(root, np.sqrt(values + 1).sum())
 
 
@@ -515,7 +515,7 @@ def test_indefinite_matrix_has_no_log_determinant():
     matrix = with_spectrum(np.linspace(-1, 3, 200))
     for operator in (SymmetricOperator.from_dense(matrix), operator_of(matrix)):
         with pytest.raises(NotDefinedError, match="positive"):
-            log_determinant(operator, 0.5, generator=seeded(0))
+            log_determinant(operator, 0.5, seed=seeded(0))
     assert holds(log_determinant(SymmetricOperator.from_dense(matrix), 1.5), np.log(np.linspace(0.5, 4.5, 200)).sum())
 
 
@@ -523,15 +523,15 @@ def test_indefinite_matrix_has_no_log_determinant():
 def test_a_broken_promise_about_the_spectrum_is_found_out(method):
     operator = operator_of(with_spectrum(np.linspace(-1, 3, 100)), positive_semidefinite=True)
     with pytest.raises(SelfCheckError, match="promised"):
-        spectral_sum(operator, "log", damping=0.1, method=method, generator=seeded(0))
+        spectral_sum(operator, "log", damping=0.1, method=method, seed=seeded(0))
     with pytest.raises(SelfCheckError, match="xtrace"):
-        trace(operator, method="xnystrace", num_products=40, generator=seeded(0))
+        trace(operator, method="xnystrace", num_products=40, seed=seeded(0))
 
 
 def test_a_function_without_known_derivatives_gets_an_estimate_and_says_so():
     values = np.linspace(-1, 3, 100)
     operator = operator_of(with_spectrum(values))
-    found = spectral_sum(operator, np.cos, method="quadrature", relative_error=0.05, generator=seeded(0))
+    found = spectral_sum(operator, np.cos, method="quadrature", relative_error=0.05, seed=seeded(0))
     assert holds(found, np.cos(values).sum())
     assert "not a bound" in found.note
     assert found.converged
@@ -540,7 +540,7 @@ def test_a_function_without_known_derivatives_gets_an_estimate_and_says_so():
 def test_budget_is_kept_and_what_is_missing_is_said():
     widths = []
     operator = operator_of(with_spectrum(np.logspace(-8, 0, 300)), widths=widths, positive_semidefinite=True)
-    found = spectral_sum(operator, "inverse", damping=1e-9, relative_error=1e-6, max_products=700, generator=seeded(0))
+    found = spectral_sum(operator, "inverse", damping=1e-9, relative_error=1e-6, max_products=700, seed=seeded(0))
     assert sum(widths) == found.num_products <= 700
     assert not found.converged
     assert found.quadrature_error > 0
@@ -551,7 +551,7 @@ def test_steps_and_probes_are_chosen_for_the_error_that_was_asked_for(relative_e
     values = np.concatenate([np.linspace(0, 1, 180) ** 2, np.linspace(2, 50, 20)])
     operator = operator_of(with_spectrum(values), positive_semidefinite=True)
     options = {"damping": 0.01, "relative_error": relative_error, "max_products": 20_000}
-    found = log_determinant(operator, method="quadrature", generator=seeded(0), **options)
+    found = log_determinant(operator, method="quadrature", seed=seeded(0), **options)
     assert found.converged
     assert (found.high - found.low) / 2 <= relative_error * abs(found.value)
     assert holds(found, np.log(values + 0.01).sum())
@@ -852,9 +852,9 @@ def test_condition_number_of_a_possibly_indefinite_matrix_is_refused():
 def test_default_is_exact_or_the_best_estimator_for_the_matrix():
     matrix = with_spectrum(SPECTRA["polynomial"])
     assert trace(SymmetricOperator.from_dense(matrix)).method == "exact"
-    assert trace(operator_of(matrix), generator=seeded(0)).method == "xtrace"
-    assert trace(operator_of(matrix, positive_semidefinite=True), generator=seeded(0)).method == "xnystrace"
-    assert diagonal(operator_of(matrix), generator=seeded(0)).method == "xdiag"
+    assert trace(operator_of(matrix), seed=seeded(0)).method == "xtrace"
+    assert trace(operator_of(matrix, positive_semidefinite=True), seed=seeded(0)).method == "xnystrace"
+    assert diagonal(operator_of(matrix), seed=seeded(0)).method == "xdiag"
 
 
 @pytest.mark.parametrize("method", ["hutchinson", "hutch++", "xtrace", "xnystrace"])
@@ -862,7 +862,7 @@ def test_record_says_what_was_done_and_the_same_seed_gives_the_same_bits(method)
     widths = []
     matrix = with_spectrum(SPECTRA["polynomial"])
     operator = operator_of(matrix, widths=widths, positive_semidefinite=True, chart="weight-norm", gauge="canonical")
-    first, second = (trace(operator, method=method, num_products=31, generator=seeded(1)) for _ in range(2))
+    first, second = (trace(operator, method=method, num_products=31, seed=seeded(1)) for _ in range(2))
     assert (first.value, first.low, first.high) == (second.value, second.low, second.high)
     assert sum(widths) == 2 * first.num_products <= 62
     assert (first.matrix, first.chart, first.gauge, first.dim) == ("matrix", "weight-norm", "canonical", DIM)
@@ -876,8 +876,8 @@ def test_record_says_what_was_done_and_the_same_seed_gives_the_same_bits(method)
     ("call", "words"),
     [
         (lambda a: trace(a, method="hutch"), "method"),
-        (lambda a: trace(a, method="xtrace"), "generator"),
-        (lambda a: trace(a, method="xtrace", num_products=3, generator=seeded(0)), "at least 12"),
+        (lambda a: trace(a, method="xtrace", seed="0"), "seed"),
+        (lambda a: trace(a, method="xtrace", num_products=3, seed=seeded(0)), "at least 12"),
         (lambda a: diagonal(a, method="trace"), "method"),
         (lambda a: spectral_sum(a, "cosine"), "function"),
         (lambda a: spectral_sum(a, 0), "function"),
@@ -899,7 +899,7 @@ def test_bad_calls_are_refused_in_words(call, words):
 def test_not_a_number_is_never_averaged():
     operator = operator_of(torch.full((100, 100), torch.nan, dtype=torch.float64))
     with pytest.raises(NonFiniteError):
-        trace(operator, method="xtrace", generator=seeded(0))
+        trace(operator, method="xtrace", seed=seeded(0))
     broken = operator_of(torch.eye(9), factor_blocks=lambda: iter([torch.full((9, 1), torch.nan)]))
     with pytest.raises(NonFiniteError):
         trace(broken)

@@ -86,7 +86,7 @@ def test_alignments_are_those_of_gradients_computed_one_by_one():
     hidden = torch.tanh(problem.inputs @ module[0].weight.T + module[0].bias).detach()
     weights = {"0": module[0].weight.detach().numpy(), "2": module[2].weight.detach().numpy()}
     means = {"0": problem.inputs.mean(dim=0).numpy(), "2": hidden.mean(dim=0).numpy()}
-    found = {(record.neuron, record.direction): record for record in alignments(problem, generator=seeded())}
+    found = {(record.neuron, record.direction): record for record in alignments(problem, seed=seeded())}
     assert len(found) == 4 * 3
     for neuron, covariance in covariances.items():
         path, row = neuron[0], int(neuron[2])
@@ -101,8 +101,8 @@ def test_alignments_are_those_of_gradients_computed_one_by_one():
 
 def test_random_directions_depend_on_the_generator_alone():
     _, problem = network()
-    first, again = (alignments(problem, generator=seeded()) for _ in range(2))
-    other = alignments(problem, generator=torch.Generator().manual_seed(18))
+    first, again = (alignments(problem, seed=seeded()) for _ in range(2))
+    other = alignments(problem, seed=torch.Generator().manual_seed(18))
     assert first == again
     for a, b in zip(first, other, strict=True):
         assert (a == b) is (a.direction != "random")
@@ -115,7 +115,7 @@ def test_random_directions_have_the_mean_cosine_on_average():
     found = [
         record
         for _ in range(10)
-        for record in alignments(problem, generator=generator, covariance=covariance)
+        for record in alignments(problem, seed=generator, covariance=covariance)
         if record.direction == "random"
     ]
     cosines = np.array([record.cosine for record in found])
@@ -137,7 +137,7 @@ def spiked(directions, height=50.0):
 def test_weights_along_the_dominant_direction_have_cosine_one():
     problem = linear_problem()
     covariance = spiked(problem.weights.view(2, 3))
-    for record in alignments(problem, generator=seeded(), covariance=covariance):
+    for record in alignments(problem, seed=seeded(), covariance=covariance):
         if record.direction == "w":
             assert record.cosine == pytest.approx(1, abs=1e-12)
             assert record.cosine <= 1
@@ -147,7 +147,7 @@ def test_weights_along_the_dominant_direction_have_cosine_one():
 def test_weights_across_the_dominant_direction_have_cosine_zero():
     problem = linear_problem()
     across = torch.linalg.cross(problem.weights.view(2, 3), drawn(2, 3, seed=8))
-    for record in alignments(problem, generator=seeded(), covariance=spiked(across)):
+    for record in alignments(problem, seed=seeded(), covariance=spiked(across)):
         if record.direction == "w":
             assert record.cosine == pytest.approx(0, abs=1e-12)
             assert record.rayleigh == pytest.approx(1 / (53 / 3), rel=1e-12)
@@ -156,9 +156,9 @@ def test_weights_across_the_dominant_direction_have_cosine_zero():
 def test_no_direction_is_special_in_isotropic_noise():
     problem = linear_problem()
     covariance = SymmetricOperator.from_dense(0.3 * torch.eye(6, dtype=torch.float64))
-    for record in alignments(problem, generator=seeded(), covariance=covariance):
+    for record in alignments(problem, seed=seeded(), covariance=covariance):
         assert record.rayleigh == pytest.approx(1, rel=1e-13)
-    for record in whitening(problem, generator=seeded(), covariance=covariance):
+    for record in whitening(problem, seed=seeded(), covariance=covariance):
         assert record.bures == pytest.approx(0, abs=1e-13)
         assert record.am_gm_damped == pytest.approx(0, abs=1e-13)
         assert record.l1_over_mean == pytest.approx(1, rel=1e-13)
@@ -171,23 +171,23 @@ def test_neurons_whose_gradient_does_not_vary_are_left_out():
         module[0].bias.copy_(torch.tensor([-100.0, 0.1]))  # the first unit is dead
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(8, 2), torch.arange(8) % 2))
     expected = {"0[1]", "2[0]", "2[1]"}
-    assert {record.neuron for record in alignments(problem, generator=seeded())} == expected
-    assert {record.neuron for record in whitening(problem, generator=seeded())} == expected
+    assert {record.neuron for record in alignments(problem, seed=seeded())} == expected
+    assert {record.neuron for record in whitening(problem, seed=seeded())} == expected
 
 
 def test_zero_weights_have_no_direction():
     problem = linear_problem()
     problem = problem.at(problem.weights * torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], dtype=torch.float64))
-    directions = [(r.neuron, r.direction) for r in alignments(problem, generator=seeded())]
+    directions = [(r.neuron, r.direction) for r in alignments(problem, seed=seeded())]
     assert ("[0]", "w") not in directions
     assert ("[1]", "w") in directions
-    assert ("[0]", "w") not in [(r.neuron, r.projection) for r in whitening(problem, generator=seeded())]
+    assert ("[0]", "w") not in [(r.neuron, r.projection) for r in whitening(problem, seed=seeded())]
 
 
 def test_filters_of_a_convolution_are_neurons():
     module = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2)).double()
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(drawn(9, 1, 3, 3), torch.arange(9) % 2))
-    found = alignments(problem, generator=seeded())
+    found = alignments(problem, seed=seeded())
     assert {(record.neuron, record.dim) for record in found} == {("0[0]", 4), ("0[1]", 4), ("3[0]", 8), ("3[1]", 8)}
     # The mean input of a filter is the mean patch; here in closed form, since patches are 2 x 2 of 3 x 3.
     patches = torch.stack([problem.inputs[:, 0, i : i + 2, j : j + 2].reshape(9, 4) for i in (0, 1) for j in (0, 1)])
@@ -204,10 +204,10 @@ def test_rows_that_are_not_neurons_have_no_mean_input(dim):
     """Weight norm over other axes: its rows run across the layer's inputs, so the mean input is no direction there."""
     module = nn.Sequential(weight_norm(nn.Linear(3, 5), dim=dim), nn.Tanh(), weight_norm(nn.Linear(5, 2))).double()
     problem = cv.Problem.from_module(module, loss="mse", data=(drawn(9, 3), drawn(9, 2, seed=2)))
-    found = alignments(problem, generator=seeded())
+    found = alignments(problem, seed=seeded())
     with_mean = {record.neuron for record in found if record.direction == "mean input"}
     assert with_mean == {"2[0]", "2[1]"}
-    assert len(whitening(problem, generator=seeded())) == 4 * (2 + (3 if dim == 1 else 1))
+    assert len(whitening(problem, seed=seeded())) == 4 * (2 + (3 if dim == 1 else 1))
 
 
 # -------------------------------------------------------------------------------------------------------- whitening
@@ -228,7 +228,7 @@ def test_whitening_is_that_of_the_projected_gradients():
     module, problem = network()
     covariances = covariances_by_hand(module, problem)
     weights = {"0": module[0].weight.detach().numpy(), "2": module[2].weight.detach().numpy()}
-    found = {(record.neuron, record.projection): record for record in whitening(problem, generator=seeded())}
+    found = {(record.neuron, record.projection): record for record in whitening(problem, seed=seeded())}
     assert len(found) == 4 * 4
     for neuron, covariance in covariances.items():
         w = weights[neuron[0]][int(neuron[2])]
@@ -246,7 +246,7 @@ def test_whitening_is_that_of_the_projected_gradients():
 
 def test_projecting_out_the_one_dominant_direction_whitens():
     problem = linear_problem()
-    found = whitening(problem, generator=seeded(), covariance=spiked(problem.weights.view(2, 3)))
+    found = whitening(problem, seed=seeded(), covariance=spiked(problem.weights.view(2, 3)))
     for record in found:
         spherical = record.projection in ("w", "e1")
         assert (record.bures < 1e-12) is spherical
@@ -257,9 +257,9 @@ def test_projections_interlace():
     """The largest eigenvalue on a complement lies between the second and the first; for ``e1`` at the second."""
     module, problem = network()
     covariances = covariances_by_hand(module, problem)
-    rayleigh = {(r.neuron, r.direction): r.rayleigh for r in alignments(problem, generator=seeded())}
+    rayleigh = {(r.neuron, r.direction): r.rayleigh for r in alignments(problem, seed=seeded())}
     checked = 0
-    for record in whitening(problem, generator=seeded()):
+    for record in whitening(problem, seed=seeded()):
         values = np.linalg.eigvalsh(covariances[record.neuron])
         if record.projection == "none":
             assert record.l1_over_mean * values.mean() == pytest.approx(values[-1], rel=ROUNDING)
@@ -278,5 +278,5 @@ def test_projections_interlace():
 
 def test_one_dimension_has_no_complement():
     problem = linear_problem(dim=1)
-    assert {record.projection for record in whitening(problem, generator=seeded())} == {"none"}
-    assert {record.cosine for record in alignments(problem, generator=seeded())} == {1.0}
+    assert {record.projection for record in whitening(problem, seed=seeded())} == {"none"}
+    assert {record.cosine for record in alignments(problem, seed=seeded())} == {1.0}

@@ -169,8 +169,8 @@ def noise_records(direction, scales=SCALES, seeds=range(6), num_examples=300, si
         problem, _ = least_squares(seed, direction, scales, num_examples)
         problem = problem.at(size * problem.weights)
         generator = torch.Generator().manual_seed(seed)
-        aligned += measured([(seed, record) for record in alignments(problem, generator=generator)])
-        whitened += measured([(seed, record) for record in whitening(problem, generator=generator)])
+        aligned += measured([(seed, record) for record in alignments(problem, seed=generator)])
+        whitened += measured([(seed, record) for record in whitening(problem, seed=generator)])
     return aligned, whitened
 
 
@@ -214,7 +214,7 @@ def test_alignment_against_the_mean_input_says_which_of_the_two_is_closer():
             loss="half-squared-error",
             data=(problem.inputs + 8.0, problem.targets),
         )
-        shifted += measured([(seed, r) for r in alignments(moved, generator=torch.Generator().manual_seed(seed))])
+        shifted += measured([(seed, r) for r in alignments(moved, seed=torch.Generator().manual_seed(seed))])
     assert claims.alignment(shifted, against="mean input").outcome == "refuted"
 
 
