@@ -549,7 +549,7 @@ def conjugate_gradients(
         active = squares > goal
         if (curvature[active] <= 0).any():
             raise ConvergenceError(
-                f"{operator.name} + {damping:g} I is not positive definite (a direction of negative curvature appeared). "
+                f"{operator.name} + {damping:g} I is not positive definite: a direction has negative curvature. "
                 "Raise the damping."
             )
         step = torch.where(active, squares / torch.where(active, curvature, 1), 0)
