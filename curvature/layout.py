@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError
+from curvature.errors import ConfigurationError, InputError
 
 __all__ = ["Entry", "Layout"]
 
@@ -150,6 +150,38 @@ class Layout:
                 )
             found[by] = matching
         return {name: torch.cat(parts) for name, parts in found.items()}
+
+    def select(self, pattern: str) -> Layout:
+        """Keep one layer, one parameter, or every parameter whose name matches.
+
+        Parameters
+        ----------
+        pattern
+            The exact name of a layer or of a parameter; otherwise a regular expression searched in the names.
+
+        Returns
+        -------
+        Layout
+            The entries that match, in the same order.
+
+        Raises
+        ------
+        InputError
+            If nothing matches, or the pattern is not a regular expression.
+        """
+        entries = tuple(entry for entry in self.entries if pattern in (entry.layer, entry.name))
+        if not entries:
+            try:
+                expression = re.compile(pattern)
+            except re.error as error:
+                raise InputError(f"{pattern!r} is not a regular expression: {error}.") from None
+            entries = tuple(entry for entry in self.entries if expression.search(entry.name))
+        if not entries:
+            raise InputError(
+                f"{pattern!r} matches no trainable parameter; the names are {', '.join(self.slices)}. Use the name of "
+                "a layer or of a parameter, or a regular expression that matches."
+            )
+        return Layout(entries)
 
     def _has_one_weight(self, layer: str) -> bool:
         """Whether the rows and the bias of a module are one set of neurons; with two weights they are not."""

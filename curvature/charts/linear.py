@@ -135,6 +135,9 @@ class LinearChart(Parameterization):
     def __init__(self, factor: Tensor | Sequence[tuple[Tensor, Tensor]], *, name: str = "linear", gauge: str = "-"):
         self.factor, self.name, self.gauge = factor, name, gauge
 
+    def __repr__(self) -> str:
+        return f"LinearChart({self.label})"
+
     def at(self, layout: Layout, weights: Tensor) -> Chart:
         """Build the affine chart; its coordinates at the point are zero."""
         if isinstance(self.factor, Tensor):

@@ -60,6 +60,9 @@ class Placebo(WeightNorm):
             raise ConfigurationError("choose one of directions and explicit v and g: v is the direction.")
         self.seed, self.directions, self.name = seed, directions, name
 
+    def __repr__(self) -> str:
+        return f"Placebo({self.gauge!r})" if self.name == "placebo" else f"Placebo({self.gauge!r}, name={self.name!r})"
+
     def at_values(self, v: Mapping[str, Tensor], g: Mapping[str, Tensor]) -> Parameterization:
         return Placebo(v=v, g=g, log_scale=self.log_scale, name=self.name)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.precision import full_precision
 
-__all__ = ["ModelFunction"]
+__all__ = ["ModelFunction", "private_copy"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,3 +122,72 @@ class ModelFunction:
         if not value.requires_grad:
             raise InputError("the loss does not depend on any trainable parameter of the module.")
         return outputs, list(leaves.values()), value
+
+    def restricted(self, layout: Layout, weights: Tensor) -> ModelFunction:
+        """Fix all weights that another layout leaves out at their values.
+
+        Parameters
+        ----------
+        layout
+            The entries of this layout that stay variable.
+        weights
+            Values of all weights ``(P,)``, in the order of this layout.
+
+        Returns
+        -------
+        ModelFunction
+            A function of the remaining weights, with its own copy of the module.
+        """
+        module = private_copy(self.module, weights.dtype)
+        named = self.layout.unflatten(weights)
+        named |= {alias: named[original] for alias, original in self.aliases.items()}
+        kept = {alias: original for alias, original in self.aliases.items() if original in layout.slices}
+        with torch.no_grad():
+            for name in named.keys() - layout.slices.keys() - kept.keys():
+                module.get_parameter(name).copy_(named[name])
+        return replace(self, module=module, layout=layout, aliases=kept)
+
+
+def private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy a module in another precision, even one that holds computed tensors, which PyTorch refuses to copy.
+
+    The legacy weight norm leaves such a tensor behind in every layer it was run on.
+
+    Parameters
+    ----------
+    module
+        Any module; not modified.
+    dtype
+        Precision of the real parameters and buffers of the copy.
+
+    Returns
+    -------
+    nn.Module
+        The copy, without gradients.
+
+    Raises
+    ------
+    InputError
+        If the module cannot be copied.
+    """
+    memo: dict[int, Tensor] = {}
+    for layer in module.modules():
+        for value in vars(layer).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    try:
+        model = copy.deepcopy(module, memo)
+    except Exception as error:  # a user's module may raise anything
+        raise InputError(
+            f"the module cannot be copied ({type(error).__name__}: {error}), and it is not used in place."
+        ) from error
+    for parameter in model.parameters():
+        parameter.grad = None
+    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point():
+            return tensor.to(dtype)
+        return tensor.to(complex_dtype) if tensor.is_complex() else tensor
+
+    return model._apply(convert)  # Module.to would cast complex buffers to real ones

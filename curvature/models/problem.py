@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from html import escape
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ __all__ = ["Problem"]
 _CHUNK_BYTES = 256 * 2**20  # of per-example factor columns held at once
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Problem:
     r"""The mean loss $L(w) = \frac1D \sum_n \ell_n(f(x_n; w))$ of a network on fixed data, at weights $w$.
 
@@ -53,11 +54,11 @@ class Problem:
         Examples evaluated at once; results do not depend on it beyond rounding.
     """
 
-    function: ModelFunction = field(repr=False)
+    function: ModelFunction
     loss: Loss
-    inputs: Tensor = field(repr=False)
-    targets: Tensor = field(repr=False)
-    weights: Tensor = field(repr=False)
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
     chart: Parameterization
     denominator: float
     frozen: tuple[str, ...]
@@ -203,6 +204,31 @@ class Problem:
         """Device of the weights, hence of every matrix."""
         return self.weights.device
 
+    def __repr__(self) -> str:
+        return (
+            f"Problem({type(self.model).__name__}, {self.dim} weights, {self.num_examples} examples, {self.loss.name}, "
+            f"chart {self.chart!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows: dict[str, object] = {
+            "model": type(self.model).__name__,
+            "weights": self.dim,
+            "frozen": ", ".join(self.frozen),
+            "unused": ", ".join(self.unused),
+            "examples": self.num_examples,
+            "outputs per example": self.num_outputs,
+            "loss": self.loss.name,
+            "denominator of the mean": f"{self.denominator:g}",
+            "chart": self.chart.label,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "device": self.device,
+        }
+        cells = (
+            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in rows.items() if value != ""
+        )
+        return f"<table>{''.join(cells)}</table>"
+
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Join named tensors (names as in ``layout``) into a ``(P,)`` vector."""
         return self.layout.flatten(tensors)
@@ -219,6 +245,50 @@ class Problem:
         if not torch.isfinite(weights).all():
             raise NonFiniteError("the weights contain NaN or infinity.")
         return replace(self, weights=weights.detach().clone().to(self.weights), chart=Standard())
+
+    @full_precision()
+    def subset(self, pattern: str) -> Problem:
+        """Keep some parameters trainable, and freeze the others at their present values.
+
+        A matrix of the subset is the principal block of the whole matrix on its parameters.
+
+        Parameters
+        ----------
+        pattern
+            The exact name of a layer (``"0"``) or of a parameter (``"0.weight"``); otherwise a regular expression
+            searched in the names of the parameters.
+
+        Returns
+        -------
+        Problem
+            The same loss, data and point; ``layout``, ``weights`` and ``chart`` hold the parameters that match, and
+            ``frozen`` lists the others too.
+
+        Raises
+        ------
+        InputError
+            If nothing matches, or the loss does not depend on what matches.
+
+        Examples
+        --------
+        >>> from curvature import zoo
+        >>> problem = zoo.digits_problem(50, widths=(8,)).subset("2")
+        >>> problem.dim, list(problem.layout.slices), problem.frozen
+        (90, ['2.weight', '2.bias'], ('0.weight', '0.bias'))
+        """
+        layout = self.layout.select(pattern)
+        unused = tuple(name for name in self.unused if name in layout.slices)
+        if len(unused) == len(layout.entries):
+            raise InputError(f"the loss does not depend on {', '.join(unused)}: there is nothing to differentiate.")
+        named = self.unflatten(self.weights)
+        return replace(
+            self,
+            function=self.function.restricted(layout, self.weights),
+            weights=layout.flatten({name: named[name] for name in layout.slices}),
+            chart=self.chart.restricted(layout),
+            frozen=(*self.frozen, *(name for name in named if name not in layout.slices)),
+            unused=unused,
+        )
 
     def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Outputs at other weights, flat or by name; differentiable in them."""

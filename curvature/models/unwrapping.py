@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import InputError
 from curvature.layout import Entry, Layout
-from curvature.models.function import ModelFunction
+from curvature.models.function import ModelFunction, private_copy
 
 __all__ = ["Unwrapped", "unwrap"]
 
@@ -76,7 +75,7 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
     """
     normalized = _find_weight_norm(module)
     owners = _owners(normalized)
-    model = _private_copy(module, dtype)
+    model = private_copy(module, dtype)
     for wrapped in normalized:
         _write_effective_weight(model, wrapped, dtype)
     aliases = {w.path: owners[id(w.g)].path for w in normalized if owners[id(w.g)] is not w}
@@ -232,31 +231,3 @@ def _strip_parametrizations(layer: nn.Module) -> None:
     layer.__class__ = type(layer).__bases__[0]
     for name in names:
         layer.register_parameter(name, None)
-
-
-def _private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Deep copy in another precision, including modules that hold computed tensors, which PyTorch refuses to copy.
-
-    The legacy weight norm leaves such a tensor behind in every layer it was run on.
-    """
-    memo: dict[int, Tensor] = {}
-    for layer in module.modules():
-        for value in vars(layer).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        model = copy.deepcopy(module, memo)
-    except Exception as error:  # a user's module may raise anything
-        raise InputError(
-            f"the module cannot be copied ({type(error).__name__}: {error}), and it is not used in place."
-        ) from error
-    for parameter in model.parameters():
-        parameter.grad = None
-    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-
-    def convert(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():
-            return tensor.to(dtype)
-        return tensor.to(complex_dtype) if tensor.is_complex() else tensor
-
-    return model._apply(convert)  # Module.to would cast complex buffers to real ones

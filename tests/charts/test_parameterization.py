@@ -137,6 +137,22 @@ def chart(request):
     return CHARTS[request.param].at(LAYOUT, WEIGHTS)
 
 
+def test_every_chart_and_parameterization_prints_in_one_line_and_says_its_gauge():
+    shown = {name: (repr(CHARTS[name]), CHARTS[name].label) for name in CHARTS}
+    assert shown["standard"] == ("Standard()", "standard")
+    assert shown["scaled-paper"] == ("ScaledStandard('paper')", "scaled-standard (paper)")
+    assert shown["blocks"] == ("LinearChart(linear)", "linear")
+    assert shown["log-scale"] == ("WeightNorm('stretch=0.4, g = exp(s)')", "weight-norm (stretch=0.4, g = exp(s))")
+    assert shown["placebo"] == ("Placebo('stretch=2')", "placebo (stretch=2)")
+    assert shown["batch-norm"][1] == "batch-norm (population statistics, frozen)"
+    assert repr(cv.Placebo("paper", name="top")) == "Placebo('paper', name='top')"
+    assert repr(cv.LinearChart(torch.ones(2), name="jacobi", gauge="damping=1")) == "LinearChart(jacobi (damping=1))"
+    for name, parameterization in CHARTS.items():
+        chart = parameterization.at(LAYOUT, WEIGHTS)
+        assert chart.label == parameterization.label, name
+        assert repr(chart) == f"Chart({parameterization.label}, {chart.dim} coordinates)"
+
+
 def test_every_chart_passes_through_the_point(chart):
     assert distance(chart.to_weights(chart.coordinates), WEIGHTS) < 1e-14
     assert chart.dim == chart.layout.dim == len(chart.coordinates)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvature.models.losses import CrossEntropy
+from curvature.models.losses import CrossEntropy, resolve_loss
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -94,3 +94,17 @@ def test_class_probabilities_as_targets_have_the_same_factor(generator):
     hard = torch.randint(4, (5,), generator=generator)
     found = (CrossEntropy().hessian_factor(outputs, targets) for targets in (mixed, hard))
     assert torch.allclose(*found, rtol=0, atol=1e-15)
+
+
+def test_losses_print_in_one_line_what_is_not_the_default():
+    weight = torch.ones(3)
+    assert [repr(resolve_loss(name)) for name in ("cross-entropy", "bce", "mse", "half-squared-error")] == [
+        "CrossEntropy()",
+        "BinaryCrossEntropy()",
+        "MeanSquaredError()",
+        "HalfSquaredError()",
+    ]
+    assert (
+        repr(CrossEntropy(weight, 7, 0.1)) == "CrossEntropy(weight of 3 classes, ignore_index=7, label_smoothing=0.1)"
+    )
+    assert repr(resolve_loss(torch.dist)) == "PerExample(dist)"

@@ -911,7 +911,7 @@ def test_zero_g_is_accepted():
 
 def test_weight_norm_stacked_on_another_parametrization_is_refused(regression_data):
     layer = parametrizations.weight_norm(parametrizations.orthogonal(nn.Linear(3, 3)))
-    with pytest.raises(cv.InputError, match="layer '0': weight_norm of 'weight' is combined with other parametrizations"):
+    with pytest.raises(cv.InputError, match="layer '0': weight_norm of 'weight' is combined with other param"):
         cv.Problem.from_module(nn.Sequential(layer), loss="mse", data=regression_data(5, 3, 3))
 
 
@@ -922,3 +922,149 @@ def test_other_parametrizations_are_kept_as_they_are(regression_data):
     parts = torch.autograd.grad(functional.mse_loss(module(inputs), targets), module.parameters())
     assert torch.allclose(problem.outputs(), module(inputs).detach(), rtol=1e-13)
     assert distance(problem.gradient(), parameters_to_vector(parts)) < 1e-13
+
+
+# ------------------------------------------------------------------------------------------------ some parameters
+
+
+def positions(layout, names):
+    """Where the entries of these names are in a flat vector."""
+    return torch.cat([torch.arange(layout.dim)[layout.slices[name]] for name in names])
+
+
+def moved(problem, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return problem.at(problem.weights + torch.randn(problem.dim, generator=generator, dtype=torch.float64))
+
+
+SUBSETS = {
+    "a layer": ("frozen", "2", ["2.weight"]),
+    "biases": ("in-place", "bias$", ["0.bias", "2.bias"]),
+    "one parameter": ("in-place", "0.weight", ["0.weight"]),
+    "everything": ("buffers", "", ["norm.weight", "norm.bias", "last.weight", "last.bias"]),
+    "a tied weight": ("tied", r"first\.weight|second\.bias", ["first.weight", "second.bias"]),
+    "all but a tied weight": ("tied", r"bias|last", ["first.bias", "second.bias", "last.weight", "last.bias"]),
+    "a scalar": ("scalar", "scale", ["scale"]),
+    "with unused parameters": ("unused", "spare|last", ["spare.weight", "spare.bias", "last.weight", "last.bias"]),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("kind", SUBSETS)
+def test_a_matrix_of_a_subset_is_the_principal_block_of_the_whole_one(kind, name):
+    module, pattern, names = SUBSETS[kind]
+    module, inputs, targets = unusual(module)
+    problem = moved(cv.Problem.from_module(module, loss="mse", data=(inputs, targets), chunk_size=2))
+    part = problem.subset(pattern)
+    rows = positions(problem.layout, names)
+    assert list(part.layout.slices) == names
+    assert torch.equal(part.weights, problem.weights[rows])
+    assert part.value() == problem.value()
+    for method in ("generic", "auto"):
+        block = MATRICES[name](problem, method=method).dense()[rows][:, rows]
+        assert distance(MATRICES[name](part, method=method).dense(), block) < 1e-13
+    assert distance(part.gradient(), problem.gradient()[rows]) < 1e-13
+
+
+def test_a_subset_is_frozen_at_the_present_values_and_leaves_the_whole_problem_alone(mlp, regression_data):
+    problem = moved(cv.Problem.from_module(mlp(3, 4, 2), loss="mse", data=regression_data(5, 3, 2)))
+    outputs, before = problem.outputs(), {name: part.clone() for name, part in problem.model.state_dict().items()}
+    part = problem.subset("^0").subset("bias")
+    assert part.frozen == ("2.weight", "2.bias", "0.weight")
+    assert list(part.layout.slices) == ["0.bias"]
+    assert torch.equal(part.outputs(), outputs)
+    weights = problem.weights.clone()
+    weights[problem.layout.slices["0.bias"]] = 2.0
+    assert torch.equal(part.at(torch.full((4,), 2.0)).outputs(), problem.at(weights).outputs())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in problem.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("pattern", ["0", r"^2|5\.bias"])
+def test_a_subset_of_a_convolutional_network_takes_the_structured_route(pattern, name, cnn, generator):
+    data = torch.randn(5, 1, 4, 4, generator=generator, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0])
+    problem = moved(cv.Problem.from_module(cnn(), loss="cross-entropy", data=data))
+    part = problem.subset(pattern)
+    rows = positions(problem.layout, part.layout.slices)
+    block = MATRICES[name](problem, method="generic").dense()[rows][:, rows]
+    assert distance(MATRICES[name](part, method="structured").dense(), block) < 1e-13
+
+
+def test_a_layer_is_chosen_by_its_exact_name_before_patterns_are_tried():
+    module = randomize(nn.Sequential(*[nn.Linear(2, 2) for _ in range(12)]))
+    problem = cv.Problem.from_module(module, loss="mse", data=(torch.ones(3, 2), torch.ones(3, 2)))
+    assert list(problem.subset("1").layout.slices) == ["1.weight", "1.bias"]
+    assert list(problem.subset("1.bias").layout.slices) == ["1.bias"]
+    assert list(problem.subset("^1").layout.slices)[::2] == ["1.weight", "10.weight", "11.weight"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+@pytest.mark.parametrize("pattern", ["0", "weight", r"2\.weight|0\.bias"])
+def test_a_subset_of_a_weight_normalized_module_keeps_its_gauge(pattern, name, form, regression_data):
+    module = randomize(nn.Sequential(FORMS[form](nn.Linear(3, 4)), nn.Tanh(), FORMS[form](nn.Linear(4, 2), dim=1)))
+    problem = cv.Problem.from_module(module, loss="mse", data=regression_data(5, 3, 2))
+    part = problem.subset(pattern)
+    chart = problem.chart.at(problem.layout, problem.weights)
+    assert part.chart.label == "weight-norm (checkpoint)"
+    assert set(part.chart.v) == set(part.layout.slices) & {"0.weight", "2.weight"}
+    names = list(part.chart.at(part.layout, part.weights).layout.slices)
+    rows = positions(chart.layout, names)
+    block = cv.pullback(MATRICES[name](problem), problem.chart).dense()[rows][:, rows]
+    assert distance(cv.pullback(MATRICES[name](part), part.chart).dense(), block) < 1e-13
+
+
+def test_a_subset_without_normalized_weights_has_the_standard_chart(regression_data):
+    module = randomize(nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)))
+    problem = cv.Problem.from_module(module, loss="mse", data=regression_data(5, 3, 2))
+    assert isinstance(problem.subset("2").chart, cv.Standard)
+    assert isinstance(problem.subset("bias").chart, cv.Standard)
+
+
+@pytest.mark.parametrize("kept", [r"first\.weight", "last"])
+def test_a_subset_of_a_module_with_a_tied_weight_norm_is_a_block(kept, regression_data):
+    module = randomize(TwoNames(FORMS["parametrization"], shared=True))
+    problem = moved(cv.Problem.from_module(module, loss="mse", data=regression_data(5, 3, 2)))
+    part = problem.subset(kept)
+    rows = positions(problem.layout, part.layout.slices)
+    assert torch.equal(part.outputs(), problem.outputs())
+    assert distance(cv.hessian(part).dense(), cv.hessian(problem).dense()[rows][:, rows]) < 1e-13
+    assert list(part.aliases.values()) == (["first.weight"] if kept != "last" else [])
+
+
+def test_a_subset_that_matches_nothing_names_the_parameters():
+    module, inputs, targets = unusual("unused")
+    problem = cv.Problem.from_module(module, loss="mse", data=(inputs, targets))
+    with pytest.raises(cv.InputError, match=r"'conv' matches no trainable parameter; the names are spare.weight, "):
+        problem.subset("conv")
+    with pytest.raises(cv.InputError, match=r"'\(' is not a regular expression"):
+        problem.subset("(")
+    with pytest.raises(cv.InputError, match=r"does not depend on spare.weight, spare.bias: there is nothing to diff"):
+        problem.subset("spare")
+
+
+# ------------------------------------------------------------------------------------------------ what is printed
+
+
+def test_a_problem_prints_in_one_line_and_as_a_table(regression_data):
+    module = randomize(nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)))
+    module[2].bias.requires_grad_(False)
+    problem = cv.Problem.from_module(module, loss="mse", data=regression_data(5, 3, 2))
+    assert repr(problem) == (
+        "Problem(Sequential, 24 weights, 5 examples, mean-squared-error, chart WeightNorm('checkpoint'), float64, cpu)"
+    )
+    table = problem._repr_html_()
+    for row in (("model", "Sequential"), ("weights", "24"), ("frozen", "2.bias"), ("loss", "mean-squared-error")):
+        assert f"<tr><th>{row[0]}</th><td>{row[1]}</td></tr>" in table
+    assert "<th>chart</th><td>weight-norm (checkpoint)</td>" in table
+    assert "unused" not in table
+
+
+def test_a_table_escapes_what_a_user_has_named(regression_data):
+    def loss(output, target):
+        return ((output - target) ** 2).sum()
+
+    loss.__name__ = "<b>"
+    problem = cv.Problem.from_module(nn.Linear(3, 2), loss=loss, data=regression_data(5, 3, 2))
+    assert "<b>" not in problem._repr_html_()
+    assert "&lt;b&gt;" in problem._repr_html_()
