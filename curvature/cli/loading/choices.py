@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from curvature.charts import Parameterization, Placebo, ScaledStandard, Standard, WeightNorm
+from curvature.charts import Parameterization, WeightNorm
+from curvature.charts.registry import CHARTS, NamedChart
 from curvature.cli.loading.code import find
 from curvature.cli.loading.wording import Say, choice
 from curvature.errors import ConfigurationError
@@ -15,12 +15,30 @@ from curvature.models.losses import Loss, resolve_loss
 
 __all__ = ["build_charts", "load_loss"]
 
-CHARTS = ("standard", "weight-norm", "scaled-standard", "placebo")
 GAUGES = ("canonical", "paper", "checkpoint")
 
 
 def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
-    """Find a loss by name, or by ``package.module:function`` a callable ``loss(output, target)`` for one example."""
+    """Find a loss.
+
+    Parameters
+    ----------
+    spec
+        A name in :data:`curvature.models.losses.LOSSES`, or ``package.module:function`` for a callable
+        ``loss(output, target)`` of one example.
+    say
+        Prints which file is executed.
+
+    Returns
+    -------
+    Loss
+        The loss.
+
+    Raises
+    ------
+    ConfigurationError
+        If the name is unknown, or is that of a class.
+    """
     if ":" not in spec:
         return resolve_loss(choice(spec, {name: name for name in losses.LOSSES}, "loss"))
     function = find(spec, "loss", f"{', '.join(losses.LOSSES)}, or package.module:function", say)
@@ -35,40 +53,64 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
 def build_charts(
     charts: Sequence[str], gauges: Sequence[str], own: Parameterization | None = None, *, seed: int = 0
 ) -> list[Parameterization]:
-    """Charts by name, those of weight normalization once for each gauge.
+    """Make parameterizations by name, once for each gauge that they have.
 
-    ``own`` is the module's chart, for ``checkpoint``; ``seed`` draws the directions of the placebo.
+    Parameters
+    ----------
+    charts
+        Names in :data:`curvature.charts.registry.CHARTS`.
+    gauges
+        ``"canonical"``, ``"paper"``, ``"checkpoint"`` or a stretch; empty for the default of each chart.
+    own
+        The chart of the module, for ``"checkpoint"``.
+    seed
+        Seed of the random directions of the placebo.
+
+    Returns
+    -------
+    list
+        In the order of the names.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name or a gauge is unknown, or does not fit the model.
     """
     has_own = isinstance(own, WeightNorm) and own.v is not None
     for gauge in gauges:
         _stretch(gauge)
-    if gauges and not {"weight-norm", "placebo"} & set(charts):
+    kinds: list[tuple[str, NamedChart]] = [(name, choice(name, CHARTS, "chart")) for name in charts]
+    if gauges and not any(kind.default_gauge for _, kind in kinds):
         raise ConfigurationError("--gauge is a choice within weight normalization: add --chart weight-norm.")
     if "checkpoint" in gauges and not has_own:
         raise ConfigurationError(
             "--gauge checkpoint is the gauge of a weight-normalized model, and this one is not; use canonical, paper "
             "or a stretch ||v|| / |g|, e.g. --gauge 3."
         )
-    found: list[Parameterization] = []
-    for chart in charts:
-        choice(chart, dict.fromkeys(CHARTS), "chart")
-        if chart == "standard":
-            found.append(Standard())
-        elif chart == "scaled-standard":
-            found.append(ScaledStandard())
-        elif chart == "weight-norm":
-            found += [own if gauge == "checkpoint" else _gauged(WeightNorm, gauge) for gauge in gauges or ["canonical"]]
-        else:
-            usable = [gauge for gauge in gauges or ["paper"] if gauge != "checkpoint"]
-            if not usable:
-                raise ConfigurationError("the placebo has no checkpoint gauge; use --gauge paper or a stretch.")
-            found += [_gauged(Placebo, gauge, seed=seed) for gauge in usable]
-    return found
+    return [chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, own, seed)]
 
 
-def _gauged(kind: type[WeightNorm], gauge: str, **options: Any) -> WeightNorm:
+def _in_gauges(
+    name: str, kind: NamedChart, gauges: Sequence[str], own: Parameterization | None, seed: int
+) -> list[Parameterization]:
+    """One parameterization, once for each gauge that it has."""
+    options = {"seed": seed} if kind.seeded else {}
+    if kind.default_gauge is None:
+        return [kind.build(**options)]
+    usable = [gauge for gauge in gauges or [kind.default_gauge] if gauge != "checkpoint" or kind.from_module]
+    if not usable:
+        raise ConfigurationError(
+            f"the chart {name!r} has no checkpoint gauge; use --gauge {kind.default_gauge} or a stretch."
+        )
+    return [
+        own if gauge == "checkpoint" and own is not None else kind.build(**_gauge_option(gauge), **options)
+        for gauge in usable
+    ]
+
+
+def _gauge_option(gauge: str) -> dict[str, str | float]:
     stretch = _stretch(gauge)
-    return kind(gauge, **options) if stretch is None else kind(stretch=stretch, **options)
+    return {"gauge": gauge} if stretch is None else {"stretch": stretch}
 
 
 def _stretch(gauge: str) -> float | None:
