@@ -22,7 +22,7 @@ from matplotlib.transforms import ScaledTranslation
 
 import curvature as cv
 from curvature.studies.evidence import paired_interval
-from curvature.studies.training import SGD, Arm, Run, Start, start, train, tune_learning_rate
+from curvature.studies.training import SGD, Arm, Run, Schedule, Start, start, train, tune_learning_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,27 +62,21 @@ def trained(plan: Plan, problem_of_seed) -> Iterator[tuple[Arm, int, Start, Run]
         }
         for arm in plan.arms:
             begun = starts[arm.start]
-            shared = {"arm": arm.name, "seed": seed, "batch_size": plan.batch_size}
+            shared = {"arm": arm.name, "seed": seed}
             sweep = tune_learning_rate(
                 begun.problem,
                 lambda arm=arm, begun=begun: arm.begin(begun),
+                Schedule(plan.tuning_epochs, plan.batch_size),
                 optimizer=SGD(1.0),
                 rates=plan.rates,
-                epochs=plan.tuning_epochs,
                 **shared,
             )
             if not math.isfinite(sweep.chosen):
                 continue
-            run = train(
-                begun.problem,
-                arm.begin(begun),
-                optimizer=SGD(sweep.chosen),
-                epochs=plan.epochs,
-                checkpoints={f"epoch {epoch}": epoch for epoch in plan.look},
-                levels={f"loss {level:g}": level for level in plan.levels},
-                evaluate_every=plan.evaluate_every,
-                **shared,
-            )
+            checkpoints = {f"epoch {epoch}": epoch for epoch in plan.look}
+            levels = {f"loss {level:g}": level for level in plan.levels}
+            schedule = Schedule(plan.epochs, plan.batch_size, checkpoints, levels, plan.evaluate_every)
+            run = train(begun.problem, arm.begin(begun), schedule, optimizer=SGD(sweep.chosen), **shared)
             yield arm, seed, begun, run
 
 

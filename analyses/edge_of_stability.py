@@ -31,7 +31,7 @@ from torch import nn
 import curvature as cv
 from analyses._protocol import command_line, write
 from curvature.report.figures.style import BLACK, BLUE, VERMILLION, Style, finish
-from curvature.studies.training import SGD, Arm, train
+from curvature.studies.training import SGD, Arm, Schedule, train
 from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
@@ -72,16 +72,15 @@ def measure(*, fast: bool = False) -> list[dict]:
     for seed in SEEDS[: 1 if fast else None]:
         problem = problem_at(seed, fast=fast)
         for arm, rate in ARMS.items():
+            marks = {f"step {step}": step for step in range(0, steps + 1, every)}
             run = train(
                 problem,
                 Arm(arm).begin(starting_point(problem, "module", seed=seed)),
+                # An epoch of the full batch is one step.
+                Schedule(steps, problem.num_examples, marks, evaluate_every=every),
                 arm=arm,
                 seed=seed,
                 optimizer=SGD(rate),
-                epochs=steps,  # an epoch of the full batch is one step
-                batch_size=problem.num_examples,
-                checkpoints={f"step {step}": step for step in range(0, steps + 1, every)},
-                evaluate_every=every,
             ).require_finite()
             losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
             for point in run.checkpoints:

@@ -33,7 +33,7 @@ from matplotlib import pyplot as plt
 import curvature as cv
 from analyses._protocol import command_line, write
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
-from curvature.studies.training import SGD, Arm, train
+from curvature.studies.training import SGD, Arm, Schedule, train
 from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
@@ -69,12 +69,10 @@ def measure(*, fast: bool = False) -> dict:
             run = train(
                 problem,
                 trainable,
+                Schedule(epochs[-1], BATCH_SIZE, {str(epoch): epoch for epoch in epochs}),
                 arm=method,
                 seed=seed,
                 optimizer=SGD(rate),
-                epochs=epochs[-1],
-                batch_size=BATCH_SIZE,
-                checkpoints={str(epoch): epoch for epoch in epochs},
             ).require_finite()
             losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
             for point in run.checkpoints:

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 import curvature as cv
 from analyses._protocol import command_line, write
 from curvature.report.figures.style import BLACK, BLUE, GRAY, ORANGE, SKY, VERMILLION, Style, finish, short_number
-from curvature.studies.training import SGD, Trainable, train
+from curvature.studies.training import SGD, Schedule, Trainable, train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,12 +123,10 @@ def _trained(problem: cv.Problem, chart: cv.Parameterization, rate: float, steps
     run = train(
         problem,
         trainable,
+        Schedule(steps, problem.num_examples, {"end": steps}),
         arm=chart.name,
         seed=seed,
         optimizer=SGD(rate),
-        epochs=steps,
-        batch_size=problem.num_examples,
-        checkpoints={"end": steps},
     ).require_finite()
     reached = run.curve.steps_to(LEVEL)
     end = run.checkpoints[-1].coordinates

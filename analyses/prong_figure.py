@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 import curvature as cv
 from analyses._protocol import command_line, write
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, SKY, VERMILLION, Style, finish
-from curvature.studies.training import SGD, Arm, train, tune_learning_rate
+from curvature.studies.training import SGD, Arm, Schedule, train, tune_learning_rate
 from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
@@ -68,21 +68,20 @@ def measure(*, fast: bool = False) -> list[dict]:
 def _along(problem: cv.Problem, arm: str, seed: int, *, fast: bool) -> list[dict]:
     epochs = (0, 5) if fast else EPOCHS
     begun = starting_point(problem, "module", seed=seed)
-    shared = {"arm": arm, "seed": seed, "batch_size": BATCH_SIZE}
+    shared = {"arm": arm, "seed": seed}
     rate = tune_learning_rate(
         problem,
         lambda: Arm(arm).begin(begun),
+        Schedule(2 if fast else 10, BATCH_SIZE),
         optimizer=SGD(1.0),
         rates=RATES[1::2] if fast else RATES,
         max_extensions=0 if fast else 6,
-        epochs=2 if fast else 10,
         **shared,
     ).chosen
     trainable = Arm(arm).begin(begun)
     marks = {str(epoch): epoch for epoch in epochs}
-    run = train(
-        problem, trainable, optimizer=SGD(rate), epochs=epochs[-1], checkpoints=marks, **shared
-    ).require_finite()
+    schedule = Schedule(epochs[-1], BATCH_SIZE, marks)
+    run = train(problem, trainable, schedule, optimizer=SGD(rate), **shared).require_finite()
     losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
     rows = []
     for point in run.checkpoints:

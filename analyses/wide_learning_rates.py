@@ -36,7 +36,7 @@ from analyses._protocol import command_line, write
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
 from curvature.studies.evidence import adjust, learning_rate_width
 from curvature.studies.evidence.claims import self_stabilizing
-from curvature.studies.training import SGD, Arm, NormRecursion, train
+from curvature.studies.training import SGD, Arm, NormRecursion, Schedule, learning_rate_sweep, train
 from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from curvature.records import Check, TrainingCurve, Verdict
+    from curvature.records import Check, LearningRateSweep, Verdict
     from curvature.studies.training import Start
 
 START = "paper"  # one function for all arms, and the gauge that the paper's authors drew
@@ -65,26 +65,29 @@ CHANCE = math.log(10)  # loss of the uniform prediction
 
 def measure(*, fast: bool = False) -> dict:
     """Every arm at every rate and seed: runs, widths, verdicts against the standard arm."""
-    rows, widths, curves = [], [], []
+    rows, widths, sweeps = [], [], []
+    epochs = 4 if fast else EPOCHS
     checks: dict[str, list[Check]] = {arm: [] for arm in ARMS}
     for seed in range(1 if fast else NUM_SEEDS):
         problem = cv.zoo.digits_problem(200 if fast else None, widths=(4,) if fast else WIDTHS, seed=seed)
         begun = starting_point(problem, START, seed=seed, batch_size=BATCH_SIZE)
         for arm in ARMS:
             rates = FAST_RATES if fast else RATES
-            runs = [_run(arm, begun, rate, epochs=4 if fast else EPOCHS) for rate in rates]
-            rows += [row for row, _, _ in runs]
-            curves += [curve for _, curve, _ in runs]
-            checks[arm] += [check for _, _, check in runs if check is not None]
-            width = learning_rate_width(rates, [row["final_loss"] for row, _, _ in runs])
-            below = sum(row["final_loss"] < CHANCE for row, _, _ in runs) * math.log10(rates[1] / rates[0])
+            runs = [_run(arm, begun, rate, epochs=epochs) for rate in rates]
+            rows += [row for row, _ in runs]
+            checks[arm] += [check for _, check in runs if check is not None]
+            losses = np.array([row["final_loss"] for row, _ in runs])
+            budget = Schedule(epochs, BATCH_SIZE).num_steps(problem)
+            sweeps.append(learning_rate_sweep(arm, seed, rates, losses, budget=budget))
+            width = learning_rate_width(rates, losses)
+            below = int((losses < CHANCE).sum()) * math.log10(rates[1] / rates[0])
             is_open = width.status == "lower_bound"
             about = {"decades": width.value, "is_open": is_open, "decades_below_chance": below}
             widths.append({"arm": arm, "seed": seed} | about)
-    return {"rows": rows, "widths": widths, "verdicts": _verdicts(curves, checks)}
+    return {"rows": rows, "widths": widths, "verdicts": _verdicts(sweeps, checks)}
 
 
-def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, TrainingCurve, Check | None]:
+def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, Check | None]:
     trainable, optimizer = Arm(arm, begun.name).begin(begun), SGD(rate)
     recursion = NormRecursion(trainable, optimizer) if NormRecursion.applies(trainable, optimizer) else None
     lengths = getattr(trainable.chart, "squared_lengths", None)
@@ -99,12 +102,10 @@ def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, Tra
     run = train(
         begun.problem,
         trainable,
+        Schedule(epochs, BATCH_SIZE, evaluate_every=10**9),  # the end alone
         arm=arm,
         seed=begun.seed,
         optimizer=optimizer,
-        epochs=epochs,
-        batch_size=BATCH_SIZE,
-        evaluate_every=10**9,  # the end alone
         watch=None if recursion is None else watch,
     )
     row = {"arm": arm, "seed": begun.seed, "learning_rate": rate, "final_loss": float(run.curve.losses[-1])}
@@ -112,13 +113,13 @@ def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, Tra
         row["growth"] = float((after / before).median())
         row["predicted_growth"] = float((predicted / before).median())
         row["recursion_deviation"] = recursion.deviation
-        return row, run.curve, recursion.check(f"{arm}, seed {begun.seed}, rate {rate:g}")
-    return row, run.curve, None
+        return row, recursion.check(f"{arm}, seed {begun.seed}, rate {rate:g}")
+    return row, None
 
 
-def _verdicts(curves: Sequence[TrainingCurve], checks: dict[str, list[Check]]) -> list[dict]:
+def _verdicts(sweeps: Sequence[LearningRateSweep], checks: dict[str, list[Check]]) -> list[dict]:
     """C4 for each arm against the standard one, decided together (Holm)."""
-    drafts = [self_stabilizing(curves, checks[arm], arms=("standard", arm)) for arm in ARMS if arm != "standard"]
+    drafts = [self_stabilizing(sweeps, checks[arm], arms=("standard", arm)) for arm in ARMS if arm != "standard"]
     others = [arm for arm in ARMS if arm != "standard"]
     return [_entry(arm, verdict) for arm, verdict in zip(others, adjust(drafts), strict=True)]
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 import curvature as cv
 
 try:
-    from curvature.studies.training import SGD, train
+    from curvature.studies.training import SGD, Schedule, train
 except ImportError:  # version 0.1
     from curvature.training import SGD, train
+
+    Schedule = None
 
 __all__ = ["gram", "largest_eigenvalues", "materialized", "spectral_density", "trained_weights"]
 
@@ -52,15 +54,11 @@ def materialized(operator: cv.SymmetricOperator) -> cv.SymmetricOperator:
 
 def trained_weights(problem: cv.Problem, model: nn.Module, epochs: int) -> nn.Module:
     """Put weights into ``model`` that a few seeded epochs of SGD with momentum lead to."""
-    run = train(
-        problem,
-        cv.Standard(),
-        arm="standard",
-        seed=0,
-        optimizer=SGD(0.2, momentum=0.9),
-        epochs=epochs,
-        batch_size=64,
-        checkpoints={"end": epochs},
-    )
+    schedule = {"epochs": epochs, "batch_size": 64, "checkpoints": {"end": epochs}}
+    options = {"arm": "standard", "seed": 0, "optimizer": SGD(0.2, momentum=0.9)}
+    if Schedule is None:
+        run = train(problem, cv.Standard(), **options, **schedule)
+    else:
+        run = train(problem, cv.Standard(), Schedule(**schedule), **options)
     nn.utils.vector_to_parameters(run.checkpoints[-1].weights, model.parameters())
     return model

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import curvature as cv
-from curvature.studies.training import SGD, train
+from curvature.studies.training import SGD, Schedule, train
 
 fast = os.environ.get("CURVATURE_FAST") == "1"
 
@@ -55,12 +55,10 @@ start = cv.zoo.digits_problem(200 if fast else 600, widths=(6,), seed=0)
 run = train(
     start,
     cv.Standard(),
+    Schedule(150, batch_size=50, checkpoints={"at initialization": 0, "after 3 epochs": 3, "after 150 epochs": 150}),
     arm="standard",
     seed=0,
     optimizer=SGD(0.5),
-    epochs=150,
-    batch_size=50,
-    checkpoints={"at initialization": 0, "after 3 epochs": 3, "after 150 epochs": 150},
 )
 
 

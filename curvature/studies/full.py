@@ -37,6 +37,7 @@ from curvature.studies.training import (
     DEFAULT_ARMS,
     Arm,
     Checkpoint,
+    Schedule,
     Trajectory,
     TrajectorySettings,
     start_check,
@@ -203,14 +204,12 @@ def _decompositions(
 ) -> tuple[Decomposition, ...]:
     found = []
     for matrix in settings.matrices:
-        # The second-order term changes the rank of a Hessian, and ratios on the rank with it.
-        options = {"matrix": matrix, "quantity": "stable_rank" if matrix == "hessian" else "kappa_80"}
         pairs: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = [(HEADLINE, None)]
         if published:
             noise_free = tuple(WHOLE.format(name) for name in published)
             pairs.append((published, noise_free if settings.whole_batches and matrix == "ggn" else None))
         for arms, noise_free in pairs:
-            one = decomposition(study, arms=arms, noise_free=noise_free, **options)
+            one = decomposition(study, matrix=matrix, arms=arms, noise_free=noise_free)
             found += [replace(one, arms=arms[:2])] if one is not None and len(one.seeds) else []
     return tuple(found)
 
@@ -254,13 +253,10 @@ def _without_noise(found: Collector, trajectory: Trajectory, seed: int, settings
     run = train(
         begun.problem,
         trajectory.arm.begin(begun),
+        Schedule(steps, count, {"late": steps}, evaluate_every=steps),
         arm=name,
         seed=seed,
         optimizer=settings.training.optimizer.at_rate(trajectory.sweep.chosen),
-        epochs=steps,
-        batch_size=count,
-        checkpoints={"late": steps},
-        evaluate_every=steps,
     )
     if run.diverged:
         found.warn(f"{name}, seed {seed}: {run.diverged}")

@@ -9,9 +9,11 @@ from curvature.charts import WeightNorm
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.models import Problem
 from curvature.records import Check
-from curvature.studies.training import BatchNormalized, TrajectorySettings, paper_start, start_check, train
+from curvature.studies.training import SGD, BatchNormalized, Schedule, paper_start, start_check, train
 
 __all__ = ["claimed_identities", "one_layer_identity"]
+
+LEARNING_RATE = 0.1  # of C5; the identity holds at every rate
 
 
 def claimed_identities(problem: Problem, *, seed: int, batch_size: int) -> tuple[list[Check], list[str]]:
@@ -46,22 +48,9 @@ def one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
         layer.bias.zero_()
     single = Problem.from_module(layer, loss=problem.loss, data=(white.to(problem.device), targets))
     arms = (BatchNormalized(single, epsilon=1e-30), WeightNorm())
-    weights = [
-        train(
-            single,
-            arm,
-            arm="one layer",
-            seed=seed,
-            optimizer=TrajectorySettings().optimizer,
-            epochs=steps,
-            batch_size=single.num_examples,
-            checkpoints={"late": steps},
-        )
-        .require_finite()
-        .checkpoints[0]
-        .weights
-        for arm in arms
-    ]
+    schedule = Schedule(steps, single.num_examples, {"late": steps})
+    runs = [train(single, arm, schedule, arm="one layer", seed=seed, optimizer=SGD(LEARNING_RATE)) for arm in arms]
+    weights = [run.require_finite().checkpoints[0].weights for run in runs]
     return Check(
         f"one layer with whitened inputs: batch normalization is weight normalization (seed {seed})",
         float((weights[0] - weights[1]).abs().max() / weights[1].abs().max()),

@@ -18,7 +18,7 @@ from curvature.models.losses import Loss
 from curvature.natural_gradient.whitening import alignments, whitening
 from curvature.precision import full_precision
 from curvature.records import Check, Study
-from curvature.studies.evidence import THRESHOLD, decompositions, verdicts
+from curvature.studies.evidence import THRESHOLD, decomposition, verdicts
 from curvature.studies.identities import claimed_identities
 from curvature.studies.measuring import (
     Collector,
@@ -33,6 +33,7 @@ from curvature.studies.measuring import (
 from curvature.studies.training import (
     SGD,
     Run,
+    Schedule,
     train,
 )
 
@@ -177,18 +178,21 @@ def run_compare(
             run = train(
                 start,
                 parameterization,
+                Schedule(settings.epochs, settings.batch_size, settings.checkpoints),
                 arm=arm,
                 seed=seed,
                 optimizer=SGD(settings.learning_rate, momentum=settings.momentum),
-                epochs=settings.epochs,
-                batch_size=settings.batch_size,
-                checkpoints=settings.checkpoints,
             ).require_finite()
             found.curves.append(run.curve)
             _measure_run(found, start, run, seed, settings, done, 1 / (2 * len(settings.seeds)))
     _check_matched_start(found, dtype)
     study = found.study("compare", problem, dict(config or {}), model=model, data=data_name)
-    return replace(study, verdicts=verdicts(study, threshold=settings.threshold), decompositions=decompositions(study))
+    parts = (decomposition(study, matrix=matrix) for matrix in settings.matrices)
+    return replace(
+        study,
+        verdicts=verdicts(study, threshold=settings.threshold),
+        decompositions=tuple(sources for sources in parts if sources is not None and len(sources.seeds)),
+    )
 
 
 def _measure_run(

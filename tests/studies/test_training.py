@@ -16,7 +16,7 @@ from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.models import zoo
 from curvature.models.losses import CrossEntropy
 from curvature.records import StepsToLoss
-from curvature.studies.training import SGD, Adam, Trainable, train, tune_learning_rate
+from curvature.studies.training import SGD, Adam, Schedule, Trainable, train, tune_learning_rate
 
 ROUNDING = 1e-12  # relative, after some twenty steps of rounding in another order
 
@@ -38,9 +38,10 @@ def problem_of(module, inputs, targets, loss="cross-entropy"):
 
 
 def run(problem, parameterization, *, learning_rate=0.3, momentum=0.0, **options):
-    settings = {"epochs": 5, "batch_size": 4, "checkpoints": {}, "seed": 7, "arm": "test"}
-    settings["optimizer"] = SGD(learning_rate, momentum=momentum)
-    return train(problem, parameterization, **(settings | options))
+    settings = {"seed": 7, "arm": "test", "optimizer": SGD(learning_rate, momentum=momentum)}
+    names = ("epochs", "batch_size", "checkpoints", "levels", "evaluate_every")
+    schedule = {"epochs": 5, "batch_size": 4} | {name: options.pop(name) for name in names if name in options}
+    return train(problem, parameterization, Schedule(**schedule), **(settings | options))
 
 
 def by_pytorch(module, inputs, targets, *, momentum=0.0, epochs=5, batch_size=4, learning_rate=0.3, loss=None, seed=7):
@@ -348,7 +349,7 @@ def test_a_loss_that_overflows_is_divergence_even_while_the_weights_are_finite()
         ({"epochs": 0}, "training needs epochs >= 1"),
         ({"batch_size": 0}, "training needs epochs >= 1, batch_size >= 1"),
         ({"evaluate_every": 0}, r"training needs .* evaluate_every >= 1"),
-        ({"checkpoints": {"a": 0}, "levels": {"a": 0.1}}, "a checkpoint has one name"),
+        ({"checkpoints": {"a": 0}, "levels": {"a": 0.1}}, "each checkpoint needs its own name"),
     ],
 )
 def test_impossible_settings_are_refused(bad, message):
@@ -372,7 +373,7 @@ def test_impossible_optimizers_are_refused(make):
 
 @pytest.mark.parametrize("epoch", [-1, 6])
 def test_checkpoints_outside_of_training_are_refused(epoch):
-    with pytest.raises(ConfigurationError, match=r"checkpoints must lie in epochs 0 to 5, got \{'late': "):
+    with pytest.raises(ConfigurationError, match=r"checkpoints must be in epochs 0 to 5, got \{'late': "):
         run(problem_of(*classifier()), cv.Standard(), checkpoints={"late": epoch})
 
 
@@ -494,7 +495,7 @@ def test_a_level_is_a_checkpoint_at_the_first_evaluation_that_is_not_above_it():
     assert 0 < first < 30
     assert (points["high"].step, points["some"].step) == (0, steps[first])
     assert problem.value(points["some"].weights) == pytest.approx(losses[first], rel=1e-13)
-    assert found.missing == {"never": f"no loss of 0.01 or less in 60 steps; the lowest was {losses.min():g}."}
+    assert found.missing == {"never": f"the loss did not fall to 0.01 in 60 steps; the lowest was {losses.min():g}."}
     assert found.diverged is None
     assert found.curve.steps_to(0.9) == StepsToLoss("test", 7, 0.9, int(steps[first]), reached=True)
     assert found.curve.steps_to(0.01) == StepsToLoss("test", 7, 0.01, 60, reached=False)
@@ -527,8 +528,10 @@ def test_a_loss_that_is_not_finite_where_training_starts_is_an_error():
 
 
 def sweep(problem, rates, **options):
-    settings = {"arm": "test", "seed": 0, "optimizer": SGD(1.0), "epochs": 6, "batch_size": problem.num_examples}
-    return tune_learning_rate(problem, lambda: Trainable(problem, cv.Standard()), rates=rates, **(settings | options))
+    settings = {"arm": "test", "seed": 0, "optimizer": SGD(1.0)}
+    schedule = Schedule(options.pop("epochs", 6), options.pop("batch_size", problem.num_examples))
+    begin = lambda: Trainable(problem, cv.Standard())  # noqa: E731
+    return tune_learning_rate(problem, begin, schedule, rates=rates, **(settings | options))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from curvature.studies.evidence.decomposition import (
     SOURCES,
     decompose,
     decomposition,
-    decompositions,
     part_intervals,
 )
 from curvature.studies.evidence.family import verdicts
@@ -20,7 +19,6 @@ __all__ = [
     "decide",
     "decompose",
     "decomposition",
-    "decompositions",
     "holm",
     "last_checkpoint",
     "learning_rate_width",

@@ -1,8 +1,8 @@
-r"""Where a difference between the arms comes from: one log-ratio, cut into five sources that add up.
+r"""Where a difference between the arms comes from: one log-ratio, split into five sources that add up.
 
 The whole is $W = \log \kappa_B - \log \kappa_A$: arm B trained in weight normalization, measured at its own weights, in
-its own chart and gauge; arm A trained in the standard chart, measured at its own weights, in the standard chart.
-Between the two lie five changes, each of which can be made on its own:
+its own chart and gauge; arm A trained in the standard chart, measured at its own weights, in the standard chart. Five
+changes lead from A to B, and each can be made alone:
 
 ========================  =============================================================================
 ``initialization``        start at the weight-normalized arm's initial weights instead of the standard
@@ -23,7 +23,8 @@ sum, all orders are Shapley values. Each order adds up to the whole, so their me
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,24 +33,25 @@ from curvature.records import ConditionNumbers, Decomposition, Study
 from curvature.studies.evidence.inference import LEVEL, paired_interval
 from curvature.studies.evidence.pairs import last_checkpoint, log_ratio
 
-__all__ = ["LINEAR_PART", "SOURCES", "decompose", "decomposition", "decompositions", "part_intervals"]
+__all__ = ["LINEAR_PART", "SOURCES", "decompose", "decomposition", "part_intervals"]
 
 LINEAR_PART = "weight-norm, linear part"  # the linear chart with the metric of weight norm: no second-order term
 SOURCES = ("initialization", "trajectory", "gauge", "second-order term", "noise")
 
-_States = Mapping[frozenset[str], Sequence[float]]
+Changes = frozenset[str]
+States = Mapping[Changes, Sequence[float]]
 
 
 def decompose(
-    states: _States,
+    states: States,
     *,
-    noise_free: _States | None = None,
+    noise_free: States | None = None,
     seeds: Sequence[int] | None = None,
     quantity: str = "",
     matrix: str = "",
     held: Mapping[str, str] | None = None,
 ) -> Decomposition:
-    r"""Cut a paired log-ratio into its sources.
+    r"""Split a paired log-ratio into its sources.
 
     Parameters
     ----------
@@ -61,6 +63,8 @@ def decompose(
         The same states of the pair trained without minibatch noise.
     seeds
         Names of the seeds; 0, 1, ... if None.
+    quantity, matrix
+        What was measured, for the record.
     held
         Reasons for sources that were not varied; a source that is in no state needs none, and gets one.
 
@@ -69,38 +73,45 @@ def decompose(
     Decomposition
         Parts and whole, seed by seed; each row of parts sums to the whole up to rounding.
 
+    Raises
+    ------
+    ConfigurationError
+        If the states have unknown changes, no beginning or end, different seeds, or no order of the changes.
+
     Examples
     --------
     >>> both = frozenset({"trajectory", "gauge"})
-    >>> found = decompose({frozenset(): [0.0], frozenset({"trajectory"}): [1.0], both: [1.5]})
-    >>> dict(zip(found.sources, found.parts[0].tolist(), strict=True))["gauge"]
+    >>> sources = decompose({frozenset(): [0.0], frozenset({"trajectory"}): [1.0], both: [1.5]})
+    >>> dict(zip(sources.sources, sources.parts[0].tolist(), strict=True))["gauge"]
     0.5
     """
-    tables = [{frozenset(key): np.asarray(value, dtype=float) for key, value in states.items()}]
-    tables += [] if noise_free is None else [{frozenset(k): np.asarray(v, dtype=float) for k, v in noise_free.items()}]
-    full = max(tables[0], key=len, default=frozenset())
-    _check_states(tables, full)
-    whole = tables[0][full] - tables[0][frozenset()]
-    finite = np.all([np.isfinite(value) for table in tables for value in table.values()], axis=0)
+    measured = {changes: np.asarray(values, dtype=float) for changes, values in states.items()}
+    clean = measured
+    if noise_free is not None:
+        clean = {changes: np.asarray(values, dtype=float) for changes, values in noise_free.items()}
+    full = max(measured, key=len, default=frozenset())
+    _check_states(measured, clean, full)
+    whole = measured[full] - measured[frozenset()]
+    finite = np.isfinite([*measured.values(), *clean.values()]).all(axis=0)
     names = np.arange(len(whole)) if seeds is None else np.asarray(seeds)
 
-    clean = tables[-1]
-    orders = list(_orders(frozenset(), full, clean.keys()))
+    orders = list(_orders(frozenset(), full, clean))
     if not orders:
         raise ConfigurationError(
-            "no order of the changes has all its states measured: between two neighbours exactly one change may differ."
+            "no order of the changes has all its states measured: two neighbouring states must differ in one change."
         )
     parts = np.zeros((len(whole), len(SOURCES)))
     for order in orders:
-        made: frozenset[str] = frozenset()
+        changes: Changes = frozenset()
         for source in order:
-            parts[:, SOURCES.index(source)] += (clean[made | {source}] - clean[made]) / len(orders)
-            made |= {source}
+            parts[:, SOURCES.index(source)] += (clean[changes | {source}] - clean[changes]) / len(orders)
+            changes |= {source}
     if noise_free is not None:
         parts[:, SOURCES.index("noise")] = whole - (clean[full] - clean[frozenset()])
     reasons = {source: "not varied on its own" for source in SOURCES[:-1] if source not in full}
     if noise_free is None:
         reasons["noise"] = "no pair was trained without minibatch noise: contained in the trajectory"
+    reasons |= {source: reason for source, reason in (held or {}).items() if source in reasons}
     return Decomposition(
         quantity=quantity,
         matrix=matrix,
@@ -108,38 +119,57 @@ def decompose(
         parts=parts[finite],
         whole=whole[finite],
         seeds=tuple(int(seed) for seed in names[finite]),
-        held=reasons | {k: v for k, v in (held or {}).items() if k in reasons},
+        held=reasons,
         num_orders=len(orders),
         num_missing=int((~finite).sum()),
     )
 
 
-def part_intervals(found: Decomposition, level: float = LEVEL) -> dict[str, tuple[float, float, float]]:
-    """Mean over seeds of every part that was varied, and of the ``"whole"``, with Student t intervals."""
-    columns = dict(zip(found.sources, found.parts.T, strict=True)) | {"whole": found.whole}
+def part_intervals(parts: Decomposition, level: float = LEVEL) -> dict[str, tuple[float, float, float]]:
+    """Mean over seeds of every part that was varied, and of the ``"whole"``, with Student t intervals.
+
+    Parameters
+    ----------
+    parts
+        Of one pair of arms.
+    level
+        Of each interval.
+
+    Returns
+    -------
+    dict
+        Source to ``(mean, low, high)``.
+    """
+    columns = dict(zip(parts.sources, parts.parts.T, strict=True)) | {"whole": parts.whole}
     return {
         name: (float(values.mean()), *paired_interval(values, level))
         for name, values in columns.items()
-        if name not in found.held and len(values)
+        if name not in parts.held and len(values)
     }
 
 
 def decomposition(
     study: Study,
     *,
-    quantity: str = "kappa_80",
+    quantity: str | None = None,
     matrix: str = "ggn",
     gauge: str = "checkpoint",
     checkpoint: str | None = None,
     arms: tuple[str, ...] = ("standard", "weight-norm"),
     noise_free: tuple[str, ...] | None = None,
 ) -> Decomposition | None:
-    r"""Decompose the log-ratio between two arms of a study; None where it lacks the numbers.
+    r"""Decompose the log-ratio between two arms of a study.
 
     Parameters
     ----------
-    quantity, matrix
-        One summary of one matrix; for an indefinite Hessian one that does not depend on the rank, ``"stable_rank"``.
+    study
+        Two arms with paired seeds, as :func:`curvature.study` gives it.
+    quantity
+        One summary of the matrix. None: the 80 % condition number, and the stable rank for the Hessian. Its rank
+        changes with the chart, because the second-order term curves directions that are flat in the weights, and
+        condition numbers are ratios on the rank.
+    matrix
+        Name of the matrix.
     gauge
         Where weight norm is measured: the gauge that training reached, or a fixed one (``"paper"``), which both arms
         have, so that gauge and trajectory are averaged over their two orders.
@@ -151,36 +181,19 @@ def decomposition(
         ``curvature compare``) the part of the initialization is zero by design.
     noise_free
         Names of as many arms, trained on whole batches.
+
+    Returns
+    -------
+    Decomposition or None
+        None where the study lacks the numbers.
+
+    Examples
+    --------
+    >>> cv.decomposition(cv.study(build), matrix="hessian")  # doctest: +SKIP
     """
-    checkpoint = checkpoint or last_checkpoint(study)
-    seeds = sorted({m.seed for m in study.measurements})
-
-    def numbers(arm: str, chart: str, at: str, effective: bool | None = None) -> dict[int, ConditionNumbers]:
-        found = study.of(
-            ConditionNumbers, arm=arm, checkpoint=checkpoint, matrix=matrix, chart=chart, gauge=at, block="all"
-        )
-        return {m.seed: m.record for m in found if effective in (None, m.record.effective)}
-
-    def states_of(plain: str, normed: str, matched: str | None = None) -> dict[frozenset[str], np.ndarray]:
-        bases = {frozenset[str](): plain, frozenset({"trajectory"}): normed}
-        if matched is not None:
-            start = frozenset({"initialization"})
-            bases = {frozenset[str](): plain, start: matched, start | {"trajectory"}: normed}
-        reference = numbers(plain, "standard", "-")
-        found = {}
-        for made, arm in bases.items():
-            measured = {made: numbers(arm, "standard", "-"), made | {"gauge"}: numbers(arm, "weight-norm", gauge, True)}
-            linear = numbers(arm, LINEAR_PART, gauge)
-            if matrix == "hessian" and linear:
-                measured[made | {"gauge", "second-order term"}] = measured[made | {"gauge"}]
-                measured[made | {"gauge"}] = linear
-            found |= {state: records for state, records in measured.items() if records}
-        return {
-            state: np.array([_logarithm(records.get(seed), reference.get(seed), quantity) for seed in seeds])
-            for state, records in found.items()
-        }
-
-    states = states_of(*arms)
+    quantity = quantity or ("stable_rank" if matrix == "hessian" else "kappa_80")
+    numbers = _Numbers(study, matrix, quantity, gauge, checkpoint or last_checkpoint(study))
+    states = numbers.states(*arms)
     full = max(states, key=len, default=frozenset())
     if "gauge" not in full or "trajectory" not in full or frozenset() not in states:
         return None
@@ -190,53 +203,92 @@ def decomposition(
         else "not varied on its own: contained in the trajectory",
         "second-order term": "contained in the gauge" if matrix == "hessian" else "zero: only the Hessian has one",
     }
-    clean = {made: value for made, value in states_of(*noise_free).items() if made in states} if noise_free else {}
+    clean = numbers.states(*noise_free) if noise_free else {}
+    clean = {changes: values for changes, values in clean.items() if changes in states}
     return decompose(
-        {made: value for made, value in states.items() if made <= full},
+        {changes: values for changes, values in states.items() if changes <= full},
         noise_free=clean if clean.keys() >= {frozenset(), full} else None,
-        seeds=seeds,
+        seeds=numbers.seeds,
         quantity=quantity,
         matrix=matrix,
         held=held,
     )
 
 
-def decompositions(study: Study) -> tuple[Decomposition, ...]:
-    """The 80 % condition number of every matrix between the two arms; for the Hessian the stable rank.
+@dataclass(frozen=True)
+class _Numbers:
+    """One summary of one matrix at one checkpoint of a study, in the charts of a decomposition."""
 
-    The second-order term of weight norm gives curvature to directions that the Hessian on the weights does not know, so
-    its rank changes, and ratios on the rank with it. A matrix is left out where no seed has comparable numbers.
-    """
-    found = []
-    for matrix in dict.fromkeys(m.record.matrix for m in study.of(ConditionNumbers)):
-        quantity = "stable_rank" if matrix == "hessian" else "kappa_80"
-        parts = decomposition(study, matrix=matrix, quantity=quantity)
-        found += [parts] if parts is not None and len(parts.seeds) else []
-    return tuple(found)
+    study: Study
+    matrix: str
+    quantity: str
+    gauge: str
+    checkpoint: str
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({m.seed for m in self.study.measurements})
+
+    def states(self, plain: str, normed: str, matched: str | None = None) -> dict[Changes, np.ndarray]:
+        """Logarithms by the set of changes; ``matched`` is the standard method from the other's initial weights."""
+        arms: dict[Changes, str] = {frozenset(): plain, frozenset({"trajectory"}): normed}
+        if matched is not None:
+            start = frozenset({"initialization"})
+            arms = {frozenset(): plain, start: matched, start | {"trajectory"}: normed}
+        records: dict[Changes, dict[int, ConditionNumbers]] = {}
+        for changes, arm in arms.items():
+            records |= self._in_charts(changes, arm)
+        reference = self._of(plain, "standard", "-")
+        return {
+            changes: np.array(
+                [_logarithm(by_seed.get(seed), reference.get(seed), self.quantity) for seed in self.seeds]
+            )
+            for changes, by_seed in records.items()
+            if by_seed
+        }
+
+    def _in_charts(self, changes: Changes, arm: str) -> dict[Changes, dict[int, ConditionNumbers]]:
+        """Records of one arm in the standard chart, with the metric of weight norm, and with its second-order term."""
+        gauge = changes | {"gauge"}
+        standard = self._of(arm, "standard", "-")
+        effective = self._of(arm, "weight-norm", self.gauge, effective=True)
+        linear = self._of(arm, LINEAR_PART, self.gauge)
+        if self.matrix == "hessian" and linear:
+            return {changes: standard, gauge: linear, gauge | {"second-order term"}: effective}
+        return {changes: standard, gauge: effective}
+
+    def _of(self, arm: str, chart: str, gauge: str, effective: bool | None = None) -> dict[int, ConditionNumbers]:
+        rows = self.study.of(
+            ConditionNumbers,
+            arm=arm,
+            checkpoint=self.checkpoint,
+            matrix=self.matrix,
+            chart=chart,
+            gauge=gauge,
+            block="all",
+        )
+        return {m.seed: m.record for m in rows if effective in (None, m.record.effective)}
 
 
-def _orders(
-    made: frozenset[str], full: frozenset[str], measured: Mapping | Sequence | set
-) -> Iterator[tuple[str, ...]]:
+def _orders(changes: Changes, full: Changes, measured: Container[Changes]) -> Iterator[tuple[str, ...]]:
     """Every order of the remaining changes that passes through measured states alone."""
-    if made == full:
+    if changes == full:
         yield ()
-    for source in sorted(full - made, key=SOURCES.index):
-        if made | {source} in measured:
-            yield from ((source, *rest) for rest in _orders(made | {source}, full, measured))
+    for source in sorted(full - changes, key=SOURCES.index):
+        if changes | {source} in measured:
+            yield from ((source, *rest) for rest in _orders(changes | {source}, full, measured))
 
 
-def _check_states(tables: Sequence[Mapping[frozenset[str], np.ndarray]], full: frozenset[str]) -> None:
-    named = set().union(*tables[0])
-    if "noise" in named or named - set(SOURCES):
+def _check_states(measured: Mapping[Changes, np.ndarray], clean: Mapping[Changes, np.ndarray], full: Changes) -> None:
+    names = frozenset().union(*measured)
+    if "noise" in names or names - set(SOURCES):
         raise ConfigurationError(
-            f"changes must be among {', '.join(SOURCES[:-1])}, got {', '.join(sorted(named))}; noise is given by "
+            f"changes must be among {', '.join(SOURCES[:-1])}, got {', '.join(sorted(names))}; noise is given by "
             "noise_free."
         )
-    for table in tables:
-        if frozenset() not in table or full not in table or named - full:
-            raise ConfigurationError("the states must hold the one without any change and the one with all of them.")
-    if len({value.shape for table in tables for value in table.values()}) != 1:
+    if names - full or any(changes not in table for table in (measured, clean) for changes in (frozenset(), full)):
+        raise ConfigurationError("the states must include the one without any change and the one with all of them.")
+    if len({values.shape for table in (measured, clean) for values in table.values()}) != 1:
         raise ConfigurationError("every state needs one number per seed, the same seeds in the same order.")
 
 

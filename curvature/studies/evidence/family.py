@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 from curvature.records import Alignment, Check, ConditionNumbers, Measured, StepComparison, Study, Verdict, Whitening
 from curvature.studies.evidence.claims import (
@@ -38,8 +40,7 @@ def verdicts(
     Parameters
     ----------
     study
-        Two arms with paired seeds. Claims whose measurements it does not hold come back as "not tested", with what
-        would be needed.
+        Two arms with paired seeds, as :func:`curvature.study` gives it.
     threshold
         The smallest effect that counts, as a log-ratio: $\log 1.1$. To be chosen before looking.
     level
@@ -50,114 +51,116 @@ def verdicts(
         Names of the standard and the weight-normalized arm.
     published
         Names of a second standard and weight-normalized arm, trained from another initialization, and of the standard
-        method from the initial weights of the second: C1, C4 and C8 are asked of them too, in the same family.
+        method from the initial weights of the second: C1, C4 and C8 are tested for them too, in the same family.
     loss
-        The loss to reach (C8); see :func:`training_speed` for what None means.
+        The loss to reach (C8); see :func:`~curvature.studies.evidence.claims.training_speed` for what None means.
+
+    Returns
+    -------
+    tuple
+        Claims that the study has no measurements for come back as "not tested", with what would be needed.
+
+    Examples
+    --------
+    >>> study = cv.study(build)  # doctest: +SKIP
+    >>> cv.verdicts(study, threshold=math.log(1.2))  # doctest: +SKIP
     """
-    plain, normed = arms
-    last = last_checkpoint(study)
+    tests = _Tests(study, threshold, matrix, quantity, arms, loss)
+    claims = [*tests.of_both_arms()]
+    if published is not None:
+        claims += tests.of_published_arms(*published)
+    return adjust(claims, level)
 
-    def at(kind: type, arm: str, point: str = last, **where: object) -> list[Measured]:
-        return study.of(kind, arm=arm, checkpoint=point, **where)
 
-    def numbers(arm: str, name: str, chart: str, gauge: str, point: str = last) -> list[Measured]:
-        found = at(ConditionNumbers, arm, point, matrix=name, chart=chart, gauge=gauge, block="all")
-        return [m for m in found if chart == "standard" or m.record.effective or gauge == "canonical"]
+@dataclass(frozen=True)
+class _Tests:
+    """The claims of one study, each decided on its own."""
 
-    own = numbers(normed, matrix, "weight-norm", "checkpoint")
-    canonical = (
-        [m for arm in arms for m in numbers(arm, matrix, "weight-norm", "canonical")],
-        [m for arm in arms for m in numbers(arm, matrix, "standard", "-")],
-    )
-    aligned, whitened, steps = (at(kind, normed) for kind in (Alignment, Whitening, StepComparison))
-    found = [
-        conditioning(
+    study: Study
+    threshold: float
+    matrix: str
+    quantity: str
+    arms: tuple[str, str]
+    loss: float | None
+
+    def of_both_arms(self) -> Iterator[Verdict]:
+        plain, normed = self.arms
+        yield self.conditioning(normed, plain, "own training")
+        matched = matched_checkpoint(self.study, self.arms)
+        if matched:
+            # After as many steps the arms may be at very different losses, and curvature falls with the loss.
+            case = f"own training, at the same loss of {matched.split()[-1]}"
+            yield self.conditioning(normed, plain, case, checkpoint=matched)
+        yield self.conditioning(normed, normed, "same weights")
+        aligned, whitened, steps = (self.measured(kind, normed) for kind in (Alignment, Whitening, StepComparison))
+        yield alignment(aligned)
+        yield alignment(aligned, against="mean input", threshold=self.threshold)
+        yield sphericity(whitened, threshold=self.threshold)
+        yield self.own_gauge(normed)
+        yield self.self_stabilizing(self.arms, self.checks("C4"))
+        yield identity("C5", self.checks("C5"))
+        yield identity("C6", self.checks("C6"))
+        yield resemblance(steps)
+        yield efficiency(steps, threshold=self.threshold)
+        yield closeness(steps, threshold=self.threshold)
+        yield self.training_speed(self.arms)
+
+    def of_published_arms(self, plain: str, normed: str, plain_start: str) -> Iterator[Verdict]:
+        """C1, C4 and C8 again; ``plain_start`` is the standard method from the initial weights of ``normed``."""
+        checks = [check for check in self.checks("C4") if normed in check.name]
+        yield self.conditioning(normed, plain_start, "own training, the paper's start")
+        yield replace(self.self_stabilizing((plain_start, normed), checks), case="the paper's start")
+        yield replace(self.training_speed((plain_start, normed)), case="the paper's start")
+        yield replace(self.training_speed((plain, normed)), case="the paper's start against PyTorch's")
+
+    def conditioning(self, normed: str, plain: str, case: str, checkpoint: str | None = None) -> Verdict:
+        """C1: weight norm at the gauge that the first arm reached, against the standard chart in the second."""
+        both = [
+            [m for arm in self.arms for m in self.numbers(arm, self.matrix, chart, gauge)]
+            for chart, gauge in (("weight-norm", "canonical"), ("standard", "-"))
+        ]
+        return conditioning(
+            self.numbers(normed, self.matrix, "weight-norm", "checkpoint", checkpoint),
+            self.numbers(plain, self.matrix, "standard", "-", checkpoint),
+            quantity=self.quantity,
+            threshold=self.threshold,
+            control=(both[0], both[1]),
+            case=case,
+        )
+
+    def own_gauge(self, normed: str) -> Verdict:
+        """C3 at the gauge that training reached."""
+        own, standard, canonical = (
+            self.numbers(normed, "gradient_covariance", chart, gauge)
+            for chart, gauge in (("weight-norm", "checkpoint"), ("standard", "-"), ("weight-norm", "canonical"))
+        )
+        return conditioning(
             own,
-            numbers(plain, matrix, "standard", "-"),
-            quantity=quantity,
-            threshold=threshold,
-            control=canonical,
-            case="own training",
-        ),
-        conditioning(
-            own,
-            numbers(normed, matrix, "standard", "-"),
-            quantity=quantity,
-            threshold=threshold,
-            control=canonical,
-            case="same weights",
-        ),
-        alignment(aligned),
-        alignment(aligned, against="mean input", threshold=threshold),
-        sphericity(whitened, threshold=threshold),
-        conditioning(
-            numbers(normed, "gradient_covariance", "weight-norm", "checkpoint"),
-            numbers(normed, "gradient_covariance", "standard", "-"),
+            standard,
             quantity="ai_distance",
-            threshold=threshold,
-            control=(
-                numbers(normed, "gradient_covariance", "weight-norm", "canonical"),
-                numbers(normed, "gradient_covariance", "standard", "-"),
-            ),
+            threshold=self.threshold,
+            control=(canonical, standard),
             claim="C3",
             case="own gauge",
             sentence="At the gauge that training reached, weight norm brings the gradient covariance closer to a "
             "multiple of the identity (standard deviation of the log eigenvalues smaller)",
-        ),
-        self_stabilizing(study.curves, _claimed(study, "C4"), sweeps=study.sweeps, threshold=threshold, arms=arms),
-        identity("C5", _claimed(study, "C5")),
-        identity("C6", _claimed(study, "C6")),
-        resemblance(steps),
-        efficiency(steps, threshold=threshold),
-        closeness(steps, threshold=threshold),
-        training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=arms),
-    ]
-    matched = matched_checkpoint(study, arms)
-    if matched:
-        # After as many steps the arms may be at very different losses, and curvature falls with the loss.
-        equal = conditioning(
-            numbers(normed, matrix, "weight-norm", "checkpoint", matched),
-            numbers(plain, matrix, "standard", "-", matched),
-            quantity=quantity,
-            threshold=threshold,
-            control=canonical,
-            case=f"own training, at the same loss of {matched.split()[-1]}",
         )
-        found.insert(1, equal)
-    if published is not None:
-        base, theirs, plain_start = published
-        charts = numbers(theirs, matrix, "weight-norm", "checkpoint")
-        own_start = (plain_start, theirs)
-        c4 = [check for check in _claimed(study, "C4") if theirs in check.name]
-        pairs = [
-            (
-                conditioning(
-                    charts,
-                    numbers(plain_start, matrix, "standard", "-"),
-                    quantity=quantity,
-                    threshold=threshold,
-                    control=canonical,
-                ),
-                "own training, the paper's start",
-            ),
-            (
-                self_stabilizing(
-                    study.curves, c4, sweeps=study.sweeps, threshold=threshold, arms=(plain_start, theirs)
-                ),
-                "the paper's start",
-            ),
-            (
-                training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=own_start),
-                "the paper's start",
-            ),
-            (
-                training_speed(study.curves, sweeps=study.sweeps, threshold=threshold, loss=loss, arms=(base, theirs)),
-                "the paper's start against PyTorch's",
-            ),
-        ]
-        found += [replace(verdict, case=case) for verdict, case in pairs]
-    return adjust(found, level)
 
+    def self_stabilizing(self, arms: tuple[str, str], checks: list[Check]) -> Verdict:
+        return self_stabilizing(self.study.sweeps, checks, threshold=self.threshold, arms=arms)
 
-def _claimed(study: Study, claim: str) -> list[Check]:
-    return [check for check in study.checks if check.claim == claim]
+    def training_speed(self, arms: tuple[str, str]) -> Verdict:
+        return training_speed(self.study.curves, self.study.sweeps, threshold=self.threshold, loss=self.loss, arms=arms)
+
+    def measured(self, kind: type, arm: str, checkpoint: str | None = None, **fields: Any) -> list[Measured]:
+        """Records of one arm at a checkpoint, the last one if None."""
+        checkpoint = checkpoint or last_checkpoint(self.study)
+        return self.study.of(kind, arm=arm, checkpoint=checkpoint, **fields)
+
+    def numbers(self, arm: str, matrix: str, chart: str, gauge: str, checkpoint: str | None = None) -> list[Measured]:
+        """Condition numbers of effective matrices; at the canonical gauge, of the chart's own coordinates."""
+        rows = self.measured(ConditionNumbers, arm, checkpoint, matrix=matrix, chart=chart, gauge=gauge, block="all")
+        return [m for m in rows if chart == "standard" or m.record.effective or gauge == "canonical"]
+
+    def checks(self, claim: str) -> list[Check]:
+        return [check for check in self.study.checks if check.claim == claim]

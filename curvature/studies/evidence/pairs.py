@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from curvature.records import ConditionNumbers, Measured, Quantity, StepComparis
 __all__ = [
     "averages",
     "by_place",
-    "by_rate",
     "by_seed",
     "final_loss",
     "last_checkpoint",
@@ -24,21 +24,34 @@ __all__ = [
     "paired",
     "steps_at",
     "steps_to",
-    "tuned_rate",
 ]
 
-# Of the whole matrix: zeros count, or weigh nothing. All others are taken on the rank.
+# Of the whole matrix: zeros count, or have no weight. All others are taken on the rank.
 WHOLE = ("bures", "l1_over_mean", "participation_ratio", "effective_rank", "stable_rank", "intrinsic_dimension")
 RANK_TOLERANCE = 0.01  # condition numbers on the rank are compared where the ranks agree this well
 NEAR_BEST = 1.1  # learning rates count while the final loss is within 10 % of the arm's best
 USUAL_DAMPING = 1e-3
-MATCHED = "loss "  # begins the names of checkpoints at a loss that arms reach at steps of their own
+MATCHED = "loss "  # begins the names of checkpoints at a loss that arms reach at different steps
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def log_ratio(ours: ConditionNumbers, theirs: ConditionNumbers, quantity: str) -> tuple[float, str]:
-    """Log of one number over the other; NaN with a reason where the two are not comparable.
+    """Log of one condition number over the other.
 
-    Numbers on the rank are compared where the ranks agree within 1 %; all where both are resolved.
+    Parameters
+    ----------
+    ours, theirs
+        Numerator and denominator.
+    quantity
+        Name of the condition number.
+
+    Returns
+    -------
+    tuple
+        The logarithm and "", or NaN and the reason why the two are not comparable. Numbers on the rank are compared
+        where the ranks agree within 1 %; all numbers where both are resolved.
     """
     if quantity not in ours.values or quantity not in theirs.values:
         return math.nan, "not measured"
@@ -47,12 +60,23 @@ def log_ratio(ours: ConditionNumbers, theirs: ConditionNumbers, quantity: str) -
         return math.nan, "different ranks"
     if mine.status != "resolved" or reference.status != "resolved":
         return math.nan, "not resolved"
-    found = log_of_ratio(mine.value, reference.value)
-    return found, "" if math.isfinite(found) else "not finite"
+    ratio = log_of_ratio(mine.value, reference.value)
+    return ratio, "" if math.isfinite(ratio) else "not finite"
 
 
 def log_of_ratio(numerator: float, denominator: float) -> float:
-    """Log of a ratio of numbers above zero, either of which may be infinite; else NaN."""
+    """Log of a ratio of positive numbers, either of which may be infinite.
+
+    Parameters
+    ----------
+    numerator, denominator
+        Any numbers.
+
+    Returns
+    -------
+    float
+        NaN where one is not positive, or both are infinite.
+    """
     if not (numerator > 0 and denominator > 0) or numerator == denominator == math.inf:
         return math.nan
     ratio = numerator / denominator
@@ -60,119 +84,236 @@ def log_of_ratio(numerator: float, denominator: float) -> float:
 
 
 def by_seed(measured: Iterable[Measured]) -> dict[int, ConditionNumbers]:
-    """Records of one kind by seed."""
+    """Condition numbers by seed.
+
+    Parameters
+    ----------
+    measured
+        One per seed.
+
+    Returns
+    -------
+    dict
+        Seed to record.
+    """
     return {m.seed: m.record for m in measured}
 
 
-def last_checkpoint(study: Study) -> str:
-    """Name of the checkpoint of the last step; of several there, the one that most arms and seeds have."""
-    last = max((m.step for m in study.measurements), default=0)
-    there = Counter(
-        name for name, _, _ in {(m.checkpoint, m.arm, m.seed) for m in study.measurements if m.step == last}
-    )
-    return max(sorted(there), key=there.__getitem__, default="")
-
-
-def matched_checkpoint(study: Study, arms: tuple[str, str]) -> str:
-    """The matched loss that most seeds of both arms reached, the lowest of several; "" where none was looked for."""
-    reached = {arm: {(m.checkpoint, m.seed) for m in study.of(ConditionNumbers, arm=arm)} for arm in arms}
-    both = Counter(name for name, _ in reached[arms[0]] & reached[arms[1]] if name.startswith(MATCHED))
-    return max(both, key=lambda name: (both[name], -float(name.removeprefix(MATCHED))), default="")
-
-
 def by_place(measured: Iterable[Measured]) -> dict[tuple[str, int, str], ConditionNumbers]:
-    """Records of one kind by arm, seed and checkpoint."""
+    """Condition numbers by arm, seed and checkpoint.
+
+    Parameters
+    ----------
+    measured
+        One per arm, seed and checkpoint.
+
+    Returns
+    -------
+    dict
+        ``(arm, seed, checkpoint)`` to record.
+    """
     return {(m.arm, m.seed, m.checkpoint): m.record for m in measured}
 
 
+def last_checkpoint(study: Study) -> str:
+    """Name of the checkpoint of the last step.
+
+    Parameters
+    ----------
+    study
+        With measurements.
+
+    Returns
+    -------
+    str
+        Where the last step has several checkpoints, the one that most arms and seeds have; "" without measurements.
+    """
+    last = max((m.step for m in study.measurements), default=0)
+    places = {(m.checkpoint, m.arm, m.seed) for m in study.measurements if m.step == last}
+    counts = Counter(checkpoint for checkpoint, _, _ in places)
+    return max(sorted(counts), key=counts.__getitem__, default="")
+
+
+def matched_checkpoint(study: Study, arms: tuple[str, str]) -> str:
+    """Name of the checkpoint at an equal loss in both arms.
+
+    Parameters
+    ----------
+    study
+        With condition numbers.
+    arms
+        Names of two arms.
+
+    Returns
+    -------
+    str
+        The matched loss that most seeds of both arms reached, the lowest of several; "" if there is none.
+    """
+    reached = [{(m.checkpoint, m.seed) for m in study.of(ConditionNumbers, arm=arm)} for arm in arms]
+    counts = Counter(checkpoint for checkpoint, _ in reached[0] & reached[1] if checkpoint.startswith(MATCHED))
+    return max(counts, key=lambda name: (counts[name], -float(name.removeprefix(MATCHED))), default="")
+
+
 def averages(measured: Iterable[Measured], name: str) -> dict[int, float]:
-    """Mean of one field over the records of each seed (its neurons); NaN where one of them is not finite."""
-    found: dict[int, list[float]] = {}
+    """Mean of one field over the records of each seed, which are those of its neurons.
+
+    Parameters
+    ----------
+    measured
+        Records that have the field.
+    name
+        Of the field.
+
+    Returns
+    -------
+    dict
+        Seed to mean; NaN where one of the values is not finite.
+    """
+    values: dict[int, list[float]] = {}
     for m in measured:
-        found.setdefault(m.seed, []).append(getattr(m.record, name))
-    return {seed: float(np.mean(values)) for seed, values in found.items()}
+        values.setdefault(m.seed, []).append(getattr(m.record, name))
+    return {seed: float(np.mean(numbers)) for seed, numbers in values.items()}
 
 
-def paired(ours: Mapping, theirs: Mapping, compare: Callable[..., float]) -> dict:
-    """Compare what both sides have; what only one side has is NaN, so that it is counted. Empty if one side is."""
+def paired(
+    ours: Mapping[Key, Value], theirs: Mapping[Key, Value], compare: Callable[[Value, Value], float]
+) -> dict[Key, float]:
+    """Compare what both sides have.
+
+    Parameters
+    ----------
+    ours, theirs
+        Values by seed, or by any other key.
+    compare
+        The number of a pair.
+
+    Returns
+    -------
+    dict
+        Empty if a side is. What only one side has is NaN, so that it is counted.
+    """
     if not ours or not theirs:
         return {}
     keys = dict.fromkeys((*ours, *theirs))
     return {key: compare(ours[key], theirs[key]) if key in ours and key in theirs else math.nan for key in keys}
 
 
-def steps_at(measured: Iterable[Measured], chart: str, gauge: str | None, damping: float | None) -> list[Measured]:
-    """Step comparisons of one chart (any gauge if None) at one damping.
+def steps_at(
+    measured: Iterable[Measured], chart: str, gauge: str | None, relative_damping: float | None
+) -> list[Measured]:
+    """Step comparisons of one chart at one damping.
 
-    ``damping=None``: among those at which closeness was measured (if any), the one nearest to 1e-3.
+    Parameters
+    ----------
+    measured
+        Any records.
+    chart
+        Name of the chart.
+    gauge
+        None: any.
+    relative_damping
+        None: among those at which closeness was measured (if any), the one nearest to 1e-3.
+
+    Returns
+    -------
+    list
+        Comparisons of whole steps, not of the steps of a block.
     """
-    found = [m for m in measured if isinstance(m.record, StepComparison) and m.record.block == "all"]
-    complete = {m.record.relative_damping for m in found if math.isfinite(m.record.kappa)}
-    listed = complete or {m.record.relative_damping for m in found}
-    if damping is None and listed:
-        damping = min(listed, key=lambda one: abs(math.log(one / USUAL_DAMPING)))
+    whole_steps = [m for m in measured if isinstance(m.record, StepComparison) and m.record.block == "all"]
+    with_closeness = {m.record.relative_damping for m in whole_steps if math.isfinite(m.record.kappa)}
+    dampings = with_closeness or {m.record.relative_damping for m in whole_steps}
+    if relative_damping is None and dampings:
+        relative_damping = min(dampings, key=lambda value: abs(math.log(value / USUAL_DAMPING)))
     return [
         m
-        for m in found
-        if m.record.chart == chart and gauge in (None, m.record.gauge) and m.record.relative_damping == damping
+        for m in whole_steps
+        if m.record.chart == chart and gauge in (None, m.record.gauge) and m.record.relative_damping == relative_damping
     ]
 
 
-def by_rate(curves: Iterable[TrainingCurve], arm: str) -> dict[float, dict[int, TrainingCurve]]:
-    """Runs of one arm by learning rate and seed; runs that were not told theirs are left out."""
-    found: dict[float, dict[int, TrainingCurve]] = {}
-    for curve in curves:
-        if curve.arm == arm and math.isfinite(curve.learning_rate):
-            found.setdefault(curve.learning_rate, {})[curve.seed] = curve
-    return found
-
-
 def final_loss(curve: TrainingCurve) -> float:
-    """Last loss; infinite for a run that diverged."""
+    """Last loss of a run.
+
+    Parameters
+    ----------
+    curve
+        Of one run.
+
+    Returns
+    -------
+    float
+        Infinite for a run that diverged.
+    """
     return float(curve.losses[-1]) if len(curve.losses) and np.isfinite(curve.losses[-1]) else math.inf
 
 
 def learning_rate_width(rates: Sequence[float], losses: Sequence[float]) -> Quantity:
     """Decades of learning rates around the best that end within 10 % of its loss (C4).
 
-    The stretch without a gap around the best rate. Between two rates the logarithm of the loss is interpolated in the
-    logarithm of the rate; a run that diverged (loss not finite) ends the range at the last one that did not. A lower
-    bound where the range runs into the end of the grid; undefined where every run diverged, or a loss is not positive.
+    Parameters
+    ----------
+    rates
+        In any order.
+    losses
+        Final loss at each; a run that diverged has one that is not finite.
 
+    Returns
+    -------
+    Quantity
+        Length of the interval without a gap around the best rate. A lower bound where it reaches the end of the grid;
+        undefined where every run diverged, or a loss is not positive.
+
+    Notes
+    -----
+    Between two rates the logarithm of the loss is interpolated in the logarithm of the rate; a run that diverged ends
+    the interval at the last one that did not.
+
+    Examples
+    --------
     >>> width = learning_rate_width([0.01, 0.1, 1.0, 10.0], [2.0, 1.0, 1.0, float("inf")])
     >>> round(width.value, 3), width.status
     (1.138, 'resolved')
     """
     order = np.argsort(rates)
-    places = np.log10(np.asarray(rates, dtype=float)[order])
+    decades = np.log10(np.asarray(rates, dtype=float)[order])
     values = np.asarray(losses, dtype=float)[order]
     values = np.where(np.isfinite(values), values, math.inf)
     if not np.isfinite(values).any():
         return Quantity(math.nan, "undefined", "every learning rate diverged")
     if values.min() <= 0:
-        return Quantity(math.nan, "undefined", "a share of the best loss needs losses above zero")
+        return Quantity(math.nan, "undefined", "a fraction of the best loss needs positive losses")
     best, limit = int(values.argmin()), NEAR_BEST * values.min()
     ends, is_open = [], False
     for direction in (-1, 1):
-        here = best
-        while 0 <= here + direction < len(values) and values[here + direction] <= limit:
-            here += direction
-        there = here + direction
-        end = places[here]
-        if not 0 <= there < len(values):
+        inner = best
+        while 0 <= inner + direction < len(values) and values[inner + direction] <= limit:
+            inner += direction
+        outer = inner + direction
+        end = decades[inner]
+        if not 0 <= outer < len(values):
             is_open = True
-        elif math.isfinite(values[there]):
-            share = math.log(limit / values[here]) / math.log(values[there] / values[here])
-            end += share * (places[there] - places[here])
+        elif math.isfinite(values[outer]):
+            share = math.log(limit / values[inner]) / math.log(values[outer] / values[inner])
+            end += share * (decades[outer] - decades[inner])
         ends.append(end)
-    found = float(ends[1] - ends[0])
-    return Quantity(found, "lower_bound", "it runs into the end of the grid") if is_open else Quantity(found)
+    width = float(ends[1] - ends[0])
+    return Quantity(width, "lower_bound", "it runs into the end of the grid") if is_open else Quantity(width)
 
 
 def steps_to(curve: TrainingCurve, loss: float) -> tuple[float, float]:
-    """Steps until the loss is reached, as a lower and an upper bound: equal where it is, (last step, inf) where not.
+    """Steps until a loss is reached; the logarithm of the loss is interpolated between two records.
 
-    The logarithm of the loss is interpolated between two records.
+    Parameters
+    ----------
+    curve
+        Of one run.
+    loss
+        To be reached.
+
+    Returns
+    -------
+    tuple
+        A lower and an upper bound: equal where the loss is reached, ``(last step, inf)`` where it is not.
     """
     reached = np.flatnonzero(curve.losses <= loss)
     if not len(reached):
@@ -183,9 +324,3 @@ def steps_to(curve: TrainingCurve, loss: float) -> tuple[float, float]:
         share = math.log(curve.losses[k - 1] / loss) / math.log(curve.losses[k - 1] / curve.losses[k])
         step = float(curve.steps[k - 1] + share * (curve.steps[k] - curve.steps[k - 1]))
     return step, step
-
-
-def tuned_rate(runs: Mapping[float, Mapping[int, TrainingCurve]], loss: float) -> float:
-    """The learning rate with the fewest steps to the loss, median over seeds; the smaller one of equals."""
-    medians = {rate: np.median([steps_to(run, loss)[1] for run in found.values()]) for rate, found in runs.items()}
-    return min(sorted(medians), key=lambda rate: medians[rate])

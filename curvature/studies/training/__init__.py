@@ -9,7 +9,8 @@ from curvature.studies.training.initialization import Start, paper_start, start_
 from curvature.studies.training.loop import Checkpoint, Run, train
 from curvature.studies.training.optimizers import SGD, Adam, Optimizer
 from curvature.studies.training.recursion import NormRecursion
-from curvature.studies.training.sweep import tune_learning_rate
+from curvature.studies.training.schedule import Schedule
+from curvature.studies.training.sweep import learning_rate_sweep, tune_learning_rate
 from curvature.studies.training.trainable import BatchNormalized, Trainable, Whitened
 
 __all__ = [
@@ -24,11 +25,13 @@ __all__ = [
     "NormRecursion",
     "Optimizer",
     "Run",
+    "Schedule",
     "Start",
     "Trainable",
     "Trajectory",
     "TrajectorySettings",
     "Whitened",
+    "learning_rate_sweep",
     "lifts",
     "paper_start",
     "start",

@@ -18,6 +18,7 @@ from curvature.studies.training.initialization import Start
 from curvature.studies.training.loop import Checkpoint, Run, train
 from curvature.studies.training.optimizers import SGD, Optimizer
 from curvature.studies.training.recursion import NormRecursion
+from curvature.studies.training.schedule import Schedule
 from curvature.studies.training.sweep import tune_learning_rate
 
 __all__ = ["DEFAULT_ARMS", "Trajectory", "TrajectorySettings", "lifts", "trajectories"]
@@ -82,6 +83,17 @@ class TrajectorySettings:
         """Epochs of the checkpoints: before training, after a tenth, half way, at the end."""
         return {"init": 0, "early": max(1, self.epochs // 10), "middle": self.epochs // 2, "late": self.epochs}
 
+    @property
+    def tuning(self) -> Schedule:
+        """Schedule of each run of the sweep."""
+        return Schedule(self.tuning_epochs, self.batch_size)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Schedule of the run that is kept."""
+        levels = {f"loss {level:g}": level for level in self.levels}
+        return Schedule(self.epochs, self.batch_size, self.checkpoints, levels, self.evaluate_every)
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
@@ -145,15 +157,15 @@ def trajectories(
 
 def _trajectory(arm: Arm, begun: Start, settings: TrajectorySettings, seed: int) -> Trajectory:
     checks = [_matched(arm, begun, seed)]
-    shared = {"arm": arm.name, "seed": seed, "batch_size": settings.batch_size}
     sweep = tune_learning_rate(
         begun.problem,
         lambda: arm.begin(begun),
+        settings.tuning,
+        arm=arm.name,
+        seed=seed,
         optimizer=settings.optimizer,
         rates=settings.rates,
         max_extensions=settings.max_extensions,
-        epochs=settings.tuning_epochs,
-        **shared,
     )
     if not np.isfinite(sweep.chosen):
         return Trajectory(arm, begun, sweep, None, tuple(checks))
@@ -163,13 +175,11 @@ def _trajectory(arm: Arm, begun: Start, settings: TrajectorySettings, seed: int)
     run = train(
         begun.problem,
         trainable,
+        settings.schedule,
+        arm=arm.name,
+        seed=seed,
         optimizer=optimizer,
-        epochs=settings.epochs,
-        checkpoints=settings.checkpoints,
-        levels={f"loss {level:g}": level for level in settings.levels},
-        evaluate_every=settings.evaluate_every,
         watch=recursion,
-        **shared,
     )
     if recursion is not None:
         checks.append(recursion.check(f"{arm.name}, seed {seed}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from curvature.charts import Parameterization
-from curvature.errors import ConfigurationError, NonFiniteError
+from curvature.errors import NonFiniteError
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import TrainingCurve
-from curvature.studies.training.optimizers import Optimizer
+from curvature.studies.training.optimizers import Optimizer, Update
+from curvature.studies.training.schedule import Schedule
 from curvature.studies.training.trainable import Trainable
 
 __all__ = ["Checkpoint", "Run", "Watch", "train"]
@@ -57,7 +58,7 @@ class Run:
     diverged: str | None = None
 
     def require_finite(self) -> Run:
-        """Raise :class:`NonFiniteError` if training diverged; else give the run."""
+        """Return the run; raise :class:`NonFiniteError` if training diverged."""
         if self.diverged is not None:
             raise NonFiniteError(self.diverged)
         return self
@@ -68,15 +69,11 @@ class Run:
 def train(
     problem: Problem,
     trained: Parameterization | Trainable,
+    schedule: Schedule,
     *,
     arm: str,
     seed: int,
     optimizer: Optimizer,
-    epochs: int,
-    batch_size: int,
-    checkpoints: Mapping[str, int] | None = None,
-    levels: Mapping[str, float] | None = None,
-    evaluate_every: int | None = None,
     watch: Watch | None = None,
 ) -> Run:
     r"""Minibatch training of the coordinates of a chart that starts at the problem's weights.
@@ -90,111 +87,157 @@ def train(
         The starting weights, the loss and all data.
     trained
         What is optimized: a parameterization, or a :class:`Trainable` of this problem.
+    schedule
+        Epochs, batch size, checkpoints and evaluations.
     arm, seed
         For the records; ``seed`` also draws the order of the data, the same for every arm.
-    checkpoints
-        Name to epoch (0 is the start), each at most ``epochs``.
-    levels
-        Name to loss: a checkpoint at the first evaluation whose loss over all data is not above it. One that is never
-        reached stands in ``Run.missing``.
-    evaluate_every
-        Steps between evaluations of the loss over all data; None: once per epoch. The start, the end and the
-        checkpoints are always evaluated.
+    optimizer
+        The rule, with its learning rate.
     watch
         Called after every step.
+
+    Returns
+    -------
+    Run
+        Curve and checkpoints; ``diverged`` tells whether it ended early.
 
     Raises
     ------
     NonFiniteError
         If the loss is not finite at the start.
+
+    Examples
+    --------
+    >>> from curvature.models import zoo
+    >>> from curvature.charts import WeightNorm
+    >>> from curvature.studies.training import SGD
+    >>> schedule = Schedule(epochs=2, batch_size=10, checkpoints={"end": 2})
+    >>> problem = zoo.digits_problem(50, widths=(4,))
+    >>> run = train(problem, WeightNorm(), schedule, arm="weight-norm", seed=0, optimizer=SGD(0.1))
+    >>> run.curve.steps.tolist(), run.checkpoints[0].chart.name
+    ([0, 5, 10], 'weight-norm')
     """
-    checkpoints, levels = dict(checkpoints or {}), dict(levels or {})
-    if epochs < 1 or batch_size < 1 or (evaluate_every is not None and evaluate_every < 1):
-        raise ConfigurationError(
-            "training needs epochs >= 1, batch_size >= 1 and evaluate_every >= 1, got "
-            f"{epochs}, {batch_size}, {evaluate_every}."
-        )
-    late = {name: epoch for name, epoch in checkpoints.items() if not 0 <= epoch <= epochs}
-    if late:
-        raise ConfigurationError(f"checkpoints must lie in epochs 0 to {epochs}, got {late}.")
-    if twice := sorted(checkpoints.keys() & levels.keys()):
-        raise ConfigurationError(f"a checkpoint has one name, {twice} stand for an epoch and for a loss.")
     trainable = trained if isinstance(trained, Trainable) else Trainable(problem, trained)
-    per_epoch = math.ceil(problem.num_examples / batch_size)
-    last, every = epochs * per_epoch, evaluate_every or per_epoch
-    at_step: dict[int, list[str]] = {}
-    for name, epoch in checkpoints.items():
-        at_step.setdefault(epoch * per_epoch, []).append(name)
-
     coordinates = trainable.coordinates.clone()
-    update = optimizer.begin(coordinates)
     outputs = problem.outputs(trainable.weights(coordinates))
-    batches = _Batches(problem, outputs, batch_size, seed)
-    steps, losses, accuracies, reached = [], [], [], []
-    failure = None
-
-    def evaluate(step: int, outputs: Tensor | None = None) -> bool:
-        weights = trainable.weights(coordinates)
-        outputs = problem.outputs(weights) if outputs is None else outputs
-        loss = float(problem.loss.terms(outputs, problem.targets).sum()) / problem.denominator
-        if not math.isfinite(loss):
-            return False
-        names = at_step.get(step, []) + [name for name, level in levels.items() if loss <= level]
-        if names:
-            chart = trainable.parameterization(coordinates)
-            reached.extend(Checkpoint(name, step, weights.clone(), coordinates.clone(), chart) for name in names)
-        for name in names:
-            levels.pop(name, None)
-        steps.append(step)
-        losses.append(loss)
-        accuracies.append(_accuracy(outputs, problem.targets))
-        return True
-
-    if not evaluate(0, outputs):
+    record = _Record(problem, trainable, schedule)
+    if not record.evaluate(0, coordinates, outputs):
         raise NonFiniteError(f"the loss of the arm {arm!r} is not finite where training starts.")
-    for step, (inputs, targets, share) in enumerate(batches.stream(epochs), start=1):
+    update, failure = optimizer.begin(coordinates), None
+    batches = _Batches(problem, outputs, schedule.batch_size, seed)
+    for step, batch in enumerate(batches.stream(schedule.epochs), start=1):
         try:
             if trainable.refresh_every and step > 1 and (step - 1) % trainable.refresh_every == 0:
                 coordinates = trainable.refresh(coordinates).clone()
                 update = optimizer.begin(coordinates)
-            if share:  # else every target of this batch is ignored
-                loss, gradient = trainable.loss_and_gradient(coordinates, inputs, targets, share)
-            else:
-                loss, gradient = coordinates.new_zeros(()), torch.zeros_like(coordinates)
-            before = coordinates.clone() if watch else None
-            update(coordinates, gradient)
-            if watch:
-                watch(before, gradient, coordinates)
-            # The norm, not the entries: where ||v|| overflows, g v / ||v|| is a silent zero.
-            fine = math.isfinite(float(loss)) and math.isfinite(float(torch.linalg.vector_norm(coordinates)))
-            if fine and (step % every == 0 or step in at_step or step == last):
-                fine = evaluate(step)
-        except NonFiniteError:  # of a whitening, say, at weights that have run away
+            fine = _take_step(trainable, coordinates, batch, update, watch)
+            if fine and record.is_due(step):
+                fine = record.evaluate(step, coordinates)
+        except NonFiniteError:  # of a whitening, say, at weights that have diverged
             fine = False
         if not fine:
             failure = (
                 f"training of the arm {arm!r} diverged at step {step}: use a smaller learning rate than "
                 f"{optimizer.learning_rate:g}."
             )
-            steps, losses, accuracies = [*steps, step], [*losses, math.inf], [*accuracies, math.nan]
+            record.add(step, math.inf, math.nan)
             break
-    curve = TrainingCurve(arm, seed, np.array(steps), np.array(losses), np.array(accuracies), optimizer.learning_rate)
-    found = {checkpoint.name for checkpoint in reached}
-    missing = {name: failure for name in checkpoints if name not in found}
-    for name, level in levels.items():
-        missing[name] = failure or f"no loss of {level:g} or less in {last} steps; the lowest was {min(losses):g}."
-    return Run(curve, tuple(reached), missing, failure)
+    curve = TrainingCurve(
+        arm,
+        seed,
+        np.array(record.steps),
+        np.array(record.losses),
+        np.array(record.accuracies),
+        optimizer.learning_rate,
+    )
+    return Run(curve, tuple(record.checkpoints), record.missing(failure), failure)
+
+
+def _take_step(
+    trainable: Trainable,
+    coordinates: Tensor,
+    batch: tuple[Tensor, Tensor, float],
+    update: Update,
+    watch: Watch | None,
+) -> bool:
+    """Move the coordinates by one batch; whether its loss and the new coordinates are finite."""
+    inputs, targets, share = batch
+    if share:  # else every target of this batch is ignored
+        loss, gradient = trainable.loss_and_gradient(coordinates, inputs, targets, share)
+    else:
+        loss, gradient = coordinates.new_zeros(()), torch.zeros_like(coordinates)
+    if watch is None:
+        update(coordinates, gradient)
+    else:
+        before = coordinates.clone()
+        update(coordinates, gradient)
+        watch(before, gradient, coordinates)
+    # The norm, not the entries: where ||v|| overflows, g v / ||v|| is a silent zero.
+    return math.isfinite(float(loss)) and math.isfinite(float(torch.linalg.vector_norm(coordinates)))
+
+
+class _Record:
+    """What a run has been seen to do: losses, accuracies and checkpoints."""
+
+    def __init__(self, problem: Problem, trainable: Trainable, schedule: Schedule):
+        self.problem, self.trainable, self.schedule = problem, trainable, schedule
+        per_epoch = schedule.steps_per_epoch(problem)
+        self.last, self.every = schedule.num_steps(problem), schedule.evaluate_every or per_epoch
+        self.names_at_step: dict[int, list[str]] = {}
+        for name, epoch in schedule.checkpoints.items():
+            self.names_at_step.setdefault(epoch * per_epoch, []).append(name)
+        self.open_levels = dict(schedule.levels)
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.accuracies: list[float] = []
+        self.checkpoints: list[Checkpoint] = []
+
+    def is_due(self, step: int) -> bool:
+        return step % self.every == 0 or step in self.names_at_step or step == self.last
+
+    def add(self, step: int, loss: float, accuracy: float) -> None:
+        self.steps.append(step)
+        self.losses.append(loss)
+        self.accuracies.append(accuracy)
+
+    def evaluate(self, step: int, coordinates: Tensor, outputs: Tensor | None = None) -> bool:
+        """Record the loss over all data, and the checkpoints that are due; False if the loss is not finite."""
+        weights = self.trainable.weights(coordinates)
+        outputs = self.problem.outputs(weights) if outputs is None else outputs
+        targets = self.problem.targets
+        loss = float(self.problem.loss.terms(outputs, targets).sum()) / self.problem.denominator
+        if not math.isfinite(loss):
+            return False
+        reached = [name for name, level in self.open_levels.items() if loss <= level]
+        names = self.names_at_step.get(step, []) + reached
+        if names:
+            chart = self.trainable.parameterization(coordinates)
+            self.checkpoints += [Checkpoint(name, step, weights.clone(), coordinates.clone(), chart) for name in names]
+        for name in reached:
+            del self.open_levels[name]
+        self.add(step, loss, _accuracy(outputs, targets))
+        return True
+
+    def missing(self, failure: str | None) -> dict[str, str]:
+        """Name of each checkpoint that was not reached, with the reason."""
+        reached = {checkpoint.name for checkpoint in self.checkpoints}
+        reasons = {name: failure or "not reached" for name in self.schedule.checkpoints if name not in reached}
+        for name, level in self.open_levels.items():
+            reasons[name] = failure or (
+                f"the loss did not fall to {level:g} in {self.last} steps; the lowest was {min(self.losses):g}."
+            )
+        return reasons
 
 
 class _Batches:
-    """The data in an order drawn anew for each epoch; gathered once per epoch, so that a batch is a view."""
+    """The data, in a new random order for each epoch; gathered once per epoch, so that a batch is a view."""
 
     def __init__(self, problem: Problem, outputs: Tensor, batch_size: int, seed: int):
         self.problem, self.batch_size = problem, batch_size
         self.shares = problem.loss.denominators(outputs, problem.targets)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def stream(self, epochs: int) -> object:
+    def stream(self, epochs: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         for _ in range(epochs):
             order = torch.randperm(self.problem.num_examples, generator=self.generator).to(self.problem.device)
             parts = [part[order].split(self.batch_size) for part in (self.problem.inputs, self.problem.targets)]
@@ -203,7 +246,7 @@ class _Batches:
 
 
 def _accuracy(outputs: Tensor, targets: Tensor) -> float:
-    """Share of right classes; NaN where the targets are not classes."""
+    """Fraction of correct classes; NaN where the targets are not classes."""
     if targets.is_floating_point() or outputs.ndim != 2:
         return float("nan")
     return float((outputs.argmax(dim=1) == targets).double().mean())

@@ -1,4 +1,4 @@
-"""The learning rate of an arm: the best of a grid, which grows where the best lies at its edge."""
+"""The learning rate of an arm: the best of a grid, which grows where the best is at its edge."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from curvature.precision import full_precision
 from curvature.records import LearningRateSweep
 from curvature.studies.training.loop import train
 from curvature.studies.training.optimizers import Optimizer
+from curvature.studies.training.schedule import Schedule
 from curvature.studies.training.trainable import Trainable
 
-__all__ = ["tune_learning_rate"]
+__all__ = ["learning_rate_sweep", "tune_learning_rate"]
 
 TAIL = 3  # epochs whose losses are averaged: the last one alone is a draw of the minibatch noise
 
@@ -23,33 +24,48 @@ TAIL = 3  # epochs whose losses are averaged: the last one alone is a draw of th
 def tune_learning_rate(
     problem: Problem,
     begin: Callable[[], Trainable],
+    schedule: Schedule,
     *,
     arm: str,
     seed: int,
     optimizer: Optimizer,
     rates: Sequence[float],
-    epochs: int,
-    batch_size: int,
     max_extensions: int = 6,
 ) -> LearningRateSweep:
     """Train from the same start at every rate and keep the one with the lowest loss over all data at the end.
 
-    The loss at the end is the mean over the ends of the last three epochs (fewer where the budget has fewer): at a
-    large rate the loss one step later can be twice as high, and a single one would decide by chance.
-
-    While the best rate is the first or the last of the grid, one more is tried beyond it, at the same spacing, at most
-    ``max_extensions`` times in all. Divergence is an infinite loss; where every rate diverged, smaller ones are tried.
-
     Parameters
     ----------
+    problem
+        The starting weights, the loss and all data.
     begin
-        Gives a fresh thing to train for each rate.
+        Called for each rate; returns a fresh thing to train.
+    schedule
+        Epochs and batch size of each run.
+    arm, seed
+        As in :func:`~curvature.studies.training.train`.
     optimizer
         The rule; its own learning rate is not used.
     rates
         At least three, ascending, evenly spaced in the logarithm.
-    epochs, batch_size
-        The budget of each run.
+    max_extensions
+        While the best rate is the first or the last of the grid, one more is tried beyond it, at the same spacing, at
+        most this often in all.
+
+    Returns
+    -------
+    LearningRateSweep
+        Divergence is an infinite loss; where every rate diverged, smaller ones are tried.
+
+    Raises
+    ------
+    ConfigurationError
+        If the rates are not such a grid.
+
+    Notes
+    -----
+    The loss at the end is the mean over the ends of the last three epochs (fewer where the budget has fewer): at a
+    large rate the loss one step later can be twice as high, and a single one would decide by chance.
     """
     rates = [float(rate) for rate in rates]
     ratios = np.diff(np.log(rates)) if len(rates) > 2 and min(rates) > 0 else np.zeros(1)
@@ -61,19 +77,10 @@ def tune_learning_rate(
     factor = float(np.exp(ratios.mean()))
 
     def final(rate: float) -> float:
-        """Mean loss at the ends of the last epochs; a run that diverged ends with an infinite one."""
-        run = train(
-            problem,
-            begin(),
-            arm=arm,
-            seed=seed,
-            optimizer=optimizer.at_rate(rate),
-            epochs=epochs,
-            batch_size=batch_size,
-        )
+        """Mean loss at the ends of the last epochs; infinite for a run that diverged."""
+        run = train(problem, begin(), schedule, arm=arm, seed=seed, optimizer=optimizer.at_rate(rate))
         return float(run.curve.losses[1:][-TAIL:].mean())
 
-    budget = epochs * -(-problem.num_examples // batch_size)
     losses = [final(rate) for rate in rates]
     for _ in range(max_extensions):
         best = int(np.argmin(losses))  # the first, hence the smallest rate, if all diverged
@@ -85,13 +92,37 @@ def tune_learning_rate(
             losses.append(final(rates[-1]))
         else:
             break
-    best = int(np.argmin(losses))
+    return learning_rate_sweep(arm, seed, rates, losses, budget=schedule.num_steps(problem))
+
+
+def learning_rate_sweep(
+    arm: str, seed: int, rates: Sequence[float], final_losses: Sequence[float], *, budget: int
+) -> LearningRateSweep:
+    """Choose the rate with the lowest final loss.
+
+    Parameters
+    ----------
+    arm, seed
+        Whose runs these are.
+    rates
+        Ascending, ``(R,)``.
+    final_losses
+        Of the run at each rate, ``(R,)``; infinite where it diverged.
+    budget
+        Optimizer steps of each run.
+
+    Returns
+    -------
+    LearningRateSweep
+        The smallest rate of equals is chosen; NaN if every run diverged.
+    """
+    best = int(np.argmin(final_losses))
     return LearningRateSweep(
         arm,
         seed,
         np.array(rates),
-        np.array(losses),
-        chosen=rates[best] if np.isfinite(losses[best]) else float("nan"),
+        np.array(final_losses),
+        chosen=rates[best] if np.isfinite(final_losses[best]) else float("nan"),
         at_edge=best in (0, len(rates) - 1),
         budget=budget,
     )
