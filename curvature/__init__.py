@@ -2,7 +2,7 @@ r"""Curvature of small networks under the standard and the weight-normalized par
 
 >>> import curvature as cv
 >>> problem = cv.zoo.digits_problem(num_examples=50, widths=(8,))
->>> cv.spectrum(cv.ggn(problem), chart=cv.WeightNorm(stretch=3.0)).chart
+>>> cv.spectrum(cv.pullback(cv.ggn(problem), cv.WeightNorm(stretch=3.0))).chart
 'weight-norm'
 
 Names load when they are first used, so that ``import curvature`` costs nothing.
@@ -24,14 +24,19 @@ _HOMES = {
         "InputError",
         "NonFiniteError",
         "NotDefinedError",
+        "RemovedArgumentError",
         "ResourceError",
         "SelfCheckError",
     ),
-    "linalg": ("diagonal", "log_determinant", "spectral_sum", "trace"),
+    "linalg.sums": ("log_determinant", "spectral_sum"),
+    "linalg.traces": ("diagonal", "trace"),
     "studies.evidence": ("decomposition", "verdicts"),
-    "linalg.krylov": ("conjugate_gradients", "extremal_eigenvalues", "spectral_density"),
+    "linalg.density": ("spectral_density",),
+    "linalg.extremal": ("KrylovSpace", "extremal_eigenvalues"),
+    "linalg.solve": ("conjugate_gradients",),
     "models.losses": ("BinaryCrossEntropy", "CrossEntropy", "HalfSquaredError", "MeanSquaredError", "PerExample"),
     "matrices": (
+        "WeightSpaceMatrix",
         "effective",
         "empirical_fisher",
         "fisher",
@@ -41,22 +46,30 @@ _HOMES = {
         "monte_carlo_fisher",
         "pullback",
     ),
-    "linalg.operator": ("SymmetricOperator", "blocks"),
+    "linalg.operator": ("SymmetricOperator", "identity"),
+    "linalg.parts": ("blocks",),
     "charts": ("LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"),
-    "linalg.planning": ("Plan", "Rates", "pilot", "plan"),
+    "linalg.planning": ("Plan", "plan"),
+    "linalg.work": ("Counts",),
     "models": ("Problem",),
     "records": (
         "ConditionNumbers",
+        "Check",
         "Decomposition",
+        "Eigenvectors",
         "Estimate",
         "ExtremalEigenvalues",
+        "Inertia",
+        "Quantity",
         "SpectralDensity",
         "Spectrum",
         "StepComparison",
         "Study",
         "Verdict",
+        "Where",
     ),
-    "linalg.eigen": ("inertia", "spectrum"),
+    "linalg.eigen": ("spectrum",),
+    "linalg.inertia": ("inertia",),
     "natural_gradient": (
         "alignments",
         "chart_step",

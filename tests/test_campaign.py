@@ -92,6 +92,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from curvature.linalg.krylov import lanczos
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, sem, t
@@ -102,7 +103,6 @@ from torch.nn.utils import parameters_to_vector, parametrizations, vector_to_par
 import curvature as cv
 from curvature.linalg import eigen, lapack
 from curvature.linalg.intervals import mean_interval
-from curvature.linalg.krylov import lanczos
 from curvature.matrices import MATRICES
 from curvature.records.bounds import kato_temple, lanczos_slack, spectral_bounds
 

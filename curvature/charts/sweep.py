@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvature.linalg.operator import empty_square
+from curvature.linalg.dense import empty_square
 
 __all__ = ["RowMap", "swept"]
 

@@ -14,7 +14,7 @@ from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.rows import NormalizedRows
 from curvature.charts.sweep import RowMap, swept
 from curvature.layout import Entry, Layout
-from curvature.linalg.operator import mirrored
+from curvature.linalg.dense import mirrored
 
 __all__ = ["WeightNormChart"]
 

@@ -23,7 +23,7 @@ from curvature.linalg.intervals import (
     rounding_units,
     spread,
 )
-from curvature.linalg.krylov import lanczos
+from curvature.linalg.lanczos import lanczos
 from curvature.linalg.lapack import eigenvalues
 from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.random import generator_of
@@ -133,13 +133,13 @@ def spectral_sum(
         raise ConfigurationError(f"relative_error must be positive, got {relative_error}.")
     started = time.perf_counter()
     rule = _rule(function)
-    if lower is None and operator.positive_semidefinite:
+    if lower is None and operator.facts.positive_semidefinite:
         lower = 0.0
     end = -math.inf if lower is None else lower + damping
     if method == "auto":
-        known = operator.kept is not None or operator.dense_form is not None
-        few = operator.factor_columns is not None and operator.factor_columns < min(operator.dim, CHEAP_DIM)
-        cheap = (known and operator.dim <= CHEAP_DIM) or few or operator.dim <= _PILOT * _FIRST_STEPS
+        known, factor = operator.routes.entries is not None, operator.routes.factor
+        short = factor is not None and factor.num_columns < min(operator.dim, CHEAP_DIM)
+        cheap = (known and operator.dim <= CHEAP_DIM) or short or operator.dim <= _PILOT * _FIRST_STEPS
         method = "exact" if cheap else "quadrature"
     what = f"trace of {rule.name}" if rule.name != "log" else "log-determinant"
     if method == "exact":
@@ -343,11 +343,12 @@ def _gauss(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, 
 
 def _all_eigenvalues(operator: SymmetricOperator) -> tuple[np.ndarray, float, int]:
     """All eigenvalues in float64, what their rounding is relative to if more than their size, and the products."""
-    if operator.kept is None and operator.factor_columns is not None and operator.factor_columns < operator.dim:
-        gram, scale = operator._gram()
+    factor = operator.routes.factor
+    if operator.kept is None and factor is not None and factor.num_columns < operator.dim:
+        gram, scale = operator.scaled_gram()
         found = eigenvalues(gram.cpu().numpy()).astype(np.float64)
         return np.concatenate([np.zeros(operator.dim - len(found)), found]), scale, 0
-    known = operator.kept is not None or operator.dense_form is not None
+    known = operator.routes.entries is not None
     return eigenvalues(operator.entries().cpu().numpy()).astype(np.float64), 0.0, 0 if known else operator.dim
 
 

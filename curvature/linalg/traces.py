@@ -20,7 +20,8 @@ from curvature.linalg.intervals import (
     rounding_units,
     spread,
 )
-from curvature.linalg.operator import SymmetricOperator, ensure_memory
+from curvature.linalg.memory import ensure_memory
+from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.random import generator_of
 from curvature.precision import full_precision
 from curvature.records import Estimate
@@ -82,7 +83,7 @@ def trace(
     choice(method, TRACE_METHODS)
     started = time.perf_counter()
     if method == "auto":
-        definite = operator.positive_semidefinite
+        definite = operator.facts.positive_semidefinite
         method = "exact" if _cheap(operator, num_products) else ("xnystrace" if definite else "xtrace")
     if method == "exact":
         entries, products = _exact_diagonal(operator)
@@ -295,14 +296,14 @@ def _exact_diagonal(operator: SymmetricOperator) -> tuple[Tensor, int]:
     """Diagonal in float64, and the products it took."""
     if operator.kept is not None:
         return operator.kept.diagonal().double(), 0
-    if operator.factor_blocks is not None:
+    if operator.routes.factor is not None:
         found = torch.zeros(operator.dim, dtype=torch.float64, device=operator.device)
-        for block in operator.factor_blocks():
+        for block in operator.routes.factor.blocks():
             found += (block.double() ** 2).sum(dim=1)
         if not torch.isfinite(found).all():
             raise NonFiniteError(f"the factor of {operator.name} has NaN or infinite entries; look at the model.")
         return found, 0
-    if operator.dense_form is not None:
+    if operator.routes.entries is not None:
         return operator.dense().diagonal().double(), 0
     parts = []
     for start in range(0, operator.dim, 256):
@@ -317,9 +318,9 @@ def _cheap(operator: SymmetricOperator, budget: int) -> bool:
     """Whether the diagonal costs less than estimating it."""
     return (
         operator.kept is not None
-        or operator.factor_blocks is not None
+        or operator.routes.factor is not None
         or operator.dim <= budget
-        or (operator.dense_form is not None and operator.dim <= CHEAP_DIM)
+        or (operator.routes.entries is not None and operator.dim <= CHEAP_DIM)
     )
 
 

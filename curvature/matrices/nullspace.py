@@ -16,40 +16,21 @@ The gauge of weight normalization is the chart's own business: ``chart.null_dim`
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from curvature.linalg.eigen import MAX_NULL_DIRECTIONS
-from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.facts import NullSpace
+from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.models import Problem
 from curvature.models.layers import LayerTrace, trace_layers
 from curvature.models.losses import CrossEntropy
 
-__all__ = ["NullSpace", "expected_directions", "known_null_space", "rank_of_few", "verified"]
+__all__ = ["expected_directions", "known_null_space"]
 
 _MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
-_COMBINATIONS = 32  # of null directions that are multiplied before each alone
-_BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
-
-
-@dataclass(frozen=True, eq=False)
-class NullSpace:
-    """An orthonormal basis ``(P, z)`` of known null directions, and how many each reason brought.
-
-    ``reasons`` counts new directions in the order of the reasons: a direction that two reasons share counts once.
-    """
-
-    basis: Tensor = field(repr=False)
-    reasons: dict[str, int]
-
-    @property
-    def dim(self) -> int:
-        """Number of independent directions."""
-        return self.basis.shape[1]
 
 
 def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
@@ -84,61 +65,6 @@ def expected_directions(problem: Problem, *, second_order: bool) -> int:
     counted = sum(count for count in (silent[:1] if second_order else silent) if count <= most)
     shift = widths[-1] if isinstance(problem.loss, CrossEntropy) else 0
     return min(problem.dim, MAX_NULL_DIRECTIONS, counted + shift)
-
-
-def verified(space: NullSpace, operator: SymmetricOperator) -> tuple[int, str]:
-    """Rank by formula: dimension minus the directions that pass ``A n = 0``, and at most ``rank_bound``.
-
-    Returns the rank and one line that says what was counted. Many directions are first multiplied in 32 random
-    combinations, and one by one only if any of these is not null: a direction that fails the test escapes with a
-    probability below 1e-13.
-    """
-    count, said = 0, ""
-    if space.dim:
-        allowed = 1e3 * torch.finfo(operator.dtype).eps * _norm(operator)
-        count = space.dim
-        if count <= 2 * _COMBINATIONS or not _all_null(space.basis, operator, allowed):
-            count = int((torch.linalg.vector_norm(operator @ space.basis, dim=0) <= allowed).sum())
-        said = ", ".join(f"{number} {reason}" for reason, number in space.reasons.items())
-        if count < space.dim:
-            said += f"; {space.dim - count} of them not null here, not counted"
-    rank = operator.dim - count
-    rule = "formula: " + (f"{operator.dim} - {count} verified null directions ({said})" if count else "full")
-    if operator.rank_bound is not None and operator.rank_bound < rank:
-        return operator.rank_bound, _BY_EXAMPLES.format(operator.rank_bound)
-    return rank, rule
-
-
-def rank_of_few(operator: SymmetricOperator) -> tuple[int, str] | None:
-    """The bound by the number of examples, where as many null directions as are looked for could not lower it."""
-    if operator.rank_bound is None or operator.rank_bound > operator.dim - MAX_NULL_DIRECTIONS:
-        return None
-    return operator.rank_bound, _BY_EXAMPLES.format(operator.rank_bound)
-
-
-def _all_null(basis: Tensor, operator: SymmetricOperator, allowed: float) -> bool:
-    """Whether random combinations of all directions are null, with normal weights.
-
-    A direction longer than ``allowed`` after the product leaves one combination at half of that or less only if its
-    weight falls into an interval of length one: with a probability of at most 0.383, whatever the others do.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randn(basis.shape[1], _COMBINATIONS, generator=generator, dtype=torch.float64)
-    images = operator @ (basis @ weights.to(basis))
-    return bool((torch.linalg.vector_norm(images, dim=0) <= allowed / 2).all())
-
-
-def _norm(operator: SymmetricOperator) -> float:
-    """A few power steps: the order of magnitude of the largest eigenvalue."""
-    vector = torch.ones(operator.dim, dtype=operator.dtype, device=operator.device)
-    vector[::2] = -0.5
-    length = torch.linalg.vector_norm(vector)
-    for _ in range(5):
-        vector = operator @ (vector / length)
-        length = torch.linalg.vector_norm(vector)
-        if length == 0:
-            return 0.0
-    return float(length)
 
 
 def _extend(basis: Tensor, vectors: Tensor) -> Tensor:

@@ -7,18 +7,21 @@ large numbers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from curvature.charts import Chart
-from curvature.errors import SelfCheckError
-from curvature.linalg.checks import Testimony, Witness
+from curvature.errors import CurvatureError, SelfCheckError
+from curvature.linalg.checks import Testimony, Witness, same_form
+from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.models.behaviour import graph_nodes
 
-__all__ = ["gradient_witness", "output_witness"]
+__all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness"]
 
 _DIFFERENCE_ERROR = 1e-8  # relative, of a squared difference quotient of ordinary size
 _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
@@ -159,3 +162,92 @@ def _suspects(problem: Problem) -> str:
     return "What autograd computes is not the derivative of the gradient: " + (
         f"{known}." if known else "a layer or the loss has a wrong double backward; replace or freeze it."
     )
+
+
+def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOperator], reversible: bool) -> Witness:
+    """Testify by autograd in double precision, on examples in the opposite order, cut in other places.
+
+    The difference is what the order of sums and single precision do to a product.
+
+    Parameters
+    ----------
+    problem
+        Whose matrix it is.
+    rebuild
+        ``(problem, method=) -> matrix``.
+    reversible
+        False where the examples have fixed places, as with sampled labels.
+
+    Returns
+    -------
+    Witness
+        For a matrix on the weights.
+    """
+    size = max(1, 2 * min(problem.chunk_size, problem.num_examples) // 3)
+
+    def multiply(block: Tensor) -> Tensor:
+        other = replace(_in_double(problem), chunk_size=size)
+        if reversible:
+            other = replace(other, inputs=other.inputs.flip(0), targets=other.targets.flip(0))
+        return rebuild(other, method="generic") @ block.to(other.dtype)
+
+    return Witness(
+        "products by autograd in other chunks of examples",
+        same_form(multiply),
+        "The model or the loss is random or keeps a state, treats an example differently in other company, or has a "
+        "layer that autograd and the formulas of this package disagree about (method='generic' leaves these out).",
+    )
+
+
+def _in_double(problem: Problem) -> Problem:
+    """The same problem in double precision, at the same weights."""
+    if problem.dtype == torch.float64:
+        return problem
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    return replace(
+        problem,
+        function=replace(problem.function, module=copy.deepcopy(problem.model).double()),
+        inputs=double(problem.inputs),
+        targets=double(problem.targets),
+        weights=problem.weights.double(),
+    )
+
+
+def not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], block: Tensor) -> str:
+    """Say for which example and in which parameters a product is not finite, by bisection.
+
+    Parameters
+    ----------
+    problem
+        Whose matrix it is.
+    rebuild
+        ``(problem, method=) -> matrix``.
+    block
+        Columns whose product is not finite.
+
+    Returns
+    -------
+    str
+        The end of a sentence.
+    """
+
+    def product(start: int, stop: int) -> Tensor:
+        part = replace(problem, inputs=problem.inputs[start:stop], targets=problem.targets[start:stop])
+        return rebuild(part, method="generic").matmat(block)
+
+    start, stop = 0, problem.num_examples
+    try:
+        problem.gradient()  # where that is not finite, it knows best
+        while stop - start > 1:
+            half = (start + stop) // 2
+            start, stop = (start, half) if not torch.isfinite(product(start, half)).all() else (half, stop)
+        rows = problem.unflatten(product(start, stop)[:, 0])
+    except CurvatureError as error:
+        return str(error)
+    names = [name for name, part in rows.items() if not torch.isfinite(part).all()]
+    if not names:
+        return "each example alone is finite: a sum overflows. Scale the loss down."
+    return f"first for example {start}, in {', '.join(names)}; look at the model at this point."

@@ -7,18 +7,22 @@ from curvature.records.spectrum import Inertia, Spectrum
 from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
 from curvature.records.study import Measured, Study
 from curvature.records.training import LearningRateSweep, StepsToLoss, TrainingCurve
+from curvature.records.vectors import Eigenvectors
 from curvature.records.verdict import Decomposition, Verdict
+from curvature.records.where import Located, Where
 
 __all__ = [
     "Alignment",
     "Check",
     "ConditionNumbers",
     "Decomposition",
+    "Eigenvectors",
     "Estimate",
     "ExtremalEigenvalues",
     "GaugeState",
     "Inertia",
     "LearningRateSweep",
+    "Located",
     "Measured",
     "Quantity",
     "SpectralDensity",
@@ -28,5 +32,6 @@ __all__ = [
     "Study",
     "TrainingCurve",
     "Verdict",
+    "Where",
     "Whitening",
 ]

@@ -108,16 +108,11 @@ def condition_numbers(
             float(relative.sum() ** 2 / (relative**2).sum()), "resolved", "(sum l)^2 / sum l^2 with signs"
         )
     return ConditionNumbers(
-        matrix=spectrum.matrix,
-        chart=spectrum.chart,
-        gauge=spectrum.gauge,
-        block=spectrum.block,
-        effective=spectrum.effective,
+        where=spectrum.where,
         dim=spectrum.dim,
         rank=spectrum.rank,
         rank_rule=spectrum.rank_rule,
         noise_floor=spectrum.noise_floor,
-        num_examples=spectrum.num_examples,
         method=spectrum.method,
         values=values,
         damped=damped,
@@ -159,12 +154,9 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
         high=ratio(top, max(bottom, 0.0)),
         level=1.0 if ends.certified and len(ends.smallest) and len(ends.largest) else 1 - FAILURE,
         method="Krylov ends",
-        matrix=ends.matrix,
-        chart=ends.chart,
-        gauge=ends.gauge,
+        where=ends.where,
         dim=ends.dim,
         num_products=ends.num_products,
-        num_examples=ends.num_examples,
         seconds=ends.seconds,
     )
 

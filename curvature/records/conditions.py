@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from curvature.errors import ConfigurationError
 from curvature.records.quantity import Quantity
+from curvature.records.storage import to_plain
+from curvature.records.where import Located, Where
 
 __all__ = ["ConditionNumbers"]
 
 
 @dataclass(frozen=True)
-class ConditionNumbers:
+class ConditionNumbers(Located):
     """Summaries of one spectrum, each a :class:`Quantity` under its own name.
 
     ``values`` maps name to quantity (see :func:`curvature.records.conditioning.condition_numbers` for the formulas);
     ``damped`` maps ``delta`` to ``(kappa_damped, effective_dimension)``.
     """
 
-    matrix: str
-    chart: str
-    gauge: str
-    block: str
-    effective: bool
+    where: Where
     dim: int
     rank: int
     rank_rule: str
     noise_floor: float
-    num_examples: int | None
     method: str
     values: Mapping[str, Quantity]
     damped: Mapping[float, tuple[Quantity, Quantity]]
@@ -49,8 +46,7 @@ class ConditionNumbers:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} = {quantity}" for name, quantity in self.headline.items())
-        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
-        return f"ConditionNumbers({self.matrix}, {self.chart}{gauge}, rank {self.rank}: {shown})"
+        return f"ConditionNumbers({self.label}, rank {self.rank}: {shown})"
 
     def _repr_html_(self) -> str:
         body = "".join(
@@ -58,15 +54,10 @@ class ConditionNumbers:
             f"<td>{html.escape(quantity.note)}</td></tr>"
             for name, quantity in self.values.items()
         )
-        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
-        title = f"{self.matrix}, {self.chart}{gauge}, rank {self.rank}"
+        title = f"{self.label}, rank {self.rank}"
         return f"<div><b>{html.escape(title)}</b><table>{body}</table></div>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and CSV."""
-        about = {
-            key: value
-            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
-            if key not in ("values", "damped")
-        }
-        return about | {name: asdict(quantity) for name, quantity in self.values.items()}
+        plain = {name: value for name, value in to_plain(self).items() if name not in ("values", "damped")}
+        return plain | {name: asdict(quantity) for name, quantity in self.values.items()}

@@ -10,12 +10,14 @@ import numpy as np
 from curvature.errors import ConfigurationError
 from curvature.records.bounds import FAILURE, cumulative_band, kato_temple, spectral_bounds
 from curvature.records.quantity import Check, Quantity
+from curvature.records.vectors import Eigenvectors
+from curvature.records.where import Located, Where
 
 __all__ = ["Estimate", "ExtremalEigenvalues", "SpectralDensity"]
 
 
 @dataclass(frozen=True)
-class ExtremalEigenvalues:
+class ExtremalEigenvalues(Located):
     r"""Ritz values at the ends of a spectrum, with what is known of their errors.
 
     Attributes
@@ -42,11 +44,11 @@ class ExtremalEigenvalues:
         Rounding of one eigenvalue.
     checks
         Self-checks that the matrix passed; see :mod:`curvature.linalg.checks`.
+    vectors
+        Ritz vectors of the values, smallest first (ascending), with their residuals.
     """
 
-    matrix: str
-    chart: str
-    gauge: str
+    where: Where
     dim: int
     largest: np.ndarray
     smallest: np.ndarray
@@ -54,12 +56,7 @@ class ExtremalEigenvalues:
     error_bounds: np.ndarray = field(repr=False)
     converged: bool
     num_products: int
-    num_examples: int | None = None
     seconds: float = math.nan
-    dtype: str = "float64"
-    block: str = "all"
-    effective: bool = False
-    num_samples: int | None = None
     positive_semidefinite: bool = False
     complete: str = "not checked"
     num_missed: int = 0
@@ -68,6 +65,7 @@ class ExtremalEigenvalues:
     ritz_range: tuple[float, float] = (-math.inf, math.inf)
     noise_floor: float = 0.0
     checks: tuple[Check, ...] = field(default=(), repr=False)
+    vectors: Eigenvectors | None = field(default=None, repr=False)
 
     @property
     def largest_bounds(self) -> np.ndarray:
@@ -155,26 +153,19 @@ class ExtremalEigenvalues:
 
 
 @dataclass(frozen=True)
-class SpectralDensity:
+class SpectralDensity(Located):
     """A density of eigenvalues, held as the quadrature that produced it; smoothing is a choice of the picture.
 
     ``nodes`` (Ritz values, unit loss / coordinate**2) and ``weights`` (each row sums to one) have shape
     ``(num_probes, num_matvecs)``; ``checks``: the self-checks that the matrix passed.
     """
 
-    matrix: str
-    chart: str
-    gauge: str
+    where: Where
     dim: int
     nodes: np.ndarray = field(repr=False)
     weights: np.ndarray = field(repr=False)
-    num_examples: int | None = None
     num_products: int = 0
     seconds: float = math.nan
-    dtype: str = "float64"
-    block: str = "all"
-    effective: bool = False
-    num_samples: int | None = None
     checks: tuple[Check, ...] = field(default=(), repr=False)
 
     @property
@@ -231,7 +222,7 @@ class SpectralDensity:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Located):
     r"""One number of a matrix (or one per coordinate) with the interval that it lies in.
 
     Attributes
@@ -262,9 +253,7 @@ class Estimate:
     high: float | np.ndarray
     level: float
     method: str
-    matrix: str
-    chart: str
-    gauge: str
+    where: Where
     dim: int
     standard_error: float | np.ndarray = 0.0
     quadrature_error: float = 0.0
@@ -272,7 +261,6 @@ class Estimate:
     num_probes: int = 0
     converged: bool = True
     note: str = ""
-    num_examples: int | None = None
     seconds: float = math.nan
 
     @property

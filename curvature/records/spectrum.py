@@ -6,7 +6,7 @@ import html
 import json
 import math
 import zipfile
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,15 @@ import numpy as np
 from curvature.errors import ConfigurationError
 from curvature.records.conditioning import condition_numbers
 from curvature.records.conditions import ConditionNumbers
+from curvature.records.picture import spectrum_picture
 from curvature.records.quantity import Check, Quantity
+from curvature.records.storage import from_plain, storable, to_json, to_plain
+from curvature.records.vectors import Eigenvectors
+from curvature.records.where import Located, Where
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-    from matplotlib.axes import Axes
 
 __all__ = ["Inertia", "Spectrum"]
 
@@ -29,21 +32,15 @@ _MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues do not happen, a zip 
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Located):
     """All eigenvalues of one matrix in one chart, and how far they can be trusted.
 
     Attributes
     ----------
-    matrix, chart, gauge, block
-        What was decomposed. Eigenvalues without a gauge mean nothing.
-    effective
-        True for ``K^(1/2) A K^(1/2)`` (no gauge zeros), False for the chart's own coordinates.
+    where
+        What was decomposed: matrix, chart, gauge, block, ... Eigenvalues without a gauge mean nothing.
     eigenvalues
         Ascending, ``(dim,)``, unit loss / coordinate**2.
-    num_examples
-        Examples behind the mean.
-    num_samples
-        Sampled labels per example; None unless Monte Carlo.
     positive_semidefinite
         Whether the definition guarantees it.
     method
@@ -60,27 +57,23 @@ class Spectrum:
         Squared components of the loss gradient along the eigenvectors, where they were asked for.
     checks
         Self-checks that the matrix passed; see :mod:`curvature.linalg.checks`.
+    vectors
+        Eigenvectors in the order of the eigenvalues, where they were asked for.
     """
 
-    matrix: str
-    chart: str
-    gauge: str
+    where: Where
     eigenvalues: np.ndarray = field(repr=False)
     positive_semidefinite: bool
     method: str
     noise_floor: float
     rank: int
     rank_rule: str
-    dtype: str = "float64"
-    block: str = "all"
-    effective: bool = False
-    num_examples: int | None = None
-    num_samples: int | None = None
     gradient_weights: np.ndarray | None = field(default=None, repr=False)
     seconds: float = math.nan
     checks: tuple[Check, ...] = field(default=(), repr=False)
     floor_rule: str = ""
     rank_bounds: tuple[int, int] | None = None
+    vectors: Eigenvectors | None = field(default=None, repr=False)
 
     @property
     def dim(self) -> int:
@@ -113,7 +106,7 @@ class Spectrum:
     def eigenvalue(self, k: int) -> Quantity:
         """Give ``eigenvalues[k]`` (ascending) as resolved, or as below the noise floor, with its interval.
 
-        >>> record = Spectrum("ggn", "standard", "-", np.array([1e-20, 2.0]), True, "dense", 1e-15, 1, "by hand")
+        >>> record = Spectrum(Where("ggn", "standard"), np.array([1e-20, 2.0]), True, "dense", 1e-15, 1, "by hand")
         >>> print(record.eigenvalue(0), record.eigenvalue(-1), record.eigenvalue(-1).method)
         < 1e-15 2 dense, Weyl
         """
@@ -147,38 +140,18 @@ class Spectrum:
         """The ``rank`` largest eigenvalues in absolute value, by descending absolute value, signs kept."""
         return self.eigenvalues[np.argsort(-np.abs(self.eigenvalues), kind="stable")][: self.rank]
 
-    @property
-    def label(self) -> str:
-        """Matrix, chart and gauge in a few words."""
-        gauge = "" if self.gauge == "-" else f" ({self.gauge})"
-        return f"{self.matrix}, {self.chart}{gauge}" + ("" if self.block == "all" else f", {self.block}")
-
     def condition_numbers(self, **options: Any) -> ConditionNumbers:
         """Every summary of :mod:`curvature.records.conditioning` that is defined for this spectrum."""
         return condition_numbers(self, **options)
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw the eigenvalues by rank on ``ax`` (new if None); returns the Axes."""
-        from curvature.report.figures import plot_spectrum
-
-        return plot_spectrum(self, ax=ax)
 
     def save(self, path: str | Path) -> Path:
         """Write one ``.npz`` file: the arrays, and the rest as JSON. No pickle."""
         path = Path(path)
         if path.suffix != ".npz":
             raise ConfigurationError(f"a spectrum is saved as .npz, got {path.name!r}.")
-        about = {
-            key: value
-            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
-            if not isinstance(value, np.ndarray)
-        }
-        arrays = {
-            key: value
-            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
-            if isinstance(value, np.ndarray)
-        }
-        np.savez(path, about=np.array(json.dumps({"schema": _SCHEMA} | about, default=asdict)), **arrays)
+        plain = to_plain(self)
+        arrays = {name: plain.pop(name) for name in list(plain) if isinstance(plain[name], np.ndarray)}
+        np.savez(path, about=np.array(to_json({"schema": _SCHEMA} | plain)), **arrays)
         return path
 
     @classmethod
@@ -189,18 +162,16 @@ class Spectrum:
             raise ConfigurationError(f"{path} is larger than any spectrum ({_MAX_BYTES / 2**30:.0f} GB): not read.")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
-                arrays = {key: stored[key] for key in stored.files if key != "about"}
-            schema = about.pop("schema")
-            about["checks"] = tuple(Check(**check) for check in about.get("checks", ()))
-            about["rank_bounds"] = tuple(about["rank_bounds"]) if about.get("rank_bounds") else None
-            found = cls(**about, **arrays) if schema == _SCHEMA else None
+                plain = json.loads(str(stored["about"]))
+                arrays = {name: stored[name] for name in stored.files if name != "about"}
+            schema = plain.pop("schema")
+            spectrum = from_plain(cls, plain | arrays) if schema == _SCHEMA else None
         # A damaged file fails in as many ways as there are layers: archive, array, JSON, fields.
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise ConfigurationError(f"{path} is not a saved spectrum: {error}") from error
-        if found is None:
+        if spectrum is None:
             raise ConfigurationError(f"{path} holds schema {schema}, this version reads {_SCHEMA}.")
-        return found
+        return spectrum
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per eigenvalue, ascending, with its index, interval and whether it is above the noise floor."""
@@ -220,15 +191,9 @@ class Spectrum:
         """Label the eigenvalues; everything else becomes attributes."""
         import xarray as xr
 
-        about = {
-            key: value
-            if isinstance(value, str | int | float) and not isinstance(value, bool)
-            else json.dumps(value, default=asdict)
-            for key, value in ((item.name, getattr(self, item.name)) for item in fields(self))
-            if not isinstance(value, np.ndarray)
-        }
+        plain = {name: storable(v) for name, v in to_plain(self).items() if not isinstance(v, np.ndarray)}
         return xr.DataArray(
-            self.eigenvalues, dims="index", coords={"index": np.arange(self.dim)}, name="eigenvalue", attrs=about
+            self.eigenvalues, dims="index", coords={"index": np.arange(self.dim)}, name="eigenvalue", attrs=plain
         )
 
     def __repr__(self) -> str:
@@ -239,8 +204,6 @@ class Spectrum:
         )
 
     def _repr_html_(self) -> str:
-        from curvature.report.figures import spectrum_svg
-
         summary = self.condition_numbers()
         negative, zero, positive = self.inertia
         rows = {
@@ -254,26 +217,27 @@ class Spectrum:
             "self-checks": f"{len(self.checks)} passed" if self.checks else "none made",
         }
         body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
+        picture = spectrum_picture(self.eigenvalues, self.noise_floor, f"Eigenvalues of {html.escape(self.label)}")
         return (
             f"<div><b>{html.escape(self.label)}</b><div style='display:flex;gap:1em;align-items:center'>"
-            f"<table>{body}</table>{spectrum_svg(self)}</div></div>"
+            f"<table>{body}</table>{picture}</div></div>"
         )
 
 
 @dataclass(frozen=True)
-class Inertia:
+class Inertia(Located):
     """How many eigenvalues lie below and above ``shift``, by Sylvester's law of inertia.
 
     ``tolerance`` is the norm of the rounding that was made: eigenvalues farther than it from ``shift`` are on the right
     side for certain. Eigenvalues of the rounded matrix that are exactly ``shift`` count on neither side.
     """
 
-    matrix: str
-    chart: str
-    gauge: str
+    where: Where
     dim: int
     shift: float
     below: int
     above: int
     tolerance: float
-    num_examples: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Inertia({self.label}: {self.below} below {self.shift:g}, {self.above} above, of {self.dim})"

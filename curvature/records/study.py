@@ -5,37 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from curvature.records.conditions import ConditionNumbers
-from curvature.records.krylov import ExtremalEigenvalues, SpectralDensity
 from curvature.records.quantity import Check
-from curvature.records.spectrum import Spectrum
-from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
 from curvature.records.training import LearningRateSweep, TrainingCurve
 from curvature.records.verdict import Decomposition, Verdict
 
 __all__ = ["Measured", "Study"]
 
 
+RecordT = TypeVar("RecordT")
+
+
 @dataclass(frozen=True)
-class Measured:
+class Measured(Generic[RecordT]):
     """One record and where it was taken: arm (whose weights), seed, checkpoint and optimizer step."""
 
     arm: str
     seed: int
     checkpoint: str
     step: int
-    record: (
-        Spectrum
-        | ExtremalEigenvalues
-        | SpectralDensity
-        | ConditionNumbers
-        | StepComparison
-        | Alignment
-        | Whitening
-        | GaugeState
-    )
+    record: RecordT
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ class Study:
     data: str
     num_weights: int
     num_examples: int
-    measurements: tuple[Measured, ...] = field(repr=False)
+    measurements: tuple[Measured[Any], ...] = field(repr=False)
     curves: tuple[TrainingCurve, ...] = field(default=(), repr=False)
     checks: tuple[Check, ...] = field(default=(), repr=False)
     warnings: tuple[str, ...] = ()
@@ -102,7 +92,7 @@ class Study:
             for worst in [max(checks, key=badness)]
         )
 
-    def of(self, kind: type, **where: Any) -> list[Measured]:
+    def of(self, kind: type[RecordT], **where: Any) -> list[Measured[RecordT]]:
         """Measurements of one kind of record; ``where`` filters by place or by the record's own fields.
 
         >>> study.of(Spectrum, matrix="ggn", checkpoint="late")  # doctest: +SKIP

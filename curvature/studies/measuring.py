@@ -13,7 +13,8 @@ from curvature.charts import LinearChart, Parameterization, Placebo, Standard, W
 from curvature.errors import ConfigurationError, SelfCheckError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
-from curvature.matrices import MATRICES, fisher
+from curvature.matrices import MATRICES, fisher, pullback
+from curvature.matrices import effective as effective_form
 from curvature.models import Problem
 from curvature.natural_gradient import Controls, compare_charts, control_charts
 from curvature.records import Check, GaugeState, Measured, Spectrum, Study
@@ -60,7 +61,8 @@ def measured_spectra(
             canonical = type(chart) is WeightNorm and chart.gauge == "canonical"
             # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would
             # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
-            moved = operator if plain else operator.to_chart(operator, chart, effective and not canonical)
+            move = effective_form if effective and not canonical else pullback
+            moved = operator if plain else move(operator, chart)
             record = spectrum(moved, gradient=with_gradient)
             found.add(place, record)
             standard = record if plain else standard

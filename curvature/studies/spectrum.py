@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from curvature.charts import Parameterization, Standard
+from curvature.linalg.density import spectral_density
 from curvature.linalg.eigen import spectrum
-from curvature.linalg.krylov import extremal_eigenvalues, spectral_density
-from curvature.linalg.operator import USABLE, SymmetricOperator, blocks, free_memory
-from curvature.linalg.planning import Plan, Rates, ends, measured_products, pilot, plans
+from curvature.linalg.extremal import extremal_eigenvalues
+from curvature.linalg.memory import USABLE, free_memory
+from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.parts import blocks
+from curvature.linalg.planning import Plan, plans
+from curvature.linalg.work import Counts, ends
+from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import ExtremalEigenvalues, Study
@@ -42,30 +45,25 @@ def plan_spectrum(
     num_eigenvalues: int = 10,
     num_probes: int = 10,
     num_matvecs: int = 60,
-    rates: Rates | None = None,
 ) -> dict[str, list[tuple[Plan, ...]]]:
     """What :func:`run_spectrum` will do: for each matrix the plans of every chart and block, in the order of the work.
 
-    Entries that several charts or blocks share are counted once. Refuses what does not fit; computes nothing but the
-    pilot, unless ``rates`` are given.
+    Entries that several charts or blocks share are counted once. Refuses what does not fit; computes nothing but
+    timed products.
     """
     found: dict[str, list[tuple[Plan, ...]]] = {}
-    counts = {"num_eigenvalues": num_eigenvalues, "num_probes": num_probes, "num_matvecs": num_matvecs}
     for name in known_matrices(matrices):
         operator = matrix_of(problem, name, seed, num_samples)
         found[name] = []
-        speeds = pilot(problem.dtype, problem.device) if rates is None else rates
-        if not speeds.products and (method in ("lanczos", "slq") or operator.work.multiplications is None):
-            speeds = measured_products(operator, speeds, num_probes)  # once for all charts and blocks
         # The entries on the weights are kept while the charts are measured.
         kept = problem.dtype.itemsize * problem.dim**2 if len(charts) > 1 else 0
         allowed = USABLE * free_memory(problem.device) - (kept if method in ("auto", "exact", "dense") else 0)
         shared = False
         for part in (part for _, parts in _in_charts(operator, charts, block) for part in parts):
             if shared:
-                part = replace(part, work=replace(part.work, multiplications=0.0))
-            with_gradient = gradient and _has_gradient(name)
-            made = plans(part, method, gradient=with_gradient, max_memory=allowed, rates=speeds, **counts)
+                part = _with_shared_entries(part)
+            counts = Counts(num_eigenvalues, num_probes, num_matvecs, gradient and _has_gradient(name))
+            made = plans(part, method, counts=counts, max_memory=allowed)
             shared = shared or made[0].method == "dense"
             found[name].append(made)
     return found
@@ -127,17 +125,14 @@ def run_spectrum(
             for part in parts:
                 several = next(waiting)
                 for one in several:
-                    generator = torch.Generator().manual_seed(seed)
                     if one.method == "lanczos":
                         largest, smallest = ends(part, num_eigenvalues)
-                        record = extremal_eigenvalues(
-                            part, num_largest=largest, num_smallest=smallest, generator=generator
-                        )
+                        record = extremal_eigenvalues(part, num_largest=largest, num_smallest=smallest, seed=seed)
                         found.extend(place, [record])
                         _warn_unconverged(found, record)
                     elif one.method == "slq":
                         steps = min(num_matvecs, part.dim)
-                        record = spectral_density(part, num_matvecs=steps, num_probes=num_probes, generator=generator)
+                        record = spectral_density(part, num_matvecs=steps, num_probes=num_probes, seed=seed)
                         found.extend(place, [record])
                     else:
                         with_gradient = gradient and _has_gradient(name) and one.method != "gram"
@@ -154,8 +149,16 @@ def _in_charts(
 ) -> Iterator[tuple[Parameterization, list[SymmetricOperator]]]:
     """The blocks of the matrix in every chart."""
     for chart in charts:
-        moved = operator if isinstance(chart, Standard) else operator.to_chart(operator, chart, False)
+        moved = operator if isinstance(chart, Standard) else pullback(operator, chart)
         yield chart, list(blocks(moved, block).values())
+
+
+def _with_shared_entries(operator: SymmetricOperator) -> SymmetricOperator:
+    """The same matrix for a plan: its entries cost nothing, since another chart or block has computed them."""
+    entries = operator.routes.entries
+    if entries is None:
+        return operator
+    return replace(operator, routes=replace(operator.routes, entries=replace(entries, multiplications=0.0)))
 
 
 def _has_gradient(matrix: str) -> bool:

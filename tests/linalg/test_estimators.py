@@ -7,6 +7,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from curvature.linalg.krylov import _counted, lanczos
 from scipy.stats import binom
 
 from curvature import (
@@ -22,7 +23,6 @@ from curvature import (
 )
 from curvature.errors import ConfigurationError, NonFiniteError, NotDefinedError, SelfCheckError
 from curvature.linalg.intervals import mean_interval
-from curvature.linalg.krylov import _counted, lanczos
 from curvature.linalg.lapack import inertia as counted
 from curvature.linalg.sums import _gauss, _quadratures, _rule
 from curvature.linalg.traces import _hutch_plus_plus, _hutchinson, _xdiag, _xnystrace, _xtrace

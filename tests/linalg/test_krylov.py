@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from curvature.linalg.krylov import _next_block, lanczos
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ import curvature as cv
 from curvature import SymmetricOperator, conjugate_gradients, extremal_eigenvalues, spectral_density
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError, ResourceError, SelfCheckError
 from curvature.linalg import operator as operators
-from curvature.linalg.krylov import _next_block, lanczos
 from curvature.linalg.operator import Work
 from curvature.models import zoo
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from curvature.linalg.operator import empty_square, mirrored
+from curvature.linalg.dense import empty_square, mirrored
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul, places
 
 __all__ = ["curvature", "curvature_bytes"]

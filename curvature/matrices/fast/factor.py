@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from curvature.linalg.operator import mirrored
+from curvature.linalg.dense import mirrored
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
 __all__ = ["factor_rows", "gram"]

@@ -1,0 +1,280 @@
+"""Routes and facts of sums, multiples, congruences and principal blocks, from those of their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from curvature.errors import ConfigurationError
+from curvature.linalg.facts import Facts
+from curvature.linalg.routes import EntriesRoute, FactorRoute, ProductCost, Routes
+from curvature.records import Where
+
+__all__ = [
+    "congruent_facts",
+    "congruent_routes",
+    "restricted_facts",
+    "restricted_routes",
+    "scaled_facts",
+    "scaled_routes",
+    "sum_facts",
+    "sum_routes",
+    "sum_where",
+]
+
+Map = Callable[[Tensor], Tensor]
+
+
+def sum_where(first: Where, second: Where) -> Where:
+    """Header of ``A + B``.
+
+    Parameters
+    ----------
+    first, second
+        Headers of the terms.
+
+    Returns
+    -------
+    Where
+        With both names; ``"given"`` coordinates fit any others.
+
+    Raises
+    ------
+    ConfigurationError
+        If the terms are written in different coordinates.
+    """
+    for part in ("chart", "gauge", "block", "effective"):
+        one, other = getattr(first, part), getattr(second, part)
+        if one != other and "given" not in (first.chart, second.chart):
+            raise ConfigurationError(
+                f"{first.label} and {second.label} are written in different coordinates, so their sum means nothing. "
+                "Pull both back to one chart, and take the same block of both."
+            )
+    base = second if first.chart == "given" else first
+    return replace(base, matrix=f"{first.matrix} + {second.matrix}")
+
+
+def sum_routes(first: Routes, second: Routes) -> Routes:
+    """Routes of ``A + B``: those that both have.
+
+    Parameters
+    ----------
+    first, second
+        Routes of the terms.
+
+    Returns
+    -------
+    Routes
+        Entries add, factors stand side by side.
+    """
+    entries = factor = None
+    if first.entries is not None and second.entries is not None:
+        one, other = first.entries, second.entries
+        entries = EntriesRoute(
+            lambda: one.compute().add_(other.compute()),
+            _added(one.multiplications, other.multiplications),
+            one.peak_bytes + other.peak_bytes,
+        )
+    if first.factor is not None and second.factor is not None:
+        left, right = first.factor, second.factor
+
+        def blocks() -> Iterator[Tensor]:
+            return chain(left.blocks(), right.blocks())
+
+        factor = FactorRoute(blocks, left.num_columns + right.num_columns, max(left.block_bytes, right.block_bytes))
+    cost = ProductCost(
+        first.products.fixed_bytes + second.products.fixed_bytes,
+        first.products.column_bytes + second.products.column_bytes,
+        _added(first.products.multiplications, second.products.multiplications),
+    )
+    return Routes(entries, factor, cost, first.numpy_blas and second.numpy_blas)
+
+
+def sum_facts(first: Facts, second: Facts) -> Facts:
+    """Facts of ``A + B``.
+
+    Parameters
+    ----------
+    first, second
+        Facts of the terms.
+
+    Returns
+    -------
+    Facts
+        Definiteness, and the sum of the rank bounds.
+    """
+    bound = None
+    if first.rank_bound is not None and second.rank_bound is not None:
+        bound = first.rank_bound + second.rank_bound
+    return Facts(first.positive_semidefinite and second.positive_semidefinite, rank_bound=bound)
+
+
+def scaled_routes(routes: Routes, scale: float) -> Routes:
+    """Routes of ``c A``.
+
+    Parameters
+    ----------
+    routes
+        Routes of ``A``.
+    scale
+        ``c``; a negative one, or zero, leaves no factor.
+
+    Returns
+    -------
+    Routes
+        The same routes.
+    """
+    entries, factor = routes.entries, None
+    if entries is not None:
+        compute = entries.compute
+        entries = replace(entries, compute=lambda: compute().mul_(scale), kept=None)
+    if routes.factor is not None and scale > 0:
+        blocks = routes.factor.blocks
+        factor = replace(routes.factor, blocks=lambda: (scale**0.5 * block for block in blocks()), gram=None)
+    return replace(routes, entries=entries, factor=factor)
+
+
+def scaled_facts(facts: Facts, scale: float) -> Facts:
+    """Facts of ``c A``.
+
+    Parameters
+    ----------
+    facts
+        Facts of ``A``.
+    scale
+        ``c``, not zero.
+
+    Returns
+    -------
+    Facts
+        The null space and the rank bound stay.
+    """
+    return Facts(
+        facts.positive_semidefinite and scale > 0,
+        rank_bound=facts.rank_bound,
+        null_space=facts.null_space,
+        num_null_directions=facts.num_null_directions,
+        diagnose=facts.diagnose,
+    )
+
+
+def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
+    """Routes of ``M^T A M``.
+
+    Parameters
+    ----------
+    routes
+        Routes of ``A``.
+    map_
+        ``M``, ``(D, Q)``.
+
+    Returns
+    -------
+    Routes
+        Those of ``A``.
+    """
+    entries, factor = routes.entries, None
+    if entries is not None:
+        compute = entries.compute
+        entries = EntriesRoute(lambda: map_.T @ compute() @ map_, None, entries.peak_bytes)
+    if routes.factor is not None:
+        blocks = routes.factor.blocks
+        factor = replace(routes.factor, blocks=lambda: (map_.T @ block for block in blocks()), gram=None)
+    cost = replace(routes.products, multiplications=None)
+    return Routes(entries, factor, cost)
+
+
+def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
+    """Facts of ``M^T A M``.
+
+    Parameters
+    ----------
+    facts
+        Facts of ``A``.
+    map_
+        ``M``, ``(D, Q)``.
+
+    Returns
+    -------
+    Facts
+        Definiteness, the bound of the rank, and the same witnesses through ``M``.
+    """
+    bound = min(map_.shape) if facts.rank_bound is None else min(*map_.shape, facts.rank_bound)
+    return Facts(
+        facts.positive_semidefinite,
+        rank_bound=bound,
+        witnesses=tuple(witness.through(lambda block: map_ @ block) for witness in facts.witnesses),
+        diagnose=None if facts.diagnose is None else _through(facts.diagnose, lambda block: map_ @ block),
+    )
+
+
+def restricted_routes(routes: Routes, index: Tensor, dim: int, dtype: torch.dtype, shared: Map | None) -> Routes:
+    """Routes of the principal block of some coordinates.
+
+    Parameters
+    ----------
+    routes
+        Routes of the whole matrix.
+    index
+        Coordinates of the block, ``(d,)``.
+    dim, dtype
+        Of the whole matrix.
+    shared
+        Gives the entries of the whole matrix, where several blocks share them; None: its own route.
+
+    Returns
+    -------
+    Routes
+        Entries and factor, rows picked.
+    """
+    entries, factor = None, None
+    compute = shared or (None if routes.entries is None else routes.entries.compute)
+    if compute is not None:
+        count = None if routes.entries is None else routes.entries.multiplications
+        peak = routes.dense_bytes(dim, dtype)
+        entries = EntriesRoute(lambda: compute()[index][:, index], count, peak)
+    if routes.factor is not None:
+        blocks = routes.factor.blocks
+        factor = replace(routes.factor, blocks=lambda: (block[index] for block in blocks()), gram=None)
+    padded = routes.products.column_bytes + 2 * dim * dtype.itemsize
+    return replace(routes, entries=entries, factor=factor, products=replace(routes.products, column_bytes=padded))
+
+
+def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
+    """Facts of the principal block of some coordinates.
+
+    Parameters
+    ----------
+    facts
+        Facts of the whole matrix.
+    index
+        Coordinates of the block, ``(d,)``.
+    pad
+        Fills a block of columns up with zeros, ``(d, K)`` to ``(D, K)``.
+
+    Returns
+    -------
+    Facts
+        Definiteness, rank bound, gradient and witnesses of the block.
+    """
+    gradient = facts.gradient
+    return Facts(
+        facts.positive_semidefinite,
+        rank_bound=None if facts.rank_bound is None else min(facts.rank_bound, len(index)),
+        gradient=None if gradient is None else lambda: gradient()[index],
+        centred=facts.centred,
+        witnesses=tuple(witness.through(pad) for witness in facts.witnesses),
+        diagnose=None if facts.diagnose is None else _through(facts.diagnose, pad),
+    )
+
+
+def _through(diagnose: Callable[[Tensor], str], map_: Map) -> Callable[[Tensor], str]:
+    return lambda block: diagnose(map_(block))
+
+
+def _added(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second

@@ -1,0 +1,224 @@
+"""A symmetric matrix known by its block products: products, entries, self-checks, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from curvature.errors import ConfigurationError, NonFiniteError
+from curvature.layout import Layout
+from curvature.linalg.checks import Witness, same_form, self_checks
+from curvature.linalg.dense import symmetric_product, symmetrized
+from curvature.linalg.facts import Facts
+from curvature.linalg.memory import ensure_memory
+from curvature.linalg.routes import COLUMNS_AT_ONCE, EntriesRoute, ProductCost, Routes
+from curvature.linalg.threads import one_pool
+from curvature.precision import full_precision
+from curvature.records import Check, Where
+
+__all__ = ["BlockMatrix"]
+
+_TWO_ROUTES = (
+    "Either something in the model is random or keeps a state while gradients are taken, or two routes of curvature "
+    "disagree, which is a bug; please report it."
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BlockMatrix:
+    r"""A real symmetric matrix $A \in \mathbb{R}^{D \times D}$, known by its block products.
+
+    The fields, products and entries of :class:`~curvature.linalg.operator.SymmetricOperator`, which adds the algebra.
+    """
+
+    where: Where
+    dim: int
+    matmat: Callable[[Tensor], Tensor] = field(repr=False)
+    dtype: torch.dtype
+    device: torch.device
+    routes: Routes = field(default_factory=Routes, repr=False)
+    facts: Facts = field(default_factory=Facts, repr=False)
+    layout: Layout | None = field(default=None, repr=False)
+    same_rank: BlockMatrix | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What matrix this is."""
+        return self.where.matrix
+
+    @property
+    def shape_text(self) -> str:
+        """Name and size, as messages quote them: ``"ggn (610 x 610)"``."""
+        return f"{self.name} ({self.dim} x {self.dim})"
+
+    @cached_property
+    def checks(self) -> tuple[Check, ...]:
+        """Self-checks that the products pass, made once; the first that fails is an error. A few products."""
+        return self._checked(self.__matmul__, self.facts.witnesses)
+
+    def checks_of(self, multiply: Callable[[Tensor], Tensor]) -> tuple[Check, ...]:
+        """Check what claims to be this matrix; its own products are one more witness.
+
+        Parameters
+        ----------
+        multiply
+            ``V -> A V`` for blocks ``(D, K)``.
+
+        Returns
+        -------
+        tuple of Check
+            All passed; the first that fails is a ``SelfCheckError``.
+        """
+        return self._checked(multiply, (self._product_witness(), *self.facts.witnesses))
+
+    def _product_witness(self) -> Witness:
+        return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES)
+
+    @full_precision()
+    def _checked(self, multiply: Callable[[Tensor], Tensor], witnesses: tuple[Witness, ...]) -> tuple[Check, ...]:
+        cancelled = 0.0
+        if self.facts.centred and self.facts.gradient is not None:
+            cancelled = float(torch.linalg.vector_norm(self.facts.gradient()))
+        with self.one_pool():
+            return self_checks(
+                self.name,
+                multiply,
+                self.dim,
+                torch.empty(0, dtype=self.dtype, device=self.device),
+                positive_semidefinite=self.facts.positive_semidefinite,
+                cancelled=cancelled,
+                witnesses=witnesses,
+            )
+
+    def __repr__(self) -> str:
+        precision = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({self.where}, {self.dim} x {self.dim}, {precision}, {self.device})"
+
+    @full_precision()
+    def __matmul__(self, block: Tensor) -> Tensor:
+        """Multiply a vector ``(D,)`` or a block of columns ``(D, K)``."""
+        if not isinstance(block, Tensor):
+            raise ConfigurationError(f"{self.name} multiplies torch tensors, got {type(block).__name__}.")
+        if block.ndim not in (1, 2) or block.shape[0] != self.dim:
+            raise ConfigurationError(
+                f"{self.name} is {self.dim} x {self.dim}: it multiplies shape ({self.dim},) or ({self.dim}, K), "
+                f"got {tuple(block.shape)}."
+            )
+        if block.dtype != self.dtype or block.device != self.device:
+            raise ConfigurationError(
+                f"{self.name} is {self.dtype} on {self.device}, the vector is {block.dtype} on {block.device}: "
+                "convert the vector."
+            )
+        columns = block[:, None] if block.ndim == 1 else block
+        if not columns.shape[1]:
+            return torch.zeros_like(columns)
+        with self.one_pool():
+            parts = [self.matmat(part) for part in columns.split(self.routes.products.columns_at_once, dim=1)]
+            product = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            if not torch.isfinite(product).all():
+                raise NonFiniteError(f"a product with {self.name} is NaN or infinite; {self.diagnosis(columns)}")
+        return product[:, 0] if block.ndim == 1 else product
+
+    def diagnosis(self, block: Tensor | None = None) -> str:
+        """Say where NaN or infinity comes from.
+
+        Parameters
+        ----------
+        block
+            The columns whose product is not finite; None: a product with ones.
+
+        Returns
+        -------
+        str
+            The end of a sentence.
+        """
+        if self.facts.diagnose is None:
+            return "look at the model and the data at this point."
+        if block is None:
+            block = torch.ones(self.dim, 1, dtype=self.dtype, device=self.device)
+        return self.facts.diagnose(block)
+
+    def one_pool(self) -> AbstractContextManager[None]:
+        """Keep torch on one thread where products go through NumPy's BLAS; a loop of products belongs inside."""
+        return one_pool(self.routes.numpy_blas)
+
+    @property
+    def dense_bytes(self) -> float:
+        """Upper bound of the memory that :meth:`dense` holds at its peak."""
+        return self.routes.dense_bytes(self.dim, self.dtype)
+
+    @full_precision()
+    def dense(self) -> Tensor:
+        """All entries, ``(D, D)``, exactly symmetric.
+
+        Built by the cheapest route the operator knows, else by ``D`` products. Asymmetry beyond
+        rounding means wrong derivatives, and is an error rather than averaged away.
+        """
+        ensure_memory(self.dense_bytes, f"the dense {self.shape_text}", self.device)
+        if self.routes.entries is not None:
+            with self.one_pool():
+                try:
+                    return symmetrized(self.routes.entries.compute(), self.name)
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"{self.name} has NaN or infinite entries; {self.diagnosis()}") from error
+        columns = []
+        for start in range(0, self.dim, COLUMNS_AT_ONCE):
+            width = min(COLUMNS_AT_ONCE, self.dim - start)
+            identity = torch.zeros(self.dim, width, dtype=self.dtype, device=self.device)
+            identity[start : start + width] = torch.eye(width, dtype=self.dtype, device=self.device)
+            columns.append(self @ identity)
+        return symmetrized(torch.cat(columns, dim=1), self.name)
+
+    @property
+    def kept(self) -> Tensor | None:
+        """The entries, where :meth:`materialized` has computed and kept them."""
+        return None if self.routes.entries is None else self.routes.entries.kept
+
+    def entries(self) -> Tensor:
+        """All entries, for reading only: what :meth:`materialized` kept, else :meth:`dense`."""
+        return self.dense() if self.kept is None else self.kept
+
+    @full_precision()
+    def materialized(self) -> Self:
+        """The same matrix with its entries computed now and kept: many charts, blocks or products follow cheaply."""
+        matrix = self.dense()
+        witnesses = self.facts.witnesses
+        if self.routes.entries is not None:  # the entries came by another route than products
+            witnesses = (self._product_witness(), *witnesses)
+        return replace(
+            self,
+            matmat=lambda block: symmetric_product(matrix, block),
+            routes=replace(
+                self.routes,
+                entries=EntriesRoute(lambda: matrix.clone(), 0.0, kept=matrix),
+                products=ProductCost(),
+                numpy_blas=matrix.device.type == "cpu",
+            ),
+            facts=replace(self.facts, witnesses=witnesses),
+        )
+
+    def entries_pay(self, num_products: int) -> bool:
+        """Whether so many products with single vectors take longer than the entries and products with these."""
+        return self.routes.entries_pay(self.dim, self.dtype, self.device, num_products)
+
+    def gram(self) -> Tensor:
+        r"""Gram matrix $B^T B$ of the factor $A = B B^T$, ``(r, r)``: the eigenvalues of $A$ but for zeros.
+
+        Eigenvalues below about $u \|A\|$ are rounding, as in $A$ itself; the factor resolves those down to
+        $u^2 \|A\|$. Without the factor where the matrix knows how, otherwise from its blocks.
+        """
+        return self.scaled_gram()[0]
+
+    @full_precision()
+    def scaled_gram(self) -> tuple[Tensor, float]:
+        """Gram matrix, and what its rounding is relative to where that is larger than its norm (else 0)."""
+        if self.routes.factor is None:
+            raise ConfigurationError(f"{self.name} has no factor, so it has no Gram matrix; use the dense matrix.")
+        with self.one_pool():
+            return self.routes.factor.gram_matrix(self.name, self.dim)

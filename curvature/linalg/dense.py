@@ -1,0 +1,126 @@
+"""Dense symmetric matrices: products, symmetrization and mirroring in tiles that fit into cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvature.errors import NonFiniteError, SelfCheckError
+
+__all__ = ["empty_square", "mirrored", "symmetric_product", "symmetrized"]
+
+_TILE = 512  # rows and columns of a tile that fits into cache
+
+
+def symmetrized(matrix: Tensor, name: str) -> Tensor:
+    """Make a nearly symmetric matrix exactly symmetric, in place; refuse asymmetry beyond rounding, and NaN.
+
+    Parameters
+    ----------
+    matrix
+        ``(D, D)``; overwritten.
+    name
+        Subject of the message.
+
+    Returns
+    -------
+    Tensor
+        ``matrix``.
+
+    Raises
+    ------
+    NonFiniteError
+        If an entry is NaN or infinite.
+    SelfCheckError
+        If it is not symmetric up to rounding.
+
+    Notes
+    -----
+    The tolerance is relative to the largest entry and grows with the square root of the dimension, as rounding in
+    sums of random signs does. One pass in tiles: the transposed tile is read while it is in cache.
+    """
+    scale = matrix.new_zeros(())
+    asymmetry = matrix.new_zeros(())
+    for rows in _tiles(len(matrix)):
+        for cols in _tiles(len(matrix), rows.start):
+            upper, lower = matrix[rows, cols], matrix[cols, rows].T
+            scale = torch.maximum(scale, torch.stack(upper.aminmax()).abs().max())  # NaN propagates
+            if not torch.equal(upper, lower):
+                scale = torch.maximum(scale, lower.abs().max())
+                asymmetry = torch.maximum(asymmetry, (upper - lower).abs_().max())
+                mean = (upper + lower).mul_(0.5)
+                matrix[rows, cols], matrix[cols, rows] = mean, mean.T
+    if not torch.isfinite(scale):
+        raise NonFiniteError(f"{name} has NaN or infinite entries; look at the model and the data at this point.")
+    allowed = 100 * torch.finfo(matrix.dtype).eps * len(matrix) ** 0.5 * scale
+    if asymmetry > allowed:
+        raise SelfCheckError(
+            f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
+            f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative; freeze or replace it."
+        )
+    return matrix
+
+
+def symmetric_product(matrix: Tensor, block: Tensor) -> Tensor:
+    """Multiply a symmetric matrix; on the CPU as rows times matrix by NumPy's BLAS, measured a third faster.
+
+    Parameters
+    ----------
+    matrix
+        Symmetric, ``(D, D)``.
+    block
+        ``(D, K)``.
+
+    Returns
+    -------
+    Tensor
+        ``(D, K)``.
+    """
+    if matrix.device.type != "cpu" or matrix.dtype.itemsize < 4 or block.requires_grad:  # NumPy's BLAS has neither
+        return matrix @ block
+    return torch.from_numpy(block.T.contiguous().numpy() @ matrix.numpy()).T
+
+
+def empty_square(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Allocate ``(dim, dim)`` without filling it; on the CPU in NumPy's huge pages (a tenth of the time).
+
+    Parameters
+    ----------
+    dim, dtype, device
+        Of the tensor.
+
+    Returns
+    -------
+    Tensor
+        Uninitialized.
+    """
+    if device.type != "cpu":
+        return torch.empty(dim, dim, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty((dim, dim), dtype=torch.empty(0, dtype=dtype).numpy().dtype))
+
+
+def mirrored(matrix: Tensor) -> Tensor:
+    """Copy the upper triangle into the lower one, in place.
+
+    Parameters
+    ----------
+    matrix
+        ``(D, D)``; overwritten.
+
+    Returns
+    -------
+    Tensor
+        ``matrix``.
+    """
+    for rows in _tiles(len(matrix)):
+        matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
+        tile = matrix[rows, rows]
+        tile.copy_(tile.triu() + tile.triu(1).T)
+    return matrix
+
+
+def _tiles(size: int, start: int = 0) -> Iterator[slice]:
+    return (slice(k, min(k + _TILE, size)) for k in range(start, size, _TILE))

@@ -1,0 +1,89 @@
+"""Seconds from counted work: one timed matrix product, after a warm-up that is thrown away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+from curvature.linalg.block_matrix import BlockMatrix
+
+__all__ = ["multiplication_rate", "product_seconds", "seconds_text"]
+
+_SIZE = 512  # of the matrices that are multiplied: a few milliseconds
+
+
+def multiplication_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Measure the multiply-adds per second of a matrix product here; remembered for each number of threads.
+
+    Parameters
+    ----------
+    dtype, device
+        Of the matrices.
+
+    Returns
+    -------
+    float
+        Multiply-adds per second.
+    """
+    return _rate(dtype, device, torch.get_num_threads())
+
+
+@cache
+def _rate(dtype: torch.dtype, device: torch.device, _threads: int) -> float:
+    matrix = torch.ones(_SIZE, _SIZE, dtype=dtype).to(device)
+    if device.type == "cpu":
+        array = matrix.numpy()  # the BLAS of the structured matrices
+        return _SIZE**3 / _timed(lambda: np.matmul(array, array))
+    return _SIZE**3 / _timed(lambda: float((matrix @ matrix)[0, 0]))  # reading a number waits for the device
+
+
+def product_seconds(operator: BlockMatrix) -> float:
+    """Time one product with one vector.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+
+    Returns
+    -------
+    float
+        Seconds; what is computed once for all products is left out.
+    """
+    vector = torch.ones(operator.dim, 1, dtype=operator.dtype, device=operator.device)
+    return _timed(lambda: float((operator @ vector)[0, 0]))
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds of the second call: the first one loads libraries and fills caches."""
+    work()
+    started = time.perf_counter()
+    work()
+    return max(time.perf_counter() - started, 1e-9)
+
+
+def seconds_text(seconds: float) -> str:
+    """Write a time that is known to one digit.
+
+    Parameters
+    ----------
+    seconds
+        The time.
+
+    Returns
+    -------
+    str
+        With its unit.
+
+    Examples
+    --------
+    >>> seconds_text(0.034), seconds_text(23.4), seconds_text(400.0), seconds_text(20000.0)
+    ('0.03 s', '23 s', '7 min', '5.6 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.1g} s" if seconds < 1 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,219 @@
+r"""What each method costs: bytes held at once and multiply-adds, counted from the routes of a matrix.
+
+Multiply-adds are those of large matrix products; what runs slower counts more, by factors measured once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curvature.linalg.block_matrix import BlockMatrix
+from curvature.linalg.rank import MAX_NULL_DIRECTIONS
+from curvature.linalg.routes import SLOWER
+
+__all__ = ["Counts", "default_basis", "ends", "exact_bytes", "method_bytes", "method_work", "num_products"]
+
+# Measured on two threads, 300 to 2410: eigenvalues take 1.6 to 4.3 times n^3 multiply-adds of a matrix product,
+# eigenvectors 4 to 39, the R of a QR 0.3 to 1.1, singular values of a square matrix 3.6 to 7.
+_EIGENVALUES, _EIGENVECTORS, _QR, _SINGULAR_VALUES = 3.0, 10.0, 1.0, 6.0
+_FORMING = 200.0  # for each number of a factor: computed, newly allocated, copied, read by LAPACK
+_CHECKS = 50  # products of the self-checks and of the verification of null directions
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much of an estimate is wanted.
+
+    Attributes
+    ----------
+    num_eigenvalues
+        At each end of the spectrum; see :func:`ends`.
+    num_probes, num_matvecs
+        Of a density.
+    vectors
+        Whether eigenvectors are needed too.
+    """
+
+    num_eigenvalues: int = 10
+    num_probes: int = 10
+    num_matvecs: int = 60
+    vectors: bool = False
+
+
+def ends(operator: BlockMatrix, num_eigenvalues: int = 10) -> tuple[int, int]:
+    """How many of the largest and of the smallest eigenvalues are worth asking for, at most the dimension in all.
+
+    The smallest of a semidefinite matrix are zero or next to it, where Krylov methods do not converge: none of them.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    num_eigenvalues
+        Wanted at each end.
+
+    Returns
+    -------
+    tuple of int
+        Numbers of the largest and of the smallest.
+    """
+    if operator.facts.positive_semidefinite or operator.dim == 1:
+        return min(num_eigenvalues, operator.dim), 0
+    count = min(num_eigenvalues, operator.dim // 2)
+    return count, count
+
+
+def default_basis(operator: BlockMatrix, num_wanted: int) -> int:
+    """Basis vectors that thick-restart Lanczos keeps unless it is told otherwise.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    num_wanted
+        Eigenvalues at both ends.
+
+    Returns
+    -------
+    int
+        As many as fit, with their products, in half a gigabyte, at least ``3 k + 20``.
+    """
+    return min(operator.dim, max(3 * num_wanted + 20, 2**28 // (operator.dim * operator.dtype.itemsize)))
+
+
+def exact_bytes(operator: BlockMatrix, method: str, *, vectors: bool = False) -> float:
+    r"""Upper bound of the memory that all eigenvalues need at once.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    method
+        ``"dense"``, ``"factor"`` or ``"gram"``.
+    vectors
+        Whether eigenvectors are needed too.
+
+    Returns
+    -------
+    float
+        Bytes.
+
+    Notes
+    -----
+    Dense: the entries as they are built (three matrices or more), or five and workspace where LAPACK computes
+    eigenvectors. Factor with $r$ columns: $4 r D$, or $3 \cdot 2 D^2$ and three chunks where it is reduced by QR;
+    eigenvectors need another $3 \min(r, D) D$.
+    """
+    dim, item, factor = operator.dim, operator.dtype.itemsize, operator.routes.factor
+    columns, block_bytes = (dim, 0.0) if factor is None else (factor.num_columns, factor.block_bytes)
+    square = float(item * dim**2)
+    # Known null directions are multiplied when the matrix is gone: a basis of them, and its image.
+    directions, checks = min(dim, MAX_NULL_DIRECTIONS), 0.0
+    if operator.facts.null_space is not None or operator.same_rank is not None:
+        checks = operator.routes.products.memory(directions) + 2.0 * item * dim * directions
+    if method == "gram":
+        formed = 0.0 if factor is not None and factor.gram is not None else 2.0 * item * columns * dim
+        return max(4.0 * item * columns**2 + formed + block_bytes, checks)
+    if method == "dense":
+        return max(operator.dense_bytes, 6.5 * square if vectors else 0.0, checks)
+    rows = float(item * dim * min(columns, 2 * dim))
+    stacked = 4 * rows if columns <= dim else 3 * rows + square + (columns > 2 * dim) * 3 * block_bytes
+    short = float(item * dim * min(columns, dim))
+    return max(stacked + block_bytes + (3 * short if vectors else 0.0), checks)
+
+
+def method_bytes(operator: BlockMatrix, method: str, counts: Counts) -> float:
+    """Upper bound of the memory of a method, exact or by Krylov spaces.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    method
+        ``"dense"``, ``"factor"``, ``"gram"``, ``"lanczos"`` or ``"slq"``.
+    counts
+        What is wanted.
+
+    Returns
+    -------
+    float
+        Bytes.
+    """
+    if method in ("dense", "factor", "gram"):
+        return exact_bytes(operator, method, vectors=counts.vectors)
+    vector, products = float(operator.dim * operator.dtype.itemsize), operator.routes.products
+    if method == "lanczos":
+        wanted = sum(ends(operator, counts.num_eigenvalues))
+        # The basis, its products and, at a restart, the Ritz vectors of both.
+        return (4 * default_basis(operator, wanted) + 4 * wanted + 8) * vector + products.memory(wanted)
+    steps, probes = min(counts.num_matvecs, operator.dim), counts.num_probes
+    entries = operator.dense_bytes if operator.entries_pay(steps * probes) else 0.0
+    return entries + (steps + 8) * probes * vector + products.memory(probes) + 32.0 * probes * steps**2
+
+
+def num_products(operator: BlockMatrix, method: str, counts: Counts) -> int:
+    """Products with single vectors that a method makes; for Lanczos a guess and no bound.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    method
+        See :func:`method_bytes`.
+    counts
+        What is wanted.
+
+    Returns
+    -------
+    int
+        0 where the method multiplies with the entries or the factor.
+    """
+    dim, entries = operator.dim, operator.routes.entries
+    if method == "lanczos":
+        largest, smallest = ends(operator, counts.num_eigenvalues)
+        return min(dim, 20 + 4 * largest + 12 * smallest)
+    if method == "slq":
+        return min(counts.num_matvecs, dim) * counts.num_probes
+    return dim if method == "dense" and (entries is None or entries.multiplications is None) else 0
+
+
+def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
+    r"""Multiply-adds of a method without its products with the operator, in units of large matrix products.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    method
+        See :func:`method_bytes`.
+    counts
+        What is wanted.
+
+    Returns
+    -------
+    float
+        Multiply-adds.
+
+    Notes
+    -----
+    Dense: the entries, and $3 D^3$ for eigenvalues or $10 D^3$ with eigenvectors. A factor with $r$ columns, $m$ and
+    $M$ the smaller and the larger of $r$ and $D$: 200 for each of its $r D$ numbers, $m^2 M$ for the QR, $6 m^3$ for
+    singular values. Krylov methods: $2 m^2 D$ for $m$ orthogonalized vectors, three times as slow. All exact methods:
+    null directions, and some products of the checks.
+    """
+    dim, factor, entries = operator.dim, operator.routes.factor, operator.routes.entries
+    columns = dim if factor is None else factor.num_columns
+    per_vector = _EIGENVECTORS if counts.vectors else _EIGENVALUES
+    if method == "lanczos":
+        return 2 * SLOWER * num_products(operator, method, counts) ** 2 * dim
+    if method == "slq":
+        steps = min(counts.num_matvecs, dim)
+        return counts.num_probes * (2 * SLOWER * steps**2 * dim + _EIGENVECTORS * steps**3)
+    checks = (_CHECKS + SLOWER * operator.facts.num_null_directions) * dim * max(operator.where.num_examples or 0, 1)
+    if method == "dense":
+        made = entries.multiplications if entries is not None and entries.multiplications is not None else 0.0
+        return made + per_vector * dim**3 + checks
+    if method == "gram":
+        return columns**2 * dim + _EIGENVALUES * columns**3 + checks
+    short, long = min(columns, dim), max(columns, dim)
+    return _FORMING * columns * dim + _QR * short**2 * long + 2 * per_vector * short**3 + checks

@@ -1,0 +1,234 @@
+r"""The two ways into a chart: the exact pullback of a weight-space matrix, and its form without gauge zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from curvature.charts import Chart, Parameterization
+from curvature.errors import ConfigurationError, SelfCheckError
+from curvature.linalg.facts import Facts
+from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.routes import EntriesRoute, FactorRoute, Routes
+from curvature.matrices.weight_space import WeightSpaceMatrix
+from curvature.matrices.witnesses import gradient_witness
+from curvature.precision import full_precision
+
+__all__ = ["effective", "pullback"]
+
+
+@full_precision()
+def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
+    r"""Write a weight-space matrix in the coordinates of a chart at the same point; exact.
+
+    $J^T A J$ with $J = \partial w / \partial \theta$; for the Hessian plus $\sum_k r_k\, \partial^2 w_k /
+    \partial\theta^2$ with $r = \nabla L$ the weight gradient.
+
+    Parameters
+    ----------
+    operator
+        A matrix of a problem on its weights, as ``ggn(problem)`` gives it.
+    chart
+        Its gauge is taken at the weights of the problem.
+
+    Returns
+    -------
+    SymmetricOperator
+        ``Q x Q``, unit loss / coordinate**2.
+
+    Raises
+    ------
+    ConfigurationError
+        If the matrix was not made from a problem, or is already in a chart or a block.
+    SelfCheckError
+        If the closed forms of the chart do not fit its map.
+
+    Notes
+    -----
+    Nothing is differentiated a second time: the closed forms of the chart act on the matrix, which costs a few passes
+    over it for weight normalization.
+
+    Examples
+    --------
+    >>> import curvature as cv
+    >>> problem = cv.zoo.digits_problem(num_examples=50, widths=(8,))
+    >>> cv.pullback(cv.ggn(problem), cv.WeightNorm(stretch=3.0))
+    SymmetricOperator(ggn, weight-norm (stretch 3), 628 x 628, float64, cpu)
+    """
+    return _moved(operator, chart, "pullback", horizontal=False)
+
+
+@full_precision()
+def effective(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
+    r"""The chart's curvature without its structural zeros: $K^{1/2} A K^{1/2}$ on the weights, ``P x P``.
+
+    $K = J J^T$. Its non-zero eigenvalues are those of the pullback. For the Hessian it is the pullback, second-order
+    term included, restricted to the horizontal space $(\ker J)^\perp$ and written there in weight-space directions.
+
+    Parameters
+    ----------
+    operator
+        A matrix of a problem on its weights, as ``ggn(problem)`` gives it.
+    chart
+        Its gauge is taken at the weights of the problem.
+
+    Returns
+    -------
+    SymmetricOperator
+        ``P x P``, unit loss / coordinate**2.
+
+    Raises
+    ------
+    ConfigurationError
+        If the matrix was not made from a problem, or is already in a chart or a block.
+    """
+    return _moved(operator, chart, "effective", horizontal=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A chart at the point of a matrix; ``horizontal``: written on the horizontal space, in weight-space directions."""
+
+    operator: WeightSpaceMatrix
+    chart: Chart
+    horizontal: bool
+
+    @property
+    def bends(self) -> bool:
+        """Whether the curvature of the chart adds a term: only to a matrix with second derivatives."""
+        return self.operator.definition.second_order and not self.chart.flat
+
+    @property
+    def keeps_rank(self) -> bool:
+        """Whether the rank is that of the weight-space matrix: a map onto the weights keeps it (Sylvester).
+
+        A bent one adds to the Hessian what has no formula.
+        """
+        onto = self.chart.dim - self.chart.null_dim == self.operator.dim
+        return self.operator.facts.null_space is not None and not self.bends and onto
+
+    def push(self, block: Tensor) -> Tensor:
+        return self.chart.metric_root(block) if self.horizontal else self.chart.push(block)
+
+    def pull(self, block: Tensor) -> Tensor:
+        return self.chart.metric_root(block) if self.horizontal else self.chart.pull(block)
+
+    def slope(self) -> Tensor:
+        """The weight gradient, for the second-order term."""
+        assert self.operator.facts.gradient is not None
+        return self.operator.facts.gradient()
+
+    def second_order(self, block: Tensor) -> Tensor:
+        if not self.horizontal:
+            return self.chart.second_order_product(self.slope(), block)
+        lifted = self.chart.second_order_product(self.slope(), self.chart.horizontal(block))
+        return self.chart.horizontal_transpose(lifted)
+
+    def product(self, block: Tensor) -> Tensor:
+        image = self.pull(self.operator.matmat(self.push(block)))
+        return image + self.second_order(block) if self.bends else image
+
+    def entries(self) -> Tensor:
+        move = self.chart.effective if self.horizontal else self.chart.pulled_back
+        return move(self.operator.entries(), self.slope() if self.bends else None)
+
+    def gradient(self) -> Tensor:
+        pulled = self.chart.pull(self.slope()[:, None])
+        return (self.chart.horizontal_transpose(pulled) if self.horizontal else pulled)[:, 0]
+
+    def routes(self) -> Routes:
+        """The weight-space entries, pulled back through two or three copies; a bent chart acts on an identity too."""
+        operator, routes = self.operator, self.operator.routes
+        dim = operator.dim if self.horizontal else self.chart.dim
+        square = operator.dtype.itemsize * max(dim, operator.dim) ** 2
+        count = None if routes.entries is None else routes.entries.multiplications
+        peak = max(operator.dense_bytes, (7.0 if self.bends else 4.0) * square)
+        factor = None
+        if routes.factor is not None:
+            blocks = routes.factor.blocks
+
+            def moved() -> Iterator[Tensor]:
+                return map(self.pull, blocks())
+
+            factor = FactorRoute(moved, routes.factor.num_columns, 2 * routes.factor.block_bytes)
+        column = routes.products.column_bytes + 4 * operator.dtype.itemsize * dim
+        return Routes(
+            EntriesRoute(self.entries, count, peak),
+            factor,
+            replace(routes.products, column_bytes=column),
+            routes.numpy_blas,
+        )
+
+    def facts(self) -> Facts:
+        """Facts of the weight-space matrix in these coordinates; its second computation shares no closed form."""
+        known, definition, chart = self.operator.facts, self.operator.definition, self.chart
+        if definition.second_order:
+            difference = gradient_witness(self.operator.problem, chart)
+        else:
+            difference = definition.difference.through(chart.push)
+        gauge = 0 if self.horizontal else chart.null_dim
+        note = f"besides, {gauge} verified directions of the {chart.name} gauge"
+        diagnose = known.diagnose
+        return Facts(
+            positive_semidefinite=known.positive_semidefinite,
+            rank_bound=known.rank_bound,
+            num_null_directions=known.num_null_directions,
+            rank_note=note if gauge and self.keeps_rank else "",
+            gradient=cache(self.gradient),
+            centred=known.centred,
+            witnesses=(difference.through(chart.horizontal) if self.horizontal else difference,),
+            diagnose=None if diagnose is None else lambda block: diagnose(self.push(block)),
+        )
+
+
+def _moved(
+    operator: SymmetricOperator, parameterization: Parameterization, function: str, *, horizontal: bool
+) -> SymmetricOperator:
+    if not isinstance(operator, SymmetricOperator):
+        raise ConfigurationError(
+            f"{function} needs a matrix, got {type(operator).__name__}. Choose the matrix first: "
+            f"cv.{function}(cv.ggn(problem), chart)."
+        )
+    if not isinstance(operator, WeightSpaceMatrix):
+        raise ConfigurationError(
+            f"{operator.name} ({operator.where.chart}) was not made from a problem, or is already in a chart or a "
+            "block: only a whole matrix on the weights can be moved to a chart. Move first, then take blocks."
+        )
+    if not isinstance(parameterization, Parameterization):
+        raise ConfigurationError(
+            f"chart must be a Parameterization such as WeightNorm(), got {type(parameterization).__name__}."
+        )
+    problem = operator.problem
+    chart = parameterization.at(problem.layout, problem.weights)
+    move = _Move(operator, chart, horizontal)
+    if move.keeps_rank and not horizontal:
+        _verify_gauge(chart)
+    return SymmetricOperator(
+        where=replace(operator.where, chart=chart.name, gauge=chart.gauge, effective=horizontal),
+        dim=problem.dim if horizontal else chart.dim,
+        matmat=move.product,
+        dtype=operator.dtype,
+        device=operator.device,
+        routes=move.routes(),
+        facts=move.facts(),
+        layout=problem.layout if horizontal else chart.layout,
+        same_rank=operator if move.keeps_rank else None,
+    )
+
+
+def _verify_gauge(chart: Chart) -> None:
+    r"""Push random elements of $\ker J$ forward: one that moves the weights shows a wrong map (no rank then)."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(chart.dim, 2, generator=generator, dtype=torch.float64).to(chart.coordinates)
+    inside = drawn - chart.horizontal(chart.horizontal_transpose(drawn))
+    left, size = (float(torch.linalg.matrix_norm(chart.push(block))) for block in (inside, drawn))
+    if not left <= 1e3 * torch.finfo(drawn.dtype).eps * size:
+        raise SelfCheckError(
+            f"the gauge of {chart.name} ({chart.gauge}) moves the weights: {left:.1e} against {size:.1e} of a random "
+            "direction. Its closed forms do not fit its map. For a chart of this package that is a bug; please "
+            "report it."
+        )

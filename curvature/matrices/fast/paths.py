@@ -1,0 +1,149 @@
+"""The one protocol of the fast paths, and the two that there are: chains of linear layers, convolutional networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+from torch import Tensor
+
+from curvature.linalg.routes import EntriesRoute, ProductCost
+from curvature.matrices.fast import convolution, dense, factor, network_factor, network_products, products
+from curvature.matrices.fast.chain import Chain, chain_of
+from curvature.matrices.fast.network import Network, network_of
+from curvature.matrices.fast.products import OutputProduct
+from curvature.models import Problem
+
+__all__ = ["FastPath", "OutputFactor", "OutputMatrix", "fast_path"]
+
+# (outputs, targets, examples) -> S_n, (n, C, R)
+OutputFactor = Callable[[Tensor, Tensor, slice], Tensor]
+# (outputs, targets) -> D M_n, (n, C, C)
+OutputMatrix = Callable[[Tensor, Tensor], Tensor]
+
+_CONTRACTED_FROM = 3  # columns of S_n: the contraction takes N P^2 whatever C is, the factor's product R N P^2 / 2
+
+
+class FastPath(Protocol):
+    """Closed forms of the matrices of one problem whose model has a known structure."""
+
+    def contraction(self, matrix: OutputMatrix, *, second_order: bool) -> EntriesRoute:
+        r"""Entries of $\sum_n J_n^T M_n J_n$, or (``second_order``) of the Hessian, by contraction over examples."""
+        ...
+
+    def gauss_newton(self, factor: OutputFactor, matrix: OutputMatrix | None, num_columns: int) -> EntriesRoute | None:
+        r"""Entries of $\sum_n J_n^T S_n S_n^T J_n$; None where the product of the factor with itself is cheaper."""
+        ...
+
+    def factor_rows(self, examples: slice, output_factor: OutputFactor) -> Tensor:
+        r"""Rows $(J_n^T S_n)^T$ of some examples, ``(n R, P)``."""
+        ...
+
+    def gram(self, output_factor: OutputFactor) -> Callable[[], tuple[Tensor, float]] | None:
+        """Gram matrix of the factor without the factor; None where there is no such form."""
+        ...
+
+    def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
+        """Products with blocks of vectors, the network linearized once; None where autograd is as quick."""
+        ...
+
+    def product_cost(self, *, second_order: bool) -> ProductCost | None:
+        """What :meth:`products` costs; None where it gives None."""
+        ...
+
+
+def fast_path(problem: Problem) -> FastPath | None:
+    """Read the model as a chain of linear layers or as a convolutional network.
+
+    Parameters
+    ----------
+    problem
+        Whose model is read.
+
+    Returns
+    -------
+    FastPath or None
+        None if it is anything else: autograd then does the work.
+    """
+    chain = chain_of(problem)
+    if chain is not None:
+        return _ChainPath(chain)
+    network = network_of(problem)
+    return None if network is None else _NetworkPath(network)
+
+
+@dataclass(frozen=True, eq=False)
+class _ChainPath:
+    """Linear layers and elementwise activations."""
+
+    chain: Chain
+
+    def contraction(self, matrix: OutputMatrix, *, second_order: bool) -> EntriesRoute:
+        problem = self.chain.problem
+        return EntriesRoute(
+            lambda: dense.curvature(self.chain, matrix, second_order=second_order),
+            float(problem.num_examples * problem.dim**2),
+            dense.curvature_bytes(self.chain),
+        )
+
+    def gauss_newton(self, factor: OutputFactor, matrix: OutputMatrix | None, num_columns: int) -> EntriesRoute | None:
+        del factor
+        if matrix is None or num_columns < _CONTRACTED_FROM:
+            return None
+        return self.contraction(matrix, second_order=False)
+
+    def factor_rows(self, examples: slice, output_factor: OutputFactor) -> Tensor:
+        return factor.factor_rows(self.chain, examples, output_factor)
+
+    def gram(self, output_factor: OutputFactor) -> Callable[[], tuple[Tensor, float]] | None:
+        return lambda: (factor.gram(self.chain, output_factor), 0.0)
+
+    def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
+        made = cache(lambda: products.Products(self.chain, product, second_order=second_order))
+        return lambda block: made()(block)
+
+    def product_cost(self, *, second_order: bool) -> ProductCost | None:
+        counted = products.product_multiplications(self.chain, second_order=second_order)
+        return ProductCost(*products.product_bytes(self.chain), counted)
+
+
+@dataclass(frozen=True, eq=False)
+class _NetworkPath:
+    """Convolutions, linear layers, pooling and elementwise activations."""
+
+    network: Network
+
+    def contraction(self, matrix: OutputMatrix, *, second_order: bool) -> EntriesRoute:
+        network = self.network
+        return EntriesRoute(
+            lambda: convolution.curvature(network, matrix, second_order=second_order),
+            float(network.problem.num_examples * network.contraction_cost),
+            convolution.curvature_bytes(network),
+        )
+
+    def gauss_newton(self, factor: OutputFactor, matrix: OutputMatrix | None, num_columns: int) -> EntriesRoute | None:
+        del matrix
+        network = self.network
+        return EntriesRoute(
+            lambda: network_factor.gauss_newton(network, factor, num_columns),
+            network.problem.num_examples * network_factor.gauss_newton_cost(network, num_columns),
+            network_factor.gauss_newton_bytes(network, num_columns),
+        )
+
+    def factor_rows(self, examples: slice, output_factor: OutputFactor) -> Tensor:
+        return network_factor.factor_rows(self.network, examples, output_factor)
+
+    def gram(self, output_factor: OutputFactor) -> Callable[[], tuple[Tensor, float]] | None:
+        del output_factor
+
+    def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
+        if not self.network.linearizes:
+            return None
+        made = cache(lambda: network_products.NetworkProducts(self.network, product, second_order=second_order))
+        return lambda block: made()(block)
+
+    def product_cost(self, *, second_order: bool) -> ProductCost | None:
+        del second_order
+        return ProductCost(*network_products.product_bytes(self.network)) if self.network.linearizes else None

@@ -1,0 +1,156 @@
+"""The generalized Gauss-Newton matrix and the Fisher information, exact and with sampled labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from curvature.errors import ConfigurationError
+from curvature.linalg.random import generator_of
+from curvature.matrices.output_space import OutputSpace, output_space
+from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
+from curvature.models import Problem
+from curvature.precision import full_precision
+from curvature.removed import removed
+
+__all__ = ["fisher", "ggn", "monte_carlo_fisher"]
+
+
+@full_precision()
+def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
+    r"""Generalized Gauss-Newton matrix $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$.
+
+    Positive semidefinite for every named loss; for a user's loss only where that loss is convex in the outputs.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    method
+        ``"structured"``, ``"generic"`` or ``"auto"``, as for :func:`~curvature.hessian`.
+
+    Returns
+    -------
+    WeightSpaceMatrix
+        ``P x P``, unit loss / weight**2; nothing is computed yet.
+
+    Notes
+    -----
+    A product costs one forward and one backward pass for each column, on all examples.
+
+    References
+    ----------
+    .. [1] Schraudolph (2002). Fast curvature matrix-vector products for second-order gradient descent. Neural
+       Computation 14(7). doi:10.1162/08997660260028683
+
+    Examples
+    --------
+    >>> import curvature as cv
+    >>> cv.ggn(cv.zoo.softmax_regression())
+    WeightSpaceMatrix(ggn, standard, 18 x 18, float64, cpu)
+    """
+    require_problem(problem, "ggn")
+    loss, scale = problem.loss, problem.denominator**-0.5
+    factor = None
+    if loss.convex:
+
+        def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
+            return loss.hessian_factor(outputs, targets) * scale
+
+    space = OutputSpace(factor, loss.hessian, loss.hessian_product)
+    return output_space(problem, space, "ggn", ggn, method=method)
+
+
+@full_precision()
+def fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
+    r"""Fisher information: exact expectation over the model's own labels, never the data's.
+
+    $\frac1D \sum_n J_n^T \mathbb{E}_{y \sim p(\cdot | f_n)}[\nabla_f \ell\, \nabla_f \ell^T] J_n$. Equals the GGN for
+    the named losses (their likelihoods are natural exponential families), by a different formula: the second moment of
+    the score over all labels.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point; the loss must be a likelihood.
+    method
+        ``"structured"``, ``"generic"`` or ``"auto"``, as for :func:`~curvature.hessian`.
+
+    Returns
+    -------
+    WeightSpaceMatrix
+        ``P x P``, unit loss / weight**2; nothing is computed yet.
+
+    Raises
+    ------
+    NotDefinedError
+        For a loss that is not a likelihood.
+
+    References
+    ----------
+    .. [1] Martens (2020). New insights and perspectives on the natural gradient method. JMLR 21(146).
+    """
+    require_problem(problem, "fisher")
+    _require_likelihood(problem)
+    scale = problem.denominator**-0.5
+
+    def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
+        return problem.loss.fisher_factor(outputs, targets) * scale
+
+    def second_moment(outputs: Tensor, targets: Tensor) -> Tensor:
+        columns = problem.loss.fisher_factor(outputs, targets)
+        return columns @ columns.mT
+
+    return output_space(problem, OutputSpace(factor, second_moment), "fisher", fisher, method=method)
+
+
+@removed(generator="seed=generator")
+@full_precision()
+def monte_carlo_fisher(
+    problem: Problem, num_samples: int, seed: int | torch.Generator = 0, *, method: str = "auto"
+) -> WeightSpaceMatrix:
+    """Fisher information with labels drawn from the model: unbiased, not exact.
+
+    The labels are drawn once, here, so the result is a fixed matrix.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point; the loss must be a likelihood.
+    num_samples
+        Labels per example.
+    seed
+        Of the labels.
+    method
+        ``"structured"``, ``"generic"`` or ``"auto"``, as for :func:`~curvature.hessian`.
+
+    Returns
+    -------
+    WeightSpaceMatrix
+        ``P x P``, unit loss / weight**2, of rank ``N num_samples`` at most.
+
+    Raises
+    ------
+    NotDefinedError
+        For a loss that is not a likelihood.
+    """
+    require_problem(problem, "monte_carlo_fisher")
+    if num_samples < 1:
+        raise ConfigurationError(f"num_samples must be at least 1, got {num_samples}.")
+    _require_likelihood(problem)
+    drawn = problem.loss.sampled_factor(problem.outputs(), problem.targets, num_samples, generator_of(seed))
+    drawn = drawn * problem.denominator**-0.5
+
+    def factor(outputs: Tensor, _: Tensor, examples: slice) -> Tensor:
+        return drawn[examples].to(outputs)
+
+    def of_drawn(other: Problem, *, method: str) -> WeightSpaceMatrix:
+        space = OutputSpace(factor)
+        return output_space(other, space, "monte_carlo_fisher", of_drawn, method=method, num_samples=num_samples)
+
+    return of_drawn(problem, method=method)
+
+
+def _require_likelihood(problem: Problem) -> None:
+    if not problem.loss.likelihood:
+        problem.loss.fisher_factor(problem.targets, problem.targets)

@@ -1,0 +1,89 @@
+"""The Hessian of the mean loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from curvature.linalg.routes import Routes
+from curvature.matrices.autograd import backward_columns, batches_backward, kept_graphs, product_cost, split_columns
+from curvature.matrices.weight_space import Definition, WeightSpaceMatrix, chosen_path, on_weights, require_problem
+from curvature.matrices.witnesses import gradient_witness
+from curvature.models import Problem
+from curvature.precision import full_precision
+
+__all__ = ["hessian"]
+
+
+@full_precision()
+def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
+    r"""Hessian $\nabla^2 L$ of the mean loss in the weights. Indefinite in general.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    method
+        How products and entries are computed: ``"structured"`` (closed forms for sequences of linear layers,
+        convolutions, pooling and elementwise activations, see :mod:`curvature.matrices.fast`), ``"generic"`` (autograd,
+        any module), or ``"auto"``.
+
+    Returns
+    -------
+    WeightSpaceMatrix
+        ``P x P``, unit loss / weight**2; nothing is computed yet.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``"structured"`` is asked of a model without that structure.
+
+    Notes
+    -----
+    Generic products cost one backward pass per column through the graph of the gradient (reverse over reverse), which
+    is kept from one product to the next where the data are few chunks. At a ReLU kink it is the almost-everywhere
+    second derivative.
+
+    References
+    ----------
+    .. [1] Pearlmutter (1994). Fast exact multiplication by the Hessian. Neural Computation 6(1).
+       doi:10.1162/neco.1994.6.1.147
+
+    Examples
+    --------
+    >>> import curvature as cv
+    >>> cv.hessian(cv.zoo.softmax_regression())
+    WeightSpaceMatrix(hessian, standard, 18 x 18, float64, cpu)
+    """
+    require_problem(problem, "hessian")
+    definition = Definition("hessian", hessian, gradient_witness(problem), second_order=True)
+    path, loss = chosen_path(problem, method), problem.loss
+    products = cost = entries = None
+    if path is not None:
+        entries = path.contraction(loss.hessian, second_order=True)
+        products = path.products(loss.hessian_product, second_order=True)
+        cost = path.product_cost(second_order=True)
+    routes = Routes(entries, None, cost or product_cost(problem), path is not None and problem.device.type == "cpu")
+    return on_weights(problem, definition, products or _double_backward(problem), routes)
+
+
+def _double_backward(problem: Problem) -> Callable[[Tensor], Tensor]:
+    batched = batches_backward(problem)
+
+    def graph(examples: slice) -> tuple[list[Tensor], list[Tensor]]:
+        _, leaves, loss = problem.chunk_loss(examples)
+        with torch.enable_grad():
+            gradient = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+        return list(gradient), leaves
+
+    graphs = kept_graphs(problem, graph)
+
+    def matmat(block: Tensor) -> Tensor:
+        total = torch.zeros_like(block)
+        for gradient, leaves in graphs():
+            total += backward_columns(gradient, leaves, split_columns(problem, block), batched=batched)
+        return total
+
+    return matmat

@@ -1,0 +1,253 @@
+r"""The builder of $\sum_n J_n^T M_n J_n$: every matrix but the Hessian is one of these, with its own $M_n$."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curvature.linalg.routes import EntriesRoute, FactorRoute, ProductCost, Routes
+from curvature.matrices.autograd import (
+    accumulated,
+    backward_columns,
+    batches_backward,
+    factor_block,
+    kept_graphs,
+    product_cost,
+    split_columns,
+)
+from curvature.matrices.fast.paths import FastPath, OutputFactor, OutputMatrix
+from curvature.matrices.fast.products import OutputProduct
+from curvature.matrices.weight_space import Definition, WeightSpaceMatrix, chosen_path, on_weights
+from curvature.matrices.witnesses import output_witness
+from curvature.models import Problem
+
+__all__ = ["Centre", "OutputSpace", "accumulated_route", "example_shares", "output_space"]
+
+
+@dataclass(frozen=True, eq=False)
+class Centre:
+    """The mean that is taken out of the columns of a factor with one column for each example.
+
+    Attributes
+    ----------
+    mean
+        Gives it, ``(P,)``.
+    roots
+        Root weights $s_n$ of the examples, ``(N,)``: column $n$ loses $s_n$ times the mean.
+    """
+
+    mean: Callable[[], Tensor]
+    roots: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class OutputSpace:
+    r"""What stands between $J_n^T$ and $J_n$: a factor $S_n$ of $M_n$, or $D M_n$ itself.
+
+    Attributes
+    ----------
+    factor
+        Gives $S_n$ with $M_n = S_n S_n^T$; None where $M_n$ may be indefinite.
+    matrix
+        Gives $D M_n$.
+    product
+        Multiplies by $D M_n$ where that is cheaper than with its entries.
+    centre
+        The mean that is taken out of the columns.
+    """
+
+    factor: OutputFactor | None = None
+    matrix: OutputMatrix | None = None
+    product: OutputProduct | None = None
+    centre: Centre | None = None
+
+    def multiply(self, problem: Problem, outputs: Tensor, examples: slice, tangents: Tensor) -> Tensor:
+        """``M_n`` times tangents of the outputs, ``(n, C, K)``; the centre is left alone."""
+        targets = problem.targets[examples]
+        if self.factor is not None:
+            columns = self.factor(outputs, targets, examples)
+            return columns @ (columns.mT @ tangents)
+        assert self.matrix is not None
+        return self.matrix(outputs, targets) @ tangents / problem.denominator
+
+    def output_product(self) -> OutputProduct | None:
+        """Multiplication of rows by ``D M_n``; None where that is not known."""
+        matrix = self.matrix
+        if self.product is not None or matrix is None:
+            return self.product
+
+        def product(outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            matrices = matrix(outputs, targets)
+            return lambda rows: torch.bmm(rows, matrices)
+
+        return product
+
+
+def output_space(
+    problem: Problem,
+    space: OutputSpace,
+    name: str,
+    rebuild: Callable[..., WeightSpaceMatrix],
+    *,
+    method: str,
+    num_samples: int | None = None,
+) -> WeightSpaceMatrix:
+    r"""Build $\sum_n J_n^T M_n J_n$.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    space
+        $M_n$.
+    name
+        Of the matrix.
+    rebuild
+        ``(problem, method=) -> matrix``: the same matrix of another problem, for the self-checks.
+    method
+        ``"structured"``, ``"generic"`` or ``"auto"``.
+    num_samples
+        Sampled labels per example; None unless Monte Carlo.
+
+    Returns
+    -------
+    WeightSpaceMatrix
+        With a centre, entries and factor are still those without it; products are not.
+    """
+    path = chosen_path(problem, method)
+
+    def middle(outputs: Tensor, examples: slice, tangents: Tensor) -> Tensor:
+        return space.multiply(problem, outputs, examples, tangents)
+
+    difference = output_witness(problem, middle, space.centre and space.centre.mean)
+    definition = Definition(name, rebuild, difference, reversible=num_samples is None, num_samples=num_samples)
+    products, cost = None, None
+    if path is not None and (product := space.output_product()) is not None:
+        products, cost = path.products(product, second_order=False), path.product_cost(second_order=False)
+    products = products or _by_autograd(problem, space)
+    cost = cost or product_cost(problem)
+    numpy_blas = path is not None and problem.device.type == "cpu"
+    if space.factor is None:
+        assert space.matrix is not None
+        entries = None if path is None else path.contraction(space.matrix, second_order=False)
+        return on_weights(problem, definition, products, Routes(entries, None, cost, numpy_blas))
+    num_columns = _num_columns(problem, space.factor)
+    factor = _factor_route(problem, path, space.factor, num_columns, cost)
+    entries = None if path is None else path.gauss_newton(space.factor, space.matrix, num_columns)
+    counted = int((example_shares(problem) > 0).sum())
+    per_example = problem.loss.rank_per_example(problem.num_outputs) if num_columns > 1 else 1
+    return on_weights(
+        problem,
+        definition,
+        products,
+        Routes(entries or accumulated_route(problem, factor), factor, cost, numpy_blas),
+        positive_semidefinite=True,
+        rank_bound=min(problem.dim, counted * min(per_example, num_columns)),
+    )
+
+
+def _num_columns(problem: Problem, factor: OutputFactor) -> int:
+    """``R``, the columns that one example brings."""
+    with torch.no_grad():
+        first = problem.predict(problem.weights, problem.inputs[:1])
+        return factor(first, problem.targets[:1], slice(0, 1)).shape[2]
+
+
+def _factor_route(
+    problem: Problem, path: FastPath | None, factor: OutputFactor, num_columns: int, cost: ProductCost
+) -> FactorRoute:
+    def blocks() -> Iterator[Tensor]:
+        for examples in problem.chunks():
+            if path is None:
+                yield factor_block(problem, examples, factor)
+            else:
+                yield path.factor_rows(examples, factor).T
+
+    # Rows of one chunk and a copy; by autograd vmap keeps what each row's own backward pass holds.
+    held = num_columns * min(problem.chunk_size, problem.num_examples)
+    rows = 2.0 * problem.weights.element_size() * problem.dim * held
+    rows = rows if path is not None else 2 * rows + num_columns * cost.fixed_bytes
+    gram = None if path is None else path.gram(factor)
+    return FactorRoute(blocks, problem.num_examples * num_columns, rows, gram)
+
+
+def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
+    """Entries as the product of a factor with itself, block by block.
+
+    Parameters
+    ----------
+    problem
+        Gives size and precision.
+    factor
+        Its blocks.
+
+    Returns
+    -------
+    EntriesRoute
+        ``r P^2 / 2`` multiplications.
+    """
+    square = 3.0 * problem.weights.element_size() * problem.dim**2
+    return EntriesRoute(
+        lambda: accumulated(factor.blocks(), problem),
+        0.5 * factor.num_columns * problem.dim**2,
+        square + 1.5 * factor.block_bytes,
+    )
+
+
+def example_shares(problem: Problem) -> Tensor:
+    r"""Weights $\alpha_n = D_n / D$ of the examples.
+
+    Parameters
+    ----------
+    problem
+        Loss and data.
+
+    Returns
+    -------
+    Tensor
+        ``(N,)``, adding up to one.
+    """
+    return problem.loss.denominators(problem.outputs(), problem.targets) / problem.denominator
+
+
+def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:
+    """Products by a push forward and a pull back through kept graphs."""
+    batched, centre = batches_backward(problem), space.centre
+
+    def graph(examples: slice) -> tuple[slice, list[Tensor], Tensor, Tensor, list[Tensor]]:
+        named = problem.leaves()
+        leaves = list(named.values())
+        with torch.enable_grad():
+            outputs = problem.predict(named, problem.inputs[examples])
+            cotangent = torch.zeros_like(outputs, requires_grad=True)
+            # J^T c is linear in c; differentiating it in c gives J V without forward-mode rules.
+            pulled = torch.autograd.grad(
+                outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return examples, leaves, outputs, cotangent, list(pulled)
+
+    graphs = kept_graphs(problem, graph)
+
+    def matmat(block: Tensor) -> Tensor:
+        total = torch.zeros_like(block)
+        for examples, leaves, outputs, cotangent, pulled in graphs():
+            pushed = backward_columns(pulled, [cotangent], split_columns(problem, block), batched=batched)
+            pushed = pushed.reshape(len(outputs), -1, block.shape[1])
+            if centre is None:
+                weighted = space.multiply(problem, outputs.detach(), examples, pushed)
+            else:
+                # Before the sum over examples: a difference of two products would cancel twice as many digits.
+                assert space.factor is not None
+                mean, roots = centre.mean(), centre.roots[examples]
+                directions = space.factor(outputs.detach(), problem.targets[examples], examples)
+                inner = directions.mT @ pushed - roots[:, None, None] * (mean @ block)
+                weighted = directions @ inner
+                total -= mean[:, None] * (roots @ inner[:, 0])
+            columns = [weighted.permute(2, 0, 1).reshape(block.shape[1], *outputs.shape)]
+            total += backward_columns([outputs], leaves, columns, batched=batched)
+        return total
+
+    return matmat

@@ -1,0 +1,123 @@
+"""The one codec of records: to plain values and back, for npz, NetCDF and JSON alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from curvature.records.vectors import Eigenvectors
+from curvature.records.where import Where
+
+__all__ = ["from_plain", "storable", "to_json", "to_plain"]
+
+Record = TypeVar("Record")
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """Give the fields of a record, its header flattened, arrays and tuples as they are.
+
+    Parameters
+    ----------
+    record
+        A dataclass of this package.
+
+    Returns
+    -------
+    dict
+        Field to value. Eigenvectors are left out: they are as large as the matrix.
+    """
+    plain: dict[str, Any] = {}
+    for item in fields(record):
+        value = getattr(record, item.name)
+        if isinstance(value, Where):
+            plain |= {part.name: getattr(value, part.name) for part in fields(value)}
+        elif not isinstance(value, Eigenvectors):
+            plain[item.name] = value
+    return plain
+
+
+def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
+    """Rebuild a record from what :func:`to_plain` gave, each value by the declared type of its field.
+
+    Parameters
+    ----------
+    kind
+        Class of the record.
+    plain
+        Its fields; a value that :func:`storable` wrote as JSON is read back.
+
+    Returns
+    -------
+    Record
+        An instance of ``kind``.
+
+    Raises
+    ------
+    ValueError, TypeError, KeyError
+        If a field is unknown or missing, or a value does not fit its type.
+    """
+    declared = get_type_hints(kind)
+    header = get_type_hints(Where) if "where" in declared else {}
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := set(plain) - known - set(header):
+        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+    values = {name: _restored(value, declared[name]) for name, value in plain.items() if name in known}
+    if header:
+        values["where"] = Where(**{name: _restored(plain[name], header[name]) for name in header if name in plain})
+    return kind(**values)
+
+
+def storable(value: Any) -> Any:
+    """Keep numbers and text; write None, booleans, records and containers, which NetCDF does not know, as JSON.
+
+    Parameters
+    ----------
+    value
+        Any value of a record but an array.
+
+    Returns
+    -------
+    int, float or str
+        What an attribute or a column of NetCDF can hold.
+    """
+    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return value if plain else to_json(value)
+
+
+def to_json(value: Any) -> str:
+    """Write plain values and records as JSON.
+
+    Parameters
+    ----------
+    value
+        Anything made of mappings, sequences, records, text and numbers.
+
+    Returns
+    -------
+    str
+        JSON text.
+    """
+    return json.dumps(value, default=asdict)
+
+
+def _restored(value: Any, declared: Any) -> Any:
+    """Undo :func:`storable` by a declared type."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if declared is str:
+        return str(value)
+    options = get_args(declared) if get_origin(declared) in (Union, types.UnionType) else (declared,)
+    if isinstance(value, str) and str not in options:
+        value = json.loads(value)
+    if types.NoneType in options and (value is None or (isinstance(value, float) and math.isnan(value))):
+        return None
+    (kind,) = [option for option in options if option is not types.NoneType][:1]
+    if get_origin(kind) is tuple:
+        part = get_args(kind)[0]
+        return tuple(part(**item) if is_dataclass(part) and isinstance(item, Mapping) else item for item in value)
+    return float(value) if kind is float else value
