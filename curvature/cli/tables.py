@@ -8,7 +8,6 @@ import re
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -257,7 +256,9 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
     """Print every plan: what a dry run is for."""
     every = [one for made in plans.values() for several in made for one in several]
     if as_json:
-        _echo(json.dumps({"schema": "curvature/plan/1", "plans": [asdict(one) for one in every]}, allow_nan=False))
+        from curvature.records.storage import to_plain
+
+        _echo(json.dumps({"schema": "curvature/plan/1", "plans": [to_plain(one) for one in every]}, allow_nan=False))
         return
     for line in plan_lines(plans):
         _echo(one_line(f"plan: {line}"))

@@ -132,7 +132,7 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
     >>> from curvature import SymmetricOperator, extremal_eigenvalues
     >>> values = torch.tensor([3.0, 2.0, 0.0], dtype=torch.float64)
     >>> A = SymmetricOperator.from_dense(torch.diag(values), positive_semidefinite=True)
-    >>> ends = extremal_eigenvalues(A, num_largest=1, num_smallest=1, generator=torch.Generator().manual_seed(0))
+    >>> ends = extremal_eigenvalues(A, num_largest=1, num_smallest=1, seed=0)
     >>> round(damped_condition_number(ends, 1.0).value, 6), damped_condition_number(ends).high
     (4.0, inf)
     """

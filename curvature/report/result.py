@@ -6,7 +6,7 @@ import errno
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,14 @@ from curvature.records import (
     Verdict,
     Whitening,
 )
+from curvature.records.storage import from_plain, storable, to_plain
 from curvature.report.document import place_of
 from curvature.report.figures import printable
 
 SCHEMA = "curvature/1"
 MAX_BYTES = 4 * 2**30  # of the arrays of a result file; a study of every arm and seed has some megabytes
 _KINDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
-_PLACE = {"arm": "str", "seed": "int", "checkpoint": "str", "step": "int", "order": "int"}
+_PLACE = {"arm": str, "seed": int, "checkpoint": str, "step": int, "order": int}
 # Records with arrays: the folder of their kind, and the dimensions of every array.
 _NODES = {
     "spectra": (Spectrum, {"eigenvalues": ("index",), "gradient_weights": ("index",)}),
@@ -77,17 +78,17 @@ def write_result(study: Study, path: Path) -> None:
     if "ConditionNumbers" in groups:
         nodes["/condition_numbers"] = _number_table(groups.pop("ConditionNumbers"))
     for kind, members in groups.items():
-        nodes[f"/{kind}"] = _row_table([place_of(m) | {"order": order} | asdict(m.record) for order, m in members])
+        nodes[f"/{kind}"] = _row_table([place_of(m) | {"order": order} | to_plain(m.record) for order, m in members])
     if study.verdicts:
-        nodes["/verdicts"] = _row_table([asdict(verdict) for verdict in study.verdicts])
+        nodes["/verdicts"] = _row_table([to_plain(verdict) for verdict in study.verdicts])
     for number, item in enumerate(study.decompositions):
-        about = {f.name: getattr(item, f.name) for f in fields(item)}
+        about = to_plain(item)
         arrays = {"parts": (("seed", "source"), about.pop("parts")), "whole": ("seed", about.pop("whole"))}
         nodes[f"/decompositions/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
     if study.checks:
-        nodes["/checks"] = _row_table([asdict(check) for check in study.checks])
+        nodes["/checks"] = _row_table([to_plain(check) for check in study.checks])
     for number, sweep in enumerate(study.sweeps):
-        about = {f.name: getattr(sweep, f.name) for f in fields(sweep)}
+        about = to_plain(sweep)
         arrays = {name: ("rate", about.pop(name)) for name in _SWEEP}
         nodes[f"/sweeps/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
     for number, curve in enumerate(study.curves):
@@ -108,9 +109,7 @@ def _stored(value: Any) -> Any:
     """Keep numbers and text; write None, booleans and containers, which NetCDF does not know, as JSON."""
     if isinstance(value, str):
         return value if "\0" not in value and value.isprintable() else printable(value)
-    return (
-        value if isinstance(value, int | float) and not isinstance(value, bool) else json.dumps(value, default=asdict)
-    )
+    return storable(value)
 
 
 def _row_table(rows: list[dict[str, Any]]) -> Any:
@@ -137,7 +136,7 @@ def _array_tables(members: list[tuple[int, Measured]], dimensions: Mapping[str, 
         rows = [
             place_of(m)
             | {"order": order}
-            | {f.name: getattr(m.record, f.name) for f in fields(m.record) if f.name not in dimensions}
+            | {name: value for name, value in to_plain(m.record).items() if name not in dimensions}
             for order, m in few
         ]
         yield _row_table(rows).assign(
@@ -154,7 +153,7 @@ def _number_table(members: list[tuple[int, Measured]]) -> Any:
     names = list(dict.fromkeys(name for _, m in members for name in m.record.values))
     rows = []
     for order, m in members:
-        about = {f.name: getattr(m.record, f.name) for f in fields(m.record) if f.name not in ("values", "damped")}
+        about = {name: value for name, value in to_plain(m.record).items() if name not in ("values", "damped")}
         damped = [[delta, *(list(asdict(q).values()) for q in pair)] for delta, pair in m.record.damped.items()]
         rows.append(place_of(m) | {"order": order} | about | {"damped": damped})
     missing = Quantity(math.nan, "", "")
@@ -237,7 +236,7 @@ def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any])
         )
         for node in children.get("curves", ())
     ]
-    checks = [Check(**_typed(row, Check)) for row in _rows(tables["checks"])] if "checks" in tables else []
+    checks = [from_plain(Check, row) for row in _rows(tables["checks"])] if "checks" in tables else []
     return Study(
         **{name: str(tree.attrs[name]) for name in ("command", "model", "data")},
         **{name: int(tree.attrs[name]) for name in ("num_weights", "num_examples")},
@@ -245,28 +244,20 @@ def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any])
         measurements=tuple(m for _, m in sorted(found, key=lambda pair: pair[0])),
         curves=tuple(curves),
         sweeps=tuple(
-            LearningRateSweep(
-                **_typed(node.attrs, LearningRateSweep), **{name: node[name].to_numpy() for name in _SWEEP}
-            )
+            from_plain(LearningRateSweep, {**node.attrs, **{name: node[name].to_numpy() for name in _SWEEP}})
             for node in children.get("sweeps", ())
         ),
         checks=tuple(checks),
         warnings=tuple(json.loads(tree.attrs["warnings"])),
         provenance=provenance,
-        verdicts=tuple(_decoded_verdict(row) for row in (_rows(tables["verdicts"]) if "verdicts" in tables else ())),
+        verdicts=tuple(from_plain(Verdict, row) for row in (_rows(tables["verdicts"]) if "verdicts" in tables else ())),
         decompositions=tuple(_decoded_decomposition(node) for node in children.get("decompositions", ())),
     )
 
 
-def _decoded_verdict(row: Mapping[str, Any]) -> Verdict:
-    found = _typed(row, Verdict)
-    return Verdict(**found | {name: tuple(found[name]) for name in ("effects", "ceilings")})
-
-
 def _decoded_decomposition(node: Any) -> Decomposition:
-    about = _typed(node.attrs, Decomposition)
-    about |= {name: tuple(about[name]) for name in ("sources", "seeds", "arms") if name in about}
-    return Decomposition(**about, **{name: node[name].to_numpy() for name in ("parts", "whole")})
+    arrays = {name: node[name].to_numpy() for name in ("parts", "whole")}
+    return from_plain(Decomposition, {**node.attrs, **arrays})
 
 
 def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
@@ -275,7 +266,7 @@ def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
     grids = {_GRIDS[grid][0]: table[grid].to_numpy() for grid in stored}
     for index, row in enumerate(_rows(table.drop_vars(["quantity", *stored]))):
         values = {
-            name: Quantity(**_typed({key: grid[index, k] for key, grid in grids.items()}, Quantity))
+            name: from_plain(Quantity, {key: grid[index, k] for key, grid in grids.items()})
             for k, name in enumerate(names)
             if grids["status"][index, k]
         }
@@ -284,29 +275,9 @@ def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
 
 
 def _measured(kind: type, row: dict[str, Any], more: Mapping[str, Any] | None = None) -> tuple[int, Measured]:
-    place = {name: _restored(row.pop(name), declared) for name, declared in _PLACE.items()}
+    place = {name: declared(row.pop(name)) for name, declared in _PLACE.items()}
     order = place.pop("order")
-    return order, Measured(**place, record=kind(**_typed(row, kind), **(more or {})))
-
-
-def _typed(row: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    declared = {item.name: str(item.type) for item in fields(kind)}
-    return {name: _restored(value, declared[name]) for name, value in row.items()}
-
-
-def _restored(value: Any, declared: str) -> Any:
-    """Undo :func:`_stored` by the declared type of the field."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if declared == "str":
-        return str(value)
-    value = json.loads(value) if isinstance(value, str) else value
-    if declared.startswith("tuple[Check"):
-        return tuple(Check(**check) for check in value)
-    if declared == "float | None":
-        return None if value is None or math.isnan(value) else float(value)
-    if declared.startswith("tuple["):
-        return None if value is None else tuple(value)
-    return float(value) if declared == "float" else value
+    return order, Measured(**place, record=from_plain(kind, row | dict(more or {})))
 
 
 def _rows(table: Any) -> list[dict[str, Any]]:

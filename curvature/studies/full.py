@@ -15,7 +15,7 @@ from curvature._version import __version__
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import ConfigurationError
 from curvature.linalg.eigen import spectrum
-from curvature.matrices import MATRICES
+from curvature.matrices import MATRICES, effective
 from curvature.models import Problem
 from curvature.models.losses import Loss
 from curvature.natural_gradient.whitening import alignments, whitening
@@ -234,7 +234,7 @@ def _measure_point(
         gauge_state(found, place, problem, chart)
     own = type(point.chart) is WeightNorm
     if own and "hessian" in operators:
-        found.add(place, spectrum(operators["hessian"], chart=linear_part(problem, point.chart), effective=True))
+        found.add(place, spectrum(effective(operators["hessian"], linear_part(problem, point.chart))))
     if not followed or point.name not in _ENDS:
         return
     generator = torch.Generator().manual_seed(seed)

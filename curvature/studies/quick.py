@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import ConfigurationError
 from curvature.linalg.eigen import spectrum
-from curvature.matrices import MATRICES
+from curvature.matrices import MATRICES, effective, pullback
 from curvature.models import Problem
 from curvature.models.losses import Loss
 from curvature.natural_gradient.whitening import alignments, whitening
@@ -211,13 +211,13 @@ def _measure_run(
             gauge_state(found, place, problem, chart)
             if "hessian" in operators and chart.gauge != "paper":
                 effective_too = chart.gauge == "canonical"  # measured in its own coordinates above
-                found.add(place, spectrum(operators["hessian"], chart=chart, effective=effective_too))
+                found.add(place, spectrum((effective if effective_too else pullback)(operators["hessian"], chart)))
                 if not effective_too:
                     linear = linear_part(problem, chart)
-                    found.add(place, spectrum(operators["hessian"], chart=linear, effective=True))
+                    found.add(place, spectrum(effective(operators["hessian"], linear)))
         curvature = operators.get("ggn") or MATRICES["ggn"](problem).materialized()
         for stretch in settings.stretches:
-            found.add(place, spectrum(curvature, chart=WeightNorm(stretch=stretch), effective=True))
+            found.add(place, spectrum(effective(curvature, WeightNorm(stretch=stretch))))
         generator = torch.Generator().manual_seed(seed)
         covariance = operators.get("gradient_covariance") or MATRICES["gradient_covariance"](problem).materialized()
         found.extend(place, alignments(problem, seed=generator, covariance=covariance))
