@@ -1000,7 +1000,7 @@ def test_every_method_is_right_on_degenerate_matrices_at_extreme_scales(name, sc
         )
         assert np.abs(density.weights.sum(axis=1) - 1).max() < 1e-12
         assert all(np.isfinite(part).all() for part in density.cumulative([0.0, scale]))
-        for method in ("exact", "hutchinson", "hutch++", "xtrace", *(["xnystrace"] if definite else [])):
+        for method in ("exact", "hutchinson", "xtrace", *(["xnystrace"] if definite else [])):
             found = cv.trace(operator, method=method, num_products=26, seed=seeded(1))
             # Of a matrix that is nothing but one direction the interval is long; it must not be empty or infinite.
             assert np.isfinite([found.low, found.high]).all()
@@ -1054,7 +1054,7 @@ def test_estimates_are_unbiased_and_a_seed_fixes_every_bit(spectrum):
 
     def run(seed):
         found = {}
-        for method in ("hutchinson", "hutch++", "xtrace", "xnystrace"):
+        for method in ("hutchinson", "xtrace", "xnystrace"):
             found["trace", method] = cv.trace(operator, method=method, num_products=24, seed=seeded(seed)).value
         for method in ("hutchinson", "xdiag"):
             one = cv.diagonal(operator, method=method, num_products=20, seed=seeded(seed))

@@ -132,16 +132,9 @@ DEFECTS = [
         ("leave_one_out_samples_are_what_leaving_one_out_gives",),
     ),
     Defect(
-        "Hutch++ that counts the range twice",
-        "linalg:_hutch_plus_plus",
-        "$rest - $basis @ ($basis.T @ $rest)",
-        "$rest - 0 * ($basis @ ($basis.T @ $rest))",
-        ("hutch_plus_plus_is_unbiased_over_all_signs_of_the_probes_for_any_sketch",),
-    ),
-    Defect(
         "spread of the samples for the jackknife",
-        "linalg:trace",
-        "spread($means) * (len($means) - 1) ** 0.5",
+        "linalg:_estimated_trace",
+        "spread($means) * ($num_probes - 1) ** 0.5",
         "spread(samples) / len(samples) ** 0.5",
         ("intervals_of_the_trace_cover_what_they_promise",),
     ),
@@ -154,9 +147,9 @@ DEFECTS = [
     ),
     Defect(
         "Gauss above and Radau below taken for each other",
-        "linalg:_quadratures",
-        "($radau, $gauss) if $rule.gauss_above else ($gauss, $radau)",
-        "($gauss, $radau) if $rule.gauss_above else ($radau, $gauss)",
+        "linalg:_enclosure",
+        "($radau, $gauss) if $gauss_above else ($gauss, $radau)",
+        "($gauss, $radau) if $gauss_above else ($radau, $gauss)",
         ("gauss_and_radau_enclose_every_probe",),
     ),
     Defect(
