@@ -53,7 +53,7 @@ class NotDefinedError(ConfigurationError):
 
 
 class InputError(CurvatureError, ValueError):
-    """The model, the data, the loss or the weights cannot be used as they are: mend them."""
+    """The model, the data, the loss or the weights cannot be used as they are: correct them."""
 
     exit_code = ExitCode.LOADING
 

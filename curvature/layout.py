@@ -1,4 +1,4 @@
-"""Where each named tensor lies in a flat vector, and which coordinates form a layer or a neuron."""
+"""Which part of a flat vector is which named tensor, and which coordinates form a layer or a neuron."""
 
 from __future__ import annotations
 
@@ -84,28 +84,60 @@ class Layout:
     @cached_property
     def slices(self) -> dict[str, slice]:
         """Slice of each entry, by name."""
-        found, start = {}, 0
+        slices, start = {}, 0
         for entry in self.entries:
-            found[entry.name] = slice(start, start + entry.numel)
+            slices[entry.name] = slice(start, start + entry.numel)
             start += entry.numel
-        return found
+        return slices
 
     def pairs(self) -> list[tuple[Entry, slice]]:
         """Entries with their slices, in order."""
         return [(entry, self.slices[entry.name]) for entry in self.entries]
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Split a ``(dim,)`` vector into named tensors (views)."""
+        """Split a flat vector into named tensors.
+
+        Parameters
+        ----------
+        vector
+            ``(dim,)``.
+
+        Returns
+        -------
+        dict
+            A view for each entry, in order.
+
+        Raises
+        ------
+        ConfigurationError
+            If the vector has another shape.
+        """
         if vector.shape != (self.dim,):
             raise ConfigurationError(f"a flat vector here has shape ({self.dim},), got {tuple(vector.shape)}.")
-        return {entry.name: vector[where].view(entry.shape) for entry, where in self.pairs()}
+        return {entry.name: vector[span].view(entry.shape) for entry, span in self.pairs()}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Join named tensors into a ``(dim,)`` vector; the names must be exactly the layout's."""
-        expected, given = set(self.slices), set(tensors)
-        if expected != given:
+        """Join named tensors into a flat vector.
+
+        Parameters
+        ----------
+        tensors
+            One tensor for each entry, by name, in any order.
+
+        Returns
+        -------
+        Tensor
+            ``(dim,)``.
+
+        Raises
+        ------
+        ConfigurationError
+            If a name or a shape is not the layout's.
+        """
+        expected, names = set(self.slices), set(tensors)
+        if expected != names:
             raise ConfigurationError(
-                f"the names do not match: missing {sorted(expected - given)}, unknown {sorted(given - expected)}."
+                f"the names do not match: missing {sorted(expected - names)}, unknown {sorted(names - expected)}."
             )
         for entry in self.entries:
             if tuple(tensors[entry.name].shape) != entry.shape:
@@ -115,41 +147,58 @@ class Layout:
         return torch.cat([tensors[entry.name].reshape(-1) for entry in self.entries])
 
     def blocks(self, by: str) -> dict[str, Tensor]:
-        """Index sets of the blocks of a matrix in these coordinates.
+        """Positions of the principal blocks of a matrix in these coordinates.
 
-        ``by`` is ``"all"``, ``"layer"``, ``"neuron"`` (an output row with its bias), or a regular
-        expression searched in the entries' names, whose matches form one block.
+        Parameters
+        ----------
+        by
+            ``"all"``, ``"layer"``, ``"neuron"`` (an output row with its bias), or a regular expression searched in the
+            names of the entries, whose matches form one block.
+
+        Returns
+        -------
+        dict
+            Indices of each block, by its name.
+
+        Raises
+        ------
+        ConfigurationError
+            If a pattern is not a regular expression, or matches nothing.
         """
         everything = torch.arange(self.dim)
         if by == "all":
             return {"all": everything}
-        found: dict[str, list[Tensor]] = {}
-        if by in ("layer", "neuron"):
-            for entry, where in self.pairs():
-                indices = everything[where]
-                if by == "layer":
-                    found.setdefault(entry.layer, []).append(indices)
-                elif entry.neuron_axis is None or not entry.shape:
-                    found.setdefault(entry.name, []).append(indices)
-                else:
-                    neurons = entry.shape[entry.neuron_axis]
-                    rows = indices.view(entry.shape).movedim(entry.neuron_axis, 0).reshape(neurons, -1)
-                    owner = entry.layer if self._has_one_weight(entry.layer) else entry.name
-                    for neuron, row in enumerate(rows):
-                        found.setdefault(f"{owner}[{neuron}]", []).append(row)
+        if by == "layer":
+            parts = [(entry.layer, everything[span]) for entry, span in self.pairs()]
+        elif by == "neuron":
+            parts = [part for entry, span in self.pairs() for part in self._neurons(entry, everything[span])]
         else:
-            try:
-                pattern = re.compile(by)
-            except re.error as error:
-                raise ConfigurationError(f"block {by!r} is not a regular expression: {error}.") from None
-            matching = [everything[where] for entry, where in self.pairs() if pattern.search(entry.name)]
-            if not matching:
-                raise ConfigurationError(
-                    f"block {by!r} matches no parameter; the names are {', '.join(self.slices)}. "
-                    "Use 'all', 'layer', 'neuron' or a pattern that matches."
-                )
-            found[by] = matching
-        return {name: torch.cat(parts) for name, parts in found.items()}
+            parts = [(by, everything[span]) for span in self._matching(by)]
+        blocks: dict[str, list[Tensor]] = {}
+        for name, indices in parts:
+            blocks.setdefault(name, []).append(indices)
+        return {name: torch.cat(pieces) for name, pieces in blocks.items()}
+
+    def _neurons(self, entry: Entry, indices: Tensor) -> list[tuple[str, Tensor]]:
+        """The name of each neuron of an entry with its indices; the whole entry if it has no neurons."""
+        if entry.neuron_axis is None or not entry.shape:
+            return [(entry.name, indices)]
+        rows = indices.view(entry.shape).movedim(entry.neuron_axis, 0).reshape(entry.shape[entry.neuron_axis], -1)
+        owner = entry.layer if self._has_one_weight(entry.layer) else entry.name
+        return [(f"{owner}[{neuron}]", row) for neuron, row in enumerate(rows)]
+
+    def _matching(self, pattern: str) -> list[slice]:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ConfigurationError(f"block {pattern!r} is not a regular expression: {error}.") from None
+        spans = [span for entry, span in self.pairs() if expression.search(entry.name)]
+        if not spans:
+            raise ConfigurationError(
+                f"block {pattern!r} matches no parameter; the names are {', '.join(self.slices)}. "
+                "Use 'all', 'layer', 'neuron' or a pattern that matches."
+            )
+        return spans
 
     def select(self, pattern: str) -> Layout:
         """Keep one layer, one parameter, or every parameter whose name matches.

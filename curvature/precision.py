@@ -1,7 +1,7 @@
-"""The arithmetic that every number here is computed in, whatever the caller has switched on.
+"""Full precision for every number, independent of what the caller has switched on.
 
-Inference mode, autocast, a default device and the reduced precisions of float32 products (TF32, bfloat16) change
-numbers, or take derivatives away, without a word. They are off while this package computes, and as before afterwards.
+Inference mode, autocast, a default device and the reduced precisions of float32 products (TF32, bfloat16) silently
+change numbers or disable derivatives. They are off while this package computes, and restored afterwards.
 """
 
 from __future__ import annotations
@@ -26,9 +26,18 @@ _inside = threading.local()
 def full_precision() -> Iterator[None]:
     """Compute as in a fresh process: no inference mode, no autocast, no TF32, factories on the CPU.
 
-    Also a decorator. What was on is restored, also after an exception. Entering costs microseconds, and next to nothing
-    inside another one. A failure of LAPACK that nobody mended leaves as a
-    :class:`~curvature.errors.ConvergenceError`.
+    A context manager and a decorator. What was on is restored, also after an exception. Entering costs microseconds,
+    and next to nothing inside another one.
+
+    Yields
+    ------
+    None
+        While everything is off.
+
+    Raises
+    ------
+    ConvergenceError
+        In place of an unhandled LAPACK failure.
     """
     if getattr(_inside, "already", False):
         yield
@@ -62,13 +71,14 @@ def _switched_off() -> Iterator[None]:
 
 
 def _switches() -> list[Any]:
-    """Places of torch's precision switches for float32 products; none in torch before 2.9, which has others."""
+    """Torch's precision switches for float32 products; empty before torch 2.9, which has other switches."""
     if not hasattr(torch.backends.cudnn, "conv"):
         return []
-    on_cpu, cudnn = torch.backends.mkldnn, torch.backends.cudnn
-    found = [on_cpu.matmul, on_cpu.conv, on_cpu.rnn]
-    # cuDNN's are on by default, and harmless where there is no GPU at work.
-    return [*found, torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn] if torch.cuda.is_initialized() else found
+    on_cpu: Any = torch.backends.mkldnn  # the stubs of torch do not know its switches
+    cudnn: Any = torch.backends.cudnn
+    switches = [on_cpu.matmul, on_cpu.conv, on_cpu.rnn]
+    # cuDNN's are on by default, and have no effect where no GPU is in use.
+    return [*switches, torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn] if torch.cuda.is_initialized() else switches
 
 
 def _older_switch() -> str:
@@ -79,23 +89,24 @@ def _older_switch() -> str:
 
 
 def _reduces_float32() -> bool:
-    places = _switches()
-    if _older_switch() != "highest" or any(place.fp32_precision not in ("none", "ieee") for place in places):
+    switches = _switches()
+    if _older_switch() != "highest" or any(switch.fp32_precision not in ("none", "ieee") for switch in switches):
         return True
-    return not places and torch.cuda.is_initialized() and torch.backends.cudnn.allow_tf32
+    return not switches and torch.cuda.is_initialized() and torch.backends.cudnn.allow_tf32
 
 
 @contextmanager
 def _full_float32() -> Iterator[None]:
-    places, older = _switches(), _older_switch()
-    kept, cudnn = [place.fp32_precision for place in places], not places and torch.backends.cudnn.allow_tf32
+    switches, older = _switches(), _older_switch()
+    before = [switch.fp32_precision for switch in switches]
+    cudnn = not switches and torch.backends.cudnn.allow_tf32
     if older != "highest":
         torch.set_float32_matmul_precision("highest")
     if cudnn:
         torch.backends.cudnn.allow_tf32 = False
-    for place in places:
-        if place.fp32_precision not in ("none", "ieee"):
-            place.fp32_precision = "ieee"
+    for switch in switches:
+        if switch.fp32_precision not in ("none", "ieee"):
+            switch.fp32_precision = "ieee"
     try:
         yield
     finally:
@@ -103,8 +114,8 @@ def _full_float32() -> Iterator[None]:
             torch.set_float32_matmul_precision(older)
         if cudnn:
             torch.backends.cudnn.allow_tf32 = True
-        for place, before in zip(places, kept, strict=True):
-            if place.fp32_precision != before:
-                place.fp32_precision = "none"  # inherits from the switch above it, which may be where it was set
-            if place.fp32_precision != before:
-                place.fp32_precision = before
+        for switch, precision in zip(switches, before, strict=True):
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = "none"  # inherits from its parent switch, which may be the one that was set
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = precision

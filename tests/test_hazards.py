@@ -196,8 +196,8 @@ CHANGING = {
     "torch": (lambda x, _: x + torch.randn(3), r"draws random numbers \(torch\)"),
     "numpy": (lambda x, _: x + np.random.rand(), r"draws random numbers \(numpy\)"),  # noqa: NPY002
     "random": (lambda x, _: -x if random.random() < 0.5 else x, r"draws random numbers \(random\)"),
-    "own generator": (lambda x, _: x + own.random(), "item 0 of the dataset is another one each time it is read"),
-    "the last item": (lambda x, i: x + own.random() * (i == 7), "item 7 of the dataset is another one each time"),
+    "own generator": (lambda x, _: x + own.random(), "item 0 of the dataset changes between reads"),
+    "the last item": (lambda x, i: x + own.random() * (i == 7), "item 7 of the dataset changes between reads"),
 }
 
 
@@ -357,9 +357,9 @@ def test_what_lies_on_another_device_is_named(name):
 def test_tensors_without_numbers_are_refused():
     with pytest.raises(cv.InputError, match=r"module is on the meta device.*load its weights"):
         problem_of(around().to("meta"))
-    with pytest.raises(cv.InputError, match="the inputs lie on the meta device"):
+    with pytest.raises(cv.InputError, match="the inputs are on the meta device"):
         problem_of(around(), inputs=INPUTS.to("meta"))
-    with pytest.raises(cv.InputError, match="the targets lie on the meta device"):
+    with pytest.raises(cv.InputError, match="the targets are on the meta device"):
         problem_of(around(), targets=LABELS.to("meta"))
 
 

@@ -12,7 +12,7 @@ from curvature.charts.chart import Chart, Parameterization
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry, Layout
 
-__all__ = ["FrozenBatchNorm", "Statistics", "scale_name"]
+__all__ = ["FrozenBatchNorm", "Statistics", "fold", "scale_name", "with_scales"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,18 @@ class Statistics:
 
 
 def scale_name(weight: str) -> str:
-    r"""Name of the coordinates $\gamma$ that batch normalization adds to a weight."""
+    r"""Name the coordinates $\gamma$ that batch normalization adds to a weight.
+
+    Parameters
+    ----------
+    weight
+        Name of the weight.
+
+    Returns
+    -------
+    str
+        The same name, followed by ``".gamma"``.
+    """
     return f"{weight}.gamma"
 
 
@@ -57,35 +68,61 @@ class FrozenBatchNorm(Parameterization):
         self.coordinates, self.statistics = coordinates, dict(statistics)
 
     def at(self, layout: Layout, weights: Tensor) -> Chart:
-        """Build the chart; its coordinates must reproduce the weights."""
+        """Build the chart at weights that its coordinates reproduce."""
         chart = _FrozenBatchNormChart(self, layout)
         error = torch.linalg.vector_norm(chart.to_weights(chart.coordinates) - weights)
         if not error <= 1e3 * torch.finfo(weights.dtype).eps * torch.linalg.vector_norm(weights):
             raise ConfigurationError(
-                "the coordinates and statistics given for batch-norm do not reproduce the weights."
+                "the coordinates and statistics of batch-norm do not reproduce the weights. Use the weights that they "
+                "were computed at."
             )
         return chart
 
 
 def with_scales(layout: Layout, weights: list[str]) -> Layout:
-    r"""Append one $\gamma$ per row of these weights to a layout."""
+    r"""Append one $\gamma$ per row of some weights to a layout.
+
+    Parameters
+    ----------
+    layout
+        The layout of the weights.
+    weights
+        Names of the normalized weights.
+
+    Returns
+    -------
+    Layout
+        The entries of the weights, then those of the $\gamma$.
+    """
     entries = {entry.name: entry for entry in layout.entries}
     scales = [Entry(scale_name(name), (entries[name].num_rows,), entries[name].layer, 0) for name in weights]
     return Layout((*layout.entries, *scales))
 
 
 def fold(named: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, Tensor]:
-    r"""Give the weights that batch normalization at these statistics amounts to; without $\gamma$, mean-only.
+    r"""Compute the weights that batch normalization at fixed statistics amounts to; differentiable.
 
-    ``named`` holds the coordinates by name; the result has the names of the weights alone. Differentiable.
+    Parameters
+    ----------
+    named
+        The coordinates by name; a weight without its $\gamma$ is normalized by the mean only.
+    statistics
+        Mean and deviation of each normalized weight.
+
+    Returns
+    -------
+    dict
+        The weights by name, without the $\gamma$.
     """
     folded = {name: part for name, part in named.items() if not name.endswith(scale_name(""))}
-    for found in statistics.values():
-        weight, scale = named[found.weight], named.get(scale_name(found.weight))
-        factor = 1.0 if scale is None else scale / found.deviation
-        if scale is not None:
-            folded[found.weight] = factor.view(-1, *[1] * (weight.ndim - 1)) * weight
-        folded[found.bias] = named[found.bias] - factor * found.mean
+    for layer in statistics.values():
+        weight, scale = named[layer.weight], named.get(scale_name(layer.weight))
+        if scale is None:
+            folded[layer.bias] = named[layer.bias] - layer.mean
+            continue
+        factor = scale / layer.deviation
+        folded[layer.weight] = factor.view(-1, *[1] * (weight.ndim - 1)) * weight
+        folded[layer.bias] = named[layer.bias] - factor * layer.mean
     return folded
 
 
@@ -93,7 +130,8 @@ class _FrozenBatchNormChart(Chart):
     """Bilinear in ``(w, gamma)``; derivatives by ``torch.func``."""
 
     def __init__(self, parameterization: FrozenBatchNorm, layout: Layout):
-        self.parameterization, self.weight_layout = parameterization, layout
+        self.parameterization = parameterization
+        self.weight_layout = layout
         self.name, self.gauge = parameterization.name, parameterization.gauge
         self.layout = with_scales(layout, list(parameterization.statistics))
         self.coordinates = parameterization.coordinates

@@ -1,8 +1,7 @@
-"""The two nouns: a parameterization, and a chart, which is a parameterization at a point."""
+"""The two nouns of this wing: a parameterization, and a chart, which is a parameterization at a point."""
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -63,12 +62,12 @@ class Chart(ABC):
 
     @abstractmethod
     def moved(self, coordinates: Tensor) -> Parameterization:
-        """Give the parameterization whose chart has these coordinates: its own gauge after training."""
+        """Return the parameterization whose chart has these coordinates: the gauge that training has reached."""
 
     def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        r"""Give the weights ``(P,)`` at these coordinates, and the map $r \mapsto J^T r$ *there* for one cotangent.
+        r"""Compute the weights ``(P,)`` at these coordinates, and the map $r \mapsto J^T r$ *there* for one cotangent.
 
-        What a training step needs: :meth:`pull` at a point that moves, without a new chart for each step.
+        A training step needs this: :meth:`pull` at a point that moves, without a new chart for each step.
         """
         variable = coordinates.detach().requires_grad_()
         with torch.enable_grad():
@@ -81,7 +80,7 @@ class Chart(ABC):
 
     def pull(self, cotangents: Tensor) -> Tensor:
         """Pull cotangents back, $J^T R$: ``(P, K)`` to ``(Q, K)``."""
-        _, transposed = torch.func.vjp(self.to_weights, self.coordinates)
+        transposed = torch.func.vjp(self.to_weights, self.coordinates)[1]
         return torch.func.vmap(lambda cotangent: transposed(cotangent)[0], in_dims=1, out_dims=1)(cotangents)
 
     def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
@@ -90,7 +89,7 @@ class Chart(ABC):
         return _derivative_along(projected, self.coordinates, tangents)
 
     def second_order(self, gradient: Tensor) -> Tensor:
-        r"""Give $\sum_k r_k\, \partial^2 w_k / \partial\theta^2$, shape ``(Q, Q)``, for the weight gradient $r$."""
+        r"""Entries of $\sum_k r_k\, \partial^2 w_k / \partial\theta^2$, ``(Q, Q)``, for the weight gradient $r$."""
         return self.second_order_product(gradient, torch.eye(self.dim, dtype=gradient.dtype, device=gradient.device))
 
     def pulled_back(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
@@ -104,8 +103,8 @@ class Chart(ABC):
         if gradient is None:
             return result
         identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        bent = self.second_order_product(gradient, self.horizontal(identity))
-        return result.add_(self.horizontal_transpose(bent))
+        bending = self.second_order_product(gradient, self.horizontal(identity))
+        return result.add_(self.horizontal_transpose(bending))
 
     @cached_property
     def _polar(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,12 +138,13 @@ class Chart(ABC):
 
 
 def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Divide and conquer; where it gives up (seen at 760 x 780, condition number 78, torch 2.13), QR iteration."""
+    """Divide and conquer; where it fails (seen at 760 x 780, condition number 78, torch 2.13), QR iteration."""
     try:
-        return torch.linalg.svd(matrix, full_matrices=False)
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:
-        found = scipy.linalg.svd(matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
-        return tuple(torch.from_numpy(part).to(matrix) for part in found)
+        parts = scipy.linalg.svd(matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
+        left, values, right = (torch.from_numpy(part).to(matrix) for part in parts)
+    return left, values, right
 
 
 class Parameterization:
@@ -177,11 +177,31 @@ class Parameterization:
         raise NotImplementedError
 
     def from_weights(self, weights: Tensor) -> Tensor:
-        """Any coordinates of these weights."""
+        """Coordinates of these weights; any, if there are several."""
         raise NotImplementedError
 
     def at(self, layout: Layout, weights: Tensor) -> Chart:
-        """Build the chart whose point has these weights."""
+        """Build the chart whose point has these weights.
+
+        Parameters
+        ----------
+        layout
+            Names of the weights.
+        weights
+            The point ``(P,)``.
+
+        Returns
+        -------
+        Chart
+            The map, its derivatives and its coordinates at the point.
+
+        Raises
+        ------
+        InputError
+            If ``to_weights`` or ``from_weights`` returns another shape.
+        SelfCheckError
+            If ``to_weights`` does not invert ``from_weights``.
+        """
         del layout
         coordinates = self.from_weights(weights).detach()
         if coordinates.ndim != 1:
@@ -224,13 +244,28 @@ class _AutodiffChart(Chart):
         self.layout = Layout((Entry("coordinates", tuple(coordinates.shape), layer=""),))
 
     def moved(self, coordinates: Tensor) -> Parameterization:
-        fixed = copy.copy(self.parameterization)
-        fixed.gauge = "checkpoint"
-        fixed.from_weights = lambda _weights: coordinates.detach()
-        return fixed
+        return _AtCoordinates(self.parameterization, coordinates.detach())
 
     def to_weights(self, coordinates: Tensor) -> Tensor:
         return self.parameterization.to_weights(coordinates)
+
+
+class _AtCoordinates(Parameterization):
+    """A user's parameterization at coordinates that training has reached, which the weights alone do not tell."""
+
+    def __init__(self, parameterization: Parameterization, coordinates: Tensor):
+        self.parameterization, self.coordinates = parameterization, coordinates
+        self.name, self.gauge = parameterization.name, "checkpoint"
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.parameterization.to_weights(coordinates)
+
+    def from_weights(self, weights: Tensor) -> Tensor:
+        del weights
+        return self.coordinates
+
+    def __repr__(self) -> str:
+        return f"{type(self.parameterization).__name__}({self.gauge!r})"
 
 
 def _derivative_along(function: Callable[[Tensor], Tensor], point: Tensor, tangents: Tensor) -> Tensor:

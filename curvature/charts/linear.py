@@ -16,6 +16,9 @@ from curvature.layout import Entry, Layout
 
 __all__ = ["LinearChart", "ScaledStandard", "Standard"]
 
+_Indices = Tensor | slice
+_Block = tuple[_Indices, Tensor]  # a symmetric matrix, or a diagonal
+
 
 class Standard(Parameterization):
     """The weights themselves: $J = I$."""
@@ -30,7 +33,7 @@ class Standard(Parameterization):
 class ScaledStandard(Parameterization):
     r"""The published baseline of weight normalization: $w = \gamma \theta$ with $\gamma$ frozen, so $K = \gamma^2 I$.
 
-    The authors' "standard" arm keeps the scale that data-dependent initialization found and trains
+    The authors' "standard" arm keeps the scale that data-dependent initialization chose and trains
     $\theta$ (openai/weightnorm). Biases are left as they are.
 
     Parameters
@@ -51,10 +54,10 @@ class ScaledStandard(Parameterization):
     def at(self, layout: Layout, weights: Tensor) -> Chart:
         """Build the chart of scaled rows."""
         multipliers = torch.ones_like(weights)
-        for entry, where in layout.pairs():
+        for entry, span in layout.pairs():
             if not entry.normalized:
                 continue
-            rows = entry.rows(weights[where])
+            rows = entry.rows(weights[span])
             if self.scale is None:
                 scale = row_norms(rows) / (PAPER_SCALE * math.sqrt(rows.shape[1]))
             elif isinstance(self.scale, Mapping):
@@ -62,7 +65,7 @@ class ScaledStandard(Parameterization):
             else:
                 scale = weights.new_full((len(rows),), float(self.scale))
             refuse_zero_rows(scale, entry, "the scale of")
-            multipliers[where] = entry.from_rows(scale[:, None].expand_as(rows))
+            multipliers[span] = entry.from_rows(scale[:, None].expand_as(rows))
         return _MultiplierChart(self, layout, weights, multipliers)
 
 
@@ -84,8 +87,8 @@ class _MultiplierChart(Chart):
         if not isinstance(self.parameterization, ScaledStandard):
             return self.parameterization
         scale = {
-            entry.name: entry.rows(self.multipliers[where])[:, 0]
-            for entry, where in self.layout.pairs()
+            entry.name: entry.rows(self.multipliers[span])[:, 0]
+            for entry, span in self.layout.pairs()
             if entry.normalized
         }
         return ScaledStandard(scale)
@@ -99,7 +102,8 @@ class _MultiplierChart(Chart):
     def push(self, tangents: Tensor) -> Tensor:
         return self.multipliers[:, None] * tangents
 
-    pull = push
+    def pull(self, cotangents: Tensor) -> Tensor:
+        return self.push(cotangents)
 
     def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
         del gradient
@@ -150,21 +154,22 @@ class LinearChart(Parameterization):
             if self.factor.ndim == 1:
                 return _AffineChart(self, layout, weights, [(slice(None), self.factor)])
             return _DenseChart(self, layout, weights, self.factor)
-        covered = torch.cat(
-            [torch.as_tensor(indices).cpu().reshape(-1) for indices, _ in self.factor] or [torch.arange(0)]
-        )
-        if len(covered.unique()) < len(covered) or (
-            len(covered) and not 0 <= int(covered.min()) <= int(covered.max()) < len(weights)
-        ):
-            raise ConfigurationError(f"the blocks of {self.name} overlap, or reach outside the {len(weights)} weights.")
-        for indices, block in self.factor:
-            size = indices.shape[-1]
-            if block.shape != (size, size) or not torch.allclose(block, block.T):
-                raise ConfigurationError(
-                    f"a block of {self.name} must be symmetric and square of size {size}, got shape "
-                    f"{tuple(block.shape)}."
-                )
+        _refuse_blocks(self.factor, self.name, len(weights))
         return _AffineChart(self, layout, weights, list(self.factor))
+
+
+def _refuse_blocks(blocks: Sequence[tuple[Tensor, Tensor]], name: str, dim: int) -> None:
+    """Refuse blocks that overlap, reach outside the weights, or are not symmetric."""
+    covered = torch.cat([torch.as_tensor(indices).cpu().reshape(-1) for indices, _ in blocks] or [torch.arange(0)])
+    outside = len(covered) and not 0 <= int(covered.min()) <= int(covered.max()) < dim
+    if outside or len(covered.unique()) < len(covered):
+        raise ConfigurationError(f"the blocks of {name} overlap, or reach outside the {dim} weights.")
+    for indices, block in blocks:
+        size = indices.shape[-1]
+        if block.shape != (size, size) or not torch.allclose(block, block.T):
+            raise ConfigurationError(
+                f"a block of {name} must be symmetric and square of size {size}, got shape {tuple(block.shape)}."
+            )
 
 
 class _AffineChart(Chart):
@@ -172,9 +177,7 @@ class _AffineChart(Chart):
 
     flat = True
 
-    def __init__(
-        self, parameterization: LinearChart, layout: Layout, weights: Tensor, blocks: list[tuple[Tensor, Tensor]]
-    ):
+    def __init__(self, parameterization: LinearChart, layout: Layout, weights: Tensor, blocks: Sequence[_Block]):
         self.parameterization = parameterization
         self.name, self.gauge, self.layout = parameterization.name, parameterization.gauge, layout
         self.origin = weights
@@ -193,44 +196,47 @@ class _AffineChart(Chart):
 
     def push(self, tangents: Tensor) -> Tensor:
         pushed = tangents.clone()
-        for where, block in self.blocks:
-            part = tangents[where]
-            pushed[where] = block[:, None] * part if block.ndim == 1 else block @ part
+        for indices, block in self.blocks:
+            part = tangents[indices]
+            pushed[indices] = block[:, None] * part if block.ndim == 1 else block @ part
         return pushed
 
-    pull = push
+    def pull(self, cotangents: Tensor) -> Tensor:
+        return self.push(cotangents)
 
     def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
         del gradient
         return torch.zeros_like(tangents)
 
     @cached_property
-    def _spectral(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """Eigenvalues and vectors of each symmetric block, rounding set to zero; a diagonal is its own."""
-        found = []
-        for where, block in self.blocks:
+    def _spectral(self) -> list[tuple[_Indices, Tensor, Tensor | None]]:
+        """Eigenvalues and vectors of each symmetric block, rounding set to zero; a diagonal has no vectors."""
+        spectra: list[tuple[_Indices, Tensor, Tensor | None]] = []
+        for indices, block in self.blocks:
             values, vectors = torch.linalg.eigh(block) if block.ndim == 2 else (block, None)
             null = values.abs() <= len(values) * torch.finfo(values.dtype).eps * values.abs().max()
-            found.append((where, torch.where(null, 0, values), vectors))
-        return found
+            spectra.append((indices, torch.where(null, 0, values), vectors))
+        return spectra
 
     @property
     def null_dim(self) -> int:
-        shared = [1 if isinstance(where, slice) or where.ndim == 1 else len(where) for where, _ in self.blocks]
-        return sum(
-            copies * int((values == 0).sum()) for copies, (_, values, _) in zip(shared, self._spectral, strict=True)
-        )
+        total = 0
+        for indices, values, _ in self._spectral:
+            copies = 1 if isinstance(indices, slice) or indices.ndim == 1 else len(indices)
+            total += copies * int((values == 0).sum())
+        return total
 
     def _apply(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        """Multiply by a function of ``M``."""
         mapped = block.clone()
-        for where, values, vectors in self._spectral:
-            part, scale = block[where], function(values)[:, None]
-            mapped[where] = scale * part if vectors is None else vectors @ (scale * (vectors.T @ part))
+        for indices, values, vectors in self._spectral:
+            part, scale = block[indices], function(values)[:, None]
+            mapped[indices] = scale * part if vectors is None else vectors @ (scale * (vectors.T @ part))
         return mapped
 
     @cached_property
     def _positive(self) -> bool:
-        """Whether ``M`` is positive definite, so that ``K^(1/2) = M``; Cholesky says so cheaply."""
+        """Whether ``M`` is positive definite, so that ``K^(1/2) = M``; Cholesky is a cheap test."""
         return all(
             bool((block > 0).all()) if block.ndim == 1 else int(torch.linalg.cholesky_ex(block).info) == 0
             for _, block in self.blocks
@@ -261,8 +267,12 @@ class _DenseChart(Chart):
         self.origin, self.factor = weights, factor
         self.coordinates = weights.new_zeros(factor.shape[1])
 
-    moved = _AffineChart.moved
-    linearize = _AffineChart.linearize
+    def moved(self, coordinates: Tensor) -> Parameterization:
+        del coordinates  # an affine chart is the same around every point
+        return self.parameterization
+
+    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        return self.to_weights(coordinates), lambda cotangent: self.pull(cotangent[:, None])[:, 0]
 
     def to_weights(self, coordinates: Tensor) -> Tensor:
         return self.origin + self.factor @ coordinates

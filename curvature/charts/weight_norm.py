@@ -123,7 +123,10 @@ class WeightNorm(Parameterization):
         }
 
     def _rows(self, entry: Entry, rows: Tensor) -> NormalizedRows:
-        unit, scale, length = self._explicit(entry, rows) if self.v is not None else self._by_rule(entry, rows)
+        if self.v is not None and self.g is not None:
+            unit, scale, length = self._explicit(self.v, self.g, entry, rows)
+        else:
+            unit, scale, length = self._by_rule(entry, rows)
         if self.log_scale and (scale <= 0).any():
             row = int((scale <= 0).nonzero()[0])
             raise ConfigurationError(
@@ -146,9 +149,11 @@ class WeightNorm(Parameterization):
             length = scale
         return rows / scale[:, None], scale, length
 
-    def _explicit(self, entry: Entry, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _explicit(
+        self, v_by_name: Mapping[str, Tensor], g_by_name: Mapping[str, Tensor], entry: Entry, rows: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """``u``, ``g`` and ``||v||`` of the values that the user gave."""
-        v, g = self.v[entry.name], self.g.get(entry.name)
+        v, g = v_by_name[entry.name], g_by_name.get(entry.name)
         if g is None or tuple(v.shape) != entry.shape or g.numel() != len(rows):
             raise ConfigurationError(
                 f"{entry.name!r} needs v of shape {entry.shape} and g with {len(rows)} entries, got "

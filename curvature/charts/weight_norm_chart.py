@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.rows import NormalizedRows
-from curvature.charts.sweep import RowMap, swept
+from curvature.charts.sweep import RowAction, RowMap, swept
 from curvature.layout import Entry, Layout
 from curvature.linalg.dense import mirrored
 
@@ -254,10 +254,10 @@ class WeightNormChart(Chart):
             along, across = rows.multipliers(polar=False)
             if effective:
                 along, across = along.abs(), across.abs()
-                maps.append(RowMap(span, span, rows.unit, across, along - across))
+                maps.append(RowMap(span, span, RowAction(rows.unit, across, along - across)))
             else:
                 g, v = self._spans(entry)
-                maps.append(RowMap(span, v, rows.unit, across, -across, g, along))
+                maps.append(RowMap(span, v, RowAction(rows.unit, across, -across, (g, along))))
         return maps
 
 

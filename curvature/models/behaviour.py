@@ -1,4 +1,4 @@
-"""What a module does while it runs: draws random numbers, writes into itself, drops digits; and which layer does it."""
+"""What a module does while it runs (draws random numbers, drops digits), and which of its layers does it."""
 
 from __future__ import annotations
 
@@ -26,50 +26,88 @@ _NEAR_KINK = 1e-8  # of the largest pre-activation of the layer: what a step of 
 
 
 def describe_layer(path: str, layer: nn.Module) -> str:
-    """Name a layer of a module in a message."""
+    """Name a layer of a module in a message.
+
+    Parameters
+    ----------
+    path
+        Its path; empty for the module itself.
+    layer
+        The layer.
+
+    Returns
+    -------
+    str
+        Path and type.
+    """
     return f"layer {path!r} ({type(layer).__name__})" if path else f"the module ({type(layer).__name__})"
 
 
-def first_layer(model: nn.Module, run: Callable[[], Any], guilty: Callable[[Any], bool]) -> str:
-    """Name the first layer after which ``guilty(output)`` holds, innermost first, or else in which ``run`` fails.
+def first_layer(model: nn.Module, run: Callable[[], object], guilty: Callable[[object], bool]) -> str:
+    """Name the first layer whose output is guilty, innermost first, or else in which the run fails.
 
-    An empty string where there is none. What the layers raise is swallowed.
+    Parameters
+    ----------
+    model
+        Whose layers are watched, by hooks that are removed afterwards.
+    run
+        Runs the model. What it raises is not passed on.
+    guilty
+        Whether an output is the one that is searched for.
+
+    Returns
+    -------
+    str
+        The layer, or an empty string where there is none.
     """
     paths = {layer: path for path, layer in model.named_modules()}
     entered: list[nn.Module] = []
-    found: list[nn.Module] = []
+    matches: list[nn.Module] = []
 
-    def enter(layer: nn.Module, _inputs: Any) -> None:
+    def enter(layer: nn.Module, _inputs: object) -> None:
         entered.append(layer)
 
-    def leave(layer: nn.Module, _inputs: Any, output: Any) -> None:
+    def leave(layer: nn.Module, _inputs: object, output: object) -> None:
         entered.pop()
-        if not found and guilty(output):
-            found.append(layer)
+        if not matches and guilty(output):
+            matches.append(layer)
 
     handles = [layer.register_forward_pre_hook(enter) for layer in paths]
     handles += [layer.register_forward_hook(leave) for layer in paths]
     try:
         run()
-    except Exception:  # anything may come out of a user's module; where it came out is the answer
-        found += entered[-1:]
+    except Exception:  # a user's module may raise anything; the layer that raised it is the answer
+        matches += entered[-1:]
     finally:
         for handle in handles:
             handle.remove()
-    return describe_layer(paths[found[0]], found[0]) if found else ""
+    return describe_layer(paths[matches[0]], matches[0]) if matches else ""
 
 
-def pre_activations_near_a_kink(model: nn.Module, run: Callable[[], Any]) -> tuple[int, int]:
-    """How many inputs of piecewise linear activations lie at their kink at zero, or next to it, and of how many."""
+def pre_activations_near_a_kink(model: nn.Module, run: Callable[[], object]) -> tuple[int, int]:
+    """Count the inputs of piecewise linear activations that are at their kink at zero, or next to it.
+
+    Parameters
+    ----------
+    model
+        Whose activations are watched, by hooks that are removed afterwards.
+    run
+        Runs the model.
+
+    Returns
+    -------
+    near, total
+        How many inputs are within 1e-8 of zero, relative to the largest of their layer, and how many there are.
+    """
     near = total = 0
 
-    def look(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal near, total
         sizes = inputs[0].detach().abs()
         near += int((sizes <= _NEAR_KINK * sizes.max()).sum())
         total += sizes.numel()
 
-    handles = [layer.register_forward_pre_hook(look) for layer in model.modules() if isinstance(layer, _KINKED)]
+    handles = [layer.register_forward_pre_hook(count) for layer in model.modules() if isinstance(layer, _KINKED)]
     try:
         if handles:
             run()
@@ -79,10 +117,22 @@ def pre_activations_near_a_kink(model: nn.Module, run: Callable[[], Any]) -> tup
     return near, total
 
 
-def generator_states(device: torch.device) -> dict[str, Any]:
-    """States of the global random generators, for comparison."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  # the legacy generator is the one that others draw from
-    states = {
+def generator_states(device: torch.device) -> dict[str, object]:
+    """Read the states of the global random generators, for comparison.
+
+    Parameters
+    ----------
+    device
+        A CUDA device adds its generator.
+
+    Returns
+    -------
+    dict
+        The state of each generator, by the name of its package.
+    """
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002  # the legacy generator is the one that others draw from
+    kind, keys, *rest = numpy_state
+    states: dict[str, object] = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": (kind, keys.tobytes(), *rest),
         "random": random.getstate(),
@@ -94,19 +144,42 @@ def generator_states(device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def untouched_generators(devices: list[int]) -> Iterator[None]:
-    """Put the global generators of torch (on the CPU and on these CUDA devices), NumPy and Python back afterwards."""
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    """Restore the global generators of torch, NumPy and Python afterwards.
+
+    Parameters
+    ----------
+    devices
+        Indices of the CUDA devices whose generators are restored too.
+
+    Yields
+    ------
+    None
+        While anything may draw.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
-            np.random.set_state(of_numpy)  # noqa: NPY002
-            random.setstate(of_python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
 
 
 def graph_nodes(tensor: Tensor) -> Iterator[Any]:
-    """Nodes of the autograd graph behind a tensor."""
-    seen, waiting = set(), [tensor.grad_fn]
+    """Walk the autograd graph behind a tensor.
+
+    Parameters
+    ----------
+    tensor
+        Any tensor; one without a graph has no nodes.
+
+    Yields
+    ------
+    torch.autograd.graph.Node
+        Each node once.
+    """
+    seen: set[Any] = set()
+    waiting: list[Any] = [tensor.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -116,10 +189,23 @@ def graph_nodes(tensor: Tensor) -> Iterator[Any]:
         waiting += [parent for parent, _ in node.next_functions]
 
 
-def narrower(tensor: Any, dtype: torch.dtype) -> set[torch.dtype]:
-    """Floating-point types with fewer digits than ``dtype`` that something on the way to a tensor was computed in."""
+def narrower(tensor: object, dtype: torch.dtype) -> set[torch.dtype]:
+    """Find the floating-point types with fewer digits that something in the graph of a tensor was computed in.
+
+    Parameters
+    ----------
+    tensor
+        The end of the graph; anything but a tensor has none.
+    dtype
+        The precision that is expected.
+
+    Returns
+    -------
+    set
+        The types with fewer digits than ``dtype``.
+    """
     if not isinstance(tensor, Tensor):
         return set()
-    kinds = {about.dtype for node in graph_nodes(tensor) for about in getattr(node, "_input_metadata", ())}
-    digits = torch.finfo(dtype).eps
-    return {kind for kind in kinds if kind.is_floating_point and torch.finfo(kind).eps > digits}
+    dtypes = {metadata.dtype for node in graph_nodes(tensor) for metadata in getattr(node, "_input_metadata", ())}
+    eps = torch.finfo(dtype).eps
+    return {kind for kind in dtypes if kind.is_floating_point and torch.finfo(kind).eps > eps}

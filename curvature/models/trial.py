@@ -228,7 +228,12 @@ def _refuse_coupled(trial: _Trial, outputs: Tensor, count: int, tolerance: Tenso
 def _first_difference(trial: _Trial, count: int) -> str:
     """Name the first layer whose outputs for ``count`` examples differ from those for all, in a second pass."""
     recorded: list[object] = []
-    trial.first_layer(count, lambda output: bool(recorded.append(output)))
+
+    def record(output: object) -> bool:
+        recorded.append(output)
+        return False
+
+    trial.first_layer(count, record)
     before = iter(recorded)
     layer = trial.first_layer(guilty=lambda output: not _same(next(before, None), output))
     return f", first after {layer}" if layer else ""

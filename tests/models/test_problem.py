@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, parametrizations
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 import curvature as cv
 from curvature.matrices import MATRICES
@@ -384,6 +392,8 @@ def test_datasets_and_sequential_loaders_give_the_matrices_of_their_tensors(name
     assert torch.equal(matrix(DataLoader(tensors, batch_size=3)), expected)  # 3 + 3 + 1
     assert torch.equal(matrix(DataLoader(tensors, batch_size=7, drop_last=True)), expected)  # nothing is dropped
     assert torch.equal(matrix(DataLoader(Pairs(inputs, labels), batch_size=2)), expected)
+    batches = BatchSampler(SequentialSampler(tensors), 3, drop_last=False)
+    assert torch.equal(matrix(DataLoader(tensors, batch_sampler=batches)), expected)
     assert torch.equal(matrix([inputs, labels]), expected)
 
 
@@ -416,6 +426,8 @@ def loaders():
         pass
 
     yield DataLoader(data, batch_sampler=Mine(SequentialSampler(data), 2, False)), "uses Mine, whose order"
+    yield DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, False)), r"shuffles .*\(RandomSampler\)"
+    yield DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 2, True)), "drops 1 of 7 examples"
     yield Stream(), "iterable dataset has no fixed length"
     yield DataLoader(Stream(), batch_size=2), "iterable dataset has no fixed length"
     yield DataLoader(empty, batch_size=2), "data are empty"
