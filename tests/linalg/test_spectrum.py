@@ -3,8 +3,9 @@
 import itertools
 import json
 import math
+import re
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import psutil
@@ -16,51 +17,15 @@ from torch import nn
 from torch.nn import functional
 
 import curvature as cv
+from curvature.linalg.facts import Facts
 from curvature.matrices import MATRICES
+from oracles import factor_route, factored, in_chart, normal, operator_of, with_spectrum
 
 EPS = torch.finfo(torch.float64).eps
 
 
-def normal(generator, *shape):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def orthogonal(dim, generator):
     return torch.linalg.qr(normal(generator, dim, dim)).Q
-
-
-def with_spectrum(values, generator):
-    """Dense symmetric matrix with these eigenvalues."""
-    basis = orthogonal(len(values), generator)
-    matrix = basis @ (values[:, None] * basis.T)
-    return (matrix + matrix.T) / 2
-
-
-def factored(blocks, **about):
-    """Operator known by products and by the blocks of its factor."""
-    whole = torch.cat(blocks, dim=1)
-    return cv.SymmetricOperator(
-        name="factored",
-        dim=len(whole),
-        matmat=lambda block: whole @ (whole.T @ block),
-        dtype=whole.dtype,
-        device=whole.device,
-        positive_semidefinite=True,
-        factor_blocks=lambda: iter(blocks),
-        factor_columns=whole.shape[1],
-        **about,
-    )
-
-
-def by_products(matrix, **about):
-    return cv.SymmetricOperator(
-        name="products",
-        dim=len(matrix),
-        matmat=lambda block: matrix @ block,
-        dtype=matrix.dtype,
-        device=matrix.device,
-        **about,
-    )
 
 
 def relative_error(found, expected):
@@ -93,7 +58,7 @@ def test_dense_eigenvalues_are_within_rounding_of_the_norm(route, kappa, family,
     dim = 60
     expected = FAMILIES[family](dim, kappa, generator)
     matrix = with_spectrum(expected, generator)
-    wrap = cv.SymmetricOperator.from_dense if route == "entries" else by_products
+    wrap = cv.SymmetricOperator.from_dense if route == "entries" else operator_of
     found = cv.spectrum(wrap(matrix), method="dense")
     assert np.abs(found.eigenvalues - expected.sort().values.numpy()).max() < 30 * dim * EPS
     assert found.noise_floor < 30 * dim * EPS
@@ -120,7 +85,7 @@ def test_factor_route_resolves_a_condition_number_of_1e12(shape, family, generat
     right = orthogonal(columns, generator)[:, :dim]
     factor = left @ (expected.sqrt()[:, None] * right.T)
     blocks = list(factor.split(7 if shape == "streamed" else columns, dim=1))
-    found = cv.spectrum(factored(blocks), method="factor")
+    found = cv.spectrum(factored(*blocks), method="factor")
     assert relative_error(found.eigenvalues[-dim:], expected) < 1e-9
     assert not found.eigenvalues[:-dim].any()
     assert found.num_resolved == found.rank == dim
@@ -131,12 +96,12 @@ def test_dense_route_cannot_resolve_what_the_factor_can_and_says_so(generator):
     """The negative control: small eigenvalues are lost among the entries, and the floor admits it."""
     expected = FAMILIES["geometric"](40, 1e20, generator)
     factor = orthogonal(40, generator) @ (expected.sqrt()[:, None] * orthogonal(40, generator))
-    dense = cv.spectrum(factored([factor]), method="dense")
+    dense = cv.spectrum(factored(factor), method="dense")
     smallest = float(expected.min())
     assert abs(dense.eigenvalues[0] - smallest) > 100 * smallest
     assert smallest < dense.noise_floor
     assert dense.num_resolved < 40
-    assert cv.spectrum(factored([factor]), method="factor").num_resolved == 40
+    assert cv.spectrum(factored(factor), method="factor").num_resolved == 40
 
 
 @pytest.mark.parametrize("name", ["ggn", "fisher", "empirical_fisher", "gradient_covariance"])
@@ -145,22 +110,22 @@ def test_the_gram_route_gives_the_dense_eigenvalues_and_zeros(name, mlp, classif
     operator = MATRICES[name](problem)
     found, expected = (cv.spectrum(operator, method=method) for method in ("gram", "dense"))
     assert found.method == "gram"
-    assert len(found.eigenvalues) == problem.dim > operator.factor_columns
+    assert len(found.eigenvalues) == problem.dim > operator.routes.factor.num_columns
     assert np.abs(found.eigenvalues - expected.eigenvalues).max() < 50 * EPS * expected.eigenvalues[-1]
     assert found.noise_floor >= 10 * EPS * found.eigenvalues[-1]  # no better than dense, and it says so
     assert found.rank == expected.rank
     for chart in (cv.WeightNorm(stretch=3.0), cv.ScaledStandard(0.3)):
-        moved, reference = (cv.spectrum(operator, chart=chart, method=method) for method in ("gram", "dense"))
+        moved, reference = (cv.spectrum(cv.pullback(operator, chart), method=method) for method in ("gram", "dense"))
         assert np.abs(moved.eigenvalues - reference.eigenvalues).max() < 50 * EPS * reference.eigenvalues[-1]
 
 
 def test_the_gram_route_says_where_it_loses_what_the_factor_resolves(generator):
     values = torch.logspace(-12, 0, 7, dtype=torch.float64)
     left = torch.linalg.qr(normal(generator, 20, 7)).Q
-    operator = factored([left * values.sqrt()])
+    operator = factored(left * values.sqrt())
     by_factor, by_gram = cv.spectrum(operator, method="factor"), cv.spectrum(operator, method="gram")
     assert by_factor.num_resolved == by_gram.num_resolved == 7
-    smaller = factored([left * (1e-6 * values).sqrt() @ orthogonal(7, generator), left[:, -1:]])
+    smaller = factored(left * (1e-6 * values).sqrt() @ orthogonal(7, generator), left[:, -1:])
     assert cv.spectrum(smaller, method="factor").num_resolved > cv.spectrum(smaller, method="gram").num_resolved
 
 
@@ -191,10 +156,10 @@ def test_the_gram_route_is_refused_where_it_cannot_serve(mlp, classification_dat
 
 def test_auto_takes_the_factor_where_it_has_no_more_columns_than_rows(generator):
     narrow, wide = normal(generator, 10, 6), normal(generator, 10, 14)
-    assert cv.spectrum(factored([narrow])).method == "factor"
-    assert cv.spectrum(factored([narrow]), method="dense").method == "dense"
-    assert cv.spectrum(factored([wide])).method == "dense"
-    assert cv.spectrum(factored([wide]), method="factor").method == "factor"
+    assert cv.spectrum(factored(narrow)).method == "factor"
+    assert cv.spectrum(factored(narrow), method="dense").method == "dense"
+    assert cv.spectrum(factored(wide)).method == "dense"
+    assert cv.spectrum(factored(wide), method="factor").method == "factor"
     assert cv.spectrum(cv.SymmetricOperator.from_dense(narrow @ narrow.T)).method == "dense"
 
 
@@ -207,7 +172,7 @@ def test_rank_counts_the_eigenvalues_that_are_there(dim, rank, seed, decades):
     assert cv.spectrum(cv.SymmetricOperator.from_dense(matrix)).rank == rank
     left = orthogonal(dim, generator)[:, :rank] * values[:rank].sqrt()
     factor = left @ normal(generator, rank, dim) if rank else torch.zeros(dim, 1, dtype=torch.float64)
-    assert cv.spectrum(factored([factor]), method="factor").rank == rank
+    assert cv.spectrum(factored(factor), method="factor").rank == rank
 
 
 @pytest.mark.parametrize("dim", [30, 100, 300, 600])
@@ -215,7 +180,7 @@ def test_rank_counts_the_eigenvalues_that_are_there(dim, rank, seed, decades):
 def test_rounding_of_a_rank_one_matrix_is_never_counted_as_rank(method, dim, generator):
     """Rounding grows with the dimension, so must the floor: else ``kappa_rank`` would be noise called resolved."""
     columns = torch.rand(1, dim - 10, generator=generator, dtype=torch.float64)
-    operator = factored([torch.ones(dim, 1, dtype=torch.float64) * columns])
+    operator = factored(torch.ones(dim, 1, dtype=torch.float64) * columns)
     found = cv.spectrum(operator, method=method)
     assert found.eigenvalues[-1] == pytest.approx(dim * float((columns**2).sum()), rel=1e-12)
     assert found.rank == 1
@@ -226,14 +191,14 @@ def test_rounding_of_a_rank_one_matrix_is_never_counted_as_rank(method, dim, gen
 def test_extreme_scales_neither_overflow_nor_vanish(method, scale, generator):
     expected = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
     factor = orthogonal(3, generator) @ torch.diag((scale * expected).sqrt())
-    found = cv.spectrum(factored([factor]), method=method)
+    found = cv.spectrum(factored(factor), method=method)
     assert relative_error(found.eigenvalues / scale, [0.25, 0.5, 1.0]) < 1e-13
     assert (found.rank, found.num_resolved) == (3, 3)
 
 
 @pytest.mark.parametrize("method", ["dense", "factor"])
 def test_the_zero_matrix_has_rank_zero_and_no_condition_number(method):
-    found = cv.spectrum(factored([torch.zeros(4, 3, dtype=torch.float64)]), method=method)
+    found = cv.spectrum(factored(torch.zeros(4, 3, dtype=torch.float64)), method=method)
     assert not found.eigenvalues.any()
     assert (found.rank, found.inertia, found.trace) == (0, (0, 4, 0), 0.0)
     assert found.condition_numbers()["kappa_rank"].status == "undefined"
@@ -258,27 +223,27 @@ def test_the_identity_has_equal_eigenvalues():
 
 def test_asymmetric_operators_are_refused(generator):
     matrix = normal(generator, 5, 5)
-    with pytest.raises(cv.SelfCheckError, match='products fails its self-check "symmetry"'):
-        cv.spectrum(by_products(matrix))
-    with pytest.raises(cv.SelfCheckError, match="products is not symmetric: entries differ by"):
-        cv.spectrum(by_products(matrix), checks=False)
+    with pytest.raises(cv.SelfCheckError, match='matrix fails its self-check "symmetry"'):
+        cv.spectrum(operator_of(matrix))
+    with pytest.raises(cv.SelfCheckError, match="matrix is not symmetric: entries differ by"):
+        cv.spectrum(operator_of(matrix), checks=False)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_operators_that_are_not_finite_are_refused(bad):
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[2, 2] = bad
-    with pytest.raises(cv.NonFiniteError, match="products is NaN or infinite"):
-        cv.spectrum(by_products(matrix))
+    with pytest.raises(cv.NonFiniteError, match="matrix is NaN or infinite"):
+        cv.spectrum(operator_of(matrix))
     with pytest.raises(cv.NonFiniteError):
-        by_products(matrix) @ torch.ones(4, dtype=torch.float64)
+        operator_of(matrix) @ torch.ones(4, dtype=torch.float64)
 
 
 def test_factors_that_are_not_finite_are_refused(generator):
     factor = normal(generator, 5, 3)
     factor[1, 1] = torch.nan
     with pytest.raises(cv.CurvatureError):
-        cv.spectrum(factored([factor]), method="factor")
+        cv.spectrum(factored(factor), method="factor")
 
 
 def test_random_operators_are_refused():
@@ -288,7 +253,9 @@ def test_random_operators_are_refused():
     def matmat(block):
         return 2 * block + 1e-9 * torch.randn(block.shape, generator=noise, dtype=torch.float64)
 
-    operator = cv.SymmetricOperator("noisy", 6, matmat, torch.float64, torch.device("cpu"))
+    operator = cv.SymmetricOperator(
+        where=cv.Where("noisy"), dim=6, matmat=matmat, dtype=torch.float64, device=torch.device("cpu")
+    )
     with pytest.raises(cv.SelfCheckError, match='noisy fails its self-check "repetition"'):
         cv.spectrum(operator)
 
@@ -304,12 +271,25 @@ def test_options_that_cannot_be_met_are_refused():
     for options, message in [
         ({"method": "lanczos"}, "method must be one of auto, dense, factor, gram, got 'lanczos'"),
         ({"method": "factor"}, "matrix has no factor; use method='dense'"),
-        ({"gradient": True}, "matrix was not made from a problem: it has no gradient"),
-        ({"chart": cv.WeightNorm()}, "cannot be moved: a chart needs a whole matrix on the weights"),
-        ({"effective": True}, "effective=True needs a chart"),
+        ({"gradient": True}, "matrix has no gradient: gradient=True needs a matrix made from a problem"),
     ]:
         with pytest.raises(cv.ConfigurationError, match=message):
             cv.spectrum(given_matrix, **options)
+    for move in (cv.pullback, cv.effective):
+        with pytest.raises(cv.ConfigurationError, match="only a whole matrix on the weights can be moved to a chart"):
+            move(given_matrix, cv.WeightNorm())
+
+
+@pytest.mark.parametrize("function", [cv.spectrum, cv.plan])
+def test_arguments_of_the_old_version_are_refused_with_the_call_that_replaces_them(function, problem):
+    refused = {
+        "chart": (cv.WeightNorm(), f"{function.__name__}(pullback(A, chart))"),
+        "effective": (True, f"{function.__name__}(effective(A, chart))"),
+    }
+    for argument, (value, instead) in refused.items():
+        for kind in (cv.RemovedArgumentError, cv.ConfigurationError, TypeError):
+            with pytest.raises(kind, match=re.escape(f"no longer takes {argument}=. Write {instead} instead")):
+                function(cv.ggn(problem), **{argument: value})
 
 
 # ------------------------------------------------------------------------------------------------ gradient weights
@@ -324,9 +304,9 @@ def problem(mlp, classification_data):
 @pytest.mark.parametrize("chart", [None, cv.WeightNorm(stretch=2.0)])
 def test_gradient_weights_are_squared_components_along_the_eigenvectors(name, chart, problem):
     operator = MATRICES[name](problem)
-    found = cv.spectrum(operator, chart=chart, gradient=True)
-    moved = operator if chart is None else cv.pullback(operator, chart)
-    slope = moved.gradient()
+    moved = in_chart(operator, chart)
+    found = cv.spectrum(moved, gradient=True)
+    slope = moved.facts.gradient()
     # Moments sum_i c_i^2 l_i^k = g^T A^k g know the eigenvectors without a basis of a degenerate eigenspace.
     power = slope
     for k in range(4):
@@ -352,13 +332,13 @@ def test_gradient_weights_of_both_routes_agree(problem):
 @pytest.fixture
 def record(problem):
     return cv.spectrum(
-        cv.monte_carlo_fisher(problem, 2, torch.Generator().manual_seed(0)), chart=cv.WeightNorm("paper")
+        cv.pullback(cv.monte_carlo_fisher(problem, 2, torch.Generator().manual_seed(0)), cv.WeightNorm("paper"))
     )
 
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_saving_and_loading_give_the_same_spectrum(gradient, problem, tmp_path):
-    before = cv.spectrum(cv.ggn(problem), chart=cv.WeightNorm(stretch=2.0), effective=True, gradient=gradient)
+    before = cv.spectrum(cv.effective(cv.ggn(problem), cv.WeightNorm(stretch=2.0)), gradient=gradient)
     after = cv.Spectrum.load(before.save(tmp_path / "ggn.npz"))
     for item in fields(before):
         mine, theirs = getattr(before, item.name), getattr(after, item.name)
@@ -369,9 +349,7 @@ def test_saving_and_loading_give_the_same_spectrum(gradient, problem, tmp_path):
 
 
 def test_records_made_by_hand_survive_saving_too(tmp_path):
-    before = cv.Spectrum(
-        "Åß", "given", "-", np.array([0.0, 1.0], dtype=np.float32), True, "dense", 1e-7, 1, "by <hand>"
-    )
+    before = cv.Spectrum(cv.Where("Åß"), np.array([0.0, 1.0], dtype=np.float32), True, "dense", 1e-7, 1, "by <hand>")
     after = cv.Spectrum.load(before.save(tmp_path / "x.npz"))
     assert (after.matrix, after.rank_rule, after.num_examples) == ("Åß", "by <hand>", None)
     assert after.eigenvalues.dtype == np.float32
@@ -446,7 +424,7 @@ def test_a_spectrum_knows_its_chart_and_gauge(problem):
         (cv.WeightNorm("paper", log_scale=True), True, "ggn, weight-norm (paper, g = exp(s))"),
         (cv.ScaledStandard(2.0), True, "ggn, scaled-standard (scale=2)"),
     ]:
-        found = cv.spectrum(cv.ggn(problem), chart=chart, effective=effective)
+        found = cv.spectrum(in_chart(cv.ggn(problem), chart, effective=effective))
         assert (found.label, found.effective, found.num_examples) == (label, effective, 6)
     block = cv.blocks(cv.ggn(problem), "layer")["2"]
     assert (cv.spectrum(block).block, cv.spectrum(block).label) == ("2", "ggn, standard, 2")
@@ -573,10 +551,10 @@ def test_at_a_least_squares_optimum_along_an_eigenvector_all_others_scale_by_rho
     scaled = values / stretch**2
     scaled[which] = values[which]
     chart = cv.WeightNorm(stretch=stretch)
-    found = cv.spectrum(MATRICES[name](problem), chart=chart)
+    found = cv.spectrum(cv.pullback(MATRICES[name](problem), chart))
     assert relative_error(found.eigenvalues[1:], scaled.sort().values) < 1e-12
     assert abs(found.eigenvalues[0]) < 1e-14
-    without = cv.spectrum(MATRICES[name](problem), chart=chart, effective=True)
+    without = cv.spectrum(cv.effective(MATRICES[name](problem), chart))
     assert relative_error(without.eigenvalues, scaled.sort().values) < 1e-12
 
 
@@ -590,7 +568,7 @@ def test_at_any_least_squares_optimum_the_spectrum_is_that_of_the_preconditioned
     metric = torch.outer(u, u) + (torch.eye(5, dtype=torch.float64) - torch.outer(u, u)) / stretch**2
     expected = torch.linalg.eigvalsh(root @ metric @ root)
     for name in ("ggn", "hessian"):
-        found = cv.spectrum(MATRICES[name](problem), chart=cv.WeightNorm(stretch=stretch))
+        found = cv.spectrum(cv.pullback(MATRICES[name](problem), cv.WeightNorm(stretch=stretch)))
         assert relative_error(found.eigenvalues[1:], expected) < 1e-11
 
 
@@ -634,7 +612,9 @@ def test_relabelling_hidden_units_changes_no_eigenvalue(chart, name, symmetry, m
     """Permuting hidden units, or flipping the signs around a tanh, is an orthogonal change of the coordinates."""
     module, data = mlp(3, 4, 3), classification_data(6, 3, 3)
     before, after = (
-        cv.spectrum(MATRICES[name](cv.Problem.from_module(m, loss="cross-entropy", data=data)), chart=chart).eigenvalues
+        cv.spectrum(
+            cv.pullback(MATRICES[name](cv.Problem.from_module(m, loss="cross-entropy", data=data)), chart)
+        ).eigenvalues
         for m in (module, changed(module, symmetry))
     )
     assert np.abs(after - before).max() < 1e-12 * np.abs(before).max()
@@ -758,7 +738,7 @@ def test_wide_random_networks_have_the_mean_and_largest_eigenvalue_of_mean_field
     assert found.trace == pytest.approx(k1 * outputs * (depth - 1) * width, rel=0.1)
     assert found.eigenvalues[-outputs:] == pytest.approx(np.full(outputs, top * width), rel=0.15)
     assert found.eigenvalues[-outputs - 1] < 0.5 * top * width
-    lifted = cv.spectrum(cv.fisher(problem), chart=cv.WeightNorm())
+    lifted = cv.spectrum(cv.pullback(cv.fisher(problem), cv.WeightNorm()))
     assert lifted.dim == found.dim + 2 * width + outputs
     resolved = slice(-num_examples * outputs, None)
     assert relative_error(lifted.eigenvalues[resolved], found.eigenvalues[resolved]) < 1e-9
@@ -783,12 +763,9 @@ def test_what_the_gradient_has_outside_a_short_factor_is_one_null_direction(gene
     factor = torch.randn(9, 4, generator=generator, dtype=torch.float64)
     slope = torch.randn(9, generator=generator, dtype=torch.float64)
     operator = cv.SymmetricOperator.from_dense(
-        factor @ factor.T,
-        positive_semidefinite=True,
-        factor_blocks=lambda: iter([factor[:, :3], factor[:, 3:]]),
-        factor_columns=4,
-        gradient=lambda: slope,
+        factor @ factor.T, facts=Facts(positive_semidefinite=True, gradient=lambda: slope)
     )
+    operator = replace(operator, routes=replace(operator.routes, factor=factor_route(factor[:, :3], factor[:, 3:])))
     by_factor, dense = (cv.spectrum(operator, method=method, gradient=True) for method in ("factor", "dense"))
     np.testing.assert_allclose(by_factor.gradient_weights[-4:], dense.gradient_weights[-4:], rtol=1e-9)
     projector = torch.eye(9, dtype=torch.float64) - factor @ torch.linalg.pinv(factor)
