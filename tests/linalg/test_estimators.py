@@ -7,9 +7,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from curvature.linalg.krylov import _counted, lanczos
 from scipy.stats import binom
 
+import curvature as cv
 from curvature import (
     SymmetricOperator,
     damped_condition_number,
@@ -22,13 +22,17 @@ from curvature import (
     trace,
 )
 from curvature.errors import ConfigurationError, NonFiniteError, NotDefinedError, SelfCheckError
+from curvature.linalg.completeness import _counted
 from curvature.linalg.intervals import mean_interval
+from curvature.linalg.lanczos import lanczos
 from curvature.linalg.lapack import inertia as counted
 from curvature.linalg.leave_one_out import xdiag, xnystrace, xtrace
 from curvature.linalg.quadrature import DampedFunction, gauss, quadratures
+from curvature.linalg.routes import EntriesRoute, FactorRoute, Routes
 from curvature.linalg.spectral_functions import spectral_function
 from curvature.linalg.traces import _hutchinson
 from curvature.records.bounds import cumulative_band, gauss_radau, kato_temple, lanczos_slack
+from oracles import factor_route, factored, normal, operator_of, seeded, with_spectrum
 
 DIM = 120
 SPECTRA = {
@@ -40,34 +44,6 @@ SPECTRA = {
 TRACES = [("hutchinson", 12), ("hutchinson", 40), ("xtrace", 30), ("xnystrace", 20)]
 RANKS = [("xtrace", 12, 16), ("xnystrace", 26, 31)]  # with 30 products: exact, and not any more
 DIAGONALS = [("hutchinson", 20), ("xdiag", 20), ("xdiag", 40)]
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed, *shape):
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def with_spectrum(values, seed=0):
-    values = torch.as_tensor(np.array(values), dtype=torch.float64)
-    basis = torch.linalg.qr(normal(seed, len(values), len(values))).Q
-    matrix = basis @ (values[:, None] * basis.T)
-    return (matrix + matrix.T) / 2
-
-
-def operator_of(matrix, *, widths=None, **about):
-    """Known by its products only; ``widths`` collects the number of columns of each."""
-
-    def matmat(block):
-        if widths is not None:
-            widths.append(block.shape[1])
-        return matrix @ block
-
-    return SymmetricOperator(
-        name="matrix", dim=len(matrix), matmat=matmat, dtype=matrix.dtype, device=matrix.device, **about
-    )
 
 
 def signs(dim, count):
@@ -94,7 +70,7 @@ def test_trace_and_diagonal_are_exact_where_the_operator_knows_them(route):
     elif route == "dense":
         operator = SymmetricOperator.from_dense(matrix)
     elif route == "factor":
-        operator = operator_of(matrix, widths=widths, factor_blocks=lambda: iter(factor.split(3, dim=1)))
+        operator = operator_of(matrix, widths=widths, routes=Routes(factor=factor_route(*factor.split(3, dim=1))))
     for found, truth in ((trace(operator), factor.square().sum()), (diagonal(operator), factor.square().sum(dim=1))):
         assert found.exact
         assert found.level == 1
@@ -112,14 +88,16 @@ def test_exact_trace_of_a_wide_factor_needs_no_matrix():
     def refuse(*_):
         raise AssertionError
 
+    def blocks():
+        return (torch.full((dim, 1), 0.5, dtype=torch.float64) for _ in range(2))
+
     operator = SymmetricOperator(
-        name="wide",
+        where=cv.Where("wide"),
         dim=dim,
         matmat=refuse,
         dtype=torch.float64,
         device=torch.device("cpu"),
-        dense_form=refuse,
-        factor_blocks=lambda: (torch.full((dim, 1), 0.5, dtype=torch.float64) for _ in range(2)),
+        routes=Routes(EntriesRoute(refuse), FactorRoute(blocks, 2)),
     )
     assert trace(operator).value == dim / 2
     assert (diagonal(operator).value == 0.5).all()
@@ -281,7 +259,7 @@ def check_band(seeds, spectrum):
     truth = (values[:, None] <= grid).mean(axis=0)
     held = np.zeros(len(grid))
     for seed in range(seeds):
-        density = spectral_density(operator, num_matvecs=25, num_probes=1 + seed % 4, generator=seeded(seed))
+        density = spectral_density(operator, num_matvecs=25, num_probes=1 + seed % 4, seed=seeded(seed))
         low, middle, high = density.cumulative(grid)
         assert ((low <= middle) & (middle <= high)).all()
         held += (low <= truth) & (truth <= high)
@@ -489,17 +467,7 @@ def test_powers_of_an_indefinite_matrix_are_whole_or_refused(method):
 
 def test_exact_spectral_sum_of_a_factor_adds_the_zeros():
     factor = normal(0, 5000, 3)
-    operator = SymmetricOperator(
-        name="thin",
-        dim=5000,
-        matmat=lambda block: factor @ (factor.T @ block),
-        dtype=torch.float64,
-        device=torch.device("cpu"),
-        positive_semidefinite=True,
-        factor_blocks=lambda: iter([factor]),
-        factor_columns=3,
-    )
-    found = log_determinant(operator, 0.5)
+    found = log_determinant(factored(factor), 0.5)
     truth = float(torch.logdet(factor.T @ factor + 0.5 * torch.eye(3))) + 4997 * math.log(0.5)
     assert found.exact
     assert found.value == pytest.approx(truth, rel=1e-10)
@@ -558,7 +526,7 @@ def test_envelope_holds_the_measure_of_each_probe_for_certain():
     """A huge dimension takes the sampling away: what is left must enclose the probe's own measure everywhere."""
     values = np.sort(np.concatenate([np.linspace(0, 1, 50), [5.0, 5.0, 9.0]]))
     matrix, probe = with_spectrum(values), normal(4, 53)
-    density = spectral_density(operator_of(matrix), num_matvecs=9, num_probes=1, generator=seeded(4))
+    density = spectral_density(operator_of(matrix), num_matvecs=9, num_probes=1, seed=seeded(4))
     vectors = torch.linalg.eigh(matrix).eigenvectors
     weights = ((vectors.T @ probe) ** 2 / (probe @ probe)).numpy()
     grid = np.concatenate([np.linspace(-1, 10, 500), values, density.nodes[0]])
@@ -577,9 +545,7 @@ def test_band_is_monotone_and_narrows_with_steps_and_probes():
     grid = np.linspace(-0.1, 1.1, 61).reshape(1, 61)
 
     def width(steps, probes):
-        low, _, high = spectral_density(operator, num_matvecs=steps, num_probes=probes, generator=seeded(0)).cumulative(
-            grid
-        )
+        low, _, high = spectral_density(operator, num_matvecs=steps, num_probes=probes, seed=seeded(0)).cumulative(grid)
         assert low.shape == (1, 61)
         assert (np.diff(low) >= -1e-12).all()
         assert (np.diff(high) >= -1e-12).all()
@@ -646,7 +612,7 @@ def test_bounds_from_a_random_start_are_violated_less_often_than_they_admit(defi
     operator = operator_of(matrix, positive_semidefinite=definite)
     tight = 0
     for seed in range(60):
-        ends = extremal_eigenvalues(operator, num_largest=1, tolerance=0.1, generator=seeded(seed))
+        ends = extremal_eigenvalues(operator, num_largest=1, tolerance=0.1, seed=seeded(seed))
         low, high = ends.spectral_bounds()
         assert low <= values.min()
         assert high >= values.max()
@@ -661,14 +627,14 @@ def test_a_few_steps_from_a_random_start_bound_what_they_have_not_reached():
     """Few eigenvalues near the top: ten steps leave some 3 % of the spread, and the bound must know."""
     values = torch.tensor(1 - np.linspace(0, 1, 20_000) ** 0.5)
     operator = SymmetricOperator(
-        name="diagonal",
+        where=cv.Where("diagonal"),
         dim=len(values),
         matmat=lambda block: values[:, None] * block,
         dtype=values.dtype,
         device=values.device,
     )
     for seed in range(20):
-        ends = extremal_eigenvalues(operator, num_largest=1, max_products=10, generator=seeded(seed))
+        ends = extremal_eigenvalues(operator, num_largest=1, space=cv.KrylovSpace(max_products=10), seed=seeded(seed))
         assert ends.num_steps == 10
         assert ends.largest[0] < 0.98
         assert ends.spectral_bounds()[1] >= 1
@@ -692,11 +658,11 @@ def test_an_eigenvector_that_the_start_cannot_see_is_reported_missing(dense):
     matrix = blind_start(17, 300)
     operator = SymmetricOperator.from_dense(matrix) if dense else operator_of(matrix)
     options = {"num_largest": 3, "tolerance": 1e-3}
-    blind = extremal_eigenvalues(operator, generator=seeded(17), **options)
+    blind = extremal_eigenvalues(operator, seed=seeded(17), **options)
     assert blind.converged  # it believes so, and nothing in its residuals says otherwise
     assert blind.complete == "not checked"
     assert abs(blind.largest[2] - 1.2) > 0.05
-    checked = extremal_eigenvalues(operator, generator=seeded(17), verify=True, **options)
+    checked = extremal_eigenvalues(operator, seed=seeded(17), verify=True, **options)
     assert checked.complete == "incomplete"
     assert checked.num_missed == 1
     assert not checked.converged
@@ -709,11 +675,11 @@ def test_a_double_eigenvalue_at_either_end_is_missed_by_one_vector_and_found_by_
     operator = SymmetricOperator.from_dense(matrix) if dense else operator_of(matrix)
     counts = {"num_largest": 2} if sign > 0 else {"num_largest": 0, "num_smallest": 2}
     options = {"tolerance": 1e-3, "verify": True, **counts}
-    single = extremal_eigenvalues(operator, generator=seeded(0), **options)
+    single = extremal_eigenvalues(operator, seed=seeded(0), **options)
     assert single.complete == "incomplete"
     assert not single.converged
     assert abs(single.largest[-1] if sign > 0 else single.smallest[-1]) == pytest.approx(1.2, abs=1e-2)
-    pair = extremal_eigenvalues(operator, block_size=2, generator=seeded(0), **options)
+    pair = extremal_eigenvalues(operator, space=cv.KrylovSpace(block_size=2), seed=seeded(0), **options)
     assert pair.complete == ("certified by inertia" if dense else "checked by a second start")
     assert pair.converged
     assert np.allclose(sign * np.concatenate([pair.largest, pair.smallest]), 1.3, atol=2e-3)
@@ -723,7 +689,7 @@ def test_a_double_eigenvalue_at_either_end_is_missed_by_one_vector_and_found_by_
 def test_a_set_that_cuts_a_multiple_eigenvalue_is_complete(dense):
     matrix = with_spectrum([5.0, 4.0, 4.0, 4.0, *np.linspace(0, 1, 196)])
     operator = SymmetricOperator.from_dense(matrix) if dense else operator_of(matrix)
-    found = extremal_eigenvalues(operator, num_largest=2, verify=True, generator=seeded(0))
+    found = extremal_eigenvalues(operator, num_largest=2, verify=True, seed=seeded(0))
     assert found.complete != "incomplete"
     assert found.num_missed == 0
     low, high = found.intervals()
@@ -732,7 +698,7 @@ def test_a_set_that_cuts_a_multiple_eigenvalue_is_complete(dense):
 
 def test_removed_vectors_do_not_come_back_as_zeros_of_a_negative_definite_matrix():
     values = [-3.0, -3.5, *np.linspace(-10, -9, 198)]
-    found = extremal_eigenvalues(operator_of(with_spectrum(values)), num_largest=2, verify=True, generator=seeded(0))
+    found = extremal_eigenvalues(operator_of(with_spectrum(values)), num_largest=2, verify=True, seed=seeded(0))
     assert found.complete == "checked by a second start"
     assert -9 <= found.unseen[1] < -8
 
@@ -754,7 +720,7 @@ def test_intervals_of_a_complete_set_hold_the_eigenvalues_in_order(seed, dense):
     matrix = with_spectrum(values, seed)
     operator = SymmetricOperator.from_dense(matrix) if dense else operator_of(matrix)
     found = extremal_eigenvalues(
-        operator, num_largest=3, num_smallest=2, tolerance=0.01, verify=True, generator=seeded(seed)
+        operator, num_largest=3, num_smallest=2, tolerance=0.01, verify=True, seed=seeded(seed)
     )
     truth = np.concatenate([values[:2], values[-3:]])
     low, high = found.intervals()
@@ -776,7 +742,7 @@ def test_verification_costs_nothing_unless_asked_and_half_of_the_work_then():
     for verify in (False, True):
         widths = []
         operator = operator_of(matrix, widths=widths)
-        found = extremal_eigenvalues(operator, num_largest=3, verify=verify, checks=False, generator=seeded(0))
+        found = extremal_eigenvalues(operator, num_largest=3, verify=verify, checks=False, seed=seeded(0))
         assert found.num_products == sum(widths)
         runs.append(found)
     assert runs[1].num_products == runs[0].num_products + max(50, runs[0].num_products // 2) + 1
@@ -789,14 +755,14 @@ def test_verification_costs_nothing_unless_asked_and_half_of_the_work_then():
 def test_degenerate_matrices_are_verified_without_an_accident(values, dense):
     matrix = with_spectrum(values)
     operator = SymmetricOperator.from_dense(matrix) if dense else operator_of(matrix)
-    found = extremal_eigenvalues(operator, num_largest=2, verify=True, generator=seeded(0))
+    found = extremal_eigenvalues(operator, num_largest=2, verify=True, seed=seeded(0))
     assert found.complete != "incomplete"
     assert np.allclose(found.largest, sorted(values)[:-3:-1], atol=1e-12)
 
 
 def test_the_whole_space_needs_no_verification():
     matrix = with_spectrum([3.0, 2.0, 1.0, 0.0])
-    found = extremal_eigenvalues(operator_of(matrix), num_largest=2, generator=seeded(0))
+    found = extremal_eigenvalues(operator_of(matrix), num_largest=2, seed=seeded(0))
     assert found.complete == "the whole space"
     assert found.certified
 
@@ -812,9 +778,7 @@ def test_damped_condition_number_lies_between_its_bounds(smallest, damping, dens
     matrix = with_spectrum(values)
     about = {"positive_semidefinite": True}
     operator = SymmetricOperator.from_dense(matrix, **about) if dense else operator_of(matrix, **about)
-    ends = extremal_eigenvalues(
-        operator, num_largest=1, num_smallest=1, tolerance=1e-8, verify=dense, generator=seeded(0)
-    )
+    ends = extremal_eigenvalues(operator, num_largest=1, num_smallest=1, tolerance=1e-8, verify=dense, seed=seeded(0))
     found = damped_condition_number(ends, damping)
     truth = (4 + damping) / (smallest + damping) if smallest + damping > 0 else np.inf
     assert found.low <= truth * (1 + 1e-12)
@@ -830,11 +794,11 @@ def test_damped_condition_number_lies_between_its_bounds(smallest, damping, dens
 
 
 def test_condition_number_of_a_possibly_indefinite_matrix_is_refused():
-    ends = extremal_eigenvalues(operator_of(torch.eye(5, dtype=torch.float64)), num_largest=1, generator=seeded(0))
+    ends = extremal_eigenvalues(operator_of(torch.eye(5, dtype=torch.float64)), num_largest=1, seed=seeded(0))
     with pytest.raises(NotDefinedError, match="indefinite"):
         damped_condition_number(ends, 1.0)
     definite = operator_of(torch.eye(5, dtype=torch.float64), positive_semidefinite=True)
-    ends = extremal_eigenvalues(definite, num_largest=1, generator=seeded(0))
+    ends = extremal_eigenvalues(definite, num_largest=1, seed=seeded(0))
     with pytest.raises(ConfigurationError, match="damping"):
         damped_condition_number(ends, -1.0)
     assert damped_condition_number(ends, 1.0).value == pytest.approx(1)
@@ -855,7 +819,8 @@ def test_default_is_exact_or_the_best_estimator_for_the_matrix():
 def test_record_says_what_was_done_and_the_same_seed_gives_the_same_bits(method):
     widths = []
     matrix = with_spectrum(SPECTRA["polynomial"])
-    operator = operator_of(matrix, widths=widths, positive_semidefinite=True, chart="weight-norm", gauge="canonical")
+    where = cv.Where("matrix", "weight-norm", "canonical")
+    operator = operator_of(matrix, where=where, widths=widths, positive_semidefinite=True)
     first, second = (trace(operator, method=method, num_products=31, seed=seeded(1)) for _ in range(2))
     assert (first.value, first.low, first.high) == (second.value, second.low, second.high)
     assert sum(widths) == 2 * first.num_products <= 62
@@ -880,7 +845,7 @@ def test_record_says_what_was_done_and_the_same_seed_gives_the_same_bits(method)
         (lambda a: spectral_sum(a, 2.0, method="quadrature", lower=0.0, max_products=5), "budget"),
         (lambda a: inertia(a, math.nan), "finite"),
         (
-            lambda a: spectral_density(a, num_matvecs=2, num_probes=1, generator=seeded(0)).cumulative([0], level=2),
+            lambda a: spectral_density(a, num_matvecs=2, num_probes=1, seed=seeded(0)).cumulative([0], level=2),
             "level",
         ),
     ],
@@ -894,6 +859,6 @@ def test_not_a_number_is_never_averaged():
     operator = operator_of(torch.full((100, 100), torch.nan, dtype=torch.float64))
     with pytest.raises(NonFiniteError):
         trace(operator, method="xtrace", seed=seeded(0))
-    broken = operator_of(torch.eye(9), factor_blocks=lambda: iter([torch.full((9, 1), torch.nan)]))
+    broken = operator_of(torch.eye(9), routes=Routes(factor=factor_route(torch.full((9, 1), torch.nan))))
     with pytest.raises(NonFiniteError):
         trace(broken)

@@ -5,45 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from curvature.linalg.krylov import _next_block, lanczos
 from hypothesis import given
 from hypothesis import strategies as st
 
 import curvature as cv
 from curvature import SymmetricOperator, conjugate_gradients, extremal_eigenvalues, spectral_density
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError, ResourceError, SelfCheckError
-from curvature.linalg import operator as operators
-from curvature.linalg.operator import Work
+from curvature.linalg import routes
+from curvature.linalg.extremal import _next_block
+from curvature.linalg.lanczos import lanczos
+from curvature.linalg.routes import EntriesRoute, ProductCost
 from curvature.models import zoo
+from oracles import normal, operator_of, seeded, with_spectrum
 
 EPS = torch.finfo(torch.float64).eps
-
-
-def normal(generator, *shape):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def with_spectrum(values, generator):
-    """Dense symmetric matrix with these eigenvalues."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    basis = torch.linalg.qr(normal(generator, len(values), len(values))).Q
-    matrix = basis @ (values[:, None] * basis.T)
-    return (matrix + matrix.T) / 2
-
-
-def operator_of(matrix, products=None):
-    """Known by products only; ``products`` collects the width of every block."""
-
-    def matmat(block):
-        if products is not None:
-            products.append(block.shape[1])
-        return matrix @ block
-
-    return SymmetricOperator(name="matrix", dim=len(matrix), matmat=matmat, dtype=matrix.dtype, device=matrix.device)
 
 
 def descending(matrix):
@@ -93,7 +68,7 @@ def test_columns_advance_independently(generator):
     matrix = with_spectrum(torch.linspace(-1, 3, 30), generator)
     starts = normal(generator, 30, 4)
     widths = []
-    together = lanczos(operator_of(matrix, widths), starts, 9)
+    together = lanczos(operator_of(matrix, widths=widths), starts, 9)
     assert widths == [4] * 9
     for k in range(4):
         alone = lanczos(operator_of(matrix), starts[:, k : k + 1], 9)
@@ -138,7 +113,7 @@ def test_no_ghosts_after_the_outliers_have_converged(generator):
 
 def test_basis_larger_than_the_memory_is_refused_before_it_is_allocated():
     operator = SymmetricOperator(
-        name="huge", dim=10**9, matmat=lambda block: block, dtype=torch.float64, device=torch.device("cpu")
+        where=cv.Where("huge"), dim=10**9, matmat=torch.clone, dtype=torch.float64, device=torch.device("cpu")
     )
     with pytest.raises(ResourceError, match="Lanczos basis"):
         lanczos(operator, torch.empty(10**9, 1, dtype=torch.float64, device="meta"), 10**6)
@@ -151,7 +126,7 @@ def test_quadrature_is_exact_to_degree_two_m_minus_one(generator):
     m = 4
     matrix = with_spectrum(torch.linspace(-1, 3, 30), generator)
     state = generator.get_state()
-    density = spectral_density(operator_of(matrix), num_matvecs=m, num_probes=1, generator=generator)
+    density = spectral_density(operator_of(matrix), num_matvecs=m, num_probes=1, seed=generator)
     generator.set_state(state)
     probe = normal(generator, 30, 1)[:, 0]
     probe /= torch.linalg.vector_norm(probe)
@@ -167,7 +142,7 @@ def test_quadrature_is_exact_to_degree_two_m_minus_one(generator):
 @pytest.mark.parametrize("seed", range(6))
 def test_moments_are_the_traces_within_four_standard_errors(seed):
     matrix = with_spectrum([100.0, 50.0, -20.0, *0.9 ** np.arange(97)], seeded(seed))
-    density = spectral_density(operator_of(matrix), num_matvecs=6, num_probes=50, generator=seeded(100 + seed))
+    density = spectral_density(operator_of(matrix), num_matvecs=6, num_probes=50, seed=seeded(100 + seed))
     for power in (1, 2, 3):
         value, standard_error = density.moment(power)
         exact = float(torch.linalg.matrix_power(matrix, power).trace() / 100)
@@ -180,7 +155,7 @@ def test_standard_error_is_the_spread_of_the_estimate():
     """Four standard errors would also pass with an error bar ten times too long."""
     matrix = with_spectrum(torch.linspace(-1, 3, 40), seeded(0))
     runs = [
-        spectral_density(operator_of(matrix), num_matvecs=3, num_probes=20, generator=seeded(seed)).moment(2)
+        spectral_density(operator_of(matrix), num_matvecs=3, num_probes=20, seed=seeded(seed)).moment(2)
         for seed in range(40)
     ]
     spread = np.std([value for value, _ in runs], ddof=1)
@@ -189,10 +164,7 @@ def test_standard_error_is_the_spread_of_the_estimate():
 
 def test_density_record_says_what_was_done(generator):
     density = spectral_density(
-        operator_of(with_spectrum(torch.linspace(-1, 3, 30), generator)),
-        num_matvecs=5,
-        num_probes=3,
-        generator=generator,
+        operator_of(with_spectrum(torch.linspace(-1, 3, 30), generator)), num_matvecs=5, num_probes=3, seed=generator
     )
     assert density.nodes.shape == density.weights.shape == (3, 5)
     assert np.allclose(density.weights.sum(axis=1), 1, atol=1e-14)
@@ -203,7 +175,7 @@ def test_density_record_says_what_was_done(generator):
     assert density.nodes.max() < 3 + 1e-12
     assert np.isnan(
         spectral_density(
-            operator_of(torch.eye(3, dtype=torch.float64)), num_matvecs=1, num_probes=1, generator=generator
+            operator_of(torch.eye(3, dtype=torch.float64)), num_matvecs=1, num_probes=1, seed=generator
         ).moment(1)[1]
     )
 
@@ -215,22 +187,25 @@ def test_density_by_the_entries_is_the_one_by_products(generator, monkeypatch):
     dense = type(hessian).dense
     monkeypatch.setattr(type(hessian), "dense", lambda self: built.append(self.name) or dense(self))
     settings = {"num_matvecs": 12, "num_probes": 40, "checks": False}
-    found = spectral_density(hessian, generator=seeded(1), **settings)
+    found = spectral_density(hessian, seed=seeded(1), **settings)
     assert built == ["hessian"]
-    plain = replace(hessian, work=replace(hessian.work, product_multiplications=None))
-    expected = spectral_density(plain, generator=seeded(1), **settings)
+    uncounted = replace(hessian.routes.products, multiplications=None)
+    plain = replace(hessian, routes=replace(hessian.routes, products=uncounted))
+    expected = spectral_density(plain, seed=seeded(1), **settings)
     assert built == ["hessian"]
     size = abs(expected.nodes).max()
     assert abs(found.nodes - expected.nodes).max() < 1e-9 * size
     assert abs(found.weights - expected.weights).max() < 1e-9
-    spectral_density(hessian, num_matvecs=2, num_probes=1, generator=generator, checks=False)
+    spectral_density(hessian, num_matvecs=2, num_probes=1, seed=generator, checks=False)
     assert built == ["hessian"]
 
 
 def test_a_density_by_wrong_entries_is_refused(generator):
     hessian = cv.hessian(zoo.digits_problem(400, widths=(4,)))
-    wrong = replace(hessian, dense_form=lambda: 1.001 * hessian.dense_form())
-    settings = {"num_matvecs": 12, "num_probes": 40, "generator": generator}
+    entries = hessian.routes.entries
+    scaled = replace(entries, compute=lambda: 1.001 * entries.compute())
+    wrong = replace(hessian, routes=replace(hessian.routes, entries=scaled))
+    settings = {"num_matvecs": 12, "num_probes": 40, "seed": generator}
     with pytest.raises(SelfCheckError, match="agreement with products with vectors"):
         spectral_density(wrong, **settings)
     names = [check.name for check in spectral_density(hessian, **settings).checks]
@@ -240,7 +215,7 @@ def test_a_density_by_wrong_entries_is_refused(generator):
 def test_entries_do_not_pay_where_they_do_not_fit(monkeypatch):
     hessian = cv.hessian(zoo.digits_problem(400, widths=(4,)))
     assert hessian.entries_pay(10**6)
-    monkeypatch.setattr(operators, "free_memory", lambda _: hessian.dense_bytes)
+    monkeypatch.setattr(routes, "free_memory", lambda _: hessian.dense_bytes)
     assert not hessian.entries_pay(10**6)
 
 
@@ -257,31 +232,32 @@ def test_entries_multiply_in_every_precision_and_layout(dtype):
 
 
 def test_entries_pay_where_the_counted_work_says_so():
-    def pays(num_products, dim=100, entries=1e6, product=2e4, **changes):
+    def pays(num_products, dim=100, entries=1e6, product=2e4, known=True, kept=None):
         matrix = SymmetricOperator.from_dense(torch.eye(4, dtype=torch.float64))
-        work = Work(multiplications=entries, product_multiplications=product)
-        return replace(matrix, dim=dim, work=work, **changes).entries_pay(num_products)
+        route = EntriesRoute(matrix.routes.entries.compute, entries, kept=kept) if known else None
+        counted = replace(matrix.routes, entries=route, products=ProductCost(multiplications=product))
+        return replace(matrix, dim=dim, routes=counted).entries_pay(num_products)
 
     assert not pays(33)  # 33 * 3 * (20 000 - 10 000) < 1e6
     assert pays(34)
     assert not pays(10**9, product=1e4)  # with the entries a product takes as long
     assert not pays(10**9, product=None)
     assert not pays(10**9, entries=None)
-    assert not pays(10**9, dense_form=None)
+    assert not pays(10**9, known=False)
     assert not pays(10**9, kept=torch.eye(4, dtype=torch.float64))  # they are there
     assert not pays(10**9, dim=20_000, product=1e12)  # gigabytes that nobody asked for
 
 
 def test_density_with_as_many_steps_as_dimensions_has_the_eigenvalues(generator):
     matrix = with_spectrum([-2.0, -1.0, 0.5, 1.0, 4.0], generator)
-    density = spectral_density(operator_of(matrix), num_matvecs=5, num_probes=4, generator=generator)
+    density = spectral_density(operator_of(matrix), num_matvecs=5, num_probes=4, seed=generator)
     assert np.allclose(density.nodes, [-2.0, -1.0, 0.5, 1.0, 4.0], atol=1e-11)
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(7, 7), torch.eye(7), torch.full((1, 1), 3.0), torch.ones(7, 7)])
 def test_density_of_few_distinct_eigenvalues_has_no_spurious_mass(matrix, generator):
     matrix = matrix.double()
-    density = spectral_density(operator_of(matrix), num_matvecs=len(matrix), num_probes=5, generator=generator)
+    density = spectral_density(operator_of(matrix), num_matvecs=len(matrix), num_probes=5, seed=generator)
     values = torch.linalg.eigvalsh(matrix).numpy()
     distance = np.abs(density.nodes[..., None] - values).min(axis=-1)
     assert density.weights[distance > 1e-12].sum() < 1e-25
@@ -292,10 +268,10 @@ def test_density_is_reproducible_from_the_generator_alone(generator):
     matrix = operator_of(with_spectrum(torch.linspace(-1, 3, 30), generator))
     settings = {"num_matvecs": 4, "num_probes": 3}
     torch.manual_seed(1)
-    first = spectral_density(matrix, **settings, generator=seeded(5))
+    first = spectral_density(matrix, **settings, seed=seeded(5))
     torch.manual_seed(2)
-    second = spectral_density(matrix, **settings, generator=seeded(5))
-    other = spectral_density(matrix, **settings, generator=seeded(6))
+    second = spectral_density(matrix, **settings, seed=seeded(5))
+    other = spectral_density(matrix, **settings, seed=seeded(6))
     assert np.array_equal(first.nodes, second.nodes)
     assert not np.allclose(first.nodes, other.nodes)
 
@@ -310,7 +286,7 @@ def test_density_is_reproducible_from_the_generator_alone(generator):
 )
 def test_density_settings_without_meaning_are_refused(settings, message, generator):
     with pytest.raises(ConfigurationError, match=message):
-        spectral_density(operator_of(torch.eye(5, dtype=torch.float64)), **settings, generator=generator)
+        spectral_density(operator_of(torch.eye(5, dtype=torch.float64)), **settings, seed=generator)
 
 
 # ------------------------------------------------------------------------------------------------- extremal eigenvalues
@@ -325,8 +301,8 @@ def test_both_ends_equal_the_dense_eigenvalues(num_largest, num_smallest, block_
         num_largest=num_largest,
         num_smallest=num_smallest,
         tolerance=1e-10,
-        block_size=block_size,
-        generator=generator,
+        space=cv.KrylovSpace(block_size=block_size),
+        seed=generator,
     )
     expected = descending(matrix)
     assert found.converged
@@ -343,14 +319,13 @@ def test_restarts_in_a_small_basis_find_the_same(ends, block_size, generator):
     matrix = with_spectrum(torch.linspace(-1, 1, 150), generator)
     widths = []
     found = extremal_eigenvalues(
-        operator_of(matrix, widths),
+        operator_of(matrix, widths=widths),
         num_largest=ends[0],
         num_smallest=ends[1],
         tolerance=1e-8,
-        block_size=block_size,
-        max_basis=24,
+        space=cv.KrylovSpace(block_size=block_size, max_basis=24),
         checks=False,
-        generator=generator,
+        seed=generator,
     )
     expected = descending(matrix)
     assert found.converged
@@ -368,9 +343,8 @@ def test_outliers_have_no_ghosts(max_basis, block_size, generator):
         operator_of(matrix),
         num_largest=8,
         tolerance=1e-10 / 100,
-        block_size=block_size,
-        max_basis=max_basis,
-        generator=generator,
+        space=cv.KrylovSpace(block_size=block_size, max_basis=max_basis),
+        seed=generator,
     )
     assert found.converged
     assert np.allclose(found.largest, descending(matrix)[:8], rtol=0, atol=1e-10)
@@ -380,7 +354,11 @@ def test_outliers_have_no_ghosts(max_basis, block_size, generator):
 def test_a_block_finds_as_many_copies_as_it_has_vectors(multiplicity, generator):
     matrix = with_spectrum([5.0] * multiplicity + list(np.linspace(0, 1, 60)), generator)
     found = extremal_eigenvalues(
-        operator_of(matrix), num_largest=multiplicity + 1, tolerance=1e-9, block_size=multiplicity, generator=generator
+        operator_of(matrix),
+        num_largest=multiplicity + 1,
+        tolerance=1e-9,
+        space=cv.KrylovSpace(block_size=multiplicity),
+        seed=generator,
     )
     assert found.converged
     assert np.allclose(found.largest, [5.0] * multiplicity + [1.0], rtol=0, atol=1e-8)
@@ -388,7 +366,7 @@ def test_a_block_finds_as_many_copies_as_it_has_vectors(multiplicity, generator)
 
 def test_one_vector_may_miss_copies_but_never_invents_values(generator):
     matrix = with_spectrum([5.0] * 3 + list(np.linspace(0, 1, 60)), generator)
-    found = extremal_eigenvalues(operator_of(matrix), num_largest=3, tolerance=1e-9, generator=generator)
+    found = extremal_eigenvalues(operator_of(matrix), num_largest=3, tolerance=1e-9, seed=generator)
     distance = np.abs(found.largest[:, None] - descending(matrix)).min(axis=1)
     assert found.largest[0] == pytest.approx(5.0, abs=1e-9)
     assert distance.max() < 1e-8
@@ -400,7 +378,7 @@ def test_cluster_of_relative_width_7e_5_is_complete(block_size, generator):
     cluster = [1.0, 1 - 7e-5, 1 - 2.1e-4, 1 - 2.8e-4]
     matrix = with_spectrum([*cluster, *np.linspace(-0.5, 0.9, 116)], generator)
     found = extremal_eigenvalues(
-        operator_of(matrix), num_largest=5, tolerance=1e-10, block_size=block_size, generator=generator
+        operator_of(matrix), num_largest=5, tolerance=1e-10, space=cv.KrylovSpace(block_size=block_size), seed=generator
     )
     assert found.converged
     assert np.allclose(found.largest, [*cluster, 0.9], rtol=0, atol=1e-9)
@@ -425,7 +403,11 @@ def test_few_distinct_eigenvalues_with_their_copies(name, block_size, generator)
     matrix = SPECIAL[name].double()
     wanted = min(3, len(matrix))
     found = extremal_eigenvalues(
-        operator_of(matrix), num_largest=wanted, tolerance=1e-9, block_size=block_size, generator=generator
+        operator_of(matrix),
+        num_largest=wanted,
+        tolerance=1e-9,
+        space=cv.KrylovSpace(block_size=block_size),
+        seed=generator,
     )
     assert found.converged
     assert np.allclose(found.largest, descending(matrix)[:wanted], rtol=0, atol=1e-12)
@@ -434,7 +416,7 @@ def test_few_distinct_eigenvalues_with_their_copies(name, block_size, generator)
 @pytest.mark.parametrize("name", SPECIAL)
 def test_every_eigenvalue_of_a_small_matrix_is_found(name, generator):
     matrix = SPECIAL[name].double()
-    found = extremal_eigenvalues(operator_of(matrix), num_largest=len(matrix), generator=generator)
+    found = extremal_eigenvalues(operator_of(matrix), num_largest=len(matrix), seed=generator)
     assert found.converged
     assert np.allclose(found.largest, descending(matrix), rtol=0, atol=1e-12)
 
@@ -443,9 +425,9 @@ def test_every_eigenvalue_of_a_small_matrix_is_found(name, generator):
 @pytest.mark.parametrize("block_size", [1, 3])
 def test_scale_of_the_matrix_changes_nothing_else(block_size, scale, generator):
     matrix = with_spectrum([10.0, 8.0, -7.0, *np.linspace(-1, 1, 60)], generator)
-    about = {"num_largest": 2, "num_smallest": 1, "tolerance": 1e-9, "block_size": block_size}
-    one = extremal_eigenvalues(operator_of(matrix), **about, generator=seeded(1))
-    found = extremal_eigenvalues(operator_of(scale * matrix), **about, generator=seeded(1))
+    about = {"num_largest": 2, "num_smallest": 1, "tolerance": 1e-9, "space": cv.KrylovSpace(block_size)}
+    one = extremal_eigenvalues(operator_of(matrix), **about, seed=seeded(1))
+    found = extremal_eigenvalues(operator_of(scale * matrix), **about, seed=seeded(1))
     assert found.converged
     assert found.num_products == one.num_products
     assert np.allclose(found.largest / scale, [10.0, 8.0], rtol=0, atol=1e-8)
@@ -479,8 +461,8 @@ def test_residuals_contain_an_eigenvalue_in_200_random_cases():
             num_largest=num_largest,
             num_smallest=num_smallest,
             tolerance=1e-8,
-            block_size=block_size,
-            generator=seeded(1000 + number),
+            space=cv.KrylovSpace(block_size=block_size),
+            seed=seeded(1000 + number),
         )
         values = torch.linalg.eigvalsh(matrix).numpy()
         rounding = 20 * EPS * np.abs(values).max()
@@ -499,7 +481,7 @@ def test_residuals_contain_an_eigenvalue_in_200_random_cases():
 
 def test_explicit_residual_is_reported_also_where_the_recurrence_says_zero(generator):
     matrix = with_spectrum(torch.linspace(-1, 1, 30), generator)
-    found = extremal_eigenvalues(operator_of(matrix), num_largest=30, generator=generator)
+    found = extremal_eigenvalues(operator_of(matrix), num_largest=30, seed=generator)
     assert 0 < found.residuals.max() < 1e-12
     assert (found.error_bounds > 0).all()  # never smaller than rounding
 
@@ -507,7 +489,7 @@ def test_explicit_residual_is_reported_also_where_the_recurrence_says_zero(gener
 def test_exhausted_budget_is_not_convergence(generator):
     matrix = with_spectrum(torch.linspace(0, 1, 200), generator)
     found = extremal_eigenvalues(
-        operator_of(matrix), num_largest=4, tolerance=1e-12, max_products=15, generator=generator
+        operator_of(matrix), num_largest=4, tolerance=1e-12, space=cv.KrylovSpace(max_products=15), seed=generator
     )
     assert not found.converged
     assert found.num_products <= 15 + 4  # and the residuals of what is returned
@@ -523,8 +505,8 @@ def test_fewer_values_than_asked_are_not_convergence(num_smallest, generator):
         operator_of(torch.eye(20, dtype=torch.float64)),
         num_largest=3,
         num_smallest=num_smallest,
-        max_products=1,
-        generator=generator,
+        space=cv.KrylovSpace(max_products=1),
+        seed=generator,
     )
     assert len(found.largest) + len(found.smallest) < 3 + num_smallest
     assert not found.converged
@@ -556,7 +538,11 @@ def test_next_block_reproduces_the_image_where_columns_depend_on_each_other(wron
 def test_largest_ritz_value_is_the_largest_eigenvalue_of_any_spectrum(values, block_size, seed):
     matrix = with_spectrum(values, seeded(seed))
     found = extremal_eigenvalues(
-        operator_of(matrix), num_largest=1, tolerance=1e-8, block_size=block_size, generator=seeded(seed + 1)
+        operator_of(matrix),
+        num_largest=1,
+        tolerance=1e-8,
+        space=cv.KrylovSpace(block_size=block_size),
+        seed=seeded(seed + 1),
     )
     exact = descending(matrix)
     norm = np.abs(exact).max()
@@ -570,14 +556,14 @@ def test_largest_ritz_value_is_the_largest_eigenvalue_of_any_spectrum(values, bl
 def test_asking_for_all_eigenvalues_gives_all_copies(values, block_size, seed):
     matrix = with_spectrum([float(value) for value in values], seeded(seed))
     found = extremal_eigenvalues(
-        operator_of(matrix), num_largest=len(values), block_size=block_size, generator=seeded(seed + 1)
+        operator_of(matrix), num_largest=len(values), space=cv.KrylovSpace(block_size=block_size), seed=seeded(seed + 1)
     )
     assert np.allclose(found.largest, sorted(values, reverse=True), rtol=0, atol=1e-11)
 
 
 def test_single_precision_converges_to_single_precision(generator):
     matrix = with_spectrum([10.0, 8.0, -7.0, *np.linspace(-1, 1, 60)], generator)
-    found = extremal_eigenvalues(operator_of(matrix.float()), num_largest=2, num_smallest=1, generator=generator)
+    found = extremal_eigenvalues(operator_of(matrix.float()), num_largest=2, num_smallest=1, seed=generator)
     assert found.converged
     assert found.largest.dtype == np.float32
     assert np.allclose(found.largest, [10.0, 8.0], rtol=0, atol=2e-5)
@@ -589,7 +575,7 @@ def test_a_hessian_by_products_has_the_eigenvalues_of_its_entries(mlp, classific
     from curvature import Problem, hessian
 
     problem = Problem.from_module(mlp(5, 4, 3), loss="cross-entropy", data=classification_data(30, 5, 3))
-    found = extremal_eigenvalues(hessian(problem), num_largest=4, num_smallest=2, tolerance=1e-10, generator=generator)
+    found = extremal_eigenvalues(hessian(problem), num_largest=4, num_smallest=2, tolerance=1e-10, seed=generator)
     expected = descending(hessian(problem, method="generic").dense())
     assert np.allclose(found.largest, expected[:4], rtol=0, atol=1e-9)
     assert np.allclose(found.smallest, expected[::-1][:2], rtol=0, atol=1e-9)
@@ -603,12 +589,12 @@ def test_a_hessian_by_products_has_the_eigenvalues_of_its_entries(mlp, classific
         ({"num_largest": -1, "num_smallest": 3}, "got -1"),
         ({"num_largest": 1, "tolerance": 0.0}, "tolerance and block_size must be positive"),
         ({"num_largest": 1, "tolerance": float("nan")}, "tolerance and block_size must be positive"),
-        ({"num_largest": 1, "block_size": 0}, "tolerance and block_size must be positive"),
+        ({"num_largest": 1, "space": cv.KrylovSpace(block_size=0)}, "tolerance and block_size must be positive"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, message, generator):
     with pytest.raises(ConfigurationError, match=message):
-        extremal_eigenvalues(operator_of(torch.eye(5, dtype=torch.float64)), **settings, generator=generator)
+        extremal_eigenvalues(operator_of(torch.eye(5, dtype=torch.float64)), **settings, seed=generator)
 
 
 # -------------------------------------------------------------------------------------------------- conjugate gradients
@@ -673,7 +659,7 @@ def test_a_goal_out_of_reach_is_an_error_with_the_residual(tolerance, max_produc
     matrix = with_spectrum(10 ** torch.linspace(-6, 0, 25), generator)
     with pytest.raises(ConvergenceError, match=r"stopped after \d+ products with a relative residual of \d"):
         conjugate_gradients(
-            operator_of(matrix, widths), normal(generator, 25), tolerance=tolerance, max_products=max_products
+            operator_of(matrix, widths=widths), normal(generator, 25), tolerance=tolerance, max_products=max_products
         )
     assert len(widths) <= 2 * (max_products or 250) + 2
 
@@ -687,8 +673,8 @@ def test_nan_and_infinity_are_refused_whenever_they_come(after, poison, generato
     matrix = with_spectrum(torch.linspace(1, 3, 30), generator)
     for run in (
         lambda bad: lanczos(bad, normal(generator, 30, 2), 8),
-        lambda bad: spectral_density(bad, num_matvecs=8, num_probes=2, generator=generator),
-        lambda bad: extremal_eigenvalues(bad, num_largest=2, generator=generator),
+        lambda bad: spectral_density(bad, num_matvecs=8, num_probes=2, seed=generator),
+        lambda bad: extremal_eigenvalues(bad, num_largest=2, seed=generator),
         lambda bad: conjugate_gradients(bad, normal(generator, 30)),
     ):
         calls = []
@@ -697,6 +683,6 @@ def test_nan_and_infinity_are_refused_whenever_they_come(after, poison, generato
             calls.append(1)
             return matrix @ block * (poison if len(calls) > after else 1.0)
 
-        bad = SymmetricOperator(name="bad", dim=30, matmat=matmat, dtype=matrix.dtype, device=matrix.device)
+        bad = SymmetricOperator(where=cv.Where("bad"), dim=30, matmat=matmat, dtype=matrix.dtype, device=matrix.device)
         with pytest.raises(NonFiniteError, match="bad"):
             run(bad)
