@@ -1,15 +1,15 @@
-r"""Does training in weight norm go through better conditioned points, in the coordinates that the optimizer sees?
+r"""Does training in weight norm pass through better conditioned points, in the coordinates of the optimizer?
 
 Claim tested (C1, trajectory design): along training, the headline condition numbers of the GGN in the chart of the
 weight-normalized arms are lower than those of the standard arm. Every arm is measured twice at the same weights: in its
-own chart, and *lifted to the canonical gauge*, where weight norm changes nothing, so that only the path to those
-weights is left. An answer is a curve per arm with intervals over seeds; what the placebo (weight norm about random
-directions) does as well is no merit of the direction of w.
+own chart, and *lifted to the canonical gauge*, where weight norm changes nothing, so that only the effect of the path
+to those weights remains. An answer is a curve per arm with intervals over seeds. An effect that the placebo (weight
+norm about random directions) has too is not due to the direction of w.
 
     python -m analyses.conditioning_along_training --out results/conditioning_along_training [--fast]
 
-Each arm at its own tuned learning rate, the same data order and, for each start, the same function. The numbers of an
-arm in its own chart over those of the standard arm are written with their paired intervals too.
+Each arm has its own tuned learning rate; all have the same order of the data and, for each start, the same function.
+The ratios of each arm, in its own chart, to the standard arm are also written, with paired intervals.
 
 Writes curves.json (every number in the figure) and figure.svg. About two minutes; ``--fast`` two seconds.
 """
@@ -22,7 +22,19 @@ from typing import TYPE_CHECKING
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import Plan, command_line, headline, intervals, legend_below, plot_intervals, trained, write
+from analyses._protocol import (
+    Plan,
+    command_line,
+    epoch_axis,
+    epoch_of,
+    headline,
+    intervals,
+    legend_below,
+    losses_by_step,
+    plot_intervals,
+    trained,
+    write,
+)
 from curvature.report.figures.style import BLACK, BLUE, ORANGE, PURPLE, SKY, VERMILLION, Style, finish
 from curvature.studies.training import Arm
 
@@ -38,8 +50,10 @@ ARMS = {
     Arm("placebo-paper", start="paper"): Style(BLUE, ":", "P"),
 }
 WIDTHS = (8, 8)  # small enough that every eigenvalue is computed
-FULL = Plan(tuple(ARMS), seeds=(0, 1, 2, 3, 4), epochs=30, look=(0, 1, 2, 4, 8, 16, 30), tuning_epochs=15)
-FAST = Plan(tuple(ARMS)[:5:2], seeds=(0,), epochs=2, look=(0, 2), tuning_epochs=1, rates=(0.1, 0.2, 0.4), batch_size=50)
+FULL = Plan(tuple(ARMS), seeds=(0, 1, 2, 3, 4), epochs=30, checkpoints=(0, 1, 2, 4, 8, 16, 30), tuning_epochs=15)
+FAST = Plan(
+    tuple(ARMS)[:5:2], seeds=(0,), epochs=2, checkpoints=(0, 2), tuning_epochs=1, rates=(0.1, 0.2, 0.4), batch_size=50
+)
 NUMBERS = ("kappa_50", "kappa_80", "kappa_95", "gd_time")
 DRAWN = {"kappa_80": "κ₈₀ of the GGN", "gd_time": "descent steps (gd_time) of the GGN"}
 CHARTS = {"own": "own chart", "canonical": "lifted to the canonical gauge"}
@@ -53,17 +67,17 @@ def measure(*, fast: bool = False) -> list[dict]:
         return cv.zoo.digits_problem(100 if fast else None, widths=(4,) if fast else WIDTHS, seed=seed)
 
     rows = []
-    for arm, seed, begun, run in trained(plan, build):
-        losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
+    for arm, seed, origin, run in trained(plan, build):
+        losses = losses_by_step(run)
         for point in run.checkpoints:
-            problem = begun.problem.at(point.weights)
+            problem = origin.problem.at(point.weights)
             matrix = cv.ggn(problem).materialized()
             for name, chart in (("own", point.chart), ("canonical", cv.WeightNorm())):
                 rows.append(
                     {
                         "arm": arm.name,
                         "seed": seed,
-                        "epoch": int(point.name.removeprefix("epoch ")),
+                        "epoch": epoch_of(point),
                         "chart": name,
                         "gauge": chart.gauge,
                         "loss": losses[point.step],
@@ -76,7 +90,7 @@ def measure(*, fast: bool = False) -> list[dict]:
 
 def summarize(rows: list[dict]) -> list[dict]:
     """Geometric means over seeds with intervals; and paired log-ratios to the standard arm of the same start."""
-    found = intervals(rows, ("arm", "epoch", "chart"), (*NUMBERS, "loss"))
+    means = intervals(rows, ("arm", "epoch", "chart"), (*NUMBERS, "loss"))
     values = {(row["arm"], row["seed"], row["epoch"], row["chart"]): row for row in rows}
     ratios = []
     for (arm, seed, epoch, chart), row in values.items():
@@ -90,16 +104,16 @@ def summarize(rows: list[dict]) -> list[dict]:
             both = row[f"{name}_status"] == reference[f"{name}_status"] == "resolved"
             ratio[f"log_ratio_{name}"] = math.log(row[name] / reference[name]) if both else math.nan
         ratios.append(ratio)
-    means = intervals(ratios, ("arm", "epoch"), [f"log_ratio_{name}" for name in NUMBERS], log=False)
-    joined = {(row["arm"], row["epoch"]): row for row in means}
-    return [row | (joined.get((row["arm"], row["epoch"]), {}) if row["chart"] == "own" else {}) for row in found]
+    paired = intervals(ratios, ("arm", "epoch"), [f"log_ratio_{name}" for name in NUMBERS], log=False)
+    joined = {(row["arm"], row["epoch"]): row for row in paired}
+    return [row | (joined.get((row["arm"], row["epoch"]), {}) if row["chart"] == "own" else {}) for row in means]
 
 
 def draw(rows: list[dict]) -> Figure:
     """Condition number and descent steps against the epoch; columns: own chart, canonical gauge."""
     summary = summarize(rows)
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.6), layout="constrained", sharex=True, sharey="row")
-    for column, (chart, words) in enumerate(CHARTS.items()):
+    for column, (chart, title) in enumerate(CHARTS.items()):
         for arm, style in ARMS.items():
             curve = [row for row in summary if (row["arm"], row["chart"]) == (arm.name, chart)]
             for line, quantity in enumerate(DRAWN):
@@ -108,14 +122,10 @@ def draw(rows: list[dict]) -> Figure:
         for line, label in enumerate(DRAWN.values()):
             ax = axes[line, column]
             ax.set_yscale("log")
-            means = [value for row in summary if math.isfinite(value := row[list(DRAWN)[line]])]
-            ax.set_ylim(min(means) / 10, max(means) * 10)  # the widest intervals leave it
-            ax.set_xscale("symlog", linthresh=1, linscale=0.5)
-            ax.set_xlim(-0.25, 1.3 * max(row["epoch"] for row in rows))
-            finish(ax, words if not line else "", "epoch" if line else "", "" if column else label)
-            ticks = sorted({row["epoch"] for row in rows})
-            ax.set_xticks(ticks, [str(tick) for tick in ticks])
-            ax.minorticks_off()
+            values = [value for row in summary if math.isfinite(value := row[list(DRAWN)[line]])]
+            ax.set_ylim(min(values) / 10, max(values) * 10)  # the widest intervals leave it
+            finish(ax, title if not line else "", "epoch" if line else "", "" if column else label)
+            epoch_axis(ax, sorted({row["epoch"] for row in rows}))
     figure.suptitle(
         "geometric means with 95 % intervals over seeds; the widest intervals leave the axes", fontsize="small"
     )

@@ -1,9 +1,9 @@
-r"""How does the Fisher of a network at initialization depend on depth and width, and what do weight norm's choices do?
+r"""How does the Fisher at initialization depend on depth and width, and how do the choices of weight norm change it?
 
 Claims tested: (a) mean-field theory (Karakida, Akaho & Amari 2019, arXiv:1806.01316) predicts the largest eigenvalue at
 He's initialization, and weight norm at the canonical gauge cannot change it; (b) the paper's gauge rescales layers by
 their fan-in, :math:`\rho_l = \|w\|^2 / (0.05^2 d_l)`; (c) the data-dependent initialization centres pre-activations,
-which takes correlation between examples away, hence a part of the outlier. An answer is the largest eigenvalue over
+which removes correlation between examples and with it a part of the outlier. An answer is the largest eigenvalue over
 the mean (on the rank) and the headline condition number against depth and against width, with the predictions as thin
 lines.
 
@@ -16,8 +16,8 @@ unit summed over a layer as in the paper, and :math:`d_l` the fan-in of layer l,
 
     kappa_i = sum_l qt_{i,l} (rho_l d_l qh_{i,l-1} + 1),    trace = C kappa_1,    l_1 = ((T-1) kappa_2 + kappa_1) / T,
 
-the ones being the biases. For the data-dependent initialization the same recursion is used with what it enforces:
-variance 1 within an example's layer, covariance 0 between examples; that prediction is ours.
+where the ones are the biases. For the data-dependent initialization the same recursion is used with the moments that it
+enforces: variance 1 in a layer for one example, covariance 0 between examples. That prediction is ours.
 
 Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` two seconds.
 """
@@ -60,21 +60,21 @@ def mean_field(
 
     ``widths`` lists inputs, hidden layers and outputs; ``centred`` is the data-dependent initialization, else He's.
     """
-    one, two = [1.0], [0.0]  # activations, of one example and of two
+    same, different = [1.0], [0.0]  # second moments of activations: within one example, between two examples
     slopes, variances = [], []
     for _ in widths[1:]:
-        variance = 1 / (one[-1] - two[-1]) if centred else 2.0  # of the weights, times the fan-in
+        variance = 1 / (same[-1] - different[-1]) if centred else 2.0  # of the weights, times the fan-in
         variances.append(variance)
-        q1, q2 = (1.0, 0.0) if centred else (variance * one[-1], variance * two[-1])
+        q1, q2 = (1.0, 0.0) if centred else (variance * same[-1], variance * different[-1])
         angle = math.acos(min(1.0, q2 / q1))  # moments of relu are in closed form (Cho & Saul 2009)
-        one.append(q1 / 2)
-        two.append(q1 / (2 * math.pi) * (math.sin(angle) + (math.pi - angle) * math.cos(angle)))
+        same.append(q1 / 2)
+        different.append(q1 / (2 * math.pi) * (math.sin(angle) + (math.pi - angle) * math.cos(angle)))
         slopes.append((0.5, (math.pi - angle) / (2 * math.pi)))
     back, kappas = (1.0, 1.0), [0.0, 0.0]
     for layer in reversed(range(len(widths) - 1)):
         fan_in = widths[layer]
         rho = variances[layer] / (0.05**2 * fan_in) if gauge == "paper" else 1.0
-        for k, forward in enumerate((one, two)):
+        for k, forward in enumerate((same, different)):
             kappas[k] += back[k] * (rho * fan_in * forward[layer] + 1)
         if layer:
             back = tuple(variances[layer] * b * slope for b, slope in zip(back, slopes[layer - 1], strict=True))
@@ -94,13 +94,13 @@ def he_problem(widths: Sequence[int], num_examples: int, seed: int) -> cv.Proble
     named = problem.unflatten(torch.zeros_like(problem.weights))
     for name, tensor in named.items():
         if name.endswith("weight"):
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor.copy_(drawn * (2 / tensor.shape[1]) ** 0.5)
+            normal = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.copy_(normal * (2 / tensor.shape[1]) ** 0.5)
     return problem.at(problem.layout.flatten(named))
 
 
 def measure(*, fast: bool = False) -> list[dict]:
-    """One row per sweep, network, seed, start and gauge, with what theory predicts for it."""
+    """One row per sweep, network, seed, start and gauge, with the predictions of the theory."""
     examples = 20 if fast else NUM_EXAMPLES
     depths, widths, seeds = ((1, 2), (8,), SEEDS[:1]) if fast else (DEPTHS, WIDTHS, SEEDS)
     networks = [("depth", depth, AT_WIDTH // 4 if fast else AT_WIDTH) for depth in depths]
@@ -110,22 +110,12 @@ def measure(*, fast: bool = False) -> list[dict]:
         sizes = (NUM_INPUTS, *[width] * depth, NUM_OUTPUTS)
         for seed in seeds:
             problem = he_problem(sizes, examples, seed)
-            begun = paper_start(problem, seed=seed)
-            own = cv.WeightNorm(v=begun.v, g=begun.g)
-            measured = [
-                (
-                    "he",
-                    problem,
-                    {"standard": cv.Standard(), "canonical": cv.WeightNorm(), "paper": cv.WeightNorm("paper")},
-                ),
-                (
-                    "data-dependent",
-                    begun.problem,
-                    {"standard": cv.Standard(), "canonical": cv.WeightNorm(), "paper": own},
-                ),
-            ]
-            for name, point, charts in measured:
+            data_dependent = paper_start(problem, seed=seed)
+            own = cv.WeightNorm(v=data_dependent.v, g=data_dependent.g)
+            starts = {"he": (problem, cv.WeightNorm("paper")), "data-dependent": (data_dependent.problem, own)}
+            for name, (point, paper_gauge) in starts.items():
                 matrix = cv.fisher(point)
+                charts = {"standard": cv.Standard(), "canonical": cv.WeightNorm(), "paper": paper_gauge}
                 for gauge, chart in charts.items():
                     rows.append(
                         {"sweep": sweep, "depth": depth, "width": width, "seed": seed, "start": name, "gauge": gauge}

@@ -1,35 +1,32 @@
 r"""In which coordinates does gradient descent on weight normalization sit at the edge of stability?
 
 Claim tested (Cohen et al. 2021, arXiv:2103.00065): full-batch gradient descent with learning rate ``eta`` sharpens
-until ``lambda_max = 2 / eta`` and hovers there, while the loss falls on. The Hessian is the one of the coordinates that
-are stepped in: under weight normalization that of ``(g, v)``, second-order term included. The weight-space Hessian of
-the same points need not come near ``2 / eta``: at a gauge with ``||v|| < g`` it stays far below. An answer is
-``eta lambda_max`` along training, in the arm's own coordinates and on the weights, beside the line at 2; for the
-standard arm both are one curve.
+until ``lambda_max = 2 / eta`` and stays near it while the loss keeps falling. The Hessian is that of the coordinates in
+which the steps are taken: under weight normalization ``(g, v)``, second-order term included. The weight-space Hessian
+at the same points need not come near ``2 / eta``: at a gauge with ``||v|| < g`` it stays far below. An answer is
+``eta lambda_max`` along training, in the arm's own coordinates and on the weights, with a line at 2; for the standard
+arm both are one curve.
 
     python -m analyses.edge_of_stability --out results/edge_of_stability [--fast]
 
 Writes curves.json (every number in the figure) and figure.svg. About 40 seconds; ``--fast`` three seconds.
 
-Keys: ``rows`` has one point each (``arm, seed, learning_rate, step, loss, own, weights``), the last two ``eta
-lambda_max`` in the arm's coordinates and on the weights; ``summary`` one arm and seed each, the medians over the second
-half of training.
+Keys: ``rows`` has one entry per point (``arm, seed, learning_rate, step, loss, own, weights``); the last two are
+``eta lambda_max`` in the arm's coordinates and on the weights. ``summary`` has one entry per arm and seed: the medians
+over the second half of training.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("agg")
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from torch import nn
 
 import curvature as cv
-from analyses._protocol import command_line, write
+from analyses._protocol import command_line, losses_by_step, write
 from curvature.report.figures.style import BLACK, BLUE, VERMILLION, Style, finish
 from curvature.studies.training import SGD, Arm, Schedule, train
 from curvature.studies.training import start as starting_point
@@ -61,8 +58,8 @@ def sharpness(problem: cv.Problem, chart: cv.Parameterization) -> float:
     """Largest eigenvalue of the Hessian in a chart, by Lanczos on its products."""
     operator = cv.pullback(cv.hessian(problem), chart)
     generator = torch.Generator().manual_seed(0)
-    found = cv.extremal_eigenvalues(operator, num_largest=1, tolerance=TOLERANCE, generator=generator)
-    return float(found.largest[0])
+    ends = cv.extremal_eigenvalues(operator, num_largest=1, tolerance=TOLERANCE, generator=generator)
+    return float(ends.largest[0])
 
 
 def measure(*, fast: bool = False) -> list[dict]:
@@ -82,26 +79,25 @@ def measure(*, fast: bool = False) -> list[dict]:
                 seed=seed,
                 optimizer=SGD(rate),
             ).require_finite()
-            losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
+            losses = losses_by_step(run)
             for point in run.checkpoints:
-                here = problem.at(point.weights)
-                numbers = {"own": point.chart, "weights": cv.Standard()}
+                charts = {"own": point.chart, "weights": cv.Standard()}
                 rows.append(
                     {"arm": arm, "seed": seed, "learning_rate": rate, "step": point.step, "loss": losses[point.step]}
-                    | {name: rate * sharpness(here, chart) for name, chart in numbers.items()}
+                    | {name: rate * sharpness(problem.at(point.weights), chart) for name, chart in charts.items()}
                 )
     return rows
 
 
 def summary(rows: list[dict]) -> list[dict]:
     """Medians of ``eta lambda_max`` over the second half of each run, and the lowest at the start."""
-    found = []
+    medians = []
     for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
         run = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
-        late = [row for row in run if row["step"] >= run[-1]["step"] / 2]
-        middle = {name: float(np.median([row[name] for row in late])) for name in ("own", "weights")}
-        found.append({"arm": arm, "seed": seed, "own_at_start": run[0]["own"]} | middle)
-    return found
+        second_half = [row for row in run if row["step"] >= run[-1]["step"] / 2]
+        numbers = {name: float(np.median([row[name] for row in second_half])) for name in ("own", "weights")}
+        medians.append({"arm": arm, "seed": seed, "own_at_start": run[0]["own"]} | numbers)
+    return medians
 
 
 def draw(rows: list[dict]) -> Figure:
@@ -112,12 +108,12 @@ def draw(rows: list[dict]) -> Figure:
     for ax, (arm, rate) in zip(axes, ARMS.items(), strict=False):
         for seed in seeds:
             run = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
-            steps, look = [row["step"] for row in run], LOOKS[arm]
+            steps, style = [row["step"] for row in run], LOOKS[arm]
             every = max(1, len(run) // 10)
             names = ("Hessian in (g, v)", "Hessian on the weights") if arm != "standard" else ("Hessian", None)
             first = seed == seeds[0]
             ax.plot(
-                steps, [row["own"] for row in run], color=look.color, linewidth=1.1, alpha=0.85, marker=look.marker,
+                steps, [row["own"] for row in run], color=style.color, linewidth=1.1, alpha=0.85, marker=style.marker,
                 markersize=4, markevery=every, label=names[0] if first else None,
             )  # fmt: skip
             if names[1]:
@@ -126,14 +122,14 @@ def draw(rows: list[dict]) -> Figure:
                     markersize=4, markevery=every, label=names[1] if first else None,
                 )  # fmt: skip
             axes[-1].plot(
-                steps, [row["loss"] for row in run], color=look.color, linewidth=1, marker=look.marker, markersize=4,
+                steps, [row["loss"] for row in run], color=style.color, linewidth=1, marker=style.marker, markersize=4,
                 markevery=every, label=f"{arm}, η = {rate:g}" if first else None,
             )  # fmt: skip
         ax.axhline(2, color="0.2", linestyle="--", linewidth=1, label="edge of stability, 2")
-        late = [row for row in summary(rows) if row["arm"] == arm]
-        title = f"{arm}: late median {np.median([row['own'] for row in late]):.2f}"
+        runs = [row for row in summary(rows) if row["arm"] == arm]
+        title = f"{arm}: late median {np.median([row['own'] for row in runs]):.2f}"
         if arm != "standard":
-            title += f" (weights {np.median([row['weights'] for row in late]):.2f})"
+            title += f" (weights {np.median([row['weights'] for row in runs]):.2f})"
         ax.set_ylim(0, top)
         finish(ax, title, f"gradient descent step (η = {rate:g})", r"$\eta\,\lambda_{\max}$  (no unit)")
         ax.legend(fontsize="small", loc="lower right")
@@ -147,10 +143,10 @@ def main() -> None:
     """Measure, write, draw."""
     options = command_line(__doc__, "one seed, 40 examples, six hidden units, 400 steps").parse_args()
     rows = measure(fast=options.fast)
-    found = summary(rows)
-    write(options, __doc__, {"summary": found, "rows": rows}, draw(rows))
+    runs = summary(rows)
+    write(options, __doc__, {"summary": runs, "rows": rows}, draw(rows))
     print(f"{'arm':>18}  seed  eta lambda_max: at the start, second half; on the weights")
-    for row in found:
+    for row in runs:
         print(f"{row['arm']:>18}  {row['seed']:4d}  {row['own_at_start']:.2f}, {row['own']:.2f}; {row['weights']:.2f}")
 
 

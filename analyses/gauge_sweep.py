@@ -1,9 +1,9 @@
-r"""How much does the gauge of weight normalization change the conditioning of the GGN, with the function fixed?
+r"""How much does the gauge of weight norm change the conditioning of the GGN of a fixed function?
 
 Claim tested: at stretch 1 (``||v|| = |g|``, what PyTorch's wrapper produces) weight norm changes no non-zero
-eigenvalue; any other stretch does, in either direction, by at most the factor of Ostrowski's bound ``max(1, rho) /
-min(1, rho)``, ``rho`` = stretch**-2. An answer is a curve of condition numbers against the stretch with the standard
-value as a line through its point at 1, and the bound as a cone around it.
+eigenvalue. Any other stretch changes condition numbers, in either direction, by at most the factor of Ostrowski's bound
+``max(1, rho) / min(1, rho)`` with ``rho = stretch**-2``. An answer is a curve of condition numbers against the stretch,
+with a line at the standard value, which the curve meets at 1, and the bound as a cone around it.
 
     python -m analyses.gauge_sweep --out results/gauge_sweep [--fast]
 
@@ -14,13 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import command_line, write
+from analyses._protocol import command_line, with_status, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +39,7 @@ def measure(*, fast: bool = False) -> list[dict]:
         for stretch, chart in charts:
             numbers = cv.spectrum(cv.pullback(matrix, chart)).condition_numbers()
             row = {"seed": seed, "stretch": stretch, "rank": numbers.rank, "rank_rule": numbers.rank_rule}
-            for name in ("kappa_50", "kappa_80", "kappa_95"):
-                row |= {name: numbers[name].value, f"{name}_status": numbers[name].status}
-            rows.append(row)
+            rows.append(row | with_status(numbers, ("kappa_50", "kappa_80", "kappa_95")))
     return rows
 
 

@@ -17,6 +17,7 @@ Writes curves.json (every number in the figure) and figure.svg. About half a min
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import Plan, command_line, intervals, plot_intervals, trained, write
+from analyses._protocol import Plan, command_line, epoch_axis, epoch_of, intervals, plot_intervals, trained, write
 from curvature.records.conditioning import marchenko_pastur_bures
 from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, VERMILLION, Style, finish, layer_of
 from curvature.studies.training import Arm
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 WIDTHS = (16, 16)
 EPOCHS = (0, 1, 2, 4, 8, 16, 30)
-FULL = Plan((Arm("standard"), Arm("weight-norm")), seeds=(0, 1, 2, 3, 4), epochs=30, look=EPOCHS)
-FAST = Plan((Arm("standard"),), seeds=(0,), epochs=1, look=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
+FULL = Plan((Arm("standard"), Arm("weight-norm")), seeds=(0, 1, 2, 3, 4), epochs=30, checkpoints=EPOCHS)
+FAST = Plan((Arm("standard"),), seeds=(0,), epochs=1, checkpoints=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
 DRAWN_ARM = "standard"  # the other arm is in the JSON
 DIRECTIONS = {
     "w": Style(VERMILLION, "-", "^"),
@@ -49,19 +50,19 @@ def measure(*, fast: bool = False) -> list[dict]:
     """One row per arm, seed, epoch, layer and direction: medians over the layer's neurons.
 
     ``cosine`` with the top eigenvector and ``rayleigh`` (variance along the direction over the mean variance);
-    ``bures`` on the complement of the direction, ``bures_before`` without a projection, and what is expected of
-    nothing: ``null_cosine``, ``null_bures``.
+    ``bures`` on the complement of the direction, ``bures_before`` without a projection, and the values expected by
+    chance: ``null_cosine``, ``null_bures``.
     """
 
     def build(seed: int) -> cv.Problem:
         return cv.zoo.digits_problem(150 if fast else None, widths=(4, 4) if fast else WIDTHS, seed=seed)
 
     rows = []
-    for arm, seed, begun, run in trained(FAST if fast else FULL, build):
+    for arm, seed, origin, run in trained(FAST if fast else FULL, build):
         for point in run.checkpoints:
-            problem = begun.problem.at(point.weights)
-            place = {"arm": arm.name, "seed": seed, "epoch": int(point.name.removeprefix("epoch "))}
-            rows += [place | row for row in _layers(problem, seed)]
+            problem = origin.problem.at(point.weights)
+            header = {"arm": arm.name, "seed": seed, "epoch": epoch_of(point)}
+            rows += [header | row for row in _layers(problem, seed)]
     return rows
 
 
@@ -74,40 +75,40 @@ def _layers(problem: cv.Problem, seed: int) -> list[dict]:
     rows = []
     for layer in dict.fromkeys(layer_of(record.neuron) for record in whitened):
         for direction in DIRECTIONS:
-            lines = [r for r in aligned if (layer_of(r.neuron), r.direction) == (layer, direction)]
-            kept = [r for r in whitened if (layer_of(r.neuron), r.projection) == (layer, direction)]
+            cosines = [r for r in aligned if (layer_of(r.neuron), r.direction) == (layer, direction)]
+            projected = [r for r in whitened if (layer_of(r.neuron), r.projection) == (layer, direction)]
             row = {"layer": layer, "direction": direction}
-            if lines:
-                row |= {"cosine": _median(r.cosine for r in lines), "rayleigh": _median(r.rayleigh for r in lines)}
-                row |= {"null_cosine": lines[0].null_cosine, "num_neurons": len(lines)}
-            if kept:
+            if cosines:
+                row |= {"cosine": _median(r.cosine for r in cosines), "rayleigh": _median(r.rayleigh for r in cosines)}
+                row |= {"null_cosine": cosines[0].null_cosine, "num_neurons": len(cosines)}
+            if projected:
                 row |= {
-                    "bures": _median(r.bures for r in kept),
-                    "bures_before": _median(before[r.neuron] for r in kept),
-                    "bures_ratio": _median(r.bures / before[r.neuron] for r in kept),
-                    "l1_over_mean": _median(r.l1_over_mean for r in kept),
-                    "null_bures": marchenko_pastur_bures(kept[0].dim, problem.num_examples),
-                    "num_neurons": len(kept),
+                    "bures": _median(r.bures for r in projected),
+                    "bures_before": _median(before[r.neuron] for r in projected),
+                    "bures_ratio": _median(r.bures / before[r.neuron] for r in projected),
+                    "l1_over_mean": _median(r.l1_over_mean for r in projected),
+                    "null_bures": marchenko_pastur_bures(projected[0].dim, problem.num_examples),
+                    "num_neurons": len(projected),
                 }
             rows.append(row)
     return rows
 
 
-def _median(values) -> float:
+def _median(values: Iterable[float]) -> float:
     return float(np.median(list(values)))
 
 
 def summarize(rows: list[dict]) -> list[dict]:
     """Means over seeds of the medians over neurons, with intervals: of cosines, and of Bures distances and ratios."""
     by = ("arm", "layer", "direction", "epoch")
-    found = []
+    summaries = []
     for names in (("cosine", "rayleigh", "null_cosine"), ("bures", "bures_before", "bures_ratio", "null_bures")):
-        found += intervals([row for row in rows if names[0] in row], by, names, log=False)
-    return found
+        summaries += intervals([row for row in rows if names[0] in row], by, names, log=False)
+    return summaries
 
 
 def draw(rows: list[dict]) -> Figure:
-    """Per layer: cosine with the top eigenvector; sphericity after each projection; what chance gives."""
+    """Per layer: cosine with the top eigenvector, sphericity after each projection, and the values of chance."""
     summary = [row for row in summarize(rows) if row["arm"] == DRAWN_ARM]
     layers = list(dict.fromkeys(row["layer"] for row in summary))
     figure, axes = plt.subplots(
@@ -121,30 +122,27 @@ def draw(rows: list[dict]) -> Figure:
     )
     epochs = sorted({row["epoch"] for row in rows})
     for column, layer in enumerate(layers):
-        here = [row for row in summary if row["layer"] == layer]
+        in_layer = [row for row in summary if row["layer"] == layer]
         top, bottom = axes[:, column]
         for direction, style in DIRECTIONS.items():
-            cosines = [row for row in here if row["direction"] == direction and "cosine" in row]
-            distances = [row for row in here if row["direction"] == direction and "bures" in row]
+            cosines = [row for row in in_layer if row["direction"] == direction and "cosine" in row]
+            distances = [row for row in in_layer if row["direction"] == direction and "bures" in row]
             if cosines:
                 plot_intervals(top, cosines, "epoch", "cosine", style, direction)
             if distances:
                 plot_intervals(bottom, distances, "epoch", "bures", style, f"without {direction}")
-        anyone = next(row for row in here if "cosine" in row)
-        top.axhline(anyone["null_cosine"], color=GRAY, linewidth=1, label="expected of a random direction")
-        distances = [row for row in here if row["direction"] == "w" and "bures" in row]
+        reference = next(row for row in in_layer if "cosine" in row)
+        top.axhline(reference["null_cosine"], color=GRAY, linewidth=1, label="expected of a random direction")
+        distances = [row for row in in_layer if row["direction"] == "w" and "bures" in row]
         before = [row["bures_before"] for row in distances]
         bottom.plot([row["epoch"] for row in distances], before, color=GRAY, marker="h", label="no projection")
         bottom.axhline(distances[0]["null_bures"], color=GRAY, linewidth=1, label="expected of white gradients (MP)")
         top.set_ylim(0, 1)
         bottom.set_ylim(0, 1)
         for ax in (top, bottom):
-            ax.set_xscale("symlog", linthresh=1, linscale=0.5)
-            ax.set_xlim(-0.25, 1.3 * max(epochs))
+            epoch_axis(ax, epochs)
         finish(top, f"layer {layer}", "", "" if column else "|cos| with the top eigenvector of C")
         finish(bottom, "", "epoch", "" if column else "Bures distance to c·I (0 is white)")
-        bottom.set_xticks(epochs, [str(epoch) for epoch in epochs])
-        bottom.minorticks_off()
     for ax in axes[:, -1]:
         ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -160,11 +158,11 @@ def main() -> None:
     print(f"{'arm':12} {'layer':6} {'direction':11} {'epoch':>5}  cosine (expected of random)   Bures before -> after")
     for row in summary:
         if row["epoch"] in (0, last):
-            place = f"{row['arm']:12} {row['layer']:6} {row['direction']:11} {row['epoch']:5d}"
+            name = f"{row['arm']:12} {row['layer']:6} {row['direction']:11} {row['epoch']:5d}"
             if "cosine" in row:
-                print(f"{place}  {row['cosine']:.3f} ({row['null_cosine']:.3f})")
+                print(f"{name}  {row['cosine']:.3f} ({row['null_cosine']:.3f})")
             else:
-                print(f"{place}  {'':28}  {row['bures_before']:.3f} -> {row['bures']:.3f}")
+                print(f"{name}  {'':28}  {row['bures_before']:.3f} -> {row['bures']:.3f}")
 
 
 if __name__ == "__main__":

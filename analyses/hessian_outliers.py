@@ -1,37 +1,34 @@
 r"""Does normalization remove the outliers of the Hessian's spectrum?
 
 Claim tested (Ghorbani, Krishnan & Xiao 2019, arXiv:1901.10159): without normalization about as many large isolated
-eigenvalues as classes appear early in training and the gradient lies in their space; with batch normalization both are
-almost absent, and with its population statistics they are back. What does weight normalization do, which they did not
-measure? Every Hessian is exact, all eigenvalues, in the coordinates that are stepped in, at every checkpoint of the
-arm's own training: plain, batch norm through the statistics of the full batch and with them frozen, weight norm at the
-canonical and at the paper's gauge. An answer is, per arm, the size of the outliers ``lambda_1 / lambda_(C + 1)``, how
-many there are and by what gap they stand apart, and the share of the gradient in the top ``C`` eigenvectors. Beside the
-exact eigenvalues stands the density that stochastic Lanczos quadrature, the paper's method, gives of the same matrix.
+eigenvalues as classes appear early in training, and the gradient lies in their space. With batch normalization both are
+almost absent; with its population statistics they return. They did not measure weight normalization. Here every Hessian
+is exact (all eigenvalues) in the coordinates in which the steps are taken, at every checkpoint of the arm's own
+training: plain, batch norm through the statistics of the full batch and with them frozen, weight norm at the canonical
+and at the paper's gauge. An answer is, per arm, the size of the outliers ``lambda_1 / lambda_(C + 1)``, their number,
+the gap that separates them, and the share of the gradient in the top ``C`` eigenvectors. The exact eigenvalues are
+compared with the density of the same matrix by stochastic Lanczos quadrature, the paper's method.
 
     python -m analyses.hessian_outliers --out results/hessian_outliers [--fast]
 
 Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` three seconds.
 
 Keys of a row: ``arm, seed, epoch, loss``, ``largest, smallest``, ``outlier_size`` (``lambda_1 / lambda_(C+1)``),
-``count`` (place of the largest ratio ``lambda_k / lambda_(k+1)`` among the first ``2 C``) with that ratio as ``gap``,
-``gradient_share`` (squared) and ``uniform_share`` (``C`` over the number of coordinates, what a random gradient would
-have). ``spectra`` holds, for the first seed after training, all eigenvalues, and nodes and weights of the density.
+``count`` (the ``k`` of the largest ratio ``lambda_k / lambda_(k+1)`` among the first ``2 C``) with that ratio as
+``gap``, ``gradient_share`` (squared) and ``uniform_share`` (``C`` over the number of coordinates, the share of a random
+gradient). ``spectra`` holds all eigenvalues, and nodes and weights of the density, of the first seed after training.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("agg")
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import command_line, write
+from analyses._protocol import command_line, epoch_axis, losses_by_step, medians, write
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
 from curvature.studies.training import SGD, Arm, Schedule, train
 from curvature.studies.training import start as starting_point
@@ -74,7 +71,7 @@ def measure(*, fast: bool = False) -> dict:
                 seed=seed,
                 optimizer=SGD(rate),
             ).require_finite()
-            losses = dict(zip(run.curve.steps.tolist(), run.curve.losses.tolist(), strict=True))
+            losses = losses_by_step(run)
             for point in run.checkpoints:
                 charts = {method: point.chart}
                 if method == "batch-norm":
@@ -82,11 +79,11 @@ def measure(*, fast: bool = False) -> dict:
                     charts = {FULL_BATCH: through, FROZEN: point.chart}
                 hessian = cv.hessian(problem.at(point.weights)).materialized()
                 for arm, chart in charts.items():
-                    about = {"arm": arm, "seed": seed, "epoch": int(point.name), "loss": losses[point.step]}
-                    numbers, kept = _measured(hessian, chart)
-                    rows.append(about | numbers)
+                    header = {"arm": arm, "seed": seed, "epoch": int(point.name), "loss": losses[point.step]}
+                    numbers, spectrum = _measured(hessian, chart)
+                    rows.append(header | numbers)
                     if seed == SEEDS[0] and point is run.checkpoints[-1]:
-                        spectra[arm] = kept
+                        spectra[arm] = spectrum
     return {"rows": rows, "spectra": spectra}
 
 
@@ -113,16 +110,16 @@ def _measured(hessian: cv.SymmetricOperator, chart: Parameterization) -> tuple[d
         "gradient_share": float(share),
         "uniform_share": NUM_CLASSES / operator.dim,
     }
-    kept = {
+    spectrum = {
         "eigenvalues": values.tolist(),
         "nodes": density.nodes.tolist(),
         "weights": density.weights.tolist(),
     }
-    return numbers, kept
+    return numbers, spectrum
 
 
 def draw(document: dict) -> Figure:
-    """Exact spectra beside their densities, one panel per arm; then three numbers along training."""
+    """Exact spectra with their densities, one panel per arm; then numbers along training."""
     rows, spectra = document["rows"], document["spectra"]
     figure, axes = plt.subplots(2, len(LOOKS), figsize=(19, 7.6), layout="constrained")
     last = max(row["epoch"] for row in rows)
@@ -142,8 +139,8 @@ def draw(document: dict) -> Figure:
     }
     titles = {
         "outlier_size": "Size of the outliers",
-        "gap": "How far they stand apart",
-        "count": "How many they are",
+        "gap": "Gap below the outliers",
+        "count": "Number of outliers",
         "gradient_share": "Gradient in the top 10 directions",
         "loss": "Training loss",
     }
@@ -151,8 +148,8 @@ def draw(document: dict) -> Figure:
         for arm, style in LOOKS.items():
             if key == "loss" and arm == FROZEN:
                 continue  # the same run
-            middle = medians(rows, arm, key)
-            ax.plot(list(middle), list(middle.values()), **style.line, markersize=5, linewidth=1.4, label=arm)
+            curve = medians(rows, "epoch", key, arm=arm)
+            ax.plot(list(curve), list(curve.values()), **style.line, markersize=5, linewidth=1.4, label=arm)
         if key in ("outlier_size", "gap", "loss"):
             ax.set_yscale("log")
         if key == "count":
@@ -161,12 +158,9 @@ def draw(document: dict) -> Figure:
             uniform = rows[0]["uniform_share"]
             ax.axhline(uniform, color="0.5", linestyle=(0, (1, 3)), label="random gradient")
             ax.set_ylim(0, 1)
-        ax.set_xscale("symlog", linthresh=1)
-        ax.set_xlim(left=-0.15)
         seeds = len({row["seed"] for row in rows})
         finish(ax, f"{titles[key]}, median of {seeds} seed{'s' * (seeds > 1)}", "epoch", label)
-        epochs = sorted({row["epoch"] for row in rows})
-        ax.set_xticks(epochs, labels=[str(epoch) for epoch in epochs])
+        epoch_axis(ax, sorted({row["epoch"] for row in rows}))
     axes[1, 0].legend(fontsize="small")
     return figure
 
@@ -179,19 +173,10 @@ def _spectrum(ax: Axes, spectrum: dict, style: Style) -> None:
     ax.plot(shown, np.arange(1, len(shown) + 1), color=style.color, marker=style.marker, ms=4, lw=0, label="exact")
     nodes, weights = np.array(spectrum["nodes"]), np.array(spectrum["weights"])
     grid = np.geomspace(1e-3 * largest, 1.05 * largest, 300)
-    above = np.array([(weights * (nodes > at)).sum(axis=1).mean() for at in grid]) * len(values)
+    above = np.array([(weights * (nodes > value)).sum(axis=1).mean() for value in grid]) * len(values)
     ax.plot(grid, above, color="0.35", linestyle="-", linewidth=1, label=f"Lanczos density, {len(nodes)} probes")
     ax.set(xscale="log", yscale="log", ylim=(0.5, 2 * len(shown)))
     ax.axhline(NUM_CLASSES, color="0.5", linestyle=(0, (1, 3)), label="number of classes")
-
-
-def medians(rows: list[dict], arm: str, key: str) -> dict[int, float]:
-    """Median over the seeds of one number by epoch."""
-    epochs = sorted({row["epoch"] for row in rows})
-    return {
-        epoch: float(np.median([row[key] for row in rows if row["arm"] == arm and row["epoch"] == epoch]))
-        for epoch in epochs
-    }
 
 
 def main() -> None:
@@ -202,12 +187,13 @@ def main() -> None:
     last = max(row["epoch"] for row in document["rows"])
     print(f"{'after the last epoch':>22}  l_1/l_11  count    gap  gradient in the top {NUM_CLASSES}")
     for arm in LOOKS:
-        found = {
-            key: medians(document["rows"], arm, key)[last] for key in ("outlier_size", "count", "gap", "gradient_share")
+        numbers = {
+            key: medians(document["rows"], "epoch", key, arm=arm)[last]
+            for key in ("outlier_size", "count", "gap", "gradient_share")
         }
         print(
-            f"{arm:>22}  {found['outlier_size']:8.2f}  {found['count']:5.0f}  {found['gap']:5.2f}  "
-            f"{found['gradient_share']:.2f}"
+            f"{arm:>22}  {numbers['outlier_size']:8.2f}  {numbers['count']:5.0f}  {numbers['gap']:5.2f}  "
+            f"{numbers['gradient_share']:.2f}"
         )
 
 

@@ -1,11 +1,11 @@
-r"""What does the scale at which ``v`` is initialized do to the neural tangent kernel and to the speed of training?
+r"""How does the initial scale of ``v`` change the neural tangent kernel and the speed of training?
 
 Claim tested (Dukler, Gu & Montufar 2020, arXiv:2006.06878): for a two-layer ReLU network under weight normalization the
 neural tangent kernel is a radial part plus ``rho`` times a tangential part, ``rho = (g / ||v||)^2``. Small ``||v||``
 trains along the directions ("V-dominated"), large ``||v||`` only along the lengths ("G-dominated"), and both converge.
 An answer is the decomposition, exact at every scale, the condition number of the kernel between its two limits, and the
-number of gradient descent steps to a fixed loss at the learning rate ``1 / lambda_1`` of each kernel, which takes the
-overall scale out: what is left is conditioning and the growth of ``||v||``. All scales begin at one function.
+number of gradient descent steps to a fixed loss. The learning rate ``1 / lambda_1`` of each kernel removes the overall
+scale, so that conditioning and the growth of ``||v||`` remain. All scales start at one function.
 
     python -m analyses.init_scale --out results/init_scale [--fast]
 
@@ -23,9 +23,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("agg")
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
@@ -96,8 +93,8 @@ def measure(*, fast: bool = False) -> dict:
         for stretch in (None, *STRETCHES):
             chart = cv.Standard() if stretch is None else cv.WeightNorm(stretch=stretch)
             rho = 1.0 if stretch is None else stretch**-2
-            found = kernel(problem, chart)
-            values = torch.linalg.eigvalsh(found)
+            matrix = kernel(problem, chart)
+            values = torch.linalg.eigvalsh(matrix)
             rate = 1 / float(values[-1])
             rows.append(
                 {
@@ -108,10 +105,10 @@ def measure(*, fast: bool = False) -> dict:
                     "smallest": float(values[0]),
                     "trace_radial": float(radial.trace()),
                     "trace_tangential": rho * float(tangential.trace()),
-                    "identity_error": float((found - radial - rho * tangential).abs().max() / found.abs().max()),
+                    "identity_error": float((matrix - radial - rho * tangential).abs().max() / matrix.abs().max()),
                     "rate": rate,
                 }
-                | conditions(found)
+                | conditions(matrix)
                 | _trained(problem, chart, rate, steps, seed)
             )
     return {"rows": rows, "limits": limits}
@@ -144,8 +141,8 @@ def draw(document: dict) -> Figure:
     seeds = list(dict.fromkeys(row["seed"] for row in rows))
 
     def curve(key: str, seed: int) -> list[float]:
-        found = {row["stretch"]: row[key] for row in rows if row["seed"] == seed}
-        return [math.nan if found[s] is None else found[s] for s in STRETCHES]
+        values = {row["stretch"]: row[key] for row in rows if row["seed"] == seed}
+        return [math.nan if values[s] is None else values[s] for s in STRETCHES]
 
     figure, (traces, kappas, speed) = plt.subplots(1, 3, figsize=(16, 4.6), layout="constrained")
     for seed in seeds:
@@ -171,10 +168,10 @@ def draw(document: dict) -> Figure:
             label="weight norm" if label else None,
         )  # fmt: skip
     for part, style in (("radial", RADIAL), ("tangential", TANGENTIAL)):
-        middle = float(np.median([row["kappa_80"] for row in limits if row["part"] == part]))
-        kappas.axhline(middle, color=style.color, linestyle=style.linestyle, label=f"{part} part alone (median)")
-    middle = float(np.median([row["kappa_80"] for row in rows if row["stretch"] is None]))
-    kappas.axhline(middle, color=BLACK, linestyle=":", label="standard (median)")
+        median = float(np.median([row["kappa_80"] for row in limits if row["part"] == part]))
+        kappas.axhline(median, color=style.color, linestyle=style.linestyle, label=f"{part} part alone (median)")
+    median = float(np.median([row["kappa_80"] for row in rows if row["stretch"] is None]))
+    kappas.axhline(median, color=BLACK, linestyle=":", label="standard (median)")
     for ax in (traces, kappas, speed):
         ax.set(xscale="log", yscale="log")
         ax.axvline(1, color=GRAY, linestyle=(0, (1, 3)), linewidth=1)
@@ -190,7 +187,7 @@ def draw(document: dict) -> Figure:
     missing = sum(row["steps"] is None for row in rows)
     finish(
         speed,
-        f"Gradient descent at η = 1/λ₁; {missing} of {len(rows)} runs did not arrive",
+        f"Gradient descent at η = 1/λ₁; {missing} of {len(rows)} runs did not reach it",
         label,
         f"steps to a half squared error of {LEVEL:g}",
     )
@@ -206,9 +203,9 @@ def main() -> None:
     write(options, __doc__, document, draw(document))
     print(f"{'stretch':>9}  kappa_80 and steps, per seed")
     for stretch in (None, *STRETCHES):
-        found = [row for row in document["rows"] if row["stretch"] == stretch]
-        words = "  ".join(f"{row['kappa_80']:8.1f} {row['steps'] or '-':>5}" for row in found)
-        print(f"{'standard' if stretch is None else format(stretch, 'g'):>9}  {words}")
+        seeds = [row for row in document["rows"] if row["stretch"] == stretch]
+        numbers = "  ".join(f"{row['kappa_80']:8.1f} {row['steps'] or '-':>5}" for row in seeds)
+        print(f"{'standard' if stretch is None else format(stretch, 'g'):>9}  {numbers}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 r"""How well conditioned is each layer's own block of the GGN, and what does the gauge of weight norm do to it?
 
-Claim tested: normalization improves the conditioning layer by layer (Huang et al. 2020, arXiv:2002.10801, who compare
-:math:`\kappa_p` of the layers' blocks with and without batch norm; here is the weight-norm arm). At the canonical gauge
-every block is that of the standard chart; any other stretch moves :math:`\kappa_p` by at most Ostrowski's factor. An
-answer is a table of layers and gauges, at initialization and after training, as a heat map.
+Claim tested: normalization improves the conditioning layer by layer. Huang et al. (2020, arXiv:2002.10801) compare
+:math:`\kappa_p` of the layers' blocks with and without batch norm; this analysis does it for weight norm. At the
+canonical gauge every block equals that of the standard chart; any other stretch moves :math:`\kappa_p` by at most
+Ostrowski's factor. An answer is a table of layers and gauges, at initialization and after training, as a heat map.
 
     python -m analyses.layerwise_conditioning --out results/layerwise_conditioning [--fast]
 
-Blocks are those of :math:`K^{1/2} A K^{1/2}`, which has no gauge zeros: all gauges have the same rank. Also written
-is the factor by which each gauge moves the number of the standard chart, with its interval over seeds.
+Blocks are those of :math:`K^{1/2} A K^{1/2}`, which has no gauge zeros, so all gauges have the same rank. The factor
+by which each gauge moves the number of the standard chart is also written, with its interval over seeds.
 
 Writes curves.json (every number in the figure) and figure.svg. Half a minute; ``--fast`` two seconds.
 """
@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import Plan, command_line, intervals, trained, write
+from analyses._protocol import Plan, command_line, epoch_of, intervals, trained, with_status, write
 from curvature.report.figures.style import finish, short_number
 from curvature.studies.training import Arm
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTHS = (16, 16)
-FULL = Plan((Arm("standard"), Arm("weight-norm")), seeds=(0, 1, 2, 3, 4), epochs=30, look=(0, 30))
-FAST = Plan((Arm("weight-norm"),), seeds=(0,), epochs=1, look=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
+FULL = Plan((Arm("standard"), Arm("weight-norm")), seeds=(0, 1, 2, 3, 4), epochs=30, checkpoints=(0, 30))
+FAST = Plan((Arm("weight-norm"),), seeds=(0,), epochs=1, checkpoints=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
 STRETCHES = (0.125, 0.5, 2.0, 8.0)
 NUMBERS = ("kappa_50", "kappa_80", "kappa_95")
 DRAWN = "kappa_80"
@@ -40,10 +40,10 @@ DRAWN = "kappa_80"
 
 def gauges(own: cv.Parameterization) -> dict[str, cv.Parameterization]:
     """Charts of one checkpoint, by the name of their row."""
-    found: dict[str, cv.Parameterization] = {"standard": cv.Standard(), "canonical": cv.WeightNorm()}
-    found |= {f"stretch {stretch:g}": cv.WeightNorm(stretch=stretch) for stretch in STRETCHES}
-    found["paper's gauge"] = cv.WeightNorm("paper")
-    return found | ({"own gauge": own} if own.name == "weight-norm" else {})
+    charts: dict[str, cv.Parameterization] = {"standard": cv.Standard(), "canonical": cv.WeightNorm()}
+    charts |= {f"stretch {stretch:g}": cv.WeightNorm(stretch=stretch) for stretch in STRETCHES}
+    charts["paper's gauge"] = cv.WeightNorm("paper")
+    return charts | ({"own gauge": own} if own.name == "weight-norm" else {})
 
 
 def measure(*, fast: bool = False) -> list[dict]:
@@ -53,14 +53,14 @@ def measure(*, fast: bool = False) -> list[dict]:
         return cv.zoo.digits_problem(150 if fast else None, widths=(4, 4) if fast else WIDTHS, seed=seed)
 
     rows = []
-    for arm, seed, begun, run in trained(FAST if fast else FULL, build):
+    for arm, seed, origin, run in trained(FAST if fast else FULL, build):
         for point in run.checkpoints:
-            problem = begun.problem.at(point.weights)
+            problem = origin.problem.at(point.weights)
             matrix = cv.ggn(problem).materialized()
             ranks: dict[str, dict] = {}
             for gauge, chart in gauges(point.chart).items():
-                at = chart.at(problem.layout, problem.weights)
-                stretches = at.stretches.tolist() if isinstance(chart, cv.WeightNorm) else [1.0]
+                local = chart.at(problem.layout, problem.weights)
+                stretches = local.stretches.tolist() if isinstance(chart, cv.WeightNorm) else [1.0]
                 for layer, block in cv.blocks(cv.effective(matrix, chart), "layer").items():
                     spectrum = cv.spectrum(block)
                     # K is invertible on the weights, so no gauge changes a block's rank (Sylvester), but it may carry
@@ -74,7 +74,7 @@ def measure(*, fast: bool = False) -> list[dict]:
                         {
                             "arm": arm.name,
                             "seed": seed,
-                            "epoch": int(point.name.removeprefix("epoch ")),
+                            "epoch": epoch_of(point),
                             "gauge": gauge,
                             "layer": layer,
                             "dim": numbers.dim,
@@ -82,8 +82,7 @@ def measure(*, fast: bool = False) -> list[dict]:
                             "smallest_stretch": min(stretches),
                             "largest_stretch": max(stretches),
                         }
-                        | {name: numbers[name].value for name in NUMBERS}
-                        | {f"{name}_status": numbers[name].status for name in NUMBERS}
+                        | with_status(numbers, NUMBERS)
                     )
     return rows
 
@@ -101,7 +100,7 @@ def summarize(rows: list[dict]) -> list[dict]:
 
 
 def draw(rows: list[dict]) -> Figure:
-    """Heat maps, gauges by layers: colour the logarithm, in words the number and the factor against standard."""
+    """Heat maps of gauges by layers: the colour is the logarithm, the text the number and its factor to standard."""
     summary = summarize(rows)
     panels = sorted({(row["arm"], row["epoch"]) for row in summary}, key=lambda key: (key[1], key[0]))
     panels = [key for key in panels if key[1] or key[0] == panels[0][0]]  # all arms begin at the same weights
@@ -112,18 +111,18 @@ def draw(rows: list[dict]) -> Figure:
     image = None
     names = list(dict.fromkeys(row["gauge"] for row in summary))
     for ax, (arm, epoch) in zip(axes[0], panels, strict=True):
-        here = {(row["gauge"], row["layer"]): row for row in summary if (row["arm"], row["epoch"]) == (arm, epoch)}
-        layers = list(dict.fromkeys(layer for _, layer in here))
+        cells = {(row["gauge"], row["layer"]): row for row in summary if (row["arm"], row["epoch"]) == (arm, epoch)}
+        layers = list(dict.fromkeys(layer for _, layer in cells))
         table = np.full((len(names), len(layers)), np.nan)
-        for (gauge, layer), row in here.items():
+        for (gauge, layer), row in cells.items():
             table[names.index(gauge), layers.index(layer)] = math.log10(row[DRAWN])
         image = ax.imshow(table, cmap="cividis", vmin=min(logs), vmax=max(logs), aspect="auto")
         middle = (min(logs) + max(logs)) / 2
-        for (gauge, layer), row in here.items():
-            words = f"{short_number(row[DRAWN], 2)}\n×{row[f'{DRAWN}_factor']:.2f}"
-            place = layers.index(layer), names.index(gauge)
-            dark = table[place[1], place[0]] < middle
-            ax.text(*place, words, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+        for (gauge, layer), row in cells.items():
+            text = f"{short_number(row[DRAWN], 2)}\n×{row[f'{DRAWN}_factor']:.2f}"
+            x, y = layers.index(layer), names.index(gauge)
+            dark = table[y, x] < middle
+            ax.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
         when = "at initialization" if epoch == 0 else f"{arm} arm, epoch {epoch}"
         finish(ax, when, "layer", "chart" if ax is axes[0, 0] else "")
         ax.grid(visible=False)

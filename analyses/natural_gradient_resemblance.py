@@ -1,17 +1,17 @@
-r"""How much of the natural gradient does weight norm make, at the gauge it has and at the best gauge there is?
+r"""How closely does the gradient step of weight norm follow the natural gradient, at its own gauge and at the best one?
 
 Claim tested (C7): the gradient step of weight norm resembles the natural gradient. For every chart the efficiency E
 (``curvature.efficiency``: the share of the damped natural gradient's progress that the chart's step makes) is put on a
-scale where 0 is gradient descent and 1 the neuron-block natural gradient, the natural ceiling of charts with a
-neuron-block metric: R = (E - E_SGD) / (E_neuron - E_SGD). An answer is R of weight norm at the canonical, the paper's
-and its own gauge beside the controls (placebo, e1-direction, Jacobi), beside PRONG, K-FAC and the natural gradient, and
-beside the *best* gauge: one rho for the network, per layer, per neuron, by the largest E (exact: nonnegative least
-squares) or by the smallest kappa_80 (a local search: at least this good).
+scale where 0 is gradient descent and 1 the neuron-block natural gradient, the ceiling of charts with a neuron-block
+metric: R = (E - E_SGD) / (E_neuron - E_SGD). An answer is R of weight norm at the canonical, the paper's and its own
+gauge. It is compared with the controls (placebo, e1-direction, Jacobi), with PRONG, K-FAC and the natural gradient, and
+with the *best* gauge: one rho for the network, per layer or per neuron, by the largest E (exact, by nonnegative least
+squares) or by the smallest kappa_80 (by a local search, so the true best may be better).
 
     python -m analyses.natural_gradient_resemblance --out results/natural_gradient_resemblance [--fast]
 
-The weights are those of the weight-normalized arm at initialization, where the loss is half way, and after training.
-The best gauge is fitted to this very point with all data: nothing that trains could know it.
+The weights are those of the weight-normalized arm at initialization, early in training and after it. The best gauge is
+fitted to the same point with all data, so no training could know it.
 
 Writes curves.json (every number in the figure) and figure.svg. About a minute; ``--fast`` three seconds.
 """
@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import Plan, command_line, intervals, trained, write
+from analyses._protocol import Plan, command_line, epoch_of, intervals, trained, write
 from curvature.natural_gradient import Controls, best_stretches, compare_charts, control_charts
 from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, VERMILLION, finish
 from curvature.studies.training import Arm
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 WIDTHS = (4,)  # small: the search over rho per neuron takes some hundred eigendecompositions
 RELATIVE_DAMPING = 1e-3
-FULL = Plan((Arm("weight-norm"),), seeds=(0, 1, 2, 3, 4), epochs=20, look=(0, 4, 20))
-FAST = Plan((Arm("weight-norm"),), seeds=(0,), epochs=1, look=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
+FULL = Plan((Arm("weight-norm"),), seeds=(0, 1, 2, 3, 4), epochs=20, checkpoints=(0, 4, 20))
+FAST = Plan((Arm("weight-norm"),), seeds=(0,), epochs=1, checkpoints=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
 SCOPES = ("network", "layer", "neuron")
 NAMES = {  # chart and gauge -> row of the figure and colour, from top to bottom
     ("standard", "-"): ("gradient descent", BLACK),
@@ -44,8 +44,8 @@ NAMES = {  # chart and gauge -> row of the figure and colour, from top to bottom
     ("weight-norm", "checkpoint"): ("weight norm, gauge reached by training", VERMILLION),
     ("weight-norm", "paper"): ("weight norm, paper's gauge", VERMILLION),
     **{
-        ("weight-norm", f"best {criterion} per {scope}"): (f"weight norm, {words} per {scope}", BLUE)
-        for criterion, words in (("kappa", "least κ₈₀"), ("efficiency", "largest E"))
+        ("weight-norm", f"best {criterion} per {scope}"): (f"weight norm, {label} per {scope}", BLUE)
+        for criterion, label in (("kappa", "least κ₈₀"), ("efficiency", "largest E"))
         for scope in SCOPES
     },
     ("placebo", "paper"): ("placebo: random directions", PURPLE),
@@ -67,32 +67,32 @@ def measure(*, fast: bool = False) -> list[dict]:
         return cv.zoo.digits_problem(100 if fast else None, widths=(2,) if fast else WIDTHS, seed=seed)
 
     rows = []
-    for _, seed, begun, run in trained(FAST if fast else FULL, build):
+    for _, seed, origin, run in trained(FAST if fast else FULL, build):
         for point in run.checkpoints:
-            at = begun.problem.at(point.weights)
-            place = {"seed": seed, "epoch": int(point.name.removeprefix("epoch "))}
-            rows += [place | row for row in _charts(at, point.chart, seed)]
+            problem = origin.problem.at(point.weights)
+            header = {"seed": seed, "epoch": epoch_of(point)}
+            rows += [header | row for row in _charts(problem, point.chart, seed)]
     return rows
 
 
 def _charts(problem: cv.Problem, own: cv.Parameterization, seed: int) -> list[dict]:
     fisher = cv.fisher(problem).materialized()
     controls = Controls(problem, fisher)
-    listed = control_charts(problem, relative_damping=RELATIVE_DAMPING, seed=seed, controls=controls)
-    charts = [chart for chart in listed if chart.gauge != "best stretch"]
+    with_controls = control_charts(problem, relative_damping=RELATIVE_DAMPING, seed=seed, controls=controls)
+    charts = [chart for chart in with_controls if chart.gauge != "best stretch"]
     charts.append(own)
     for criterion in ("efficiency", "kappa"):
         for scope in SCOPES:
-            found = best_stretches(
+            stretches = best_stretches(
                 problem, by=scope, criterion=criterion, relative_damping=RELATIVE_DAMPING, fisher=fisher
             )
-            best = cv.WeightNorm(stretch=found)
+            best = cv.WeightNorm(stretch=stretches)
             best.gauge = f"best {criterion} per {scope}"
             charts.append(best)
     compared = compare_charts(problem, charts, relative_dampings=(RELATIVE_DAMPING,), controls=controls)
     rows = []
     for chart, step in zip(charts, compared, strict=True):
-        # Undamped: only of charts whose metric is not itself an inverse of the damped Fisher.
+        # Undamped, hence not for charts whose metric is an inverse of the damped Fisher.
         kappa = math.nan
         if not isinstance(chart, cv.LinearChart):
             kappa = cv.spectrum(cv.effective(fisher, chart)).condition_numbers()["kappa_80"].value
@@ -112,8 +112,8 @@ def _charts(problem: cv.Problem, own: cv.Parameterization, seed: int) -> list[di
 
 def summarize(rows: list[dict]) -> list[dict]:
     """Means of efficiency and index over seeds, with intervals."""
-    known = [row for row in rows if (row["chart"], row["gauge"]) in NAMES]
-    return intervals(known, ("epoch", "chart", "gauge"), ("efficiency", "index"), log=False)
+    named = [row for row in rows if (row["chart"], row["gauge"]) in NAMES]
+    return intervals(named, ("epoch", "chart", "gauge"), ("efficiency", "index"), log=False)
 
 
 def draw(rows: list[dict]) -> Figure:
@@ -129,7 +129,7 @@ def draw(rows: list[dict]) -> Figure:
         sharey=True,
         squeeze=False,
     )
-    listed = list(NAMES)
+    charts = list(NAMES)
     for ax, epoch in zip(axes[0], epochs, strict=True):
         ax.axvline(0, color="0.4", linestyle=":", linewidth=1)
         ax.axvline(1, color="0.4", linestyle="--", linewidth=1)
@@ -138,11 +138,11 @@ def draw(rows: list[dict]) -> Figure:
             color = NAMES[key][1]
             bars = np.nan_to_num([[row["index"] - row["index_low"]], [row["index_high"] - row["index"]]])
             ax.errorbar(
-                row["index"], listed.index(key), xerr=bars, color=color, marker=MARKERS[color], markersize=6, capsize=2
+                row["index"], charts.index(key), xerr=bars, color=color, marker=MARKERS[color], markersize=6, capsize=2
             )
         finish(ax, "at initialization" if epoch == 0 else f"epoch {epoch}", "index R of the step", "")
-        ax.set_ylim(len(listed) - 0.5, -0.5)
-    axes[0, 0].set_yticks(range(len(listed)), [name for name, _ in NAMES.values()])
+        ax.set_ylim(len(charts) - 0.5, -0.5)
+    axes[0, 0].set_yticks(range(len(charts)), [name for name, _ in NAMES.values()])
     figure.supxlabel(
         "R = (E − E of gradient descent) / (E of the neuron-block natural gradient − E of gradient descent); "
         "bars: 95 % over seeds",
@@ -159,10 +159,10 @@ def main() -> None:
     write(options, __doc__, {"rows": rows, "summary": summary}, draw(rows))
     for epoch in sorted({row["epoch"] for row in summary}):
         print(f"epoch {epoch}: {'chart':40} {'E':>7}  R [interval]")
-        found = {(row["chart"], row["gauge"]): row for row in summary if row["epoch"] == epoch}
+        by_chart = {(row["chart"], row["gauge"]): row for row in summary if row["epoch"] == epoch}
         for key, (name, _) in NAMES.items():
-            if key in found:
-                row = found[key]
+            if key in by_chart:
+                row = by_chart[key]
                 ends = f"[{row['index_low']:+.3f}, {row['index_high']:+.3f}]"
                 print(f"         {name:40} {row['efficiency']:7.4f}  {row['index']:+.3f} {ends}")
 

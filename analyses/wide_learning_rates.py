@@ -1,22 +1,23 @@
 r"""Does weight normalization train well over a wider range of learning rates?
 
-Claim tested (Salimans & Kingma 2016, section 2.1; C4): since ``||v||`` can only grow, and ``v`` turns by about the
-gradient over ``||v||``, too large a rate stabilizes itself, so that training is robust to it. All arms start at one
-function, the paper's data-dependent initialization, and see the data in the same order; only what is optimized
-differs. An answer is the final loss against the learning rate, one curve per arm; the decades of rates that end within
+Claim tested (Salimans & Kingma 2016, section 2.1; C4): ``||v||`` can only grow, and a step turns ``v`` by about the
+gradient over ``||v||``, so a rate that is too large stabilizes itself and training is robust to it. All arms start at
+one function, the paper's data-dependent initialization, and see the data in the same order; only the coordinates
+differ. An answer is the final loss against the learning rate, one curve per arm; the decades of rates that end within
 10 % of an arm's best loss, per paired seed; the verdict of ``curvature.studies.evidence`` on each arm against the
-standard one; and the squared length of ``v``, which must have grown by exactly the squared steps.
+standard one; and the squared length of ``v``, which must grow by exactly the squared steps.
 
     python -m analyses.wide_learning_rates --out results/wide_learning_rates [--fast]
 
 Writes curves.json (every number in the figure, and the verdicts) and figure.svg. About four minutes; ``--fast`` two
 seconds, whose verdicts decide nothing.
 
-Keys: ``rows`` has one run each (``arm, seed, learning_rate, final_loss``, None where it diverged, and for arms with a
-``v`` the median over neurons of ``growth = ||v_T||^2/||v_0||^2`` and of ``predicted_growth``, the same from the squared
-steps alone, and the largest ``recursion_deviation`` of a step); ``widths`` one arm and seed each (``decades``,
-``is_open`` where the range leaves the grid, so that it is a lower bound, and ``decades_below_chance``: how much of the
-grid ends below the loss of guessing, a claim far weaker than "trains well"). A bound that is infinite is None.
+Keys: ``rows`` has one entry per run: ``arm, seed, learning_rate, final_loss`` (None where it diverged), and for arms
+with a ``v`` the median over neurons of ``growth = ||v_T||^2/||v_0||^2`` and of ``predicted_growth``, the same from the
+squared steps alone, and the largest ``recursion_deviation`` of a step. ``widths`` has one entry per arm and seed:
+``decades``, ``is_open`` (the range leaves the grid, so its width is a lower bound) and ``decades_below_chance`` (the
+part of the grid that ends below the loss of guessing, a much weaker claim than "trains well"). An infinite bound is
+None.
 """
 
 from __future__ import annotations
@@ -24,15 +25,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("agg")
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
 import curvature as cv
-from analyses._protocol import command_line, write
+from analyses._protocol import command_line, medians, write
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, Style, add_legend, finish
 from curvature.studies.evidence import adjust, learning_rate_width
 from curvature.studies.evidence.claims import self_stabilizing
@@ -70,10 +68,10 @@ def measure(*, fast: bool = False) -> dict:
     checks: dict[str, list[Check]] = {arm: [] for arm in ARMS}
     for seed in range(1 if fast else NUM_SEEDS):
         problem = cv.zoo.digits_problem(200 if fast else None, widths=(4,) if fast else WIDTHS, seed=seed)
-        begun = starting_point(problem, START, seed=seed, batch_size=BATCH_SIZE)
+        origin = starting_point(problem, START, seed=seed, batch_size=BATCH_SIZE)
         for arm in ARMS:
             rates = FAST_RATES if fast else RATES
-            runs = [_run(arm, begun, rate, epochs=epochs) for rate in rates]
+            runs = [_run(arm, origin, rate, epochs=epochs) for rate in rates]
             rows += [row for row, _ in runs]
             checks[arm] += [check for _, check in runs if check is not None]
             losses = np.array([row["final_loss"] for row, _ in runs])
@@ -87,8 +85,8 @@ def measure(*, fast: bool = False) -> dict:
     return {"rows": rows, "widths": widths, "verdicts": _verdicts(sweeps, checks)}
 
 
-def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, Check | None]:
-    trainable, optimizer = Arm(arm, begun.name).begin(begun), SGD(rate)
+def _run(arm: str, origin: Start, rate: float, *, epochs: int) -> tuple[dict, Check | None]:
+    trainable, optimizer = Arm(arm, origin.name).begin(origin), SGD(rate)
     recursion = NormRecursion(trainable, optimizer) if NormRecursion.applies(trainable, optimizer) else None
     lengths = getattr(trainable.chart, "squared_lengths", None)
     before = None if lengths is None else lengths(trainable.coordinates)
@@ -100,20 +98,20 @@ def _run(arm: str, begun: Start, rate: float, *, epochs: int) -> tuple[dict, Che
         after, predicted = lengths(new), predicted + rate**2 * lengths(gradient)
 
     run = train(
-        begun.problem,
+        origin.problem,
         trainable,
         Schedule(epochs, BATCH_SIZE, evaluate_every=10**9),  # the end alone
         arm=arm,
-        seed=begun.seed,
+        seed=origin.seed,
         optimizer=optimizer,
         watch=None if recursion is None else watch,
     )
-    row = {"arm": arm, "seed": begun.seed, "learning_rate": rate, "final_loss": float(run.curve.losses[-1])}
+    row = {"arm": arm, "seed": origin.seed, "learning_rate": rate, "final_loss": float(run.curve.losses[-1])}
     if recursion is not None and run.diverged is None:
         row["growth"] = float((after / before).median())
         row["predicted_growth"] = float((predicted / before).median())
         row["recursion_deviation"] = recursion.deviation
-        return row, recursion.check(f"{arm}, seed {begun.seed}, rate {rate:g}")
+        return row, recursion.check(f"{arm}, seed {origin.seed}, rate {rate:g}")
     return row, None
 
 
@@ -130,15 +128,6 @@ def _entry(arm: str, verdict: Verdict) -> dict:
     return {"arm": arm, "against": "standard"} | {name: getattr(verdict, name) for name in names}
 
 
-def median_losses(rows: list[dict], arm: str) -> dict[float, float]:
-    """Median final loss over the seeds by learning rate."""
-    rates = sorted({row["learning_rate"] for row in rows})
-    return {
-        rate: float(np.median([r["final_loss"] for r in rows if r["arm"] == arm and r["learning_rate"] == rate]))
-        for rate in rates
-    }
-
-
 def draw(document: dict) -> Figure:
     """Final loss against the rate; decades per arm and seed (bar: median, hollow: at least); growth, and predicted."""
     rows, widths = document["rows"], document["widths"]
@@ -146,24 +135,25 @@ def draw(document: dict) -> Figure:
         1, 3, figsize=(15, 4.6), layout="constrained", gridspec_kw={"width_ratios": (1.35, 1, 1.2)}
     )
     for arm, style in ARMS.items():
-        medians = {rate: loss for rate, loss in median_losses(rows, arm).items() if math.isfinite(loss)}
-        losses.plot(list(medians), list(medians.values()), **style.line, markersize=4.5, linewidth=1.4, label=arm)
+        curve = medians(rows, "learning_rate", "final_loss", arm=arm)
+        finite = {rate: loss for rate, loss in curve.items() if math.isfinite(loss)}
+        losses.plot(list(finite), list(finite.values()), **style.line, markersize=4.5, linewidth=1.4, label=arm)
     losses.set(xscale="log", yscale="log")
     seeds = len({row["seed"] for row in rows})
     finish(losses, f"Final loss, median of {seeds} seeds", "learning rate η", "training loss after the last step (nat)")
     losses.axhline(CHANCE, color="0.5", linestyle=(0, (1, 3)), linewidth=1, label="guessing")
     losses.legend(fontsize="small", loc="upper left")
 
-    for place, (arm, style) in enumerate(ARMS.items()):
-        found = [row for row in widths if row["arm"] == arm and math.isfinite(row["decades"])]
-        offsets = np.linspace(-0.15, 0.15, len(found)) if len(found) > 1 else [0]
-        for offset, row in zip(offsets, found, strict=True):
+    for height, (arm, style) in enumerate(ARMS.items()):
+        bounded = [row for row in widths if row["arm"] == arm and math.isfinite(row["decades"])]
+        offsets = np.linspace(-0.15, 0.15, len(bounded)) if len(bounded) > 1 else [0]
+        for offset, row in zip(offsets, bounded, strict=True):
             face = "white" if row["is_open"] else style.color
-            look = {"marker": style.marker, "color": style.color, "markerfacecolor": face, "linestyle": "none"}
-            decades.plot(row["decades"], place + offset, markersize=5, **look)
-        if found:
-            middle = float(np.median([row["decades"] for row in found]))
-            decades.plot([middle] * 2, [place - 0.3, place + 0.3], color=style.color, linewidth=2)
+            marks = {"marker": style.marker, "color": style.color, "markerfacecolor": face, "linestyle": "none"}
+            decades.plot(row["decades"], height + offset, markersize=5, **marks)
+        if bounded:
+            median = float(np.median([row["decades"] for row in bounded]))
+            decades.plot([median] * 2, [height - 0.3, height + 0.3], color=style.color, linewidth=2)
     decades.set_yticks(
         range(len(ARMS)), labels=[f"{arm}\n{below_chance(widths, arm):.1f} decades below chance" for arm in ARMS]
     )
@@ -174,17 +164,17 @@ def draw(document: dict) -> Figure:
     finish(decades, f"Wider than standard (C4, Holm): {counts}", "decades of η within 10 % of the best loss", "")
 
     for arm, style in ARMS.items():
-        found = [row for row in rows if row["arm"] == arm and "growth" in row]
-        rates = sorted({row["learning_rate"] for row in found})
+        runs = [row for row in rows if row["arm"] == arm and "growth" in row]
+        rates = sorted({row["learning_rate"] for row in runs})
         if not rates:
             continue
-        middle = {
-            key: [float(np.median([row[key] - 1 for row in found if row["learning_rate"] == rate])) for rate in rates]
+        curves = {
+            key: [float(np.median([row[key] - 1 for row in runs if row["learning_rate"] == rate])) for rate in rates]
             for key in ("growth", "predicted_growth")
         }
-        look = {"color": style.color, "linestyle": "none", "marker": style.marker, "markersize": 5}
-        growth.plot(rates, middle["growth"], **look, label=arm)
-        growth.plot(rates, middle["predicted_growth"], color=style.color, linestyle=style.linestyle, linewidth=1)
+        marks = {"color": style.color, "linestyle": "none", "marker": style.marker, "markersize": 5}
+        growth.plot(rates, curves["growth"], **marks, label=arm)
+        growth.plot(rates, curves["predicted_growth"], color=style.color, linestyle=style.linestyle, linewidth=1)
     growth.plot([], [], color="0.4", linewidth=1, label=r"lines: $\eta^2 \sum_t \|\partial L/\partial v\|^2$")
     growth.set(xscale="log", yscale="log")
     finish(
@@ -214,11 +204,11 @@ def main() -> None:
     write(options, __doc__, document, draw(document))
     print(f"{'arm':>18}  median decades, below chance  against standard")
     for arm in ARMS:
-        found = [row["decades"] for row in document["widths"] if row["arm"] == arm]
+        widths = [row["decades"] for row in document["widths"] if row["arm"] == arm]
         verdict = next((v for v in document["verdicts"] if v["arm"] == arm), None)
-        words = f"{verdict['outcome']}, {verdict['low']:.2f} to {verdict['high']:.2f} decades more" if verdict else ""
+        answer = f"{verdict['outcome']}, {verdict['low']:.2f} to {verdict['high']:.2f} decades more" if verdict else ""
         below = below_chance(document["widths"], arm)
-        print(f"{arm:>18}  {np.median(found):14.2f}, {below:12.2f}  {words}")
+        print(f"{arm:>18}  {np.median(widths):14.2f}, {below:12.2f}  {answer}")
 
 
 if __name__ == "__main__":
