@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from curvature.linalg.planning import Plan
     from curvature.models import Problem
     from curvature.records import Study
+    from curvature.studies import SpectrumSettings
 
 __all__ = ["measure_spectrum", "plan_spectrum"]
 
-# Fields of the configuration that are arguments of curvature.studies.run_spectrum under the same name.
+# Fields of the configuration that are fields of curvature.studies.SpectrumSettings under the same name.
 _SHARED = ("block", "method", "seed", "num_samples", "gradient", "num_eigenvalues", "num_probes", "num_matvecs")
 
 
@@ -36,7 +37,7 @@ class _Work(NamedTuple):
     config: SpectrumConfiguration  # with its charts filled in
     prepared: Prepared
     problem: Problem
-    arguments: dict[str, Any]
+    settings: SpectrumSettings
 
 
 def measure_spectrum(config: SpectrumConfiguration, terminal: Terminal, started: float) -> Study:
@@ -70,7 +71,7 @@ def measure_spectrum(config: SpectrumConfiguration, terminal: Terminal, started:
     with terminal.progress() as progress:
         study = run_spectrum(
             work.problem,
-            **work.arguments,
+            work.settings,
             model=_describe_model(config),
             data=describe_data(config, work.prepared.data),
             config=written_configuration("spectrum", work.config),
@@ -98,7 +99,7 @@ def plan_spectrum(config: SpectrumConfiguration, terminal: Terminal) -> dict[str
     from curvature import studies
 
     work = _work(config, terminal)
-    return studies.plan_spectrum(work.problem, **work.arguments)
+    return studies.plan_spectrum(work.problem, work.settings)
 
 
 def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
@@ -106,6 +107,7 @@ def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
 
     from curvature.cli import loading
     from curvature.models import Problem
+    from curvature.studies import SpectrumSettings
 
     note_versions(config, terminal)
     prepared = prepare(config, terminal, seed=config.seed)
@@ -115,10 +117,10 @@ def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
     config = _with_charts(config, problem.chart)
     terminal.note(f"model: {_describe_model(config)}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
     terminal.note(f"data:  {describe_data(config, prepared.data)}")
-    arguments = {name: getattr(config, name) for name in _SHARED}
+    arguments: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
     arguments["matrices"] = [MATRICES[name] for name in config.matrix]
     arguments["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
-    return _Work(config, prepared, problem, arguments)
+    return _Work(config, prepared, problem, SpectrumSettings(**arguments))
 
 
 def _describe_model(config: SpectrumConfiguration) -> str:

@@ -2,6 +2,15 @@
 
 from curvature.studies.full import FullSettings, run_full
 from curvature.studies.quick import CompareSettings, compare, run_compare
-from curvature.studies.spectrum import plan_spectrum, run_spectrum
+from curvature.studies.spectrum import SpectrumSettings, plan_spectrum, run_spectrum
 
-__all__ = ["CompareSettings", "FullSettings", "compare", "plan_spectrum", "run_compare", "run_full", "run_spectrum"]
+__all__ = [
+    "CompareSettings",
+    "FullSettings",
+    "SpectrumSettings",
+    "compare",
+    "plan_spectrum",
+    "run_compare",
+    "run_full",
+    "run_spectrum",
+]

@@ -13,8 +13,7 @@ from curvature.charts import LinearChart, Parameterization, Placebo, Standard, W
 from curvature.errors import ConfigurationError, SelfCheckError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
-from curvature.matrices import MATRICES, fisher, pullback
-from curvature.matrices import effective as effective_form
+from curvature.matrices import MATRICES, effective, fisher, pullback
 from curvature.models import Problem
 from curvature.natural_gradient import Controls, compare_charts, control_charts
 from curvature.records import Check, GaugeState, Measured, Spectrum, Study
@@ -46,7 +45,7 @@ def measured_spectra(
     problem: Problem,
     matrices: Sequence[str],
     charts: Sequence[Parameterization],
-    effective: bool,
+    on_weights: bool,
     gradient: bool,
 ) -> dict[str, SymmetricOperator]:
     """Every matrix once on the weights, then in every chart; check what the canonical gauge must leave alone."""
@@ -61,9 +60,8 @@ def measured_spectra(
             canonical = type(chart) is WeightNorm and chart.gauge == "canonical"
             # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would
             # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
-            move = effective_form if effective and not canonical else pullback
-            moved = operator if plain else move(operator, chart)
-            record = spectrum(moved, gradient=with_gradient)
+            move = effective if on_weights and not canonical else pullback
+            record = spectrum(operator if plain else move(operator, chart), gradient=with_gradient)
             found.add(place, record)
             standard = record if plain else standard
             if canonical and standard is not None and name in _SECOND_MOMENTS:

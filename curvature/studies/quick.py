@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import ConfigurationError
 from curvature.linalg.eigen import spectrum
-from curvature.matrices import MATRICES, effective, pullback
+from curvature.matrices import MATRICES, pullback
+from curvature.matrices import effective as to_weights
 from curvature.models import Problem
 from curvature.models.losses import Loss
 from curvature.natural_gradient.whitening import alignments, whitening
@@ -210,14 +211,14 @@ def _measure_run(
         for chart in charts[1:]:
             gauge_state(found, place, problem, chart)
             if "hessian" in operators and chart.gauge != "paper":
-                effective_too = chart.gauge == "canonical"  # measured in its own coordinates above
-                found.add(place, spectrum((effective if effective_too else pullback)(operators["hessian"], chart)))
-                if not effective_too:
-                    linear = linear_part(problem, chart)
-                    found.add(place, spectrum(effective(operators["hessian"], linear)))
+                if chart.gauge == "canonical":  # measured in its own coordinates above
+                    found.add(place, spectrum(to_weights(operators["hessian"], chart)))
+                else:
+                    found.add(place, spectrum(pullback(operators["hessian"], chart)))
+                    found.add(place, spectrum(to_weights(operators["hessian"], linear_part(problem, chart))))
         curvature = operators.get("ggn") or MATRICES["ggn"](problem).materialized()
         for stretch in settings.stretches:
-            found.add(place, spectrum(effective(curvature, WeightNorm(stretch=stretch))))
+            found.add(place, spectrum(to_weights(curvature, WeightNorm(stretch=stretch))))
         generator = torch.Generator().manual_seed(seed)
         covariance = operators.get("gradient_covariance") or MATRICES["gradient_covariance"](problem).materialized()
         found.extend(place, alignments(problem, seed=generator, covariance=covariance))

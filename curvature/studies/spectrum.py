@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from curvature.charts import Parameterization, Standard
@@ -28,129 +28,191 @@ from curvature.studies.measuring import (
     matrix_of,
 )
 
-__all__ = ["plan_spectrum", "run_spectrum"]
+__all__ = ["SpectrumSettings", "plan_spectrum", "run_spectrum"]
+
+Plans = dict[str, list[tuple[Plan, ...]]]  # by matrix: for every chart and block, one plan or two
+
+
+@dataclass(frozen=True)
+class SpectrumSettings:
+    """What ``curvature spectrum`` measures.
+
+    Attributes
+    ----------
+    matrices
+        Names from ``curvature.matrices.MATRICES``.
+    charts
+        Every matrix is measured in the coordinates of each.
+    block
+        ``"all"``, ``"layer"``, ``"neuron"`` or a pattern of parameter names.
+    method
+        One of ``curvature.linalg.planning.METHODS``. ``"auto"`` gives every eigenvalue where that fits in memory,
+        otherwise the ends and the density, with a warning in the study.
+    seed, num_samples
+        Draw the labels of the Monte Carlo Fisher; the seed also draws start vectors and probes.
+    gradient
+        Also how the gradient is distributed over the eigenvectors; costs eigenvectors.
+    num_eigenvalues
+        At each end, by Lanczos.
+    num_probes, num_matvecs
+        For the density; ``num_matvecs`` is at most the dimension.
+    """
+
+    matrices: Sequence[str]
+    charts: Sequence[Parameterization]
+    block: str = "all"
+    method: str = "auto"
+    seed: int = 0
+    num_samples: int = 1
+    gradient: bool = True
+    num_eigenvalues: int = 10
+    num_probes: int = 10
+    num_matvecs: int = 60
+
+    def __post_init__(self) -> None:
+        known_matrices(self.matrices)
+
+    def has_gradient(self, matrix: str) -> bool:
+        """Whether steps along the gradient mean something in this metric: not in that of a covariance of gradients."""
+        return self.gradient and matrix != "gradient_covariance"
 
 
 @full_precision()
-def plan_spectrum(
-    problem: Problem,
-    *,
-    matrices: Sequence[str],
-    charts: Sequence[Parameterization],
-    block: str = "all",
-    method: str = "auto",
-    seed: int = 0,
-    num_samples: int = 1,
-    gradient: bool = True,
-    num_eigenvalues: int = 10,
-    num_probes: int = 10,
-    num_matvecs: int = 60,
-) -> dict[str, list[tuple[Plan, ...]]]:
-    """What :func:`run_spectrum` will do: for each matrix the plans of every chart and block, in the order of the work.
+def plan_spectrum(problem: Problem, settings: SpectrumSettings) -> Plans:
+    """What :func:`run_spectrum` will do; computes nothing but timed products.
 
-    Entries that several charts or blocks share are counted once. Refuses what does not fit; computes nothing but
-    timed products.
+    Parameters
+    ----------
+    problem
+        The model, its weights, loss and data.
+    settings
+        What is to be measured.
+
+    Returns
+    -------
+    dict
+        For each matrix the plans of every chart and block, in the order of the work. Entries that several charts or
+        blocks share are counted once.
+
+    Raises
+    ------
+    ResourceError
+        If the method does not fit in memory.
     """
-    found: dict[str, list[tuple[Plan, ...]]] = {}
-    for name in known_matrices(matrices):
-        operator = matrix_of(problem, name, seed, num_samples)
-        found[name] = []
+    planned: Plans = {}
+    for name in settings.matrices:
+        operator = matrix_of(problem, name, settings.seed, settings.num_samples)
+        counts = Counts(
+            settings.num_eigenvalues, settings.num_probes, settings.num_matvecs, settings.has_gradient(name)
+        )
         # The entries on the weights are kept while the charts are measured.
-        kept = problem.dtype.itemsize * problem.dim**2 if len(charts) > 1 else 0
-        allowed = USABLE * free_memory(problem.device) - (kept if method in ("auto", "exact", "dense") else 0)
-        shared = False
-        for part in (part for _, parts in _in_charts(operator, charts, block) for part in parts):
+        kept = problem.dtype.itemsize * problem.dim**2 if len(settings.charts) > 1 else 0
+        max_memory = USABLE * free_memory(problem.device)
+        max_memory -= kept if settings.method in ("auto", "exact", "dense") else 0
+        planned[name], shared = [], False
+        for part in (part for _, parts in _in_charts(operator, settings) for part in parts):
             if shared:
                 part = _with_shared_entries(part)
-            counts = Counts(num_eigenvalues, num_probes, num_matvecs, gradient and _has_gradient(name))
-            made = plans(part, method, counts=counts, max_memory=allowed)
-            shared = shared or made[0].method == "dense"
-            found[name].append(made)
-    return found
+            planned[name].append(plans(part, settings.method, counts=counts, max_memory=max_memory))
+            shared = shared or planned[name][-1][0].method == "dense"
+    return planned
 
 
 @full_precision()
 def run_spectrum(
     problem: Problem,
+    settings: SpectrumSettings,
     *,
-    matrices: Sequence[str],
-    charts: Sequence[Parameterization],
-    block: str = "all",
-    method: str = "auto",
-    seed: int = 0,
-    num_samples: int = 1,
-    gradient: bool = True,
-    num_eigenvalues: int = 10,
-    num_probes: int = 10,
-    num_matvecs: int = 60,
     model: str = "given model",
     data: str = "given data",
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    announce: Callable[[dict[str, list[tuple[Plan, ...]]]], None] | None = None,
+    announce: Callable[[Plans], None] | None = None,
 ) -> Study:
-    """Measure chosen matrices of one problem in the own coordinates of chosen charts; see ``curvature spectrum``.
+    """Measure chosen matrices of one problem in the coordinates of chosen charts; see ``curvature spectrum``.
 
-    ``block`` is ``"all"``, ``"layer"``, ``"neuron"`` or a pattern; ``method`` one of
-    ``curvature.linalg.planning.METHODS``.
-    ``"auto"`` gives every eigenvalue where that fits in memory, else the ends and the density, with a warning in the
-    study. ``num_eigenvalues`` at each end by Lanczos; ``num_probes`` and ``num_matvecs`` (at most the dimension) for
-    the density. ``seed`` draws sampled labels, start vectors and probes. ``announce`` is told the plans before anything
-    is computed.
+    Parameters
+    ----------
+    problem
+        The model, its weights, loss and data.
+    settings
+        What is measured.
+    model, data
+        One line each, for people.
+    config
+        The resolved configuration, for the record.
+    progress
+        Called with a message and the share of the work that is done.
+    announce
+        Called with the plans before anything is computed.
+
+    Returns
+    -------
+    Study
+        Spectra, extremal eigenvalues and densities, and the gauge of each chart in numbers.
+
+    Raises
+    ------
+    ResourceError
+        If the method does not fit in memory.
     """
-    found = Collector(progress)
-    place = Place("given", 0, "given", 0)
-    planned = plan_spectrum(
-        problem,
-        matrices=matrices,
-        charts=charts,
-        block=block,
-        method=method,
-        seed=seed,
-        num_samples=num_samples,
-        gradient=gradient,
-        num_eigenvalues=num_eigenvalues,
-        num_probes=num_probes,
-        num_matvecs=num_matvecs,
-    )
+    collector = Collector(progress)
+    planned = plan_spectrum(problem, settings)
     if announce is not None:
         announce(planned)
-    for k, (name, made) in enumerate(planned.items()):
-        operator = matrix_of(problem, name, seed, num_samples)
-        if len(charts) > 1 and any(one.method == "dense" for several in made for one in several):
+    for k, (name, of_matrix) in enumerate(planned.items()):
+        operator = matrix_of(problem, name, settings.seed, settings.num_samples)
+        if len(settings.charts) > 1 and any(plan.method == "dense" for of_part in of_matrix for plan in of_part):
             operator = operator.materialized()
-        waiting = iter(made)
-        for chart, parts in _in_charts(operator, charts, block):
-            found.say(f"{name} in {chart.name}", k / len(planned))
+        remaining = iter(of_matrix)
+        for chart, parts in _in_charts(operator, settings):
+            collector.say(f"{name} in {chart.name}", k / len(planned))
             for part in parts:
-                several = next(waiting)
-                for one in several:
-                    if one.method == "lanczos":
-                        largest, smallest = ends(part, num_eigenvalues)
-                        record = extremal_eigenvalues(part, num_largest=largest, num_smallest=smallest, seed=seed)
-                        found.extend(place, [record])
-                        _warn_unconverged(found, record)
-                    elif one.method == "slq":
-                        steps = min(num_matvecs, part.dim)
-                        record = spectral_density(part, num_matvecs=steps, num_probes=num_probes, seed=seed)
-                        found.extend(place, [record])
-                    else:
-                        with_gradient = gradient and _has_gradient(name) and one.method != "gram"
-                        found.add(place, spectrum(part, method=one.method, gradient=with_gradient))
-                if len(several) > 1:
-                    found.warn(f"{several[0].reason}: the ends and the density were estimated instead.")
-    for chart in charts:
-        gauge_state(found, place, problem, chart)
-    return found.study("spectrum", problem, dict(config or {}), model=model, data=data)
+                _measure(collector, part, next(remaining), settings, name)
+    for chart in settings.charts:
+        gauge_state(collector, _PLACE, problem, chart)
+    return collector.study("spectrum", problem, dict(config or {}), model=model, data=data)
+
+
+_PLACE = Place("given", 0, "given", 0)
+
+
+def _measure(
+    collector: Collector,
+    operator: SymmetricOperator,
+    chosen: tuple[Plan, ...],
+    settings: SpectrumSettings,
+    matrix: str,
+) -> None:
+    """Measure one block of a matrix in one chart as planned."""
+    for plan in chosen:
+        if plan.method == "lanczos":
+            largest, smallest = ends(operator, settings.num_eigenvalues)
+            record = extremal_eigenvalues(operator, num_largest=largest, num_smallest=smallest, seed=settings.seed)
+            collector.extend(_PLACE, [record])
+            _warn_unconverged(collector, record)
+        elif plan.method == "slq":
+            density = spectral_density(
+                operator,
+                num_matvecs=min(settings.num_matvecs, operator.dim),
+                num_probes=settings.num_probes,
+                seed=settings.seed,
+            )
+            collector.extend(_PLACE, [density])
+        else:
+            gradient = settings.has_gradient(matrix) and plan.method != "gram"
+            collector.add(_PLACE, spectrum(operator, method=plan.method, gradient=gradient))
+    if len(chosen) > 1:
+        collector.warn(f"{chosen[0].reason}: the ends and the density were estimated instead.")
 
 
 def _in_charts(
-    operator: SymmetricOperator, charts: Sequence[Parameterization], block: str
+    operator: SymmetricOperator, settings: SpectrumSettings
 ) -> Iterator[tuple[Parameterization, list[SymmetricOperator]]]:
     """The blocks of the matrix in every chart."""
-    for chart in charts:
-        moved = operator if isinstance(chart, Standard) else pullback(operator, chart)
-        yield chart, list(blocks(moved, block).values())
+    for chart in settings.charts:
+        in_chart = operator if isinstance(chart, Standard) else pullback(operator, chart)
+        yield chart, list(blocks(in_chart, settings.block).values())
 
 
 def _with_shared_entries(operator: SymmetricOperator) -> SymmetricOperator:
@@ -161,14 +223,9 @@ def _with_shared_entries(operator: SymmetricOperator) -> SymmetricOperator:
     return replace(operator, routes=replace(operator.routes, entries=replace(entries, multiplications=0.0)))
 
 
-def _has_gradient(matrix: str) -> bool:
-    """Whether steps along the gradient mean something in this metric: not in that of a covariance of gradients."""
-    return matrix != "gradient_covariance"
-
-
-def _warn_unconverged(found: Collector, record: ExtremalEigenvalues) -> None:
+def _warn_unconverged(collector: Collector, record: ExtremalEigenvalues) -> None:
     if not record.converged:
-        found.warn(
+        collector.warn(
             f"the ends of the {record.matrix} in {record.chart} did not all converge in {record.num_products} "
-            "products: their error bounds say how far they may be off."
+            "products; their error bounds limit how far off they can be."
         )

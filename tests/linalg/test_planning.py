@@ -331,8 +331,8 @@ def test_charts_and_blocks_are_planned_in_the_order_of_the_work(mlp, classificat
         "block": "layer",
         "gradient": False,
     }
-    made = study.plan_spectrum(problem, **options, rates=COUNTS)["hessian"]
-    found = study.run_spectrum(problem, **options).of(cv.Spectrum)
+    made = study.plan_spectrum(problem, study.SpectrumSettings(**options), rates=COUNTS)["hessian"]
+    found = study.run_spectrum(problem, study.SpectrumSettings(**options)).of(cv.Spectrum)
     places = [(m.record.chart, m.record.block, m.record.dim) for m in found]
     assert [(one.chart, one.block, one.dim) for (one,) in made] == places
     entries = 2 * 8 * problem.dim**2
@@ -344,7 +344,7 @@ def test_charts_and_blocks_are_planned_in_the_order_of_the_work(mlp, classificat
 def test_entries_are_paid_for_by_the_first_block_that_uses_them(mlp, classification_data):
     problem = cv.Problem.from_module(mlp(5, 4, 3), loss="cross-entropy", data=classification_data(8, 5, 3))
     options = {"matrices": ("ggn",), "charts": (cv.Standard(),), "block": "layer", "gradient": False}
-    (first,), (second,) = study.plan_spectrum(problem, **options, rates=COUNTS)["ggn"]
+    (first,), (second,) = study.plan_spectrum(problem, study.SpectrumSettings(**options), rates=COUNTS)["ggn"]
     assert (first.method, first.dim) == ("factor", 24)  # 8 examples with 3 columns each
     assert (second.method, second.dim) == ("dense", 15)
     assert second.seconds == pytest.approx(planning._SECONDS + 4 / 3 * 15**3 + 2 * 8 * problem.dim**2)

@@ -26,7 +26,7 @@ from curvature.records import (
     TrainingCurve,
     Whitening,
 )
-from curvature.studies import CompareSettings, compare, measuring, run_compare, run_spectrum
+from curvature.studies import CompareSettings, SpectrumSettings, compare, measuring, run_compare, run_spectrum
 
 WIDTHS = (3, 4, 3)
 NEURONS = 7
@@ -344,9 +344,8 @@ def test_progress_goes_from_zero_to_one_without_turning_back(command):
         run(dataclasses.replace(SETTINGS, relative_dampings=(1e-3,)), progress=progress)
         assert any("seed 4: training the weight-norm arm" in message for message, _ in said)
     else:
-        run_spectrum(
-            problem_of(), matrices=("hessian", "ggn"), charts=(cv.Standard(), cv.WeightNorm()), progress=progress
-        )
+        charts = (cv.Standard(), cv.WeightNorm())
+        run_spectrum(problem_of(), SpectrumSettings(("hessian", "ggn"), charts), progress=progress)
         assert said[1] == ("hessian in weight-norm", 0.0)
     fractions = [fraction for _, fraction in said]
     assert all(0 <= fraction <= 1 for fraction in fractions)
@@ -391,7 +390,7 @@ def test_compare_measures_given_charts_as_asked(effective):
 @pytest.mark.parametrize("block", ["all", "layer", "neuron", "weight"])
 def test_run_spectrum_measures_every_matrix_block_by_block(name, block):
     problem, chart = problem_of(), cv.WeightNorm(stretch=2.0)
-    found = run_spectrum(problem, matrices=(name,), charts=(cv.Standard(), chart), block=block, seed=3, num_samples=2)
+    found = run_spectrum(problem, SpectrumSettings((name,), (cv.Standard(), chart), block, seed=3, num_samples=2))
     drawn_labels = (2, torch.Generator().manual_seed(3)) if name == "monte_carlo_fisher" else ()
     operator = MATRICES[name](problem, *drawn_labels)
     expected = []
@@ -411,13 +410,13 @@ def test_run_spectrum_measures_every_matrix_block_by_block(name, block):
 def test_run_spectrum_keeps_names_and_configuration():
     config = {"matrix": ["ggn"]}
     found = run_spectrum(
-        problem_of(), matrices=("ggn",), charts=(cv.Standard(),), model="my model", data="my data", config=config
+        problem_of(), SpectrumSettings(("ggn",), (cv.Standard(),)), model="my model", data="my data", config=config
     )
     assert (found.command, found.model, found.data, found.config) == ("spectrum", "my model", "my data", config)
 
 
 def test_run_spectrum_by_factor_has_no_negative_eigenvalue():
-    found = run_spectrum(problem_of(), matrices=("ggn",), charts=(cv.Standard(), cv.WeightNorm()), method="factor")
+    found = run_spectrum(problem_of(), SpectrumSettings(("ggn",), (cv.Standard(), cv.WeightNorm()), method="factor"))
     assert [m.record.method for m in found.of(Spectrum)] == ["factor", "factor"]
     assert all((m.record.eigenvalues >= 0).all() for m in found.of(Spectrum))
 
@@ -433,7 +432,7 @@ def test_frozen_and_unused_parameters_are_named_in_the_warnings():
 
     module = Spare().double()
     module.used.bias.requires_grad_(False)
-    found = run_spectrum(problem_of(module), matrices=("empirical_fisher",), charts=(cv.Standard(),), gradient=False)
+    found = run_spectrum(problem_of(module), SpectrumSettings(("empirical_fisher",), (cv.Standard(),), gradient=False))
     assert any("spare.weight" in warning and "zero rows" in warning for warning in found.warnings)
     assert any("used.bias" in warning and "frozen" in warning for warning in found.warnings)
 
@@ -467,7 +466,7 @@ def test_of_filters_by_kind_place_and_the_records_own_fields():
 def test_unknown_matrices_are_refused_with_the_names_there_are(names, said):
     for call in (
         lambda: compare(problem_of(), matrices=names),
-        lambda: run_spectrum(problem_of(), matrices=names, charts=(cv.Standard(),)),
+        lambda: SpectrumSettings(names, (cv.Standard(),)),
         lambda: CompareSettings(matrices=names),
     ):
         with pytest.raises(ConfigurationError, match=f"matrices must be among hessian, ggn, fisher, .*{said}"):
