@@ -13,6 +13,7 @@ from torch.nn import functional
 import curvature as cv
 from curvature.errors import NonFiniteError, SelfCheckError
 from curvature.linalg.checks import Witness, same_form, self_checks
+from curvature.linalg.facts import Facts
 from curvature.matrices import MATRICES
 from curvature.records import Check
 
@@ -117,8 +118,15 @@ def test_the_zero_matrix_passes():
 # ------------------------------------------------------------------------------------------------- what must be refused
 
 
-def operator_of(matmat, dim=6, **about):
-    return cv.SymmetricOperator("matrix", dim, matmat, dtype=torch.float64, device=torch.device("cpu"), **about)
+def multiplying(matmat, dim=6, **facts):
+    return cv.SymmetricOperator(
+        where=cv.Where("matrix"),
+        dim=dim,
+        matmat=matmat,
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+        facts=Facts(**facts),
+    )
 
 
 def test_each_property_of_a_symmetric_matrix_is_checked():
@@ -132,15 +140,15 @@ def test_each_property_of_a_symmetric_matrix_is_checked():
         return symmetric @ block * (1 + 1e-9 * len(calls))
 
     refused = {
-        "symmetry": operator_of(lambda block: matrix @ block),
-        "linearity": operator_of(lambda block: symmetric @ block + 1e-6),
-        "repetition": operator_of(drifting),
-        "definiteness": operator_of(lambda block: -(matrix @ (matrix.T @ block)), positive_semidefinite=True),
+        "symmetry": multiplying(lambda block: matrix @ block),
+        "linearity": multiplying(lambda block: symmetric @ block + 1e-6),
+        "repetition": multiplying(drifting),
+        "definiteness": multiplying(lambda block: -(matrix @ (matrix.T @ block)), positive_semidefinite=True),
     }
     for check, operator in refused.items():
         with pytest.raises(SelfCheckError, match=f'"{check}"'):
             _ = operator.checks
-    assert all(check.passed for check in operator_of(lambda block: symmetric @ block).checks)
+    assert all(check.passed for check in multiplying(lambda block: symmetric @ block).checks)
 
 
 @pytest.mark.parametrize("scale", [1e-250, 1.0, 1e250])
@@ -171,7 +179,7 @@ def test_a_small_asymmetry_is_seen_far_above_rounding_alone():
     for size, refused in ((1e-9, True), (1e-17, False)):
         tilted = matrix.clone()
         tilted[0, 5] += size
-        operator = operator_of(lambda block, tilted=tilted: tilted @ block)
+        operator = multiplying(lambda block, tilted=tilted: tilted @ block)
         if refused:
             with pytest.raises(SelfCheckError, match="symmetry"):
                 _ = operator.checks
@@ -278,21 +286,24 @@ def test_a_chart_without_its_second_order_term_is_refused(mlp, monkeypatch):
     problem = classification(mlp(3, 4, 2))
     chart = cv.WeightNorm(stretch=2.0)
     kind = type(chart.at(problem.layout, problem.weights))
-    assert cv.spectrum(cv.hessian(problem), chart=chart).checks
+    assert cv.spectrum(cv.pullback(cv.hessian(problem), chart)).checks
     monkeypatch.setattr(kind, "second_order_product", lambda _chart, _gradient, block: torch.zeros_like(block))
     monkeypatch.setattr(kind, "pulled_back", lambda chart, matrix, _gradient=None: chart.pull(chart.pull(matrix).T))
     with pytest.raises(SelfCheckError, match="finite differences of the gradient"):
-        cv.spectrum(cv.hessian(problem), chart=chart)
+        cv.spectrum(cv.pullback(cv.hessian(problem), chart))
 
 
 def test_entries_that_are_not_those_of_the_products_are_refused(mlp):
     operator = cv.ggn(classification(mlp(3, 4, 2)))
-    scaled = replace(operator, dense_form=lambda: 1.0001 * operator.dense_form())
+    routes = operator.routes
+    entries = replace(routes.entries, compute=lambda: 1.0001 * routes.entries.compute())
+    scaled = replace(operator, routes=replace(routes, entries=entries))
     with pytest.raises(SelfCheckError, match="products with vectors"):
         cv.spectrum(scaled, method="dense")
     with pytest.raises(SelfCheckError, match="products with vectors"):
         cv.spectrum(scaled.materialized(), method="dense")
-    columns = replace(operator, factor_blocks=lambda: (1.0001 * block for block in operator.factor_blocks()))
+    factor = replace(routes.factor, blocks=lambda: (1.0001 * block for block in routes.factor.blocks()))
+    columns = replace(operator, routes=replace(routes, factor=factor))
     with pytest.raises(SelfCheckError, match="products with vectors"):
         cv.spectrum(columns, method="factor")
 
@@ -338,7 +349,7 @@ def test_a_product_that_is_not_finite_names_example_and_parameters():
     with pytest.raises(NonFiniteError, match=r"first for example 2, in .*0\.weight"):
         cv.hessian(problem) @ torch.ones(problem.dim, dtype=torch.float64)
     with pytest.raises(NonFiniteError, match="example 2"):
-        cv.spectrum(cv.hessian(problem), chart=cv.WeightNorm())
+        cv.spectrum(cv.pullback(cv.hessian(problem), cv.WeightNorm()))
 
 
 # ------------------------------------------------------------------------------------------------------ where it shows
@@ -361,9 +372,9 @@ def test_every_record_carries_the_checks_it_passed(mlp, tmp_path):
         cv.spectrum(operator),
         cv.spectrum(operator, method="dense"),
         cv.spectrum(operator, method="gram"),
-        cv.spectrum(operator, chart=cv.WeightNorm("paper")),
-        cv.extremal_eigenvalues(operator, num_largest=2, generator=generator),
-        cv.spectral_density(operator, num_matvecs=5, num_probes=2, generator=generator),
+        cv.spectrum(cv.pullback(operator, cv.WeightNorm("paper"))),
+        cv.extremal_eigenvalues(operator, num_largest=2, seed=generator),
+        cv.spectral_density(operator, num_matvecs=5, num_probes=2, seed=generator),
     ]
     for record in records:
         assert len(record.checks) >= 5

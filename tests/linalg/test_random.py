@@ -5,6 +5,8 @@ import torch
 
 import curvature as cv
 from curvature.errors import ConfigurationError, RemovedArgumentError
+from curvature.linalg.density import spectral_density
+from curvature.linalg.extremal import extremal_eigenvalues
 from curvature.linalg.random import generator_of
 from curvature.linalg.sums import log_determinant, spectral_sum
 from curvature.linalg.traces import diagonal, trace
@@ -19,6 +21,8 @@ DRAWS = {
     "spectral_sum": lambda operator, **seed: (
         spectral_sum(operator, 0.5, damping=1.0, method="quadrature", relative_error=0.5, **seed).value
     ),
+    "spectral_density": lambda operator, **seed: float(spectral_density(operator, num_matvecs=5, **seed).nodes[0, 0]),
+    "extremal_eigenvalues": lambda operator, **seed: float(extremal_eigenvalues(operator, **seed).residuals[-1]),
 }
 
 
@@ -58,6 +62,19 @@ def test_the_random_directions_of_the_gradient_noise_follow_the_seed(name):
     draw = getattr(cv, name)
     assert draw(problem) == draw(problem, seed=0) == draw(problem, seed=torch.Generator().manual_seed(0))
     assert draw(problem, seed=1) != draw(problem)
+
+
+def test_sampled_labels_follow_the_seed():
+    problem = zoo.digits_problem(num_examples=20, widths=(3,))
+
+    def entries(*seed, **named):
+        return cv.monte_carlo_fisher(problem, 2, *seed, **named).dense()
+
+    assert torch.equal(entries(), entries(0))
+    assert torch.equal(entries(), entries(seed=torch.Generator().manual_seed(0)))
+    assert not torch.equal(entries(), entries(1))
+    with pytest.raises(RemovedArgumentError, match="seed=generator"):
+        entries(generator=torch.Generator())
 
 
 @pytest.mark.parametrize("name", DRAWS)
