@@ -105,25 +105,12 @@ from curvature.linalg import eigen, lapack
 from curvature.linalg.intervals import mean_interval
 from curvature.matrices import MATRICES
 from curvature.records.bounds import kato_temple, lanczos_slack, spectral_bounds
+from oracles import distance, legacy_weight_norm, normal, operator_of, seeded, with_spectrum
 
 TEST_FILES = {path.stem: path for path in Path(__file__).parent.rglob("test_*.py")}
 EPS = torch.finfo(torch.float64).eps
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
 SEMIDEFINITE = EXACT[1:]
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(seed, *shape):
-    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def distance(found, expected, scale=None):
-    """Relative to the norm of the expected one (or of another); absolute where that is zero."""
-    size = torch.linalg.norm(expected if scale is None else scale)
-    return float(torch.linalg.norm(found - expected) / (size if size else 1.0))
 
 
 def by_products(operator):
@@ -393,14 +380,6 @@ def test_a_quadratic_has_the_spectrum_it_was_given(values, seed):
 
 
 # ------------------------------------------------------------------------------------------------ weight normalization
-
-
-def legacy_weight_norm(layer, dim):
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch deprecates this form; users still have it
-        return torch.nn.utils.weight_norm(layer, dim=dim)
 
 
 FORMS = {"parametrization": parametrizations.weight_norm, "legacy": legacy_weight_norm}
@@ -692,20 +671,6 @@ def test_freezing_any_parameters_interlaces_the_eigenvalues(case, data):
 # ------------------------------------------------------------------------------------------------------------ solvers
 
 
-def with_spectrum(values, seed=0):
-    values = torch.as_tensor(np.array(values), dtype=torch.float64)
-    basis = torch.linalg.qr(normal(seed, len(values), len(values))).Q
-    matrix = basis @ (values[:, None] * basis.T)
-    return (matrix + matrix.T) / 2
-
-
-def operator_of(matrix, **about):
-    """Known by its products only."""
-    return cv.SymmetricOperator(
-        "matrix", len(matrix), lambda block: matrix @ block, matrix.dtype, torch.device("cpu"), **about
-    )
-
-
 def diagonal_operator(values):
     values = torch.as_tensor(values, dtype=torch.float64)
     return cv.SymmetricOperator(
@@ -850,7 +815,7 @@ def test_bounds_from_random_starts_are_violated_no_oftener_than_one_per_cent():
         assert lanczos_slack(100_000, steps, 1e-3) == pytest.approx(slack, rel=2e-2)
 
 
-def factored(factor, **about):
+def dense_with_factor(factor, **about):
     return cv.SymmetricOperator.from_dense(
         factor @ factor.T, positive_semidefinite=True, factor_blocks=lambda: iter(factor.split(50, dim=1)),
         factor_columns=factor.shape[1], **about,
@@ -864,7 +829,7 @@ def test_smallest_eigenvalue_beside_a_known_null_space_is_right_or_a_bound():
     values = torch.logspace(-12, 0, dim - null, dtype=torch.float64)
     factor = left[:, null:] * values.sqrt() @ right[:, null:].T
     rank = {"structural_rank": lambda _: (dim - null, "formula: 20 known directions")}
-    operator = factored(factor, **rank)
+    operator = dense_with_factor(factor, **rank)
     for method, relative in (("factor", 1e-6), ("dense", 1e-3)):
         found = cv.spectrum(operator, method=method)
         assert found.rank == dim - null

@@ -5,7 +5,6 @@ Per row ``w = g v / ||v||`` with ``u = v / ||v||``, ``M = I - u u^T``, ``s = ||v
 """
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -23,18 +22,9 @@ from curvature.charts import Chart, FrozenBatchNorm, sweep
 from curvature.charts.batch_norm import Statistics
 from curvature.layout import Entry, Layout
 from curvature.matrices import MATRICES
+from oracles import distance, legacy_weight_norm, normal
 
 SEMIDEFINITE = ("ggn", "fisher", "empirical_fisher", "gradient_covariance")
-
-
-def distance(found, expected):
-    """Relative to the norm of the expected one; absolute where that is zero."""
-    scale = torch.linalg.norm(expected)
-    return float(torch.linalg.norm(found - expected) / (scale if scale else 1.0))
-
-
-def normal(generator, *shape):
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def eigenvalues(matrix):
@@ -688,12 +678,6 @@ def test_only_a_whole_matrix_on_the_weights_moves_to_a_chart(mlp, regression_dat
 
 
 # ------------------------------------------------------------------------------------------------ a normalized network
-
-
-def legacy_weight_norm(layer, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch deprecates this form; users still have it
-        return torch.nn.utils.weight_norm(layer, **options)
 
 
 FORMS = {"parametrization": parametrizations.weight_norm, "legacy": legacy_weight_norm}

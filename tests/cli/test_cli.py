@@ -29,6 +29,7 @@ from curvature.linalg import planning
 from curvature.linalg.operator import SymmetricOperator
 from curvature.provenance import hash_file
 from curvature.records import Check
+from oracles import Bomb
 
 ROOT = Path(__file__).parents[2]
 # One thread: on a busy machine the threads of small matrices wait for each other.
@@ -490,13 +491,6 @@ def test_wrong_compare_ends_in_one_message():
         assert words in run("compare", *arguments, code=2).stderr
     diverged = run("compare", *USER, *TINY_COMPARE, "--learning-rate", "1e308", code=6)
     assert "use a smaller learning rate" in diverged.stderr
-
-
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __reduce__(self):
-        return exec, ("open('exploded', 'w').close()",)
 
 
 def test_pickled_files_are_never_executed(here):

@@ -20,6 +20,7 @@ from curvature.cli.loading import files
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import Problem, zoo
 from curvature.models.losses import CrossEntropy, MeanSquaredError
+from oracles import Bomb
 
 NETWORK = """
 from torch import nn
@@ -59,13 +60,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(NETWORK)
     return tmp_path
-
-
-class Bomb:
-    """Writes a file when it is unpickled."""
-
-    def __reduce__(self):
-        return exec, ("open('exploded', 'w').close()",)
 
 
 # --- models

@@ -16,6 +16,7 @@ from curvature.matrices import fast as structured
 from curvature.matrices.fast import convolution, network, network_factor, network_products
 from curvature.matrices.fast.chain import ELEMENTWISE
 from curvature.models.losses import CrossEntropy
+from oracles import distance, hessian_and_ggn_of_half_squared_error, initialized, welsch
 
 # Said once by torch, of its own making.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
@@ -41,10 +42,6 @@ ACTIVATIONS = {
 LOSSES = ("cross-entropy", "weighted", "mse", "welsch")
 
 
-def welsch(output, target):  # not convex, and no likelihood
-    return (1 - torch.exp(-((output - target) ** 2))).sum()
-
-
 def loss_and_targets(kind, num_examples, num_outputs, generator):
     labels = torch.randint(num_outputs, (num_examples,), generator=generator)
     reals = torch.randn(num_examples, num_outputs, generator=generator, dtype=torch.float64)
@@ -53,22 +50,6 @@ def loss_and_targets(kind, num_examples, num_outputs, generator):
         weight = 0.2 + torch.rand(num_outputs, generator=generator, dtype=torch.float64)
         return CrossEntropy(weight, label_smoothing=0.1), labels
     return {"cross-entropy": (kind, labels), "mse": (kind, reals), "welsch": (welsch, reals)}[kind]
-
-
-def initialized(module, generator):
-    """Weights and running statistics from a generator of our own, large enough to leave the linear range."""
-    module = module.double().eval()
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point():
-            drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            tensor.data = drawn.square() + 0.5 if name.endswith("running_var") else 0.7 * drawn
-    return module
-
-
-def distance(found, expected, scale=None):
-    """Relative to the Frobenius norm of the expected matrix (or of another size); absolute where that is zero."""
-    size = torch.linalg.norm(expected if scale is None else scale)
-    return float(torch.linalg.norm(found - expected) / (size if size else 1.0))
 
 
 def assert_same(problem, names=EXACT):
@@ -244,23 +225,6 @@ def test_every_reduction_of_the_whitelist_is_tested_here():
     assert {*NORM.values()} == {*network.NORMS}
 
 
-def reference_hessian_and_ggn(module, inputs, targets):
-    """By autograd on the user's own module: half squared error, whose GGN is ``J^T J / N``."""
-    named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    sizes = [parameter.numel() for parameter in named.values()]
-    point = torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
-
-    def outputs(vector):
-        parts = [part.view_as(named[name]) for name, part in zip(named, vector.split(sizes), strict=True)]
-        return torch.func.functional_call(module, dict(zip(named, parts, strict=True)), (inputs,))
-
-    def mean_loss(vector):
-        return 0.5 * ((outputs(vector) - targets) ** 2).sum() / len(inputs)
-
-    jacobian = torch.autograd.functional.jacobian(outputs, point).reshape(-1, len(point))
-    return torch.autograd.functional.hessian(mean_loss, point), jacobian.T @ jacobian / len(inputs)
-
-
 def test_matrices_equal_those_of_autograd_on_the_module_itself():
     generator = torch.Generator().manual_seed(2)
     module = nn.Sequential(
@@ -278,7 +242,7 @@ def test_matrices_equal_those_of_autograd_on_the_module_itself():
     module = initialized(module, generator)
     inputs = torch.randn(6, 2, 5, 5, generator=generator, dtype=torch.float64)
     targets = torch.randn(6, 2, generator=generator, dtype=torch.float64)
-    hessian, ggn = reference_hessian_and_ggn(module, inputs, targets)
+    hessian, ggn = hessian_and_ggn_of_half_squared_error(module, inputs, targets)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, targets))
     assert distance(cv.hessian(problem, method="structured").dense(), hessian) < ROUNDING
     assert distance(cv.ggn(problem, method="structured").dense(), ggn) < ROUNDING
@@ -453,7 +417,7 @@ def test_other_models_have_the_matrices_of_autograd_and_refuse_the_structured_me
     inputs = torch.randn(5, 2, 4, generator=generator, dtype=torch.float64)
     targets = torch.randn(module(inputs).shape, generator=generator, dtype=torch.float64)
     # A copy, since functional_call does not put back the parameters of a layer that is used twice.
-    hessian, ggn = reference_hessian_and_ggn(copy.deepcopy(module), inputs, targets)
+    hessian, ggn = hessian_and_ggn_of_half_squared_error(copy.deepcopy(module), inputs, targets)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, targets))
     assert structured.structure_of(problem) is None
     assert distance(cv.hessian(problem).dense(), hessian) < ROUNDING

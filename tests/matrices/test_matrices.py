@@ -15,31 +15,13 @@ from torch.nn import functional
 
 import curvature as cv
 from curvature.matrices import MATRICES
+from oracles import distance, flat_parameters, outputs_at, pseudo_huber
 
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
 ROUNDING = 1e-12  # relative to the Frobenius norm: a few thousand units of rounding in float64
 
 
-def distance(found, expected):
-    """Relative to the norm of the expected matrix; absolute where that is zero."""
-    scale = torch.linalg.norm(expected)
-    return float(torch.linalg.norm(found - expected) / (scale if scale else 1.0))
-
-
 # ------------------------------------------------------------------ references, which share no code with the package
-
-
-def flat_parameters(module):
-    return torch.cat([p.detach().reshape(-1) for p in module.parameters() if p.requires_grad])
-
-
-def outputs_at(module, vector, inputs):
-    named, start = {}, 0
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            named[name] = vector[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
-    return torch.func.functional_call(module, named, (inputs,))
 
 
 def jacobian_of_example(module, inputs, n):
@@ -153,10 +135,6 @@ def per_example(function):
         return sum(function(output, target) for output, target in zip(outputs, targets, strict=True))
 
     return Objective(cv.PerExample(function), lambda outputs, targets: total(outputs, targets) / len(outputs), total)
-
-
-def pseudo_huber(output, target):
-    return (torch.sqrt(1 + (output - target) ** 2) - 1).sum()
 
 
 def welsch(output, target):

@@ -16,13 +16,10 @@ from curvature.matrices import MATRICES, nullspace
 from curvature.matrices.nullspace import NullSpace, known_null_space, verified
 from curvature.models import zoo
 from curvature.models.losses import CrossEntropy
+from oracles import drawn, welsch
 
 NULL = 1e-13  # |A n| relative to the largest eigenvalue: a few hundred units of rounding
 SEMIDEFINITE = ("ggn", "fisher", "empirical_fisher", "gradient_covariance")
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def labels(num_examples, num_classes):
@@ -451,10 +448,6 @@ def test_the_number_of_examples_bounds_the_rank_where_it_is_the_smaller():
     assert cv.spectrum(cv.gradient_covariance(problem)).rank == 5
     assert cv.spectrum(cv.ggn(problem)).rank == 6 * 2
     assert cv.spectrum(cv.ggn(problem)).rank_rule == "formula: at most 12 by the number of examples and outputs"
-
-
-def welsch(output, target):
-    return (1 - torch.exp(-((output - target) ** 2))).sum()
 
 
 def test_directions_that_need_no_convex_loss_are_found_for_any_loss():

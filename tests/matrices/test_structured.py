@@ -26,6 +26,7 @@ from curvature.matrices import fast as structured
 from curvature.matrices.fast import dense, factor, products, threads
 from curvature.matrices.fast.chain import ELEMENTWISE
 from curvature.models.losses import CrossEntropy
+from oracles import distance, hessian_and_ggn_of_half_squared_error, initialized, pseudo_huber, welsch
 
 ROUNDING = 1e-12  # relative to the Frobenius norm: a few thousand units of rounding in float64
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
@@ -49,14 +50,6 @@ ACTIVATIONS = {
     "hardtanh": lambda: nn.Hardtanh(-0.5, 0.8),
 }
 NEUTRAL = {"identity": nn.Identity, "dropout": lambda: nn.Dropout(0.5)}
-
-
-def pseudo_huber(output, target):
-    return ((1 + (output - target) ** 2).sqrt() - 1).sum()
-
-
-def welsch(output, target):  # not convex: it flattens far from the target
-    return (1 - torch.exp(-((output - target) ** 2))).sum()
 
 
 LOSSES = (
@@ -95,14 +88,6 @@ def loss_and_targets(kind, num_examples, num_outputs, generator):
     }[kind]
 
 
-def initialized(module, generator):
-    """Weights and biases drawn from a generator of our own, large enough to leave the linear range."""
-    module = module.double().eval()
-    for parameter in module.parameters():
-        parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return module
-
-
 def matrices(problem, method):
     names = EXACT if problem.loss.likelihood else tuple(name for name in EXACT if name != "fisher")
     found = {name: MATRICES[name](problem, method=method).dense() for name in names}
@@ -110,12 +95,6 @@ def matrices(problem, method):
         seeded = torch.Generator().manual_seed(3)
         found["monte_carlo_fisher"] = MATRICES["monte_carlo_fisher"](problem, 2, seeded, method=method).dense()
     return found
-
-
-def distance(found, expected, scale=None):
-    """Relative to the Frobenius norm of the expected matrix (or of another size); absolute where that is zero."""
-    size = torch.linalg.norm(expected if scale is None else scale)
-    return float(torch.linalg.norm(found - expected) / (size if size else 1.0))
 
 
 def assert_same_matrices(problem):
@@ -733,28 +712,11 @@ def module_and_data(kind):
     return module, inputs, torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def reference_hessian_and_ggn(module, inputs, targets):
-    """By autograd on the user's own module: half squared error, whose GGN is ``J^T J / N``."""
-    named = dict(module.named_parameters())
-    sizes = [parameter.numel() for parameter in named.values()]
-    point = torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
-
-    def outputs(vector):
-        parts = [part.view_as(named[name]) for name, part in zip(named, vector.split(sizes), strict=True)]
-        return torch.func.functional_call(module, dict(zip(named, parts, strict=True)), (inputs,))
-
-    def mean_loss(vector):
-        return 0.5 * ((outputs(vector) - targets) ** 2).sum() / len(inputs)
-
-    jacobian = torch.autograd.functional.jacobian(outputs, point).reshape(-1, len(point))
-    return torch.autograd.functional.hessian(mean_loss, point), jacobian.T @ jacobian / len(inputs)
-
-
 @pytest.mark.parametrize("kind", [*NOT_CHAINS, *TRAPS])
 def test_other_models_have_the_matrices_of_autograd(kind):
     module, inputs, targets = module_and_data(kind)
     # A copy, since functional_call does not put back the parameters of a layer that is used twice.
-    hessian, ggn = reference_hessian_and_ggn(copy.deepcopy(module), inputs, targets)
+    hessian, ggn = hessian_and_ggn_of_half_squared_error(copy.deepcopy(module), inputs, targets)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, targets))
     assert distance(cv.hessian(problem).dense(), hessian) < ROUNDING
     assert distance(cv.ggn(problem).dense(), ggn) < ROUNDING

@@ -11,6 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import curvature as cv
 from curvature.errors import NonFiniteError
 from curvature.models.layers import trace_layers
+from oracles import drawn
 
 ROUNDING = 1e-13  # relative to the largest entry: sums of a few dozen products in float64
 
@@ -18,10 +19,6 @@ ROUNDING = 1e-13  # relative to the largest entry: sums of a few dozen products 
 def assert_equal_up_to_rounding(found, expected):
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) <= ROUNDING * max(1.0, float(expected.abs().max()))
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def problem_of(module, inputs, *, targets=None, chunk_size=None):

@@ -21,18 +21,9 @@ from torch.utils.data import (
 
 import curvature as cv
 from curvature.matrices import MATRICES
+from oracles import distance, legacy_weight_norm
 
 EXACT = ("hessian", "ggn", "empirical_fisher", "gradient_covariance")
-
-
-def distance(found, expected):
-    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
-
-
-def legacy_weight_norm(layer, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch deprecates this form; users still have it
-        return torch.nn.utils.weight_norm(layer, **options)
 
 
 FORMS = {"parametrization": parametrizations.weight_norm, "legacy": legacy_weight_norm}

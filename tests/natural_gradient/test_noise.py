@@ -12,12 +12,9 @@ import curvature as cv
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import zoo
 from curvature.natural_gradient.whitening import alignments, mean_cosine, whitening
+from oracles import drawn
 
 ROUNDING = 1e-10  # relative: eigenvectors of 3 x 3 matrices with gaps of a tenth of the norm, with room
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def seeded():

@@ -12,18 +12,10 @@ from curvature.errors import ConfigurationError
 from curvature.models import zoo
 from curvature.natural_gradient.preconditioners import KINDS, Preconditioners, absolute_damping, preconditioner
 from curvature.records.damping import Damping
+from oracles import distance, drawn
 
 ROUNDING = 1e-10  # relative: 1e-16 times the condition number of the damped blocks, below 1e4, with room
 DAMPING = 0.02
-
-
-def distance(found, expected):
-    assert found.shape == expected.shape
-    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def identity(size):

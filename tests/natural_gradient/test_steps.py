@@ -24,17 +24,10 @@ from curvature.natural_gradient import (
     stretches,
     top_directions,
 )
+from oracles import distance, drawn
 
 ROUNDING = 1e-10  # relative: 1e-16 times the condition number of A, below 1e4, with room
 DAMPING = 0.01
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def distance(found, expected):
-    return float(torch.linalg.norm(found - expected) / torch.linalg.norm(expected))
 
 
 def classifier(widths=(3, 4, 3), num_examples=12):

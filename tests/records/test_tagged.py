@@ -16,6 +16,7 @@ from curvature.models import zoo
 from curvature.records import Measured, Quantity, Spectrum, Study
 from curvature.report import figures
 from curvature.report.result import _decoded_numbers, _number_table, decoded_study, write_result
+from oracles import factored
 
 EPS = np.finfo(np.float64).eps
 FAMILIES = {  # LAPACK's xLATMS: largest eigenvalue 1, condition number kappa
@@ -55,21 +56,6 @@ def factor_of(values, columns, seed):
 
 def given_matrix(values, seed=0, **about):
     return cv.SymmetricOperator.from_dense(symmetric(values, seed), **about)
-
-
-def factored(factor, *, chunks=1, **about):
-    blocks = list(factor.split(-(-factor.shape[1] // chunks), dim=1))
-    return cv.SymmetricOperator(
-        "factored",
-        len(factor),
-        lambda block: sum(part @ (part.T @ block) for part in blocks),
-        factor.dtype,
-        factor.device,
-        positive_semidefinite=True,
-        factor_blocks=lambda: iter(blocks),
-        factor_columns=factor.shape[1],
-        **about,
-    )
 
 
 def prescribed(seed, dim=24):
@@ -361,7 +347,7 @@ def test_what_the_formula_does_not_know_is_not_counted_into_the_rank():
 def test_the_factor_finds_the_rank_below_the_floor_of_the_matrix(columns, chunks):
     """Decay through the floor and no gap: 30 eigenvalues down to 1e-22, then 10 zeros."""
     values = np.concatenate([np.geomspace(1, 1e-22, 30), np.zeros(10)])
-    operator = factored(factor_of(values, columns, 5), chunks=chunks)
+    operator = factored(*factor_of(values, columns, 5).split(-(-columns // chunks), dim=1))
     found = cv.spectrum(operator, method="dense")
     assert found.num_resolved < 26
     assert found.possible_ranks == (30, 30)

@@ -31,12 +31,9 @@ from curvature.studies.training import (
     trajectories,
     tune_learning_rate,
 )
+from oracles import drawn
 
 EPSILON = 1e-5
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

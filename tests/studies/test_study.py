@@ -27,6 +27,7 @@ from curvature.records import (
     Whitening,
 )
 from curvature.studies import CompareSettings, SpectrumSettings, compare, measuring, run_compare, run_spectrum
+from oracles import drawn
 
 WIDTHS = (3, 4, 3)
 NEURONS = 7
@@ -39,10 +40,6 @@ SETTINGS = CompareSettings(
     relative_dampings=(1e-3, 1e-1),
     relative_damping=1e-3,
 )
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def data():

@@ -17,12 +17,9 @@ from curvature.models import zoo
 from curvature.models.losses import CrossEntropy
 from curvature.records import StepsToLoss
 from curvature.studies.training import SGD, Adam, Schedule, Trainable, train, tune_learning_rate
+from oracles import drawn
 
 ROUNDING = 1e-12  # relative, after some twenty steps of rounding in another order
-
-
-def drawn(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def classifier(num_examples=10):
