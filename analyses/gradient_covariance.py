@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, epoch_axis, epoch_of, intervals, plot_intervals, trained, write
-from curvature.records.conditioning import marchenko_pastur_bures
+from curvature.records.marchenko_pastur import marchenko_pastur_bures
 from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, VERMILLION, Style, finish, layer_of
 from curvature.studies.training import Arm
 

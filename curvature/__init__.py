@@ -16,7 +16,9 @@ from typing import Any
 from curvature._version import __version__
 
 _HOMES = {
-    "records.conditioning": ("condition_numbers", "damped_condition_number", "marchenko_pastur_ratio", "sphericity"),
+    "records.conditioning": ("condition_numbers", "damped_condition_number"),
+    "records.marchenko_pastur": ("marchenko_pastur_ratio",),
+    "records.sphericity": ("sphericity",),
     "errors": (
         "ConfigurationError",
         "ConvergenceError",

@@ -190,9 +190,8 @@ class Preconditioners:
         return moments
 
     def _whitening(self, damping: Damping) -> list[_Block]:
-        share = damping.relative_damping
-        if share is None:
-            share = damping.relative(float(self.matrix.trace()), len(self.matrix))
+        # A relative damping does not need the Fisher.
+        share = damping.value if damping.is_relative else self._relative(damping)
         blocks = []
         for trace in trace_layers(self.problem).values():
             inputs = trace.inputs.flatten(0, 1)
@@ -200,6 +199,9 @@ class Preconditioners:
             root = _inverse_root(*torch.linalg.eigh(moment), share * float(moment.trace()) / len(moment))
             blocks.append((trace.rows(self.problem).to(self.problem.device), root))  # one block for all rows
         return blocks + self._jacobi_of_the_rest(blocks, damping)
+
+    def _relative(self, damping: Damping) -> float:
+        return damping.relative(float(self.matrix.trace()), len(self.matrix))
 
     def _kronecker(self, damping: Damping) -> list[_Block]:
         blocks, shift = [], absolute_damping(self.matrix, damping)

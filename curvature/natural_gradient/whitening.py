@@ -22,7 +22,7 @@ from curvature.models import Problem
 from curvature.models.layers import trace_layers
 from curvature.precision import full_precision
 from curvature.records import Alignment, Whitening
-from curvature.records.conditioning import sphericity
+from curvature.records.sphericity import sphericity
 from curvature.removed import removed
 
 __all__ = ["alignments", "mean_cosine", "whitening"]

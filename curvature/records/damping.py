@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curvature.errors import ConfigurationError
 
@@ -18,19 +18,19 @@ class Damping:
 
     Attributes
     ----------
-    damping
-        $\lambda$ in $A + \lambda I$, in the unit of the eigenvalues; None where the relative form was given.
-    relative_damping
-        $a$ in $\lambda = a \operatorname{tr}(A) / D$; None where the absolute form was given.
+    value
+        $\lambda$ in $A + \lambda I$, in the unit of the eigenvalues, or $a$ in $\lambda = a \operatorname{tr}(A) / D$.
+    is_relative
+        Whether it is $a$.
 
     Examples
     --------
-    >>> Damping(relative_damping=0.1).absolute(trace=9.0, dim=3), Damping(damping=0.3).relative(trace=9.0, dim=3)
-    (0.3, 0.1)
+    >>> Damping(0.1, is_relative=True).absolute(trace=10.0, dim=2), Damping(0.5).relative(trace=10.0, dim=2)
+    (0.5, 0.1)
     """
 
-    damping: float | None = None
-    relative_damping: float | None = None
+    value: float
+    is_relative: bool = False
 
     @classmethod
     def chosen(
@@ -55,7 +55,7 @@ class Damping:
         Returns
         -------
         Damping
-            With exactly one of its two forms.
+            The one that was given.
 
         Raises
         ------
@@ -67,26 +67,72 @@ class Damping:
                 f"damping={damping:g} and relative_damping={relative_damping:g} both set the damping. Give damping (in "
                 "the unit of the eigenvalues) or relative_damping (times the mean eigenvalue), not both."
             )
-        if damping is None and relative_damping is None:
-            relative_damping = default
-        name, value = ("damping", damping) if relative_damping is None else ("relative_damping", relative_damping)
+        if damping is not None:
+            name, value = "damping", damping
+        else:
+            name, value = "relative_damping", default if relative_damping is None else relative_damping
         if not (value >= 0 if zero else value > 0) or math.isinf(value):
             allowed = "finite and not negative" if zero else "positive and finite"
             raise ConfigurationError(f"{name} must be {allowed}, got {value}.")
-        return cls(damping, relative_damping)
+        return cls(value, is_relative=damping is None)
+
+    @property
+    def damping(self) -> float | None:
+        """The absolute form, where that was given."""
+        return None if self.is_relative else self.value
+
+    @property
+    def relative_damping(self) -> float | None:
+        """The relative form, where that was given."""
+        return self.value if self.is_relative else None
 
     def absolute(self, trace: float, dim: int) -> float:
-        """The damping in the unit of the eigenvalues, for a matrix with this trace and dimension."""
-        return self.relative_damping * trace / dim if self.damping is None else self.damping
+        """Convert to the unit of the eigenvalues.
+
+        Parameters
+        ----------
+        trace, dim
+            Of the matrix.
+
+        Returns
+        -------
+        float
+            What is added to each eigenvalue.
+        """
+        return self.value * trace / dim if self.is_relative else self.value
 
     def relative(self, trace: float, dim: int) -> float:
-        """The damping in units of the mean eigenvalue, for a matrix with this trace and dimension."""
-        return self.damping * dim / trace if self.relative_damping is None else self.relative_damping
+        """Convert to units of the mean eigenvalue.
+
+        Parameters
+        ----------
+        trace, dim
+            Of the matrix.
+
+        Returns
+        -------
+        float
+            Share of the mean eigenvalue.
+        """
+        return self.value if self.is_relative else self.value * dim / trace
+
+    def divided(self, scale: float) -> Damping:
+        """Damp the matrix divided by a number.
+
+        Parameters
+        ----------
+        scale
+            What the matrix is divided by.
+
+        Returns
+        -------
+        Damping
+            A relative damping stays as it is.
+        """
+        return self if self.is_relative else replace(self, value=self.value / scale)
 
     def __bool__(self) -> bool:
-        return bool(self.damping or self.relative_damping)
+        return self.value != 0
 
     def __str__(self) -> str:
-        if self.damping is None:
-            return f"relative damping={self.relative_damping:g}"
-        return f"damping={self.damping:g}"
+        return f"relative damping={self.value:g}" if self.is_relative else f"damping={self.value:g}"

@@ -16,7 +16,7 @@ import torch
 
 import curvature as cv
 from curvature.natural_gradient import best_stretches
-from curvature.records.conditioning import marchenko_pastur_bures
+from curvature.records.marchenko_pastur import marchenko_pastur_bures
 from curvature.studies.training import paper_start
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[2] / "analyses").glob("[!_]*.py"))

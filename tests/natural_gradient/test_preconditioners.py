@@ -385,7 +385,7 @@ def test_the_neuron_blocks_of_softmax_regression_at_zero_weights_are_multiples_o
 
 def test_damping_is_relative_to_the_mean_eigenvalue():
     values = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
-    assert absolute_damping(torch.diag(values), Damping(relative_damping=0.1)) == pytest.approx(0.3, rel=1e-15)
+    assert absolute_damping(torch.diag(values), Damping(0.1, is_relative=True)) == pytest.approx(0.3, rel=1e-15)
 
 
 @pytest.mark.parametrize("damping", [0.0, -1e-3, float("nan")])

@@ -49,7 +49,7 @@ DEFECTS = [
     ),
     Defect(
         "steps of the loss counted as steps of the weights",
-        "records:_gd_time",
+        "records:descent_steps",
         "2 * np.log1p($contraction)",
         "np.log1p($contraction)",
         ("gd_time_counts_the_steps_of_gradient_descent",),

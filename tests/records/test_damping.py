@@ -9,18 +9,23 @@ from curvature.records.damping import RELATIVE_DAMPING, Damping
 
 
 def test_relative_damping_is_in_units_of_the_mean_eigenvalue():
-    assert Damping(relative_damping=0.25).absolute(trace=12.0, dim=3) == 1.0
-    assert Damping(damping=1.0).relative(trace=12.0, dim=3) == 0.25
+    assert Damping(0.25, is_relative=True).absolute(trace=12.0, dim=3) == 1.0
+    assert Damping(1.0).relative(trace=12.0, dim=3) == 0.25
+
+
+def test_a_matrix_divided_by_a_number_has_the_same_relative_damping():
+    assert Damping(1.0).divided(4.0) == Damping(0.25)
+    assert Damping(1.0, is_relative=True).divided(4.0) == Damping(1.0, is_relative=True)
 
 
 def test_each_form_gives_itself_back_to_the_last_bit():
-    assert Damping(damping=0.1).absolute(trace=0.3, dim=7) == 0.1
-    assert Damping(relative_damping=0.1).relative(trace=0.3, dim=7) == 0.1
+    assert Damping(0.1).absolute(trace=0.3, dim=7) == 0.1
+    assert Damping(0.1, is_relative=True).relative(trace=0.3, dim=7) == 0.1
 
 
 def test_without_either_form_the_default_is_relative():
-    assert Damping.chosen(None, None) == Damping(relative_damping=RELATIVE_DAMPING)
-    assert Damping.chosen(None, None, default=1e-6) == Damping(relative_damping=1e-6)
+    assert Damping.chosen(None, None) == Damping(RELATIVE_DAMPING, is_relative=True)
+    assert Damping.chosen(None, None, default=1e-6) == Damping(1e-6, is_relative=True)
 
 
 @pytest.mark.parametrize("values", [(1e-3, 1e-3), (0.0, 0.0)])
@@ -46,5 +51,5 @@ def test_no_damping_is_allowed_where_a_function_says_so(name):
 
 
 def test_a_damping_says_which_form_it_has():
-    assert str(Damping(damping=0.5)) == "damping=0.5"
-    assert str(Damping(relative_damping=1e-3)) == "relative damping=0.001"
+    assert str(Damping(0.5)) == "damping=0.5"
+    assert str(Damping(1e-3, is_relative=True)) == "relative damping=0.001"

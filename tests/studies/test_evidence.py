@@ -22,7 +22,8 @@ from curvature.errors import ConfigurationError
 from curvature.models import zoo
 from curvature.natural_gradient import alignments, compare_charts, control_charts, preconditioner, whitening
 from curvature.records import Check, ConditionNumbers, LearningRateSweep, Measured, Quantity, TrainingCurve, Verdict
-from curvature.records.conditioning import marchenko_pastur_bures, sphericity
+from curvature.records.marchenko_pastur import marchenko_pastur_bures
+from curvature.records.sphericity import sphericity
 from curvature.studies import CompareSettings, run_compare
 from curvature.studies.evidence import (
     LINEAR_PART,

@@ -8,7 +8,7 @@ import numpy as np
 
 from curvature.errors import ConfigurationError
 from curvature.records import Measured, Verdict
-from curvature.records.conditioning import marchenko_pastur_bures
+from curvature.records.marchenko_pastur import marchenko_pastur_bures
 from curvature.studies.evidence.claims.drafts import decided, with_control
 from curvature.studies.evidence.inference import MIN_PAIRS, THRESHOLD
 from curvature.studies.evidence.pairs import averages, log_of_ratio, paired
