@@ -706,7 +706,7 @@ def test_a_small_attention_model_works_as_it_is(name):
     written_out = seeded(lambda: Attention(composite))
     before = everything(fused)
     found = cv.spectrum(MATRICES[name](problem_of(fused)))
-    assert problem_of(fused).attends
+    assert problem_of(fused).function.attends
     expected = MATRICES[name](problem_of(written_out)).dense()
     assert distance(MATRICES[name](problem_of(fused, chunk_size=3)).dense(), expected) < 1e-12
     assert np.abs(found.eigenvalues - np.linalg.eigvalsh(expected.numpy())).max() < 1e-12 * found.eigenvalues[-1]

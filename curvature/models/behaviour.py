@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "cuda_devices",
     "describe_layer",
     "first_layer",
     "generator_states",
@@ -140,6 +141,24 @@ def generator_states(device: torch.device) -> dict[str, object]:
     if device.type == "cuda":
         states["torch.cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes()
     return states
+
+
+def cuda_devices(module: nn.Module) -> list[int]:
+    """Find the CUDA devices that a module is on.
+
+    Parameters
+    ----------
+    module
+        Any module; anything else is on none.
+
+    Returns
+    -------
+    list
+        Indices, ascending.
+    """
+    if not isinstance(module, nn.Module):
+        return []
+    return sorted({parameter.device.index or 0 for parameter in module.parameters() if parameter.is_cuda})
 
 
 @contextmanager

@@ -1,10 +1,12 @@
-"""What flows through the linear and convolutional layers of a problem: inputs and output gradients, per example."""
+"""Inputs and output gradients of the linear and convolutional layers of a problem, per example."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,74 +62,123 @@ def trace_layers(
 ) -> dict[str, LayerTrace]:
     r"""Run the data through the model once and record every linear and 1-d or 2-d convolutional layer.
 
-    Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out. With
-    ``output_factor(outputs, targets) -> S (n, M, R)`` the columns are also pulled back to the layers' outputs.
-    Cost: one forward pass, and ``R`` backward passes with a factor.
+    Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out.
+
+    Parameters
+    ----------
+    problem
+        The network, at its point.
+    output_factor
+        Maps outputs and targets of some examples to a factor $S$ ``(n, M, R)``, whose columns are pulled back to the
+        outputs of the layers; None for the inputs only.
+
+    Returns
+    -------
+    dict
+        The trace of each layer, by its path.
+
+    Notes
+    -----
+    Costs one forward pass, and ``R`` backward passes with a factor.
     """
-    pieces: dict[str, list[tuple]] = {}
-    for where in problem.chunks():
+    recorded: dict[str, list[_Piece]] = {}
+    for rows in problem.chunks():
         leaves = problem.leaves()
-        with torch.enable_grad(), _recorded(problem.model) as seen:
-            outputs = problem.predict(leaves, problem.inputs[where])
-        single = {path: calls[0] for path, calls in seen.items() if len(calls) == 1}
-        gradients: dict[str, list[Tensor]] = {path: [] for path in single}
+        with torch.enable_grad(), _recording(problem.model) as calls:
+            outputs = problem.predict(leaves, problem.inputs[rows])
+        single = {path: of_layer[0] for path, of_layer in calls.items() if len(of_layer) == 1}
+        gradients: dict[str, Tensor] = {}
         if output_factor is not None:
-            factor = output_factor(outputs.detach(), problem.targets[where])
-            reached = [path for path, (_, z, *_) in single.items() if z.requires_grad]
-            for column in factor.unbind(dim=2) if reached else ():
-                found = torch.autograd.grad(
-                    outputs,
-                    [single[path][1] for path in reached],
-                    column.reshape(outputs.shape),
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-                for path, gradient in zip(reached, found, strict=True):
-                    gradients[path].append(gradient)
-        for path, (a, _, depends, passed_on) in single.items():
-            stacked = torch.stack(gradients[path], dim=1).detach() if gradients[path] else None
-            pieces.setdefault(path, []).append((a, stacked, depends, passed_on is outputs))
+            gradients = _pulled_back(single, outputs, output_factor(outputs.detach(), problem.targets[rows]))
+        for path, call in single.items():
+            piece = _Piece(call.inputs, gradients.get(path), call.depends_on_weights, call.passed_on is outputs)
+            recorded.setdefault(path, []).append(piece)
+    uses = Counter(id(parameter) for _, parameter in problem.model.named_parameters(remove_duplicate=False))
     traces = {}
-    for path, parts in pieces.items():
+    for path, pieces in recorded.items():
         layer = problem.model.get_submodule(path)
-        weight = f"{path}.weight" if path else "weight"
-        bias = f"{path}.bias" if path else "bias"
-        if weight not in problem.layout.slices or weight in problem.aliases.values():
-            continue
-        if sum(p is layer.weight for _, p in problem.model.named_parameters(remove_duplicate=False)) != 1:
-            continue
-        inputs = torch.cat([_patches(layer, a) for a, *_ in parts])
-        has_bias = layer.bias is not None and bias in problem.layout.slices
-        if has_bias:
-            inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
-        outputs = None if parts[0][1] is None else torch.cat([_positions(layer, g) for _, g, *_ in parts])
-        traces[path] = LayerTrace(path, weight, bias if has_bias else None, inputs, outputs, parts[0][2], parts[0][3])
+        weight, bias = (f"{path}.{leaf}" if path else leaf for leaf in ("weight", "bias"))
+        tied = weight in problem.aliases.values() or uses[id(layer.weight)] != 1
+        if weight in problem.layout.slices and not tied:
+            has_bias = layer.bias is not None and bias in problem.layout.slices
+            traces[path] = _trace(layer, path, weight, bias if has_bias else None, pieces)
     return traces
 
 
-@contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[str, list[tuple[Tensor, Tensor, bool, Tensor]]]]:
-    """Record every supported layer while the block runs; ``model`` is the private copy.
+def _trace(layer: nn.Module, path: str, weight: str, bias: str | None, pieces: list[_Piece]) -> LayerTrace:
+    inputs = torch.cat([_patches(layer, piece.inputs) for piece in pieces])
+    if bias is not None:
+        inputs = torch.cat([inputs, torch.ones_like(inputs[..., :1])], dim=-1)
+    gradients = [_positions(layer, piece.gradients) for piece in pieces if piece.gradients is not None]
+    return LayerTrace(
+        path,
+        weight,
+        bias,
+        inputs,
+        torch.cat(gradients) if gradients else None,
+        pieces[0].depends_on_weights,
+        pieces[0].is_output,
+    )
 
-    Per call: the input, the output, whether the input depends on weights, and what was passed on.
-    """
-    seen: dict[str, list[tuple[Tensor, Tensor, bool, Tensor]]] = {}
+
+class _Call(NamedTuple):
+    """One call of a layer: its input, its output with the graph, and the copy that later layers got."""
+
+    inputs: Tensor
+    outputs: Tensor
+    depends_on_weights: bool
+    passed_on: Tensor
+
+
+class _Piece(NamedTuple):
+    """A layer on one chunk of examples, without the graph."""
+
+    inputs: Tensor
+    gradients: Tensor | None
+    depends_on_weights: bool
+    is_output: bool
+
+
+def _pulled_back(calls: dict[str, _Call], outputs: Tensor, factor: Tensor) -> dict[str, Tensor]:
+    """Gradients of the columns of a factor ``(n, M, R)`` at the outputs of the layers, ``(n, R, ...)`` by path."""
+    reached = [path for path, call in calls.items() if call.outputs.requires_grad]
+    if not reached:
+        return {}
+    columns = [
+        torch.autograd.grad(
+            outputs,
+            [calls[path].outputs for path in reached],
+            column.reshape(outputs.shape),
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for column in factor.unbind(dim=2)
+    ]
+    gradients = zip(*columns, strict=True)  # by layer, then by column
+    return {path: torch.stack(parts, dim=1).detach() for path, parts in zip(reached, gradients, strict=True)}
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
+    """Record the calls of every supported layer while the block runs; ``model`` is the private copy."""
+    calls: dict[str, list[_Call]] = {}
     handles = []
     for path, layer in model.named_modules():
         if not _supported(layer):
             continue
 
         def record(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor, path: str = path) -> Tensor:
-            given = args[0] if args else kwargs["input"]
-            # What comes later may write in place: it gets a copy of the output, and the input is copied here.
+            inputs = args[0] if args else kwargs["input"]
+            # Later layers may write in place: they get a copy of the output, and the input is copied here.
             passed_on = output.clone()
-            seen.setdefault(path, []).append((given.detach().clone(), output, given.requires_grad, passed_on))
+            call = _Call(inputs.detach().clone(), output, inputs.requires_grad, passed_on)
+            calls.setdefault(path, []).append(call)
             return passed_on
 
         handles.append(layer.register_forward_hook(record, with_kwargs=True))
     try:
-        yield seen
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -144,11 +195,14 @@ def _patches(layer: nn.Module, inputs: Tensor) -> Tensor:
     """Inputs as ``(n, positions, fan_in)``."""
     if isinstance(layer, nn.Linear):
         return inputs.reshape(len(inputs), -1, inputs.shape[-1])
+    convolution: Any = layer  # the stubs of torch allow a padding by name, which `_supported` does not
+    kernel, dilation, padding, stride = (
+        getattr(convolution, setting) for setting in ("kernel_size", "dilation", "padding", "stride")
+    )
     if isinstance(layer, nn.Conv1d):
-        settings = [(1, value[0]) for value in (layer.kernel_size, layer.dilation, layer.stride)]
-        kernel, dilation, stride = settings
-        return functional.unfold(inputs[:, :, None], kernel, dilation, (0, layer.padding[0]), stride).mT
-    return functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+        inputs = inputs[:, :, None]
+        kernel, dilation, padding, stride = (1, *kernel), (1, *dilation), (0, *padding), (1, *stride)
+    return functional.unfold(inputs, kernel, dilation, padding, stride).mT
 
 
 def _positions(layer: nn.Module, gradients: Tensor) -> Tensor:

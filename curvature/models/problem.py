@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from html import escape
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
-from curvature.models.behaviour import pre_activations_near_a_kink, untouched_generators
-from curvature.models.data import as_type, materialize, refuse_non_finite
+from curvature.models.behaviour import cuda_devices, pre_activations_near_a_kink, untouched_generators
+from curvature.models.data import DataLike, as_type, materialize, refuse_non_finite
 from curvature.models.function import ModelFunction
-from curvature.models.losses import Loss, PerExample, refuse_other_reduction, resolve_loss
+from curvature.models.losses import Loss, LossLike, PerExample, refuse_other_reduction, resolve_loss
 from curvature.models.module import common_type, refuse_module
 from curvature.models.trial import checked_outputs, differentiated_once
 from curvature.models.unwrapping import unwrap
@@ -71,12 +70,12 @@ class Problem:
         cls,
         module: nn.Module,
         *,
-        loss: str | Loss | nn.Module | Callable[[Tensor, Tensor], Tensor],
-        data: tuple[Tensor, Tensor] | Dataset | DataLoader,
+        loss: LossLike,
+        data: DataLike,
         dtype: torch.dtype | None = torch.float64,
         chunk_size: int | None = None,
     ) -> Problem:
-        """Take a module as users have it.
+        """Build a problem from a module, a loss and data.
 
         Parameters
         ----------
@@ -89,15 +88,20 @@ class Problem:
             ``"cross-entropy"``, ``"binary-cross-entropy"``, ``"mse"`` (PyTorch's convention), ``"half-squared-error"``,
             a ``torch.nn`` loss module, a :class:`~curvature.models.losses.Loss`, or a callable
             ``loss(output, target) -> scalar`` for one example. A callable that also takes all examples at once must
-            give their mean or sum there; else say ``PerExample(callable)``.
+            return their mean or sum there; otherwise pass ``PerExample(callable)``.
         data
-            ``(inputs, targets)``, a ``Dataset`` or a ``DataLoader`` of such pairs; read once, in order. What shuffles,
-            drops or repeats examples, or draws random numbers while it is read, is refused.
+            ``(inputs, targets)``, a ``Dataset`` or a ``DataLoader`` of such pairs; read once, in order. Data that are
+            shuffled, dropped, repeated or drawn at random while they are read are refused.
         dtype
             Precision of a *copy* of the model and data; float64, since small eigenvalues need it. None keeps
             the module's own.
         chunk_size
             Examples evaluated at once; None chooses.
+
+        Returns
+        -------
+        Problem
+            The problem at the module's weights.
 
         Raises
         ------
@@ -106,20 +110,15 @@ class Problem:
         SelfCheckError
             If the model is not a fixed function of one example (random, or coupled through the batch).
         """
-        # A sampler, or a random layer before it is refused, draws from the global generator: put it back.
-        cuda = (
-            sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-            if hasattr(module, "parameters")
-            else []
-        )
-        with full_precision(), untouched_generators(cuda):
+        # A sampler, or a random layer before it is refused, draws from the global generators: restore them.
+        with full_precision(), untouched_generators(cuda_devices(module)):
             return cls._from_module(module, loss, data, dtype, chunk_size)
 
     @classmethod
     def _from_module(
-        cls, module: nn.Module, loss: object, data: object, dtype: torch.dtype | None, chunk_size: int | None
+        cls, module: nn.Module, loss_like: LossLike, data: DataLike, dtype: torch.dtype | None, chunk_size: int | None
     ) -> Problem:
-        declared, loss = isinstance(loss, Loss), resolve_loss(loss)
+        declared, loss = isinstance(loss_like, Loss), resolve_loss(loss_like)
         refuse_module(module)
         if chunk_size is not None and chunk_size < 1:
             raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size}.")
@@ -180,11 +179,6 @@ class Problem:
         return self.function.written
 
     @property
-    def attends(self) -> bool:
-        """Whether the model uses PyTorch's fused attention, which is then computed by the math kernel."""
-        return self.function.attends
-
-    @property
     def dim(self) -> int:
         """Number of weights ``P``."""
         return self.layout.dim
@@ -239,7 +233,25 @@ class Problem:
 
     @full_precision()
     def at(self, weights: Tensor) -> Problem:
-        """Move to other weights ``(P,)``: same model, loss and data; the chart becomes ``Standard()``."""
+        """Move to other weights: same model, loss and data; the chart becomes ``Standard()``.
+
+        Parameters
+        ----------
+        weights
+            The new point ``(P,)``.
+
+        Returns
+        -------
+        Problem
+            The problem there.
+
+        Raises
+        ------
+        ConfigurationError
+            If the vector has another shape.
+        NonFiniteError
+            If a weight is NaN or infinite.
+        """
         if weights.shape != self.weights.shape:
             raise ConfigurationError(f"weights must have shape ({self.dim},), got {tuple(weights.shape)}.")
         if not torch.isfinite(weights).all():
@@ -291,7 +303,20 @@ class Problem:
         )
 
     def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Outputs at other weights, flat or by name; differentiable in them."""
+        """Evaluate the network at other weights; differentiable in them.
+
+        Parameters
+        ----------
+        weights
+            A flat vector ``(P,)``, or every tensor by name.
+        inputs
+            Examples ``(n, ...)``.
+
+        Returns
+        -------
+        Tensor
+            Outputs ``(n, ...)``.
+        """
         return self.function.predict(weights, inputs)
 
     def chunks(self) -> Iterator[slice]:
@@ -301,37 +326,50 @@ class Problem:
 
     @full_precision()
     def outputs(self, weights: Tensor | None = None) -> Tensor:
-        """Outputs for all examples, ``(N, ...)``, without a graph."""
+        """Outputs ``(N, ...)`` for all examples, without a graph; at the point, or at other weights ``(P,)``."""
         point = self.weights if weights is None else weights
         with torch.no_grad():
             return torch.cat([self.predict(point, self.inputs[rows]) for rows in self.chunks()])
 
     def kinks(self) -> tuple[int, int]:
-        """Count inputs of piecewise linear activations (ReLU and its kin) that lie at a kink, or within 1e-8 of it.
+        """Count inputs of piecewise linear activations (ReLU and similar) that are at a kink, or close to it.
 
-        Relative to the largest of their layer, over all examples; the second number is how many inputs there are. At a
-        kink the Hessian is a choice of autograd's, and everywhere it leaves out what the gradient jumps by.
+        Returns
+        -------
+        near, total
+            How many inputs are within 1e-8 of zero, relative to the largest of their layer, and how many there are;
+            over all examples.
+
+        Notes
+        -----
+        At a kink the Hessian depends on a convention of autograd. Everywhere it leaves out the jumps of the gradient.
         """
         return pre_activations_near_a_kink(self.model, self.outputs)
 
     @full_precision()
     def value(self, weights: Tensor | None = None) -> float:
-        """The mean loss."""
+        """The mean loss; at the point, or at other weights ``(P,)``."""
         outputs = self.outputs(weights)
         return float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
 
     @full_precision()
     def gradient(self, weights: Tensor | None = None) -> Tensor:
-        """Gradient of the mean loss in the weights, ``(P,)``."""
+        """Gradient ``(P,)`` of the mean loss in the weights; at the point, or at other weights ``(P,)``.
+
+        Raises
+        ------
+        NonFiniteError
+            If it is NaN or infinite; names the parameters and the first example.
+        """
         total = torch.zeros_like(self.weights)
         for rows in self.chunks():
             total += self._chunk_gradient(rows, weights)
         if not torch.isfinite(total).all():
-            alone = (self._chunk_gradient(slice(n, n + 1), weights) for n in range(self.num_examples))
-            first = next((n for n, part in enumerate(alone) if not torch.isfinite(part).all()), None)
+            gradients = (self._chunk_gradient(slice(n, n + 1), weights) for n in range(self.num_examples))
+            first = next((n for n, part in enumerate(gradients) if not torch.isfinite(part).all()), None)
+            names = [name for name, part in self.unflatten(total).items() if not torch.isfinite(part).all()]
             raise NonFiniteError(
-                "the gradient is NaN or infinite in "
-                + ", ".join(n for n, part in self.unflatten(total).items() if not torch.isfinite(part).all())
+                f"the gradient is NaN or infinite in {', '.join(names)}"
                 + ("; each example alone is finite" if first is None else f", first for example {first}")
                 + "; look at the weights and the loss at this point."
             )

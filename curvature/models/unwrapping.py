@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -198,13 +199,12 @@ def _find_weight_norm(module: nn.Module) -> list[_Normalized]:
 
 def _parametrized_weight_norm(path: str, layer: nn.Module) -> list[_Normalized]:
     normalized: list[_Normalized] = []
-    for name, steps in layer.parametrizations.items():
+    parametrizations: Any = layer.parametrizations  # a ModuleDict that torch does not declare
+    for name, steps in parametrizations.items():
         kinds = [isinstance(step, _WeightNorm) for step in steps]
         if not any(kinds):
             continue
-        others = sorted(
-            other for other, its_steps in layer.parametrizations.items() if not isinstance(its_steps[0], _WeightNorm)
-        )
+        others = sorted(other for other, chain in parametrizations.items() if not isinstance(chain[0], _WeightNorm))
         if len(kinds) > 1 or others:
             raise InputError(
                 f"layer {path!r}: weight_norm of {name!r} is combined with other parametrizations "
@@ -226,7 +226,8 @@ def _strip_parametrizations(layer: nn.Module) -> None:
     ``parametrize.remove_parametrizations`` deletes the property from the layer's class, which a deep copy
     shares with the user's own layer; here only the instance changes.
     """
-    names = list(layer.parametrizations)
+    parametrizations: Any = layer.parametrizations
+    names = list(parametrizations)
     del layer.parametrizations
     layer.__class__ = type(layer).__bases__[0]
     for name in names:

@@ -287,7 +287,7 @@ def test_the_users_module_data_and_globals_are_never_touched(with_state):
         cv.pullback(operator, problem.chart).dense()
     cv.fisher(problem).dense()
     cv.monte_carlo_fisher(problem, 2, torch.Generator().manual_seed(0)).dense()
-    cv.spectrum(cv.ggn(problem), chart=problem.chart, gradient=True)
+    cv.spectrum(cv.pullback(cv.ggn(problem), problem.chart), gradient=True)
     problem.value()
     assert fingerprint(module) == before
     assert torch.equal(inputs, data_before[0])
