@@ -5,9 +5,10 @@ import sys
 
 
 def _leave_current_folder() -> None:
-    """Take the current folder off the path, where ``python -m`` puts it first: a file there could pose as a library.
+    """Remove the current folder from ``sys.path``, where ``python -m`` puts it first.
 
-    It stays where the package itself lies in it. By ``os.path``: ``pathlib`` is not loaded yet and could pose too.
+    A file in it could have the name of a library and would be imported in its place. The folder is kept if it contains
+    this package. ``os.path`` is used because ``pathlib`` is not imported yet and could be replaced in the same way.
     """
     package = os.path.realpath(os.path.join(__file__, "..", ".."))  # noqa: PTH118
     if not sys.flags.safe_path and os.path.realpath(sys.path[0]) != package:

@@ -1,4 +1,4 @@
-"""Where numbers come from: versions, machine, settings, code, and hashes of what went in."""
+"""Where numbers come from: versions, machine, settings, code, and hashes of the inputs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,21 @@ _BLOCK = 2**20
 
 
 def collect(*, started: float | None = None, device: str | torch.device = "cpu", **extra: Any) -> dict[str, Any]:
-    """Describe this process and machine in plain values, for a record that will outlive both.
+    """Describe this process and machine in plain values.
 
     Parameters
     ----------
     started
-        When the work began, as ``time.time()`` gives it; None: when the process did.
+        Start of the work, as ``time.time()`` returns it; by default the start of the process.
     device
         Where the numbers were computed.
     **extra
-        Recorded beside the rest, e.g. ``model_sha256=...``.
+        Added to the description, e.g. ``model_sha256=...``.
+
+    Returns
+    -------
+    dict
+        Versions, git commit, command, times, peak memory in bytes, platform, device, threads, BLAS, precision.
 
     Examples
     --------
@@ -68,7 +73,18 @@ def collect(*, started: float | None = None, device: str | torch.device = "cpu",
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    str
+        In hexadecimal.
+    """
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while block := stream.read(_BLOCK):
@@ -77,42 +93,55 @@ def hash_file(path: str | Path) -> str:
 
 
 def hash_tensors(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and values, in the order given; the same on every device.
+    """SHA-256 of the names, dtypes, shapes and values of tensors, in their order; the same on every device.
 
+    Parameters
+    ----------
+    tensors
+        Tensors by name, or without names.
+
+    Returns
+    -------
+    str
+        In hexadecimal.
+
+    Examples
+    --------
     >>> hash_tensors([torch.zeros(2)]) == hash_tensors([torch.zeros(2)])
     True
     >>> hash_tensors([torch.zeros(2)]) == hash_tensors([torch.zeros(1, 2)])
     False
     """
-    named = tensors.items() if isinstance(tensors, Mapping) else ((str(k), one) for k, one in enumerate(tensors))
+    if not isinstance(tensors, Mapping):
+        tensors = {str(position): tensor for position, tensor in enumerate(tensors)}
     digest = hashlib.sha256()
-    for name, tensor in named:
+    for name, tensor in tensors.items():
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        # Through bytes, since numpy has no bfloat16; -0.0 and 0.0 differ, as they do in a quotient. A copy, since a
-        # column with one entry counts as contiguous and keeps a stride that is not one.
+        # By bytes, because numpy has no bfloat16; so -0.0 and 0.0 differ, as they do in a quotient. A copy, because a
+        # column with one entry counts as contiguous and can still have a stride other than one.
         values = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
         digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _checkout() -> dict[str, Any]:
-    """Git commit of this package and whether it was changed, if it runs from a checkout of its own."""
+    """Git commit of this package and whether it was changed; empty unless the package is in its own checkout."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():  # never ask git about a repository that the package merely lies in
+    if not (root / ".git").exists():  # a repository further up is not that of the package
         return {}
-    # Hooks and file monitors that the repository's own configuration names stay off: this only looks.
+    # Reading the state must not run hooks and file monitors from the configuration of the repository.
     git = ["git", "-c", "core.fsmonitor=false", "-C", str(root)]
-    quiet = {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    environment = os.environ | {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
-        found = [
+        commit, changes = (
             subprocess.run(
-                [*git, *arguments], capture_output=True, text=True, timeout=10, check=True, env=os.environ | quiet
+                [*git, *arguments], capture_output=True, text=True, timeout=10, check=True, env=environment
             ).stdout.strip()
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "curvature"])
-        ]
+        )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"commit": found[0], "dirty": bool(found[1])}
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def _peak_memory() -> int | None:
@@ -134,12 +163,12 @@ def _float32_flags() -> dict[str, Any]:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32},
         }
-    except RuntimeError as error:  # torch refuses to answer where its old and new switches were both used
+    except RuntimeError as error:  # torch raises if both its old and its new switches have been used
         return {"float32_matmul_precision": f"unknown: {str(error).splitlines()[0]}"}
 
 
 def _blas() -> dict[str, str]:
-    """Which BLAS multiplies: numpy's does the eigenvalues on the CPU, torch's the products."""
-    about = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    found = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
-    return {"numpy": f"{about.get('name')} {about.get('version')}", "torch": found[1] if found else "unknown"}
+    """Name the BLAS of numpy, which computes eigenvalues on the CPU, and that of torch, which computes products."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    match = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
+    return {"numpy": f"{blas.get('name')} {blas.get('version')}", "torch": match[1] if match else "unknown"}

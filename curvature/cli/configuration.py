@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,6 +18,8 @@ from pydantic import (
     PositiveFloat,
 )
 
+from curvature.cli.wording import nearest
+
 __all__ = [
     "KINDS",
     "MATRICES",
@@ -28,7 +29,6 @@ __all__ = [
     "Configuration",
     "Shown",
     "SpectrumConfiguration",
-    "nearest",
     "option_name",
 ]
 
@@ -72,25 +72,6 @@ def option_name(field: str) -> str:
         E.g. ``--num-examples``.
     """
     return f"--{field.replace('_', '-')}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Suggest the most similar name.
-
-    Parameters
-    ----------
-    name
-        What was typed.
-    known
-        The names to choose from.
-
-    Returns
-    -------
-    str
-        `` (did you mean ...?)``, or an empty string where no name is similar.
-    """
-    matches = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def _split(value: Any) -> list[Any]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from curvature.cli.configuration import KINDS, RENAMED, Configuration, nearest, option_name
+from curvature.cli.configuration import KINDS, RENAMED, Configuration, option_name
+from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError
 
 __all__ = ["resolve"]

@@ -73,13 +73,13 @@ def test_builtin_model_is_that_of_the_zoo_at_the_seed():
     assert loading.load_model("builtin:digits-mlp", {"widths": 5})(0)[0].out_features == 5
 
 
-def test_file_is_executed_aloud_with_path_and_hash(here):
+def test_file_is_executed_with_a_message_of_path_and_hash(here):
     said = []
     model = loading.load_model("net.py:make", {"width": 5}, said.append)(0)
     assert model[0].out_features == 5
     assert f"executing {here / 'net.py'} (SHA-256 {provenance.hash_file('net.py')})" in said
     assert not model.training
-    assert any("layers 1 put in eval mode" in line for line in said)
+    assert any("layers 1 switched to eval mode" in line for line in said)
 
 
 def test_every_factory_is_seeded_and_leaves_the_global_generator_alone(here):  # noqa: ARG001
@@ -94,7 +94,7 @@ def test_every_factory_is_seeded_and_leaves_the_global_generator_alone(here):  #
 def test_folder_of_an_executed_file_is_not_searched_for_modules(here):
     (here / "beside.py").write_text("raise SystemExit")
     (here / "imports.py").write_text("import beside")
-    with pytest.raises(InputError, match="Modules beside the file are found only with PYTHONPATH"):
+    with pytest.raises(InputError, match="Modules in the same folder are found only with PYTHONPATH"):
         loading.load_model("imports.py:make")
 
 
@@ -111,13 +111,13 @@ def test_importable_factory(here, monkeypatch):
         ("builtin:digits-mpl", {}, ConfigurationError, "did you mean builtin:digits-mlp"),
         ("builtin:digits-mlp", {"width": 3}, ConfigurationError, "did you mean widths"),
         ("builtin:digits-mlp", {"activation": "rellu"}, ConfigurationError, "must be one of tanh, relu"),
-        ("builtin:digits-mlp", {"seed": 3}, ConfigurationError, "use --seed"),
+        ("builtin:digits-mlp", {"seed": 3}, ConfigurationError, "Use --seed"),
         ("resnet", {}, ConfigurationError, "package.module:factory"),
         ("net.py", {}, ConfigurationError, "write net.py:FUNCTION"),
         ("nett.py:make", {}, InputError, "Did you mean net.py"),
         ("net.py:mkae", {}, InputError, "did you mean make"),
-        ("net.py:constant", {}, InputError, "can be called"),
-        ("net.py:number", {}, InputError, "must return a torch.nn.Module, it returned int"),
+        ("net.py:constant", {}, InputError, "must be callable"),
+        ("net.py:number", {}, InputError, "must return a torch.nn.Module, but it returned int"),
         ("net.py:broken", {}, InputError, r"RuntimeError: the weights are elsewhere \(net.py, line 10\)"),
         ("net.py:make", {"width": "a"}, InputError, "net.py:make failed"),
         ("not_installed.models:make", {}, InputError, "no module 'not_installed'"),
@@ -228,10 +228,10 @@ def test_nested_state_dict_is_picked_by_key(here):  # noqa: ARG001
     torch.save({"epoch": 3, "ema": {"model": plain().state_dict()}, "model": plain().state_dict()}, "checkpoint.pt")
     for key in ("model", "ema/model"):
         assert loading.load_weights("checkpoint.pt", key).keys() == plain().state_dict().keys()
-    with pytest.raises(InputError, match="add --key model"):
+    with pytest.raises(InputError, match="Add --key model"):
         loading.load_weights("checkpoint.pt")
     with pytest.raises(
-        ConfigurationError, match=r"--key 'modle' is not in checkpoint.pt; it holds the keys epoch, ema, model"
+        ConfigurationError, match=r"--key 'modle' is not in checkpoint.pt; it contains the keys epoch, ema, model"
     ):
         loading.load_weights("checkpoint.pt", "modle")
 
@@ -258,7 +258,7 @@ def test_files_are_measured_before_they_are_read(here, monkeypatch):  # noqa: AR
         (loading.load_weights, "w.safetensors"),
         (lambda path: loading.load_data(path, CrossEntropy()), "x.npz"),
     ):
-        with pytest.raises(InputError, match="more than the"):
+        with pytest.raises(InputError, match="the limit is"):
             load(path)
 
 
@@ -319,7 +319,7 @@ def test_weight_normalized_weights_of_another_shape_are_listed():
 
 
 def test_plain_weights_for_a_weight_normalized_model_are_refused_with_the_way_out():
-    with pytest.raises(InputError, match="use the plain model"):
+    with pytest.raises(InputError, match="Use the plain model"):
         loading.apply_weights(normalized("parametrized"), plain().state_dict())
 
 
@@ -348,7 +348,7 @@ def test_a_table_fits_the_built_in_network_of_its_size_and_no_network_of_images(
     assert Problem.from_module(model, loss=loss, data=data).dim == 10 * 3 + 3 + 3 + 1
     with pytest.raises(ConfigurationError, match="missing a required argument: 'inputs'"):
         loading.load_model("builtin:mlp")
-    with pytest.raises(ConfigurationError, match="tables of numbers"):
+    with pytest.raises(ConfigurationError, match="table of numbers"):
         loading.load_data("builtin:wine", CrossEntropy(), image=True)
 
 
@@ -407,13 +407,13 @@ BILLION = bytes([0, 0, 8, 3]) + struct.pack(">3I", 10**6, 10**3, 10**3)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"images": idx(PIXELS)[:-1]}, "another number of bytes: damaged"),
-        ({"images": idx(PIXELS) + b"x"}, "another number of bytes: damaged"),
+        ({"images": idx(PIXELS)[:-1]}, "is damaged: its header says .* another number of bytes"),
+        ({"images": idx(PIXELS) + b"x"}, "is damaged: its header says .* another number of bytes"),
         ({"images": idx(PIXELS, kind=13)}, "not an IDX file of unsigned bytes with 3 axes"),
         ({"images": idx(LABELS)}, "not an IDX file"),
         ({"images": b""}, "not an IDX file"),
         ({"labels": LABELS[:3]}, "5 images but 3 labels"),
-        ({"images": BILLION}, "more than the 4 GB"),
+        ({"images": BILLION}, "the limit is 4 GB"),
     ],
 )
 def test_damaged_mnist_is_refused_in_words(here, arguments, words):
@@ -433,12 +433,12 @@ def test_mnist_that_is_no_gzip_file_is_refused_in_words(here):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "holds no CIFAR-10"),
-        ({"data_batch_1": b"pickle"}, "pickled and is not read: take the binary version"),
-        ({"data_batch_1.bin": b"x" * 3072}, "3072 bytes, no multiple of the 3073"),
+        ({}, "contains no CIFAR-10"),
+        ({"data_batch_1": b"pickle"}, "pickled and is not read: download the binary version"),
+        ({"data_batch_1.bin": b"x" * 3072}, "3072 bytes, which is not a multiple of the 3073"),
         ({"data_batch_1.bin": b""}, "0 bytes"),
         ({"data_batch_1.bin": b"\x0b" * 3073}, "the label 11; CIFAR-10 has 0 to 9"),
-        ({"data_batch_1.bin": b"\x01" * 3073}, "no CIFAR-10 .* file data_batch_2.bin"),
+        ({"data_batch_1.bin": b"\x01" * 3073}, "contains no CIFAR-10 .* file data_batch_2.bin"),
     ],
 )
 def test_damaged_or_pickled_cifar_is_refused_in_words(here, files, words):
@@ -452,7 +452,7 @@ def test_damaged_or_pickled_cifar_is_refused_in_words(here, files, words):
 def test_more_images_than_memory_is_meant_for_are_refused(here, monkeypatch):
     put_mnist(here / "m")
     monkeypatch.setattr(loading.images, "MAX_BYTES", 8 * 784 * 3)
-    with pytest.raises(InputError, match="use --num-examples"):
+    with pytest.raises(InputError, match="Read fewer examples: --num-examples"):
         loading.load_data("mnist:m", CrossEntropy())
     assert len(loading.load_data("mnist:m", CrossEntropy(), num_examples=3)[0]) == 3
 
@@ -519,8 +519,8 @@ def test_integer_inputs_are_said(here):  # noqa: ARG001
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"a": X, "b": Y}, "it holds a, b"),
-        ({"x": X}, "it holds x"),
+        ({"a": X, "b": Y}, "it contains a, b"),
+        ({"x": X}, "it contains x"),
         ({"x": X[:0], "y": Y[:0]}, "is empty"),
         ({"x": X, "y": Y[:3]}, "6 inputs but 3 targets"),
         ({"x": X.astype(complex), "y": Y}, "must be real numbers"),
@@ -541,7 +541,7 @@ def test_array_that_claims_more_than_it_holds_is_refused_before_it_is_allocated(
     np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**15,)})
     with zipfile.ZipFile("d.npz", "w") as archive:
         archive.writestr("x.npy", header.getvalue())
-    with pytest.raises(InputError, match="the file is damaged"):
+    with pytest.raises(InputError, match=r"x\.npy is damaged"):
         loading.load_data("d.npz", CrossEntropy())
 
 
@@ -571,7 +571,7 @@ def test_wrong_csv_is_refused_with_its_line(here, content, target, error, words)
         ("builtin:digts", {}, "did you mean builtin:digits"),
         ("builtin:digits", {"num_examples": 5000}, "between 1 and 1797"),
         ("builtin:digits", {"target": "a"}, "--target names a column of a .csv"),
-        ("data.parquet", {}, "no known form"),
+        ("data.parquet", {}, "Unrecognised data specification"),
     ],
 )
 def test_unknown_data_are_refused_in_words(spec, options, words):
@@ -612,7 +612,7 @@ def test_charts_by_name():
         (["weight-norm"], ["papre"], "gauge 'papre' is unknown"),
         (["weight-norm"], ["-2"], "positive number"),
         (["weight-norm"], ["nan"], "positive number"),
-        (["weight-norm"], ["checkpoint"], "this one is not"),
+        (["weight-norm"], ["checkpoint"], "this model is not weight-normalized"),
         (["standard"], ["paper"], "add --chart weight-norm"),
     ],
 )

@@ -36,7 +36,7 @@ from typer.testing import CliRunner
 
 from curvature import cli, report
 from curvature.cli import full, loading, sources
-from curvature.cli.loading import data, files
+from curvature.cli.loading import arrays, files
 from curvature.cli.terminal import Terminal
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.losses import CrossEntropy
@@ -158,8 +158,8 @@ def test_a_configuration_names_no_code_in_disguise(here, key, value):
 
 def test_a_table_is_refused_when_its_numbers_outgrow_what_is_read(here, monkeypatch):
     (here / "d.csv").write_text("a,b\n" + "1,0\n" * 100)
-    monkeypatch.setattr(data, "MAX_BYTES", 8 * 2 * 99)
-    with pytest.raises(InputError, match=r"the numbers of d.csv take more than"):
+    monkeypatch.setattr(arrays, "MAX_BYTES", 8 * 2 * 99)
+    with pytest.raises(InputError, match=r"the numbers of d.csv exceed the limit"):
         loading.load_data("d.csv", CrossEntropy(), target="b")
 
 
@@ -187,7 +187,7 @@ def test_an_archive_in_an_exported_program_is_measured_too(here, monkeypatch):
         archive.writestr("m/data/sample_inputs/model.pt", inner.getvalue())
     assert (here / "m.pt2").stat().st_size < 10**5
     monkeypatch.setattr(files, "MAX_BYTES", 10**5)
-    with pytest.raises(InputError, match=r"m.pt2: m/data/sample_inputs/model.pt takes .* more than"):
+    with pytest.raises(InputError, match=r"m.pt2: m/data/sample_inputs/model.pt is .* the limit is"):
         loading.load_model("m.pt2")
 
 
@@ -232,7 +232,7 @@ def test_weights_given_in_both_forms_are_refused():
     g, v = torch.ones(2, 1), torch.ones(2, 4)
     both = {"weight_g": g, "weight_v": v, "bias": torch.zeros(2)}
     both |= {"parametrizations.weight.original0": g, "parametrizations.weight.original1": 2 * v}
-    with pytest.raises(InputError, match="given twice"):
+    with pytest.raises(InputError, match="in both forms of weight normalization"):
         loading.apply_weights(nn.Linear(4, 2), both)
 
 

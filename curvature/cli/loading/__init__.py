@@ -1,6 +1,6 @@
-"""What people name on a command line, turned into objects: models, weights, data, losses, charts.
+"""Models, weights, data, losses and charts, from the names that a command line gives them.
 
-Nothing is unpickled except tensors. Code runs only where its name was given for that, and ``say`` is told which.
+Only tensors are unpickled. Code runs only if its name was given, and the argument ``say`` receives a message about it.
 """
 
 from curvature.cli.loading.choices import build_charts, load_loss

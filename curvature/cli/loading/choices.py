@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from curvature.charts import Parameterization, WeightNorm
 from curvature.charts.registry import CHARTS, NamedChart
 from curvature.cli.loading.code import find
-from curvature.cli.loading.wording import Say, choice
+from curvature.cli.wording import Say, choice
 from curvature.errors import ConfigurationError
 from curvature.models import losses
 from curvature.models.losses import Loss, resolve_loss
@@ -19,15 +19,15 @@ GAUGES = ("canonical", "paper", "checkpoint")
 
 
 def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
-    """Find a loss.
+    """Load a loss by its name.
 
     Parameters
     ----------
     spec
-        A name in :data:`curvature.models.losses.LOSSES`, or ``package.module:function`` for a callable
-        ``loss(output, target)`` of one example.
+        A name of ``curvature.models.losses.LOSSES``, or ``package.module:function``: a function of the output and the
+        target of one example that returns a scalar.
     say
-        Prints which file is executed.
+        Receives a message about code that is imported or executed.
 
     Returns
     -------
@@ -38,72 +38,70 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
     ------
     ConfigurationError
         If the name is unknown, or is that of a class.
+    InputError
+        If the module cannot be imported or does not contain the function.
     """
     if ":" not in spec:
         return resolve_loss(choice(spec, {name: name for name in losses.LOSSES}, "loss"))
     function = find(spec, "loss", f"{', '.join(losses.LOSSES)}, or package.module:function", say)
     if isinstance(function, type):
         raise ConfigurationError(
-            f"{spec} is a class; name a function loss(output, target) for one example, or one of "
+            f"{spec} is a class. Name a function loss(output, target) for one example, or one of "
             f"{', '.join(losses.LOSSES)}."
         )
     return resolve_loss(function)
 
 
 def build_charts(
-    charts: Sequence[str], gauges: Sequence[str], own: Parameterization | None = None, *, seed: int = 0
+    charts: Sequence[str], gauges: Sequence[str], model_chart: Parameterization | None = None, *, seed: int = 0
 ) -> list[Parameterization]:
-    """Make parameterizations by name, once for each gauge that they have.
+    """Build charts by name; charts of weight normalization once for each gauge.
 
     Parameters
     ----------
     charts
-        Names in :data:`curvature.charts.registry.CHARTS`.
+        Names of ``curvature.charts.registry.CHARTS``.
     gauges
-        ``"canonical"``, ``"paper"``, ``"checkpoint"`` or a stretch; empty for the default of each chart.
-    own
-        The chart of the module, for ``"checkpoint"``.
+        ``canonical``, ``paper``, ``checkpoint``, or a stretch as a number.
+    model_chart
+        Chart of the model, for the gauge ``checkpoint``.
     seed
-        Seed of the random directions of the placebo.
+        Draws the directions of the placebo.
 
     Returns
     -------
-    list
-        In the order of the names.
+    list of Parameterization
+        In the order of the names, then of the gauges.
 
     Raises
     ------
     ConfigurationError
-        If a name or a gauge is unknown, or does not fit the model.
+        If a name is unknown, or a gauge does not exist for these charts and this model.
     """
-    has_own = isinstance(own, WeightNorm) and own.v is not None
     for gauge in gauges:
         _stretch(gauge)
     kinds: list[tuple[str, NamedChart]] = [(name, choice(name, CHARTS, "chart")) for name in charts]
     if gauges and not any(kind.default_gauge for _, kind in kinds):
-        raise ConfigurationError("--gauge is a choice within weight normalization: add --chart weight-norm.")
-    if "checkpoint" in gauges and not has_own:
-        raise ConfigurationError(
-            "--gauge checkpoint is the gauge of a weight-normalized model, and this one is not; use canonical, paper "
-            "or a stretch ||v|| / |g|, e.g. --gauge 3."
-        )
-    return [chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, own, seed)]
+        raise ConfigurationError("--gauge applies to weight normalization only: add --chart weight-norm.")
+    if "checkpoint" in gauges:
+        _checkpoint_chart(model_chart)
+    return [chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, model_chart, seed)]
 
 
 def _in_gauges(
-    name: str, kind: NamedChart, gauges: Sequence[str], own: Parameterization | None, seed: int
+    name: str, kind: NamedChart, gauges: Sequence[str], model_chart: Parameterization | None, seed: int
 ) -> list[Parameterization]:
-    """One parameterization, once for each gauge that it has."""
+    """Build one parameterization, once for each gauge that it has."""
     options = {"seed": seed} if kind.seeded else {}
     if kind.default_gauge is None:
         return [kind.build(**options)]
     usable = [gauge for gauge in gauges or [kind.default_gauge] if gauge != "checkpoint" or kind.from_module]
     if not usable:
         raise ConfigurationError(
-            f"the chart {name!r} has no checkpoint gauge; use --gauge {kind.default_gauge} or a stretch."
+            f"the chart {name!r} has no gauge checkpoint. Use --gauge {kind.default_gauge} or a stretch."
         )
     return [
-        own if gauge == "checkpoint" and own is not None else kind.build(**_gauge_option(gauge), **options)
+        _checkpoint_chart(model_chart) if gauge == "checkpoint" else kind.build(**_gauge_option(gauge), **options)
         for gauge in usable
     ]
 
@@ -113,7 +111,17 @@ def _gauge_option(gauge: str) -> dict[str, str | float]:
     return {"gauge": gauge} if stretch is None else {"stretch": stretch}
 
 
+def _checkpoint_chart(model_chart: Parameterization | None) -> WeightNorm:
+    if isinstance(model_chart, WeightNorm) and model_chart.v is not None:
+        return model_chart
+    raise ConfigurationError(
+        "--gauge checkpoint takes g and v from a weight-normalized model, and this model is not weight-normalized. Use "
+        "canonical, paper, or a stretch ||v|| / |g|, e.g. --gauge 3."
+    )
+
+
 def _stretch(gauge: str) -> float | None:
+    """Stretch that a gauge names; None for the gauges with a name."""
     if gauge in GAUGES:
         return None
     try:
@@ -122,7 +130,7 @@ def _stretch(gauge: str) -> float | None:
         stretch = math.nan
     if not (math.isfinite(stretch) and stretch > 0):
         raise ConfigurationError(
-            f"gauge {gauge!r} is unknown; choose {', '.join(GAUGES)}, or a stretch ||v|| / |g|, a positive number such "
-            "as 3."
+            f"gauge {gauge!r} is unknown; choose {', '.join(GAUGES)}, or a stretch ||v|| / |g|: a positive number, "
+            "e.g. 3."
         )
     return stretch

@@ -1,4 +1,4 @@
-"""Code by its name: a function of an installed module, or of a file that is executed aloud."""
+"""Code by its name: a function in an installed module, or in a file that is executed with a message about it."""
 
 from __future__ import annotations
 
@@ -13,62 +13,117 @@ from types import ModuleType
 from typing import Any
 
 from curvature.cli.loading.files import existing
-from curvature.cli.loading.wording import Say, near
+from curvature.cli.wording import Say, nearest
 from curvature.errors import ConfigurationError, CurvatureError, InputError
 
 __all__ = ["call", "find", "parameters_of"]
 
 
-def find(spec: str, what: str, forms: str, say: Say) -> Callable[..., Any]:
-    """Import or execute what ``where:attribute`` names, and give the attribute."""
-    where, _, attribute = spec.rpartition(":")
-    if not where or not re.fullmatch(r"[A-Za-z_][\w.]*", attribute):
+def find(spec: str, kind: str, forms: str, say: Say) -> Callable[..., Any]:
+    """Import a module or execute a file, and return one of its functions.
+
+    Parameters
+    ----------
+    spec
+        ``package.module:function`` or ``path/file.py:function``.
+    kind
+        What it is, for messages: ``model``, ``loss``, ``data``.
+    forms
+        Every form of ``spec`` that is allowed, for messages.
+    say
+        Receives the path and the SHA-256 of a file before it is executed, or the path of an imported module.
+
+    Returns
+    -------
+    Callable
+        The function, which has not been called.
+
+    Raises
+    ------
+    ConfigurationError
+        If the name has neither form.
+    InputError
+        If the module or file fails or does not contain the function.
+    """
+    place, _, attribute = spec.rpartition(":")
+    if not place or not re.fullmatch(r"[A-Za-z_][\w.]*", attribute):
         if Path(spec).suffix == ".py":
-            raise ConfigurationError(f"{what} {spec!r} names a file but no function in it: write {spec}:FUNCTION.")
-        raise ConfigurationError(f"{what} {spec!r} is of no known form; use {forms}.")
-    module = _execute(Path(where), say) if where.endswith(".py") else _import(where, what, say)
-    found: Any = module
+            raise ConfigurationError(f"{kind} {spec!r} names a file, but no function in it: write {spec}:FUNCTION.")
+        raise ConfigurationError(f"Unrecognised {kind} specification {spec!r}. Use {forms}.")
+    module = _execute(Path(place), say) if place.endswith(".py") else _import(place, kind, say)
+    value: Any = module
     for part in attribute.split("."):
-        if not _has(found, part):
-            public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-            raise InputError(f"{where} has no {attribute!r}{near(attribute, public)}.")
-        found = getattr(found, part)
-    if not callable(found):
-        raise InputError(f"{spec} must be something that can be called, it is of type {type(found).__name__}.")
-    return found
+        if not _has(value, part):
+            public = [name for name, entry in vars(module).items() if callable(entry) and not name.startswith("_")]
+            raise InputError(f"{place} has no {attribute!r}{nearest(attribute, public)}.")
+        value = getattr(value, part)
+    if not callable(value):
+        raise InputError(f"{spec} must be callable, but it is of type {type(value).__name__}.")
+    return value
 
 
 def call(function: Callable[..., Any], arguments: Mapping[str, Any], spec: str) -> Any:
-    """Call a user's function; whatever comes out of it is an :class:`InputError` with its line."""
+    """Call a user's function; convert an exception into an :class:`InputError` with the line that raised it.
+
+    Parameters
+    ----------
+    function
+        The function.
+    arguments
+        Its keyword arguments.
+    spec
+        Its name, for the message.
+
+    Returns
+    -------
+    Any
+        What it returns.
+
+    Raises
+    ------
+    InputError
+        If it raises anything but a :class:`CurvatureError`, which is passed on.
+    """
     try:
         return function(**arguments)
     except CurvatureError:
         raise
-    except (Exception, SystemExit) as error:  # anything may come out of a user's function
+    except (Exception, SystemExit) as error:  # a user's function can raise anything
         raise InputError(f"{spec} failed: {_cause(error)}") from error
 
 
 def parameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters by name; anything goes where a callable does not tell."""
+    """Parameters of a function by name.
+
+    Parameters
+    ----------
+    factory
+        The function.
+
+    Returns
+    -------
+    dict
+        A function without a signature, as some that are written in C, has one entry that accepts any keyword.
+    """
     try:
         return dict(inspect.signature(factory).parameters)
-    except ValueError:  # some callables written in C have no signature: let the call tell
+    except ValueError:
         return {"anything": inspect.Parameter("anything", inspect.Parameter.VAR_KEYWORD)}
 
 
-def _import(name: str, what: str, say: Say) -> ModuleType:
+def _import(name: str, kind: str, say: Say) -> ModuleType:
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
-        raise ConfigurationError(f"{what} {name!r} is no module name; for a file write path/file.py:NAME.")
+        raise ConfigurationError(f"{kind} {name!r} is not the name of a module. For a file write path/file.py:NAME.")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise InputError(
-                f"there is no module {error.name!r}: it must be installed or lie in a folder on PYTHONPATH (the "
-                "current folder is not searched). For a file write path/file.py:NAME."
+                f"there is no module {error.name!r}. It must be installed or in a folder on PYTHONPATH; the current "
+                "folder is not searched. For a file write path/file.py:NAME."
             ) from error
         raise InputError(f"importing {name} failed: {_cause(error)}") from error
-    except (Exception, SystemExit) as error:  # anything may come out of a user's module
+    except (Exception, SystemExit) as error:  # a user's module can raise anything
         raise InputError(f"importing {name} failed: {_cause(error)}") from error
     say(f"imported {name} from {getattr(module, '__file__', None) or 'Python itself'}")
     return module
@@ -77,7 +132,7 @@ def _import(name: str, what: str, say: Say) -> ModuleType:
 def _has(owner: Any, name: str) -> bool:
     try:
         return hasattr(owner, name)
-    except Exception:  # a __getattr__ of the user's own
+    except Exception:  # from a __getattr__ of the user
         return False
 
 
@@ -93,21 +148,22 @@ def _execute(path: Path, say: Say) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        # Exactly the bytes that were hashed. Their folder stays off sys.path: what lies there is not imported unseen.
+        # Exactly the bytes that were hashed. The folder stays off sys.path, so that no other file in it is imported
+        # without a message.
         exec(compile(source, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        hint = " Modules beside the file are found only with PYTHONPATH." if isinstance(error, ImportError) else ""
+        hint = " Modules in the same folder are found only with PYTHONPATH." if isinstance(error, ImportError) else ""
         raise InputError(f"executing {path} failed: {_cause(error)}{hint}") from error
     return module
 
 
 def _cause(error: BaseException) -> str:
-    """Type, message and the last line of the user's own code: what a traceback would be read for."""
+    """Type, message, and the last line of the user's own code in the traceback."""
     trace, line = error.__traceback__, ""
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not re.search(r"site-packages|importlib|curvature[\\/]loading", file):
+        if not re.search(r"site-packages|importlib|curvature[\\/]cli[\\/]loading", file):
             line = f" ({Path(file).name}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return f"{type(error).__name__}: {error}".rstrip(".: ") + f"{line}."

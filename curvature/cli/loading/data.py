@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import array
-import csv
-import math
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.cli.loading.arrays import as_tensor, load_csv, load_npz, load_pt
 from curvature.cli.loading.code import call, find
-from curvature.cli.loading.files import MAX_BYTES, contents, existing, load_tensors, oddity, refuse_large
 from curvature.cli.loading.images import FOLDERS
-from curvature.cli.loading.wording import Say, choice, dtype_name, first_line, listed
+from curvature.cli.wording import Say, choice, dtype_name
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import losses, materialize, zoo
 from curvature.models.losses import Loss
@@ -28,7 +24,6 @@ _DATA_FORMS = (
     "builtin:NAME, file.npz, file.pt, file.csv (with --target COLUMN), mnist:FOLDER, cifar10:FOLDER or "
     "package.module:loader"
 )
-_INPUT_NAMES, _TARGET_NAMES = ("x", "X", "inputs"), ("y", "Y", "targets")
 
 
 def load_data(
@@ -40,172 +35,124 @@ def load_data(
     image: bool = False,
     say: Say = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
-    """Read ``(inputs, targets)``: real numbers in fixed order; what they must look like is :class:`Problem`'s affair.
+    """Load inputs and targets: real numbers in fixed order. :class:`Problem` checks them against the model.
 
     Parameters
     ----------
     spec
-        ``builtin:digits`` (or another of ``zoo.DATA``), a ``.npz``, ``.pt`` or ``.csv`` file, ``mnist:FOLDER`` or
-        ``cifar10:FOLDER`` with files of the user's own, or ``package.module:loader``, which is called.
+        ``builtin:digits`` (or another of ``zoo.DATA``); a ``.npz``, ``.pt`` or ``.csv`` file; ``mnist:FOLDER`` or
+        ``cifar10:FOLDER``; or ``package.module:loader``, which is called.
     loss
-        Tells classes from numbers, which a CSV file and floating-point labels cannot.
+        Tells classes from numbers, which CSV files and floating-point labels do not distinguish.
     target
-        The column of a ``.csv`` that is to be predicted.
+        Column of a ``.csv`` file to predict.
     num_examples
-        Take the first ones.
+        Use only the first ones.
     image
-        Digits, MNIST and CIFAR-10 as images ``(N, channels, height, width)`` instead of rows.
+        Shape digits, MNIST and CIFAR-10 as images ``(N, channels, height, width)`` instead of rows.
+    say
+        Receives a message about executed code, and about inputs that are integers.
+
+    Returns
+    -------
+    tuple of Tensor
+        Inputs and targets, on the CPU.
+
+    Raises
+    ------
+    ConfigurationError
+        If the name, the target or the number of examples does not fit.
+    InputError
+        If a file cannot be read or does not contain data.
     """
-    kind, _, name = spec.partition(":")
-    suffix = "" if kind in {"builtin", *FOLDERS} else Path(spec).suffix
-    if target is not None and suffix != ".csv":
-        raise ConfigurationError(f"--target names a column of a .csv file; the data are {spec!r}.")
-    if kind == "builtin":
-        loader = choice(name, zoo.DATA, "built-in data set", "builtin:")
-        if image and loader is not zoo.digits:
-            raise ConfigurationError(f"{spec} are tables of numbers and the model takes images: use builtin:mlp.")
-        return loader(num_examples, image=True) if image else loader(num_examples)
-    if kind in FOLDERS and name:
-        return _examples(*FOLDERS[kind](name, num_examples, image=image), num_examples, spec)
-    if suffix == ".npz":
-        inputs, targets = _load_npz(existing(spec, "data"))
-    elif suffix == ".csv":
-        inputs, targets = _load_csv(existing(spec, "data"), target)
-        if isinstance(loss, losses.BinaryCrossEntropy | losses.HalfSquaredError):
-            targets = targets[:, None]
-    elif suffix in {".pt", ".pth"}:
-        path = existing(spec, "data")
-        found = load_tensors(path, "Save tensors: torch.save((inputs, targets), 'data.pt')", say)
-        inputs, targets = _named_pair(found, f"{path}")
-    elif ":" in spec:
-        found = call(find(spec, "data", _DATA_FORMS, say), {}, spec)
-        if isinstance(found, tuple | list) and all(isinstance(part, np.ndarray) for part in found):
-            found = tuple(_as_tensor(part, f"{spec} part {k}") for k, part in enumerate(found))
-        inputs, targets = materialize(found)
-    else:
-        raise ConfigurationError(f"data {spec!r} are of no known form; use {_DATA_FORMS}.")
-    inputs, targets = _examples(inputs, targets, num_examples, spec)
+    source = _Source(spec, loss, target, num_examples, image, say)
+    kind = _kind(spec)
+    if target is not None and kind != ".csv":
+        raise ConfigurationError(f"--target names a column of a .csv file, but the data are {spec!r}.")
+    inputs, targets = _first_examples(*_READERS[kind](source), num_examples, spec)
     if not inputs.is_floating_point():
-        say(f"note: the inputs are {dtype_name(inputs)} and stay so; save them as floats if the model expects numbers.")
+        say(
+            f"note: the inputs are {dtype_name(inputs)} and are not converted. If the model expects floating-point "
+            "numbers, save them as such."
+        )
     if isinstance(loss, losses.CrossEntropy) and targets.is_floating_point() and targets.ndim == 1:
         targets = _as_classes(targets)
     return inputs, targets
 
 
-def _load_npz(path: Path) -> tuple[Tensor, Tensor]:
-    refuse_large(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as stream:
-                    _refuse_overclaiming(stream, member.file_size, f"{path}: {member.filename}")
-        with np.load(path, allow_pickle=False) as stored:
-            # Only what is used is unpacked.
-            found = {name: stored[name] for name in stored.files if name in {*_INPUT_NAMES, *_TARGET_NAMES}}
-            names = stored.files
-    except InputError:
-        raise
-    except Exception as error:  # the readers fail in many ways on what is not their own
-        why = "it holds Python objects, which are not unpickled" if "pickle" in str(error) else first_line(error)
-        raise InputError(
-            f"{path} cannot be read: {why}. Save arrays of numbers: np.savez('data.npz', x=x, y=y)."
-        ) from error
-    return _named_pair(found or dict.fromkeys(names), f"{path}")
+@dataclass(frozen=True)
+class _Source:
+    """The arguments of :func:`load_data`."""
+
+    spec: str
+    loss: Loss
+    target: str | None
+    num_examples: int | None
+    image: bool
+    say: Say
+
+    @property
+    def name(self) -> str:
+        return self.spec.partition(":")[2]
 
 
-def _refuse_overclaiming(stream: Any, size: int, what: str) -> None:
-    """Refuse an array header that promises more than the archive holds, before NumPy allocates it."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
-        raise InputError(f"{what} claims the shape {shape} but holds {size} bytes: the file is damaged.")
+def _kind(spec: str) -> str:
+    """Key of ``_READERS`` for a name."""
+    prefix, separator, name = spec.partition(":")
+    if separator and (prefix == "builtin" or (prefix in FOLDERS and name)):
+        return prefix
+    suffix = Path(spec).suffix
+    if suffix in _READERS:
+        return suffix
+    if separator:
+        return "code"
+    raise ConfigurationError(f"Unrecognised data specification {spec!r}. Use {_DATA_FORMS}.")
 
 
-def _load_csv(path: Path, target: str | None) -> tuple[Tensor, Tensor]:
-    refuse_large(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.reader(stream)
-            header = [name.strip() for name in next(rows, [])]
-            if len(header) < 2 or len(set(header)) < len(header) or all(map(_is_number, header)):
-                raise InputError(
-                    f"{path} must begin with a row of at least two distinct names, one per column; it begins with "
-                    f"{listed(header) or 'nothing'}."
-                )
-            if target is None:
-                raise ConfigurationError(
-                    f"which column of {path} is the target? Add --target, one of {listed(header)}."
-                )
-            column = header.index(choice(target, {name: name for name in header}, f"column of {path}"))
-            table = array.array("d")  # eight bytes for a number, where a list of floats takes four times as many
-            for row in rows:
-                table.extend(_numbers(row, header, f"{path}, line {rows.line_num}") if row else ())
-                if table.itemsize * len(table) > MAX_BYTES:
-                    raise InputError(
-                        f"the numbers of {path} take more than the {MAX_BYTES / 2**30:.3g} GB that are read."
-                    )
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise InputError(f"{path} is not a CSV file in UTF-8: {error}.") from error
-    numbers = torch.from_numpy(np.array(table)).reshape(-1, len(header))
-    others = [k for k in range(len(header)) if k != column]
-    return numbers[:, others], numbers[:, column]
-
-
-def _numbers(row: Sequence[str], header: Sequence[str], where: str) -> list[float]:
-    if len(row) != len(header):
-        raise InputError(f"{where} has {len(row)} values, the header has {len(header)} names.")
-    wrong = [(cell, name) for cell, name in zip(row, header, strict=True) if not _is_number(cell)]
-    if wrong:
-        raise InputError(f"{where}: {wrong[0][0]!r} in column {wrong[0][1]!r} is not a number.")
-    return [float(cell) for cell in row]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _named_pair(found: Any, what: str) -> tuple[Tensor, Tensor]:
-    if isinstance(found, tuple | list) and len(found) == 2:
-        inputs, targets = found
-    elif isinstance(found, Mapping):
-        pair = [
-            next((found[n] for n in names if found.get(n) is not None), None) for names in (_INPUT_NAMES, _TARGET_NAMES)
-        ]
-        if pair[0] is None or pair[1] is None:
-            raise InputError(
-                f"{what} must hold inputs as {' or '.join(_INPUT_NAMES)} and targets as {' or '.join(_TARGET_NAMES)}; "
-                f"it holds {listed(map(str, found)) or 'nothing'}."
-            )
-        inputs, targets = pair
-    else:
-        raise InputError(
-            f"{what} must hold a pair (inputs, targets) or a dictionary of tensors, it holds {contents(found)}."
+def _read_builtin(source: _Source) -> tuple[Tensor, Tensor]:
+    loader = choice(source.name, zoo.DATA, "built-in data set", "builtin:")
+    if not source.image:
+        return loader(source.num_examples)
+    if loader is not zoo.digits:
+        raise ConfigurationError(
+            f"{source.spec} is a table of numbers, but the model expects images. Use --model builtin:mlp."
         )
-    return _as_tensor(inputs, f"the inputs of {what}"), _as_tensor(targets, f"the targets of {what}")
+    return zoo.digits(source.num_examples, image=True)
 
 
-def _as_tensor(value: Any, what: str) -> Tensor:
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
-            raise InputError(f"{what} must be real numbers, got an array of {value.dtype}.")
-        if value.dtype.kind == "f" and value.dtype.itemsize > 8:
-            value = value.astype(np.float64)  # long double: torch has none
-        return torch.as_tensor(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
-    odd = oddity(value) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    if odd is not None:
-        raise InputError(f"{what} must be a dense tensor of real numbers, got {odd}.")
-    return value.detach()
+def _read_folder(source: _Source) -> tuple[Tensor, Tensor]:
+    return FOLDERS[source.spec.partition(":")[0]](source.name, source.num_examples, image=source.image)
 
 
-def _examples(inputs: Tensor, targets: Tensor, num_examples: int | None, spec: str) -> tuple[Tensor, Tensor]:
-    for what, tensor in (("inputs", inputs), ("targets", targets)):
+def _read_csv(source: _Source) -> tuple[Tensor, Tensor]:
+    inputs, targets = load_csv(source.spec, source.target)
+    one_output = isinstance(source.loss, losses.BinaryCrossEntropy | losses.HalfSquaredError)
+    return inputs, targets[:, None] if one_output else targets
+
+
+def _call_loader(source: _Source) -> tuple[Tensor, Tensor]:
+    spec = source.spec
+    value = call(find(spec, "data", _DATA_FORMS, source.say), {}, spec)
+    if isinstance(value, tuple | list) and all(isinstance(part, np.ndarray) for part in value):
+        value = tuple(as_tensor(part, f"{spec} part {k}") for k, part in enumerate(value))
+    return materialize(value)
+
+
+_READERS: dict[str, Callable[[_Source], tuple[Tensor, Tensor]]] = {
+    "builtin": _read_builtin,
+    **dict.fromkeys(FOLDERS, _read_folder),
+    ".npz": lambda source: load_npz(source.spec),
+    ".pt": lambda source: load_pt(source.spec, source.say),
+    ".pth": lambda source: load_pt(source.spec, source.say),
+    ".csv": _read_csv,
+    "code": _call_loader,
+}
+
+
+def _first_examples(inputs: Tensor, targets: Tensor, num_examples: int | None, spec: str) -> tuple[Tensor, Tensor]:
+    for name, tensor in (("inputs", inputs), ("targets", targets)):
         if tensor.ndim == 0 or tensor.numel() == 0:
-            raise InputError(f"{spec} is empty: its {what} have shape {tuple(tensor.shape)}.")
+            raise InputError(f"{spec} is empty: its {name} have shape {tuple(tensor.shape)}.")
     if len(inputs) != len(targets):
         raise InputError(f"{spec} has {len(inputs)} inputs but {len(targets)} targets.")
     if num_examples is not None and not 1 <= num_examples <= len(inputs):

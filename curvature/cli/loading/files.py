@@ -1,4 +1,4 @@
-"""Files of a user: measured before they are read, and never unpickled beyond tensors."""
+"""Files of a user: their size is checked before they are read, and only tensors are unpickled."""
 
 from __future__ import annotations
 
@@ -8,62 +8,110 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from curvature.cli.loading.wording import Say, first_line, listed
+from curvature.cli.wording import Say, first_line, listed
 from curvature.errors import InputError
 
 __all__ = [
     "MAX_BYTES",
     "SAVE_WEIGHTS",
-    "contents",
+    "describe_contents",
     "existing",
     "expanded",
+    "gigabytes",
     "is_file",
     "is_torchscript",
     "load_tensors",
-    "oddity",
     "reason",
     "refuse_large",
-    "unpickled",
+    "unpickling_error",
+    "unusual_kind",
 ]
 
-MAX_BYTES = 4 * 2**30  # of one file, unpacked; dense curvature does not go with more data than that
-SAVE_WEIGHTS = "Save the weights alone: torch.save(model.state_dict(), 'weights.pt')"
+MAX_BYTES = 4 * 2**30  # of one file, unpacked; a dense curvature matrix of more data would not fit either
+SAVE_WEIGHTS = "Save only the weights: torch.save(model.state_dict(), 'weights.pt')"
 
 
-def existing(path: str | Path, what: str) -> Path:
-    """Give the path of a file that is there, or say what is nearest."""
-    path = expanded(path, what)
+def existing(path: str | Path, kind: str) -> Path:
+    """Check that a file exists and can be read.
+
+    Parameters
+    ----------
+    path
+        Its path; ``~`` is expanded.
+    kind
+        What it holds, for messages: ``data``, ``weights``.
+
+    Returns
+    -------
+    Path
+        The expanded path.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, with the most similar name in the folder, or if it cannot be read.
+    """
+    path = expanded(path, kind)
     if is_file(path):
         if not os.access(path, os.R_OK):
-            raise InputError(f"the {what} file {path} cannot be read: you lack the permission.")
+            raise InputError(f"the {kind} file {path} cannot be read: permission denied.")
         return path
     try:
         others = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         state = "is not a file" if path.exists() else "does not exist"
     except (OSError, ValueError) as error:  # a name too long for the disk, a folder that may not be listed
-        raise InputError(f"the {what} file {path} cannot be looked for: {reason(error)}.") from error
-    near = difflib.get_close_matches(path.name, others, 1)
-    hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-    raise InputError(f"the {what} file {path} {state}.{hint}")
+        raise InputError(f"the {kind} file {path} cannot be opened: {reason(error)}.") from error
+    matches = difflib.get_close_matches(path.name, others, 1)
+    hint = f" Did you mean {path.parent / matches[0]}?" if matches else ""
+    raise InputError(f"the {kind} file {path} {state}.{hint}")
 
 
-def expanded(path: str | Path, what: str) -> Path:
-    """Give a path with ``~`` replaced by the home folder it stands for."""
+def expanded(path: str | Path, kind: str) -> Path:
+    """Replace ``~`` by the home folder.
+
+    Parameters
+    ----------
+    path
+        Any path.
+    kind
+        What it holds, for the message.
+
+    Returns
+    -------
+    Path
+        The path without ``~``.
+
+    Raises
+    ------
+    InputError
+        If there is no such home folder.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"the {what} path {path} begins with ~, and there is no such home folder.") from error
+        raise InputError(f"the {kind} path {path} begins with ~, but there is no such home folder.") from error
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there; a name that no file can have is none."""
+    """Whether a file exists.
+
+    Parameters
+    ----------
+    path
+        Any path.
+
+    Returns
+    -------
+    bool
+        False also for a name that no file can have.
+    """
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -71,73 +119,171 @@ def is_file(path: Path) -> bool:
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Say why the system refuses a path, without the path."""
+    """Reason for which the system refuses a path.
+
+    Parameters
+    ----------
+    error
+        What opening the path raised.
+
+    Returns
+    -------
+    str
+        The reason without the path.
+    """
     return getattr(error, "strerror", None) or str(error)
 
 
-def refuse_large(path: Path | IO[bytes], name: str | None = None) -> None:
-    """Look at the size before reading; of an archive, at its unpacked size.
+def gigabytes(size: int) -> str:
+    """Size in gigabytes of 2**30 bytes.
 
-    An archive whose parts cannot be listed is refused: its reader might unpack what could not be measured.
+    Parameters
+    ----------
+    size
+        In bytes.
+
+    Returns
+    -------
+    str
+        E.g. ``4 GB``.
     """
-    size = sum(member.file_size for member in _members(path))
-    if isinstance(path, Path):
-        size = max(size, path.stat().st_size)
+    return f"{size / 2**30:.3g} GB"
+
+
+def refuse_large(file: Path | IO[bytes], name: str | None = None) -> None:
+    """Refuse a file by its size, or by its unpacked size if it is an archive, without reading it.
+
+    Parameters
+    ----------
+    file
+        A path or an open file.
+    name
+        Its name, for the message.
+
+    Raises
+    ------
+    InputError
+        If it exceeds ``MAX_BYTES``, or is an archive whose members cannot be listed: another reader might unpack
+        members that were not counted.
+    """
+    size = sum(member.file_size for member in _members(file))
+    if isinstance(file, Path):
+        size = max(size, file.stat().st_size)
     if size > MAX_BYTES:
-        raise InputError(
-            f"{name or path} takes {_gigabytes(size)}, more than the {_gigabytes(MAX_BYTES)} that are read."
-        )
+        raise InputError(f"{name or file} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}.")
 
 
 def load_tensors(path: Path, remedy: str, say: Say) -> Any:
-    """``torch.load`` of tensors and containers only; there is no other way in, whatever the file asks for."""
+    """Read a file of ``torch.save`` that contains only tensors and containers of tensors.
+
+    Parameters
+    ----------
+    path
+        The file.
+    remedy
+        How to save a file that can be read, for messages.
+    say
+        Receives a warning if this version of PyTorch has a known flaw.
+
+    Returns
+    -------
+    Any
+        The tensor or container.
+
+    Raises
+    ------
+    InputError
+        If the file is too large, damaged, or contains anything else.
+    """
     if is_torchscript(path):
-        raise InputError(f"{path} is a TorchScript archive, not saved tensors. {remedy}.")
+        raise InputError(f"{path} is a TorchScript archive, not a file of tensors. {remedy}.")
     refuse_large(path)
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < (2, 10):
         say(
-            f"warning: torch {torch.__version__} has a known flaw in reading .pt files (CVE-2026-24747); prefer "
-            ".safetensors."
+            f"warning: torch {torch.__version__} has a known security flaw in reading .pt files (CVE-2026-24747). "
+            "Prefer .safetensors."
         )
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler fails in many ways on what is not its own
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds of errors on files of another format
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise InputError(
-                f"{path} holds pickled Python objects ({refused[1]}), and loading those runs code: only tensors are "
+                f"{path} contains pickled Python objects ({refused[1]}), and reading those runs code. Only tensors are "
                 f"read. {remedy}."
             ) from error
-        raise InputError(f"{path} cannot be read as saved tensors ({unpickled(error)}). {remedy}.") from error
-    size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(found))
-    if size > MAX_BYTES:  # a stored element can be repeated into any shape
-        raise InputError(
-            f"the tensors of {path} take {_gigabytes(size)}, more than the {_gigabytes(MAX_BYTES)} that are read."
-        )
-    return found
+        raise InputError(f"{path} cannot be read as tensors ({unpickling_error(error)}). {remedy}.") from error
+    size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(value))
+    if size > MAX_BYTES:  # one stored element can be expanded to any shape
+        raise InputError(f"the tensors of {path} need {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}.")
+    return value
 
 
-def unpickled(error: Exception) -> str:
-    """Say why tensors could not be read; torch's own words advise to run whatever the file holds."""
+def unpickling_error(error: Exception) -> str:
+    """Reason for which tensors could not be read; PyTorch's own message recommends to unpickle everything.
+
+    Parameters
+    ----------
+    error
+        What ``torch.load`` or ``torch.export.load`` raised.
+
+    Returns
+    -------
+    str
+        The reason, without a final period.
+    """
     refused = isinstance(error, pickle.UnpicklingError)
-    return "it is damaged, or holds more than tensors" if refused else first_line(error)
+    return "it is damaged, or contains more than tensors" if refused else first_line(error)
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of ``torch.jit.save``."""
+    """Whether a file was written by ``torch.jit.save``.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    bool
+        False also for a file that is not an archive.
+    """
     return any(member.filename.endswith("/constants.pkl") for member in _members(path))
 
 
-def contents(value: Any) -> str:
-    """Say in a few words what a file turned out to hold."""
+def describe_contents(value: Any) -> str:
+    """Describe in a few words what a file contains.
+
+    Parameters
+    ----------
+    value
+        What was read.
+
+    Returns
+    -------
+    str
+        E.g. ``the keys epoch, model``.
+    """
     if isinstance(value, Mapping):
         return f"the keys {listed(map(str, value))}" if value else "an empty dictionary"
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-def oddity(tensor: Tensor) -> str | None:
-    """Name what keeps a tensor from being an array of real numbers in memory; None where nothing does."""
+def unusual_kind(tensor: Tensor) -> str | None:
+    """Name the property that distinguishes a tensor from a dense array of real numbers in memory.
+
+    Parameters
+    ----------
+    tensor
+        Any tensor.
+
+    Returns
+    -------
+    str or None
+        ``sparse``, ``complex``, ...; None for a dense array of real numbers.
+    """
     if tensor.is_nested:
         return "nested"
     if tensor.is_quantized:
@@ -149,8 +295,8 @@ def oddity(tensor: Tensor) -> str | None:
     return "complex" if tensor.is_complex() else None
 
 
-def _tensors_in(value: Any) -> Iterable[Tensor]:
-    """Every tensor once: a container may hold itself, or the same one many times over."""
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor; a container that contains itself, or is contained many times, is searched once."""
     seen, queue = set(), [value]
     while queue:
         part = queue.pop()
@@ -161,20 +307,16 @@ def _tensors_in(value: Any) -> Iterable[Tensor]:
             queue.extend(part.values() if isinstance(part, Mapping) else part)
 
 
-def _members(path: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
-    """List an archive; nothing for what is none."""
+def _members(file: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
+    """List the members of an archive; an empty list for other files."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             return archive.infolist()
-    except Exception as error:  # a damaged directory fails in many ways
-        with path.open("rb") if isinstance(path, Path) else contextlib.nullcontext(path) as stream:
+    except Exception as error:  # a damaged directory raises many kinds of errors
+        with file.open("rb") if isinstance(file, Path) else contextlib.nullcontext(file) as stream:
             stream.seek(0)
             if stream.read(4) == b"PK\x03\x04":
                 raise InputError(
-                    f"{path} is a damaged archive ({first_line(error)}): save or copy it again."
+                    f"{file} is a damaged archive ({first_line(error)}). Save or copy it again."
                 ) from error
         return []
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 2**30:.3g} GB"

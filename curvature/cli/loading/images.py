@@ -1,9 +1,11 @@
-"""MNIST and CIFAR-10 from files that the user has: nothing is downloaded, nothing is unpickled.
+"""MNIST and CIFAR-10 from files that the user has downloaded: nothing is downloaded here, nothing is unpickled.
 
 MNIST: the IDX files ``train-images-idx3-ubyte`` and ``train-labels-idx1-ubyte``, plain or ``.gz``; big-endian: two zero
 bytes, 8 for unsigned bytes, the number of axes, their sizes, the entries row by row. CIFAR-10: the *binary* version,
 ``data_batch_1.bin`` to ``data_batch_5.bin``; records of a label and 3 x 32 x 32 pixels, red, green, blue, row by row.
-The "Python version" is pickled, and loading pickles runs code.
+
+The readers of torchvision are not used: that of CIFAR-10 unpickles its files, which runs code, and that of MNIST reads
+the whole file, from one fixed folder.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvature.cli.loading.files import MAX_BYTES, expanded, is_file, reason
-from curvature.cli.loading.wording import first_line
+from curvature.cli.loading.files import MAX_BYTES, expanded, gigabytes, is_file, reason
+from curvature.cli.wording import first_line
 from curvature.errors import InputError
 
 __all__ = ["FOLDERS", "cifar10", "mnist"]
@@ -28,74 +30,115 @@ _RECORD = 1 + 3 * 32 * 32
 
 
 def mnist(folder: str, num_examples: int | None = None, *, image: bool = False) -> tuple[Tensor, Tensor]:
-    """Training digits (or whatever comes in the same files, as Fashion-MNIST does), pixels in [0, 1], float64.
+    """Read the training images of MNIST, or of a data set in the same format such as Fashion-MNIST.
 
-    ``(N, 784)``, or ``(N, 1, 28, 28)`` with ``image``, and labels ``(N,)``. Reads the first ``num_examples`` only.
+    Parameters
+    ----------
+    folder
+        Contains the files, directly or in ``raw`` or ``MNIST/raw``.
+    num_examples
+        Read only the first ones.
+    image
+        Keep the shape of the images.
+
+    Returns
+    -------
+    tuple of Tensor
+        Pixels in [0, 1], float64, ``(N, 784)`` or with ``image`` ``(N, 1, 28, 28)``; labels ``(N,)``.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, damaged or too large.
     """
-    places = [expanded(folder, "MNIST") / part for part in ("", "raw", "MNIST/raw")]
-    parts = []
+    folders = [expanded(folder, "MNIST") / part for part in ("", "raw", "MNIST/raw")]
+    arrays = []
     for stem, axes in (("train-images", 3), ("train-labels", 1)):
         names = [f"{stem}{dot}idx{axes}-ubyte{end}" for dot in "-." for end in ("", ".gz")]
-        path = _first([place / name for place in places for name in names], folder, "MNIST", names)
-        parts.append(_idx(path, axes, num_examples))
-    pixels, labels = parts
+        path = _first([directory / name for directory in folders for name in names], folder, "MNIST", names)
+        arrays.append(_idx(path, axes, num_examples))
+    pixels, labels = arrays
     if len(pixels) != len(labels):
-        raise InputError(f"the MNIST files in {folder} hold {len(pixels)} images but {len(labels)} labels.")
+        raise InputError(f"the MNIST files in {folder} contain {len(pixels)} images but {len(labels)} labels.")
     return _tensors(pixels[:, None], labels, image)
 
 
 def cifar10(folder: str, num_examples: int | None = None, *, image: bool = False) -> tuple[Tensor, Tensor]:
-    """Training images in the order of the files, pixels in [0, 1], float64.
+    """Read the training images of CIFAR-10, binary version, in the order of the files.
 
-    ``(N, 3072)``, or ``(N, 3, 32, 32)`` with ``image``, and labels ``(N,)``. Reads the first ``num_examples`` only.
+    Parameters
+    ----------
+    folder
+        Contains the files, directly or in ``cifar-10-batches-bin``.
+    num_examples
+        Read only the first ones.
+    image
+        Keep the shape of the images.
+
+    Returns
+    -------
+    tuple of Tensor
+        Pixels in [0, 1], float64, ``(N, 3072)`` or with ``image`` ``(N, 3, 32, 32)``; labels ``(N,)``.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, damaged or too large.
     """
-    places = [expanded(folder, "CIFAR-10") / part for part in ("", "cifar-10-batches-bin")]
-    wanted, found = num_examples, []
+    folders = [expanded(folder, "CIFAR-10") / part for part in ("", "cifar-10-batches-bin")]
+    remaining, batches = num_examples, []
     for number in range(1, 6):
-        name = f"data_batch_{number}.bin"
-        if wanted is not None and wanted <= 0:
+        if remaining is not None and remaining <= 0:
             break
-        path = _first([place / name for place in places], folder, "CIFAR-10 (binary version)", [name])
-        size = path.stat().st_size
-        if size == 0 or size % _RECORD:
-            raise InputError(f"{path} has {size} bytes, no multiple of the {_RECORD} of a CIFAR-10 record: damaged.")
-        count = size // _RECORD if wanted is None else min(wanted, size // _RECORD)
-        _refuse_large(path, count * _RECORD)
-        try:
-            with path.open("rb") as stream:
-                records = np.frombuffer(stream.read(count * _RECORD), dtype=np.uint8).reshape(count, _RECORD)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {reason(error)}.") from error
-        if int(records[:, 0].max()) > 9:
-            raise InputError(f"{path} holds the label {records[:, 0].max()}; CIFAR-10 has 0 to 9: damaged.")
-        found.append(records)
-        wanted = None if wanted is None else wanted - count
-    records = np.concatenate(found)
+        name = f"data_batch_{number}.bin"
+        path = _first([directory / name for directory in folders], folder, "CIFAR-10 (binary version)", [name])
+        batches.append(_cifar10_records(path, remaining))
+        remaining = None if remaining is None else remaining - len(batches[-1])
+    records = np.concatenate(batches)
     return _tensors(records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], image)
 
 
 FOLDERS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mnist": mnist, "cifar10": cifar10}
 
 
-def _first(paths: list[Path], folder: str, what: str, names: list[str]) -> Path:
+def _cifar10_records(path: Path, limit: int | None) -> np.ndarray:
+    size = path.stat().st_size
+    if size == 0 or size % _RECORD:
+        raise InputError(
+            f"{path} is damaged: it has {size} bytes, which is not a multiple of the {_RECORD} bytes of a CIFAR-10 "
+            "record."
+        )
+    count = size // _RECORD if limit is None else min(limit, size // _RECORD)
+    _refuse_large(path, count * _RECORD)
+    try:
+        with path.open("rb") as stream:
+            records = np.frombuffer(stream.read(count * _RECORD), dtype=np.uint8).reshape(count, _RECORD)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}.") from error
+    if int(records[:, 0].max()) > 9:
+        raise InputError(f"{path} is damaged: it contains the label {records[:, 0].max()}; CIFAR-10 has 0 to 9.")
+    return records
+
+
+def _first(paths: list[Path], folder: str, data_set: str, names: list[str]) -> Path:
     for path in paths:
         if is_file(path):
             return path
-    root = expanded(folder, what)
+    root = expanded(folder, data_set)
     try:
-        there = root.is_dir()
+        exists = root.is_dir()
     except (OSError, ValueError) as error:
-        raise InputError(f"the folder {folder!r} of the {what} files cannot be opened: {reason(error)}.") from error
-    if not there:
-        raise InputError(f"the folder {folder!r} of the {what} files does not exist.")
+        raise InputError(f"the folder {folder!r} of the {data_set} files cannot be opened: {reason(error)}.") from error
+    if not exists:
+        raise InputError(f"the folder {folder!r} of the {data_set} files does not exist.")
     hint = ""
-    if any((place / name).exists() for place in (root, root / "cifar-10-batches-py") for name in ("data_batch_1",)):
-        hint = " It holds the Python version, which is pickled and is not read: take the binary version."
-    raise InputError(f"{folder} holds no {what} file {' or '.join(names)}.{hint}")
+    if any((directory / "data_batch_1").exists() for directory in (root, root / "cifar-10-batches-py")):
+        hint = " It contains the Python version, which is pickled and is not read: download the binary version."
+    raise InputError(f"{folder} contains no {data_set} file {' or '.join(names)}.{hint}")
 
 
 def _idx(path: Path, axes: int, num_examples: int | None) -> np.ndarray:
-    """Entries of an IDX file of unsigned bytes; no more is unpacked than is asked for."""
+    """Read the entries of an IDX file of unsigned bytes; only the requested ones are unpacked."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             header = stream.read(4 + 4 * axes)
@@ -107,17 +150,18 @@ def _idx(path: Path, axes: int, num_examples: int | None) -> np.ndarray:
             _refuse_large(path, size)
             content = stream.read(size)
             if len(content) < size or (count == shape[0] and stream.read(1)):
-                raise InputError(f"{path} claims the shape {shape} but holds another number of bytes: damaged.")
+                raise InputError(f"{path} is damaged: its header says {shape}, which is another number of bytes.")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}.") from error
     return np.frombuffer(content, dtype=np.uint8).reshape(count, *shape[1:])
 
 
-def _refuse_large(path: Path, num_bytes: int) -> None:
-    if 8 * num_bytes > MAX_BYTES:  # one float64 for each
+def _refuse_large(path: Path, num_entries: int) -> None:
+    num_bytes = 8 * num_entries  # one float64 for each
+    if num_bytes > MAX_BYTES:
         raise InputError(
-            f"{path}: its numbers would take {8 * num_bytes / 2**30:.3g} GB, more than the {MAX_BYTES / 2**30:.3g} GB "
-            "that are read: use --num-examples."
+            f"{path} needs {gigabytes(num_bytes)} in memory; the limit is {gigabytes(MAX_BYTES)}. Read fewer examples: "
+            "--num-examples."
         )
 
 

@@ -1,9 +1,10 @@
-"""Weights from files, in whichever weight-norm form they and the model are."""
+"""Weights from files, in either of PyTorch's forms of weight normalization or in none."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from curvature.cli.loading.files import SAVE_WEIGHTS, contents, existing, load_tensors, oddity, refuse_large
-from curvature.cli.loading.wording import Say, dtype_name, first_line, listed
+from curvature.cli.loading.files import (
+    SAVE_WEIGHTS,
+    describe_contents,
+    existing,
+    load_tensors,
+    refuse_large,
+    unusual_kind,
+)
+from curvature.cli.wording import Say, dtype_name, first_line, listed
 from curvature.errors import ConfigurationError, InputError
 
 __all__ = ["apply_weights", "load_weights"]
 
 
 def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: None) -> dict[str, Tensor]:
-    """Read a state_dict from ``.safetensors`` or from a ``torch.save`` file, tensors only.
+    """Read a state_dict; only tensors are unpickled.
 
-    ``key`` picks a nested dictionary of a checkpoint (``"model"``, or ``"ema/model"`` for two levels).
+    Parameters
+    ----------
+    path
+        A ``.safetensors`` file, or a file of ``torch.save``.
+    key
+        Key of the state_dict in a checkpoint: ``model``, or ``ema/model`` for two levels.
+    say
+        Receives a warning if this version of PyTorch has a known flaw.
+
+    Returns
+    -------
+    dict
+        Tensors by name, on the CPU.
+
+    Raises
+    ------
+    ConfigurationError
+        If the suffix is unknown, or the checkpoint does not contain the key.
+    InputError
+        If the file is missing, too large or damaged, or does not contain a state_dict.
     """
     path = existing(path, "weights")
     if path.suffix == ".safetensors":
@@ -30,98 +57,143 @@ def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: 
         return _load_safetensors(path)
     if path.suffix not in {".pt", ".pth", ".bin", ".ckpt"}:
         raise ConfigurationError(f"weights must be a .safetensors, .pt or .pth file, got {str(path)!r}.")
-    found = load_tensors(path, SAVE_WEIGHTS, say)
-    for part in [] if key is None else [key] if isinstance(found, Mapping) and key in found else key.split("/"):
-        if not isinstance(found, Mapping) or part not in found:
-            raise ConfigurationError(f"--key {key!r} is not in {path}; it holds {contents(found)}.")
-        found = found[part]
-    if not isinstance(found, Mapping) or not found:
-        raise InputError(f"{path} holds {contents(found)}, not a state_dict. {SAVE_WEIGHTS}.")
-    others = [name for name, value in found.items() if not isinstance(value, Tensor)]
+    value = load_tensors(path, SAVE_WEIGHTS, say)
+    for part in _levels(key, value):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ConfigurationError(f"--key {key!r} is not in {path}; it contains {describe_contents(value)}.")
+        value = value[part]
+    if not isinstance(value, Mapping) or not value:
+        raise InputError(f"{path} contains {describe_contents(value)}, not a state_dict. {SAVE_WEIGHTS}.")
+    others = [name for name, entry in value.items() if not isinstance(entry, Tensor)]
     if others:
-        nested = [name for name in others if _is_state_dict(found[name])]
-        hint = f"add --key {nested[0]}" if nested else f"{SAVE_WEIGHTS[0].lower()}{SAVE_WEIGHTS[1:]}"
-        raise InputError(f"{path} is not a state_dict: {listed(map(str, others))} are no tensors. To use it, {hint}.")
-    return {str(name): value for name, value in found.items()}
+        nested = [name for name in others if _is_state_dict(value[name])]
+        hint = f"Add --key {nested[0]}" if nested else SAVE_WEIGHTS
+        raise InputError(
+            f"{path} is not a state_dict: it contains entries that are not tensors: {listed(map(str, others))}. {hint}."
+        )
+    return {str(name): entry for name, entry in value.items()}
 
 
 def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = lambda _: None) -> nn.Module:
-    """Put a state_dict into a model, whichever of PyTorch's weight-norm forms either is in.
+    """Load a state_dict into a model, where either may use either of PyTorch's forms of weight normalization.
 
-    Plain layers whose weight comes as ``weight_g, weight_v`` or ``parametrizations.weight.original0/1`` are wrapped in
-    ``nn.utils.parametrizations.weight_norm`` first, so that the point keeps its gauge.
+    Parameters
+    ----------
+    model
+        Changed in place. A plain layer whose weight comes as ``weight_g, weight_v`` or as
+        ``parametrizations.weight.original0/1`` is first wrapped in ``nn.utils.parametrizations.weight_norm``, so that
+        the gauge of the file is kept.
+    tensors
+        The state_dict.
+    say
+        Receives a message about wrapped layers and renamed weights.
+
+    Returns
+    -------
+    nn.Module
+        The model.
+
+    Raises
+    ------
+    InputError
+        If names, shapes or types do not fit; every difference is listed.
     """
     tensors = _without_wrapper_prefix(dict(tensors), model, say)
-    wanted = model.state_dict()
-    renamed: dict[str, Tensor] = {}
-    wrapped, misshapen, twice = [], {}, []
-    for name, value in tensors.items():
-        found = None if name in wanted else _normalized_name(name)
-        if found is None:
-            twice += [name] if name in renamed else []
-            renamed[name] = value
-            continue
-        layer, parameter, part = found
-        forms = [_form(layer, parameter, form)[part] for form in ("parametrized", "legacy")]
-        plain, pair = _join(layer, parameter), _pair_of(tensors, layer, parameter)
-        if plain in wanted and pair is not None:
-            if oddity(pair[1]) or oddity(pair[0]) or pair[1].shape != wanted[plain].shape:
-                misshapen[plain] = pair[1] if oddity(pair[0]) is None else pair[0]
-                continue
-            weight_norm(model.get_submodule(layer), parameter, dim=_norm_dim(*pair))
-            wanted = model.state_dict()
-            wrapped.append(plain)
-        place = next((form for form in forms if form in wanted), name)
-        twice += [place] if place in renamed else []
-        renamed[place] = value
-    if wrapped:
-        say(f"note: the weights are weight-normalized: wrapped {listed(wrapped)} in weight_norm, with its own g and v.")
-
-    renamed |= misshapen
-    missing = [name for name in wanted if name not in renamed]
-    unexpected = [name for name in renamed if name not in wanted]
-    shapes = [
-        f"{name} is {tuple(value.shape)} in the file and {tuple(wanted[name].shape)} in the model"
-        for name, value in renamed.items()
-        if name in wanted
-        and oddity(value) is None  # a nested tensor has no shape
-        and isinstance(wanted[name], Tensor)
-        and value.shape != wanted[name].shape
-    ]
-    kinds = [
-        f"{name} is {kind}"
-        for name, value in renamed.items()
-        if name in wanted and (kind := _unusable(value, wanted[name])) is not None
-    ]
-    problems = [f"missing in the file: {listed(missing)}"] if missing else []
-    problems += [f"not in the model: {listed(unexpected)}"] if unexpected else []
-    problems += [f"given twice: {listed(twice)}"] if twice else []
-    problems += [f"of another kind: {listed(kinds, '; ')}"] if kinds else []
-    problems += [f"other shapes: {listed(shapes, '; ')}"] if shapes else []
-    if problems:
-        hint = " The model is weight-normalized, the weights are not: use the plain model."
-        plain_file = any(_normalized_name(name) for name in missing) and not any(map(_normalized_name, renamed))
-        hint = hint if plain_file else " Save them as dense floating-point tensors." if kinds else ""
-        raise InputError(f"the weights do not fit the model: {'; '.join(problems)}.{hint}")
-    _refuse_broken_ties(wanted, renamed)
+    matches = _match_names(model, tensors)
+    if matches.wrapped:
+        say(
+            f"note: the weights are weight-normalized: wrapped {listed(matches.wrapped)} in weight_norm, with g and v "
+            "from the file."
+        )
+    _refuse_differences(model.state_dict(), matches)
+    _refuse_broken_ties(model.state_dict(), matches.tensors)
     try:
-        model.load_state_dict(renamed, strict=True)
-    except Exception as error:  # a module may load its part in a way of its own
-        raise InputError(f"the model does not take the weights: {' '.join(str(error).split())}") from error
+        model.load_state_dict(matches.tensors, strict=True)
+    except Exception as error:  # a module can define how it loads its own part
+        raise InputError(f"the model rejects the weights: {' '.join(str(error).split())}") from error
     return model
 
 
-def _refuse_broken_ties(wanted: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse different values for names that are one tensor in the model, of which PyTorch would keep the last."""
-    first: dict[tuple, str] = {}
-    for name, value in wanted.items():
-        if not isinstance(value, Tensor) or not value.numel():
+@dataclass
+class _Matches:
+    """Tensors of a file under the names of the model, and what was special about them."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    wrapped: list[str] = field(default_factory=list)  # weights whose layer was wrapped
+    duplicates: list[str] = field(default_factory=list)  # names that occur in both forms
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if name in self.tensors:
+            self.duplicates.append(name)
+        self.tensors[name] = tensor
+
+
+def _match_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Matches:
+    """Rename tensors of weight-normalized layers to the form of the model; wrap plain layers."""
+    matches, misshapen = _Matches(), {}
+    expected = model.state_dict()
+    for name, tensor in tensors.items():
+        normalized = None if name in expected else _normalized_name(name)
+        if normalized is None:
+            matches.add(name, tensor)
             continue
-        other = first.setdefault((value.data_ptr(), tuple(value.shape), value.stride()), name)
+        layer, parameter, part = normalized
+        plain, pair = _join(layer, parameter), _pair_of(tensors, layer, parameter)
+        if plain in expected and pair is not None:
+            g, v = pair
+            if unusual_kind(v) or unusual_kind(g) or v.shape != expected[plain].shape:
+                misshapen[plain] = v if unusual_kind(g) is None else g  # to be refused under the model's name
+                continue
+            weight_norm(model.get_submodule(layer), parameter, dim=_norm_dim(g, v))  # type: ignore[arg-type]
+            expected = model.state_dict()
+            matches.wrapped.append(plain)
+        forms = [_form(layer, parameter, form)[part] for form in ("parametrized", "legacy")]
+        matches.add(next((form for form in forms if form in expected), name), tensor)
+    matches.tensors |= misshapen
+    return matches
+
+
+def _refuse_differences(expected: Mapping[str, Any], matches: _Matches) -> None:
+    """Refuse tensors that do not fit the model, and list every difference."""
+    tensors = matches.tensors
+    shared = [(name, tensor, expected[name]) for name, tensor in tensors.items() if name in expected]
+    missing = [name for name in expected if name not in tensors]
+    kinds = [f"{name} is {kind}" for name, tensor, own in shared if (kind := _wrong_kind(tensor, own)) is not None]
+    shapes = [
+        f"{name} is {tuple(tensor.shape)} in the file and {tuple(own.shape)} in the model"
+        for name, tensor, own in shared
+        # A nested tensor has no shape.
+        if unusual_kind(tensor) is None and isinstance(own, Tensor) and tensor.shape != own.shape
+    ]
+    differences = {
+        "missing in the file: ": listed(missing),
+        "not in the model: ": listed(name for name in tensors if name not in expected),
+        "in both forms of weight normalization: ": listed(matches.duplicates),
+        "of another type: ": listed(kinds, "; "),
+        "of another shape: ": listed(shapes, "; "),
+    }
+    problems = "; ".join(label + names for label, names in differences.items() if names)
+    if problems:
+        raise InputError(f"the weights do not fit the model: {problems}.{_hint(missing, tensors, kinds)}")
+
+
+def _hint(missing: Iterable[str], tensors: Iterable[str], kinds: Iterable[str]) -> str:
+    if any(map(_normalized_name, missing)) and not any(map(_normalized_name, tensors)):
+        return " The model is weight-normalized, the weights are not. Use the plain model."
+    return " Save them as dense floating-point tensors." if kinds else ""
+
+
+def _refuse_broken_ties(expected: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse different values for names that are one tensor in the model, of which PyTorch would keep the last."""
+    first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    for name, own in expected.items():
+        if not isinstance(own, Tensor) or not own.numel():
+            continue
+        other = first.setdefault((own.data_ptr(), tuple(own.shape), own.stride()), name)
         if not torch.equal(tensors[name], tensors[other].to(tensors[name])):
             raise InputError(
-                f"{other} and {name} are one tensor in the model (tied), but two different ones in the file: the file "
-                "belongs to a model that does not tie them."
+                f"{other} and {name} are one tensor in the model (tied), but two different tensors in the file. The "
+                "file belongs to a model that does not tie them."
             )
 
 
@@ -136,12 +208,20 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not a safetensors file: {first_line(error)}.") from error
 
 
-def _unusable(value: Tensor, wanted: Any) -> str | None:
-    """Why a tensor cannot be copied into the model without becoming another: nothing is cast in silence."""
-    if oddity(value) is not None:
-        return oddity(value)
-    if isinstance(wanted, Tensor) and wanted.is_floating_point() and not value.is_floating_point():
-        return f"{dtype_name(value)} in the file and {dtype_name(wanted)} in the model"
+def _levels(key: str | None, value: Any) -> list[str]:
+    """Keys to follow, one after the other; a key that itself contains a slash is one level."""
+    if key is None:
+        return []
+    return [key] if isinstance(value, Mapping) and key in value else key.split("/")
+
+
+def _wrong_kind(tensor: Tensor, own: Any) -> str | None:
+    """Difference of type that would change the values of a tensor: nothing is converted silently."""
+    kind = unusual_kind(tensor)
+    if kind is not None:
+        return kind
+    if isinstance(own, Tensor) and own.is_floating_point() and not tensor.is_floating_point():
+        return f"{dtype_name(tensor)} in the file and {dtype_name(own)} in the model"
     return None
 
 
@@ -150,13 +230,12 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _without_wrapper_prefix(tensors: dict[str, Tensor], model: nn.Module, say: Say) -> dict[str, Tensor]:
-    """Drop what ``DataParallel`` and ``torch.compile`` put before every name."""
+    """Remove the prefix that ``DataParallel`` and ``torch.compile`` put before every name."""
     for prefix in ("module.", "_orig_mod."):
-        if all(name.startswith(prefix) for name in tensors) and not any(
-            n.startswith(prefix) for n in model.state_dict()
-        ):
-            say(f"note: dropped the prefix {prefix!r} from the names of the weights.")
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        prefixed_model = any(name.startswith(prefix) for name in model.state_dict())
+        if all(name.startswith(prefix) for name in tensors) and not prefixed_model:
+            say(f"note: removed the prefix {prefix!r} from the names of the weights.")
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -169,11 +248,11 @@ def _form(layer: str, parameter: str, form: str) -> tuple[str, str]:
 
 
 def _normalized_name(name: str) -> tuple[str, str, int] | None:
-    """Layer, parameter and part (0 for ``g``, 1 for ``v``) where the name is that of a weight-normalized tensor."""
+    """Layer, parameter and part (0 for ``g``, 1 for ``v``) of a weight-normalized tensor; None for other names."""
     layer, _, leaf = name.rpartition(".")
     if leaf in {"original0", "original1"}:
-        found = re.fullmatch(r"(?:(.*)\.)?parametrizations\.([^.]+)", layer)
-        return (found[1] or "", found[2], int(leaf[-1])) if found else None
+        match = re.fullmatch(r"(?:(.*)\.)?parametrizations\.([^.]+)", layer)
+        return (match[1] or "", match[2], int(leaf[-1])) if match else None
     if leaf.endswith(("_g", "_v")):
         return layer, leaf[:-2], "gv".index(leaf[-1])
     return None
@@ -188,7 +267,7 @@ def _pair_of(tensors: Mapping[str, Tensor], layer: str, parameter: str) -> tuple
 
 
 def _norm_dim(g: Tensor, v: Tensor) -> int | None:
-    """Which ``dim`` of ``weight_norm`` leaves a ``g`` of this shape; PyTorch's default where several do."""
+    """Value of ``dim`` for which ``weight_norm`` has a ``g`` of this shape; PyTorch's default if there are several."""
     for dim in range(v.ndim):
         if tuple(g.shape) == tuple(size if axis == dim else 1 for axis, size in enumerate(v.shape)):
             return dim

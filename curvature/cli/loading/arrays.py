@@ -1,0 +1,235 @@
+"""Inputs and targets from ``.npz``, ``.pt`` and ``.csv`` files, and from what a loader of the user returns."""
+
+from __future__ import annotations
+
+import array
+import csv
+import math
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curvature.cli.loading.files import (
+    MAX_BYTES,
+    describe_contents,
+    existing,
+    gigabytes,
+    load_tensors,
+    refuse_large,
+    unusual_kind,
+)
+from curvature.cli.wording import Say, choice, first_line, listed
+from curvature.errors import ConfigurationError, InputError
+
+__all__ = ["as_tensor", "load_csv", "load_npz", "load_pt"]
+
+_INPUT_NAMES, _TARGET_NAMES = ("x", "X", "inputs"), ("y", "Y", "targets")
+
+
+def load_npz(path: str) -> tuple[Tensor, Tensor]:
+    """Read inputs and targets from an archive of NumPy arrays; nothing is unpickled.
+
+    Parameters
+    ----------
+    path
+        Contains ``x`` and ``y``, ``X`` and ``Y``, or ``inputs`` and ``targets``.
+
+    Returns
+    -------
+    tuple of Tensor
+        Inputs and targets.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large, damaged, or does not contain such arrays of real numbers.
+    """
+    file = existing(path, "data")
+    refuse_large(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as stream:
+                    _refuse_false_shape(stream, member.file_size, f"{file}: {member.filename}")
+        with np.load(file, allow_pickle=False) as stored:
+            # Only the arrays that are used are unpacked.
+            arrays = {name: stored[name] for name in stored.files if name in {*_INPUT_NAMES, *_TARGET_NAMES}}
+            names = stored.files
+    except InputError:
+        raise
+    except Exception as error:  # the readers raise many kinds of errors on files of another format
+        why = "it contains Python objects, which are not unpickled" if "pickle" in str(error) else first_line(error)
+        raise InputError(
+            f"{file} cannot be read: {why}. Save arrays of numbers: np.savez('data.npz', x=x, y=y)."
+        ) from error
+    return _named_pair(arrays or dict.fromkeys(names), str(file))
+
+
+def load_pt(path: str, say: Say) -> tuple[Tensor, Tensor]:
+    """Read inputs and targets from a file of ``torch.save``.
+
+    Parameters
+    ----------
+    path
+        Contains a pair of tensors, or a dictionary with the names that :func:`load_npz` looks for.
+    say
+        Receives a warning if this version of PyTorch has a known flaw.
+
+    Returns
+    -------
+    tuple of Tensor
+        Inputs and targets.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, too large, damaged, or does not contain such tensors.
+    """
+    file = existing(path, "data")
+    value = load_tensors(file, "Save tensors: torch.save((inputs, targets), 'data.pt')", say)
+    return _named_pair(value, str(file))
+
+
+def load_csv(path: str, target: str | None) -> tuple[Tensor, Tensor]:
+    """Read a table of numbers with a row of names, in UTF-8.
+
+    Parameters
+    ----------
+    path
+        The file.
+    target
+        Name of the column to predict.
+
+    Returns
+    -------
+    tuple of Tensor
+        The other columns ``(N, columns - 1)`` and the target ``(N,)``, float64.
+
+    Raises
+    ------
+    ConfigurationError
+        If no column, or an unknown one, is named as the target.
+    InputError
+        If the file is missing or too large, or a cell is missing or not a number, with its line.
+
+    Notes
+    -----
+    pandas is not used: its reader fills short rows, drops cells of long rows and does not name the line of a wrong
+    cell, so these checks would need a second pass.
+    """
+    file = existing(path, "data")
+    refuse_large(file)
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.reader(stream)
+            header = [name.strip() for name in next(rows, [])]
+            column = _target_column(file, header, target)
+            numbers = array.array("d")  # eight bytes a number; a list of floats needs four times as many
+            for row in rows:
+                numbers.extend(_numbers(row, header, f"{file}, line {rows.line_num}") if row else ())
+                if numbers.itemsize * len(numbers) > MAX_BYTES:
+                    raise InputError(f"the numbers of {file} exceed the limit of {gigabytes(MAX_BYTES)}.")
+    except (UnicodeDecodeError, csv.Error, OSError) as error:
+        raise InputError(f"{file} is not a CSV file in UTF-8: {error}.") from error
+    table = torch.from_numpy(np.array(numbers)).reshape(-1, len(header))
+    others = [k for k in range(len(header)) if k != column]
+    return table[:, others], table[:, column]
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Convert an array to a tensor, and check that it is a dense array of real numbers.
+
+    Parameters
+    ----------
+    value
+        A NumPy array or a tensor.
+    name
+        What it is, for the message.
+
+    Returns
+    -------
+    Tensor
+        Detached, in native byte order; long double becomes float64, because PyTorch has no longer type.
+
+    Raises
+    ------
+    InputError
+        If it is anything else.
+    """
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise InputError(f"{name} must be real numbers, got an array of {value.dtype}.")
+        if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+            value = value.astype(np.float64)
+        return torch.as_tensor(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="), copy=False)))
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} must be a dense tensor of real numbers, got a {type(value).__name__}.")
+    kind = unusual_kind(value)
+    if kind is not None:
+        raise InputError(f"{name} must be a dense tensor of real numbers, but it is {kind}.")
+    return value.detach()
+
+
+def _refuse_false_shape(stream: IO[bytes], size: int, name: str) -> None:
+    """Refuse an array whose header promises more than the archive contains, before NumPy allocates it."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
+        raise InputError(f"{name} is damaged: its header says the shape {shape}, but it has only {size} bytes.")
+
+
+def _target_column(file: Path, header: Sequence[str], target: str | None) -> int:
+    if len(header) < 2 or len(set(header)) < len(header) or all(map(_is_number, header)):
+        raise InputError(
+            f"{file} must begin with a row of at least two distinct names, one for each column. It begins with "
+            f"{listed(header) or 'nothing'}."
+        )
+    if target is None:
+        raise ConfigurationError(f"the target column of {file} is not named. Add --target, one of {listed(header)}.")
+    return choice(target, {name: position for position, name in enumerate(header)}, f"column of {file}")
+
+
+def _numbers(row: Sequence[str], header: Sequence[str], line: str) -> list[float]:
+    if len(row) != len(header):
+        raise InputError(f"{line} has {len(row)} values, but the header has {len(header)} names.")
+    try:
+        return [float(cell) for cell in row]
+    except ValueError as error:
+        cell, name = next(pair for pair in zip(row, header, strict=True) if not _is_number(pair[0]))
+        raise InputError(f"{line}: {cell!r} in column {name!r} is not a number.") from error
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _named_pair(value: Any, file: str) -> tuple[Tensor, Tensor]:
+    if isinstance(value, tuple | list) and len(value) == 2:
+        inputs, targets = value
+    elif isinstance(value, Mapping):
+        inputs, targets = (_first_of(names, value) for names in (_INPUT_NAMES, _TARGET_NAMES))
+        if inputs is None or targets is None:
+            raise InputError(
+                f"{file} must contain inputs named {' or '.join(_INPUT_NAMES)} and targets named "
+                f"{' or '.join(_TARGET_NAMES)}; it contains {listed(map(str, value)) or 'nothing'}."
+            )
+    else:
+        raise InputError(
+            f"{file} must contain a pair (inputs, targets) or a dictionary of tensors; it contains "
+            f"{describe_contents(value)}."
+        )
+    return as_tensor(inputs, f"the inputs of {file}"), as_tensor(targets, f"the targets of {file}")
+
+
+def _first_of(names: Iterable[str], values: Mapping[str, Any]) -> Any:
+    return next((values[name] for name in names if values.get(name) is not None), None)
