@@ -312,7 +312,7 @@ def test_executed_file_is_said_with_path_and_hash_even_to_the_quiet(here):
 
 def test_convolutional_model_gets_images():
     result = run("spectrum", "--model", "builtin:digits-cnn", *SMALL, "--arg", "channels=1", code=2)
-    assert "it takes channels, activation" in result.stderr  # not widths
+    assert "It takes channels, activation" in result.stderr  # not widths
     result = run("spectrum", "--model", "builtin:digits-cnn", "--arg", "channels=1", *SMALL[2:])
     assert "20 examples of 1 x 8 x 8" in result.stderr
 
@@ -450,7 +450,7 @@ USER = ["--model", "net.py:make", "--data", "good.npz"]
         (["-m", "hesian"], 2, "did you mean hessian?"),
         (["--chart", "weightnorm"], 2, "did you mean weight-norm?"),
         (["--gauge", "papr"], 2, "gauge 'papr' is unknown"),
-        (["--gauge", "checkpoint"], 2, "the gauge of a weight-normalized model"),
+        (["--gauge", "checkpoint"], 2, "takes g and v from a weight-normalized model"),
         ([*SMALL, "--block", "nothing"], 2, "matches no parameter"),
         ([*SMALL, "--block", "("], 2, "is not a regular expression"),
         (["--method", "lanzcos"], 2, "'lanczos' or 'slq', got 'lanzcos'"),
@@ -704,7 +704,7 @@ def test_interrupt_ends_with_130_and_leaves_nothing(here):
     for _ in range(20):  # one that arrives while a library imports or collects garbage is lost, as at a keyboard
         process.send_signal(signal.SIGINT)
         try:
-            stdout, stderr = process.communicate(timeout=3)
+            stdout, stderr = process.communicate(timeout=10)
             break
         except subprocess.TimeoutExpired:
             continue
