@@ -11,30 +11,30 @@ from matplotlib.ticker import NullLocator
 
 from curvature.errors import ConfigurationError
 from curvature.records import GaugeState, Measured
+from curvature.report.figures.labels import chart_of, common_words, labels_of, safe
 from curvature.report.figures.style import (
     BLACK,
     GRAY,
     KNOWN,
     OTHERS,
-    QUANTITY_NAMES,
     add_legend,
     axes_or_new,
-    chart_label,
-    chart_of,
-    common_words,
     finish,
-    form_of,
-    grouped,
     keep_a_decade,
-    labels_of,
     plot_spreads,
-    quantity_name,
-    safe,
-    short_number,
-    spread,
-    stretch_of,
     styles_of,
 )
+from curvature.report.spread import grouped, spread
+from curvature.report.words import (
+    chart_label,
+    form_of,
+    quantity_name,
+    quantity_symbol,
+    short_number,
+    stretch_of,
+)
+
+__all__ = ["plot_conditions_along_training", "plot_gauge_sweep", "plot_layers"]
 
 _SWEEP_STYLES = [KNOWN["weight-norm", "checkpoint"], KNOWN["placebo", "paper"], *OTHERS]
 
@@ -55,11 +55,27 @@ def plot_gauge_sweep(
     numbers
         Measurements of :class:`ConditionNumbers` of one matrix: gauges with one stretch (``"canonical"`` is 1), and the
         standard chart at the same weights. Others are left out. Several seeds give the median and their range.
+    ax
+        Where to draw; None opens a new figure.
     quantity
         Which number; a lower bound is drawn as an upward arrow.
     states
         Measurements of :class:`GaugeState`: gauges without one stretch (the paper's, a checkpoint's) are then marked at
         the median stretch of their rows, with the range of the rows as a bar.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If no gauge with one stretch has that number.
     """
     ax = axes_or_new(ax)
     swept = [m for m in numbers if stretch_of(m.record.gauge) is not None and quantity in m.record.values]
@@ -80,18 +96,7 @@ def plot_gauge_sweep(
             label,
         )
     _plot_states(ax, numbers, states, quantity)
-    lines = grouped(standard, lambda m: (m.record.matrix, m.record.block, m.arm, m.checkpoint))
-    for index, members in enumerate(lines.values()):
-        level = spread(m.record.values[quantity] for m in members)
-        if math.isfinite(level.median):
-            bound = "lower bound of " if level.status == "lower_bound" else ""
-            place = f" ({members[0].arm}, {members[0].checkpoint})" if len(lines) > 1 else ""
-            dashes = ("-", "--", ":", "-.")[index % 4]
-            ax.axhline(
-                level.median, color=BLACK, linestyle=dashes, linewidth=1.4, label=safe(f"{bound}standard{place}")
-            )
-            if level.high > level.low:
-                ax.axhspan(level.low, level.high, color=BLACK, alpha=0.1, linewidth=0)
+    _plot_standard(ax, standard, quantity)
     ax.axvline(1, color=GRAY, linestyle=":", linewidth=1.2, label="canonical gauge")
     stretches = sorted({stretch_of(m.record.gauge) for m in swept})
     ax.set_xscale("log", base=2)
@@ -117,7 +122,31 @@ def plot_conditions_along_training(
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
-    """Draw a condition number at each checkpoint: median over seeds with their range, one line per arm and chart."""
+    """Draw a condition number at each checkpoint: median over seeds with their range, one line per arm and chart.
+
+    Parameters
+    ----------
+    numbers
+        Measurements of :class:`ConditionNumbers`.
+    ax
+        Where to draw; None opens a new figure.
+    quantity
+        Which number; a lower bound is drawn as an upward arrow.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If no measurement has that number.
+    """
     ax = axes_or_new(ax)
     numbers = [m for m in numbers if quantity in m.record.values]
     if not numbers:
@@ -128,11 +157,11 @@ def plot_conditions_along_training(
     labels, styles = labels_of(firsts, without=("checkpoint", "seed")), styles_of(firsts)
     for index, (group, label, style) in enumerate(zip(groups.values(), labels, styles, strict=True)):
         shift = 0.28 * ((index + 0.5) / len(groups) - 0.5)  # apart, so that equal values do not hide each other
-        at = grouped(group, lambda m: m.checkpoint)
+        members = grouped(group, lambda m: m.checkpoint)
         spreads = {
-            checkpoints.index(name) + shift: spread(m.record.values[quantity] for m in at[name])
+            checkpoints.index(name) + shift: spread(m.record.values[quantity] for m in members[name])
             for name in checkpoints
-            if name in at
+            if name in members
         }
         plot_spreads(ax, spreads, style, label)
     ax.set_yscale("log")
@@ -163,7 +192,29 @@ def plot_layers(
     quantity: str = "kappa_95",
     title: str | None = None,
 ) -> Axes:
-    """Draw a heat map of a condition number: blocks (layers) down, charts across; medians over seeds."""
+    """Draw a heat map of a condition number: blocks (layers) down, charts across; medians over seeds.
+
+    Parameters
+    ----------
+    numbers
+        Measurements of :class:`ConditionNumbers` of blocks.
+    ax
+        Where to draw; None opens a new figure.
+    quantity
+        Which number.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If no block has that number.
+    """
     ax = axes_or_new(ax)
     numbers = [m for m in numbers if m.record.block != "all" and quantity in m.record.values]
     if not numbers:
@@ -192,10 +243,25 @@ def plot_layers(
         )  # fmt: skip
     ax.set_xticks(range(len(labels)), labels=[label.replace(" (", "\n(") for label in labels])
     ax.set_yticks(range(len(rows)), labels=[safe(row) for row in rows])
-    ax.figure.colorbar(image, ax=ax, label=f"log₁₀ {QUANTITY_NAMES.get(quantity, quantity)}  (no unit)")
+    ax.figure.colorbar(image, ax=ax, label=f"log₁₀ {quantity_symbol(quantity)}  (no unit)")
     finish(ax, title or f"Conditioning of {common_words(numbers, ('matrix',))} by block", "chart", "block")
     ax.grid(visible=False)
     return ax
+
+
+def _plot_standard(ax: Axes, standard: Sequence[Measured], quantity: str) -> None:
+    """Draw the standard chart as a horizontal line, with a band over seeds."""
+    lines = grouped(standard, lambda m: (m.record.matrix, m.record.block, m.arm, m.checkpoint))
+    for index, members in enumerate(lines.values()):
+        level = spread(m.record.values[quantity] for m in members)
+        if not math.isfinite(level.median):
+            continue
+        bound = "lower bound of " if level.status == "lower_bound" else ""
+        place = f" ({members[0].arm}, {members[0].checkpoint})" if len(lines) > 1 else ""
+        dashes, label = ("-", "--", ":", "-.")[index % 4], safe(f"{bound}standard{place}")
+        ax.axhline(level.median, color=BLACK, linestyle=dashes, linewidth=1.4, label=label)
+        if level.high > level.low:
+            ax.axhspan(level.low, level.high, color=BLACK, alpha=0.1, linewidth=0)
 
 
 def _plot_states(ax: Axes, numbers: Sequence[Measured], states: Sequence[Measured], quantity: str) -> None:
@@ -209,10 +275,10 @@ def _plot_states(ax: Axes, numbers: Sequence[Measured], states: Sequence[Measure
             for m in numbers:
                 if (m.arm, m.seed, m.checkpoint, *chart_of(m)) != place or quantity not in m.record.values:
                     continue
-                found, rows = m.record.values[quantity].value, state.record
+                value, rows = m.record.values[quantity].value, state.record
                 reach = [[rows.median - rows.minimum], [rows.maximum - rows.median]]
                 ax.errorbar(
-                    [rows.median], [found], xerr=reach, linestyle="none", marker=style.marker, color=style.color,
+                    [rows.median], [value], xerr=reach, linestyle="none", marker=style.marker, color=style.color,
                     markersize=6, elinewidth=1, capsize=2.5, alpha=0.8, label=label,
                 )  # fmt: skip
                 label = "_"

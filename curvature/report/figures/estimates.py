@@ -1,4 +1,4 @@
-"""What Krylov methods say of a spectrum: its density, and its ends."""
+"""What Krylov methods find of a spectrum: its density, and its ends."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from matplotlib.axes import Axes
 from scipy.special import stdtrit
 
 from curvature.records import ExtremalEigenvalues, Measured, SpectralDensity
-from curvature.report.figures.style import (
-    GRAY,
-    add_legend,
-    axes_or_new,
-    common_words,
-    finish,
-    labels_of,
-    records_of,
-    styles_of,
-)
+from curvature.report.figures.labels import common_words, labels_of, records_of
+from curvature.report.figures.style import GRAY, Style, add_legend, axes_or_new, finish, styles_of
+
+__all__ = ["plot_density", "plot_extremes"]
 
 _FLAT = 30  # a peak this many times higher than the lowest bar would flatten it on a linear axis
 
@@ -32,17 +26,33 @@ def plot_density(
 ) -> Axes:
     r"""Draw densities of eigenvalues: the mean over probes in bins, with a 95 % t-interval over probes as a band.
 
-    Bins are as wide as the resolution, ``(max - min) / num_matvecs``: nothing finer is there to be read. The axis of
-    the density is logarithmic where a peak would flatten the rest, down to a third of what one eigenvalue would be.
-    The band is pointwise and shows how probes differ; it knows nothing of the error of too few products.
+    Bins are as wide as the resolution, ``(max - min) / num_matvecs``: nothing finer can be read. The axis of the
+    density is logarithmic where a peak would flatten the rest, down to a third of what one eigenvalue would be. The
+    band is pointwise and shows how probes differ; it does not contain the error of too few products.
+
+    Parameters
+    ----------
+    densities
+        Records, or measurements of them; the legend names what differs between them.
+    ax
+        Where to draw; None opens a new figure.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
     """
     records = records_of(densities, SpectralDensity)
     ax = axes_or_new(ax)
-    peak, least, lowest, ones = 0.0, np.inf, np.inf, []
+    peak, least, lowest, references = 0.0, np.inf, np.inf, []
     for record, label, style in zip(records, labels_of(densities), styles_of(densities), strict=True):
         edges, density, error = record.histogram()
         width = edges[1] - edges[0]
-        one = 1 / (record.dim * width)
+        reference = 1 / (record.dim * width)  # the density of one eigenvalue in a bin
         half = stdtrit(record.num_probes - 1, 0.975) * error if record.num_probes > 1 else np.zeros_like(density)
         low, high = np.maximum(density - half, 0), density + half
         if record.num_probes > 1:
@@ -50,20 +60,20 @@ def plot_density(
             ax.fill_between(edges, np.append(low, low[-1]), np.append(high, high[-1]), **look)
         # Dashes would tear narrow bars apart: solid steps, told apart by markers on a few of them.
         ax.stairs(density, edges, baseline=None, color=style.color, linewidth=1.5)
-        where = np.flatnonzero(density > one / 3)
-        marked = where[np.unique(np.linspace(0, len(where) - 1, 12).round().astype(int))]
+        bins = np.flatnonzero(density > reference / 3)
+        marked = bins[np.unique(np.linspace(0, len(bins) - 1, 12).round().astype(int))]
         dots = {"marker": style.marker, "color": style.color, "markersize": 4}
         ax.plot((edges[marked] + edges[marked + 1]) / 2, density[marked], linestyle="none", **dots)
         ax.plot([], [], linewidth=1.5, label=label, **dots)
-        ones.append((one, edges))
-        peak, lowest = max(peak, float(high.max())), min(lowest, one / 3)
-        least = min(least, float(density[density > one / 3].min(initial=np.inf)))
+        references.append((reference, edges))
+        peak, lowest = max(peak, float(high.max())), min(lowest, reference / 3)
+        least = min(least, float(density[density > reference / 3].min(initial=np.inf)))
     logarithmic = peak > _FLAT * least
     if logarithmic:
         ax.set_yscale("log")
-        for k, (one, edges) in enumerate(ones):
+        for k, (reference, edges) in enumerate(references):
             label = "one eigenvalue in a bin" if not k else "_"
-            ax.plot(edges[[0, -1]], [one, one], color=GRAY, linestyle=":", linewidth=1.2, label=label)
+            ax.plot(edges[[0, -1]], [reference, reference], color=GRAY, linestyle=":", linewidth=1.2, label=label)
     ax.set_ylim(lowest if logarithmic else 0, (2.0 if logarithmic else 1.05) * peak)
     if legend:
         add_legend(ax)
@@ -86,27 +96,29 @@ def plot_extremes(
     r"""Draw $|\lambda|$ of the ends of spectra with their error bounds, counted from each end; negative ones hollow.
 
     Bars reach as far as some eigenvalue may be; those of values that have converged are shorter than the marker.
+
+    Parameters
+    ----------
+    extremes
+        Records, or measurements of them; the legend names what differs between them.
+    ax
+        Where to draw; None opens a new figure.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
     """
     records = records_of(extremes, ExtremalEigenvalues)
     ax = axes_or_new(ax)
     for k, (record, label, style) in enumerate(zip(records, labels_of(extremes), styles_of(extremes), strict=True)):
         shift = 0.4 * ((k + 0.5) / len(records) - 0.5)  # apart, so that equal values do not hide each other
-        for values, bounds in (
-            (record.largest, record.largest_bounds),
-            (record.smallest, record.smallest_bounds),
-        ):
-            for sign in (1, -1):
-                where = np.flatnonzero(sign * values > 0)
-                if not len(where):
-                    continue
-                sizes = np.abs(values[where])
-                below = np.minimum(bounds[where], sizes * (1 - 1e-3))  # a bar on a logarithmic axis cannot pass zero
-                marker = style.marker if sign > 0 else "s"
-                face = style.color if sign > 0 else "white"
-                ax.errorbar(
-                    where + 1 + shift, sizes, yerr=[below, bounds[where]], linestyle="none", marker=marker,
-                    color=style.color, markerfacecolor=face, markersize=5, elinewidth=1.2,
-                )  # fmt: skip
+        _plot_end(ax, record.largest, record.largest_bounds, style, shift)
+        _plot_end(ax, record.smallest, record.smallest_bounds, style, shift)
         ax.plot([], [], linestyle="none", marker=style.marker, color=style.color, markersize=5,
                 label=label + ("" if record.converged else ", not converged"))  # fmt: skip
     if any((values < 0).any() for record in records for values in (record.largest, record.smallest)):
@@ -127,3 +139,19 @@ def plot_extremes(
         "rank from the largest, and from the smallest",
         "|eigenvalue|  (loss/coordinate²)",
     )
+
+
+def _plot_end(ax: Axes, values: np.ndarray, bounds: np.ndarray, style: Style, shift: float) -> None:
+    """Draw the values at one end with their bounds, by sign."""
+    for sign in (1, -1):
+        ranks = np.flatnonzero(sign * values > 0)
+        if not len(ranks):
+            continue
+        sizes = np.abs(values[ranks])
+        below = np.minimum(bounds[ranks], sizes * (1 - 1e-3))  # a bar on a logarithmic axis cannot pass zero
+        marker = style.marker if sign > 0 else "s"
+        face = style.color if sign > 0 else "white"
+        ax.errorbar(
+            ranks + 1 + shift, sizes, yerr=[below, bounds[ranks]], linestyle="none", marker=marker, color=style.color,
+            markerfacecolor=face, markersize=5, elinewidth=1.2,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A figure as SVG text, and a spectrum as a picture for a notebook or a terminal."""
+"""A figure as SVG text, and a spectrum as a picture for a terminal."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from curvature.records import Spectrum
-from curvature.report.figures.spectra import plot_spectrum
-from curvature.report.figures.style import printable
+from curvature.text import one_line
 
-
-def spectrum_svg(spectrum: Spectrum) -> str:
-    """Picture of one spectrum as inline SVG, for a notebook: below 50 kB, deterministic, every text escaped."""
-    with rc_context({"font.size": 8}):
-        figure = Figure(figsize=(3.6, 2.4), layout="constrained")
-        ax = plot_spectrum(spectrum, figure.subplots(), max_points=80)
-        ax.set_title("", loc="left")  # the notebook says above what this is
-    negative, zero, positive = spectrum.inertia
-    text = render_svg(
-        figure,
-        f"Eigenvalues of {spectrum.label}: {positive} positive, {negative} negative, {zero} below the noise floor, "
-        f"rank {spectrum.rank_words}",
-    )
-    return inline_svg(text)
+__all__ = ["decade_counts", "inline_svg", "render_svg", "text_picture"]
 
 
 def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> str:
     """Count eigenvalues per decade of their absolute value, as bars of text for a terminal.
 
-    Negative eigenvalues stand left of the scale, positive ones right; all those that the noise floor hides share the
-    last line. Runs of empty decades are cut. Pass ``bar="#"`` where only ASCII can be printed.
+    Negative eigenvalues are drawn left of the scale, positive ones right; all those below the noise floor share the last
+    line. Runs of empty decades are cut.
 
+    Parameters
+    ----------
+    spectrum
+        What to draw.
+    width
+        Characters of a line.
+    bar
+        What bars are made of; ``"#"`` where only ASCII can be printed.
+
+    Returns
+    -------
+    str
+        A title, then one line per decade.
+
+    Examples
+    --------
     >>> values = np.array([-2.0, 1e-20, 0.3, 0.5, 4.0])
     >>> record = Spectrum("hessian", "standard", "-", values, False, "dense", 1e-15, 4, "threshold")
     >>> print(text_picture(record, width=50, bar="#"))
@@ -46,7 +48,7 @@ def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> st
                           < floor 1 (noise floor 1.0e-15)
     """
     decades, hidden = decade_counts(spectrum)
-    title = f"{printable(spectrum.label)}: {spectrum.dim} eigenvalues, rank {spectrum.rank_words}"
+    title = f"{one_line(spectrum.label)}: {spectrum.dim} eigenvalues, rank {spectrum.rank_words}"
     lines = [title if len(title) <= width else title[: width - 1] + "…"]
     most = max((count for pair in decades.values() for count in pair), default=0)
     digits = len(str(max(most, hidden, 1)))
@@ -72,7 +74,19 @@ def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> st
 
 
 def decade_counts(spectrum: Spectrum) -> tuple[dict[int, tuple[int, int]], int]:
-    """Numbers of (negative, positive) eigenvalues by ``floor(log10 |eigenvalue|)``, and of those below the floor."""
+    """Count eigenvalues by the decade of their absolute value.
+
+    Parameters
+    ----------
+    spectrum
+        What to count.
+
+    Returns
+    -------
+    tuple of dict and int
+        Numbers of negative and of positive eigenvalues by ``floor(log10 |eigenvalue|)``, and the number of those below
+        the noise floor.
+    """
     values = spectrum.eigenvalues[np.abs(spectrum.eigenvalues) > spectrum.noise_floor]
     exponents = np.floor(np.log10(np.abs(values))).astype(int)
     counts = {
@@ -83,9 +97,21 @@ def decade_counts(spectrum: Spectrum) -> tuple[dict[int, tuple[int, int]], int]:
 
 
 def render_svg(figure: Figure, title: str, *, salt: str = "curvature") -> str:
-    """Turn a figure into SVG text with a title: no prolog, no date, no metadata, the same bytes every time.
+    """Turn a figure into SVG text: no prolog, no date, no metadata, the same bytes every time.
 
-    ``salt`` enters the identifiers, so that two figures of one page do not share them.
+    Parameters
+    ----------
+    figure
+        What to write.
+    title
+        Read aloud in place of the picture.
+    salt
+        Enters the identifiers, so that two figures of one page do not share them.
+
+    Returns
+    -------
+    str
+        An ``svg`` element.
     """
     stream = io.StringIO()
     with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), warnings.catch_warnings():
@@ -97,11 +123,22 @@ def render_svg(figure: Figure, title: str, *, salt: str = "curvature") -> str:
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 'DejaVu Sans', Verdana, sans-serif", text)
-    name = html.escape(printable(title))
+    name = html.escape(one_line(title))
     opening = f'<svg role="img" aria-label="{name}" style="max-width:100%;height:auto" '
     return opening + text.removeprefix("<svg ").replace(">", f">\n <title>{name}</title>", 1)
 
 
 def inline_svg(text: str) -> str:
-    """Fit an SVG file into a page: HTML knows the namespaces itself, and the page then names no address at all."""
+    """Fit an SVG file into a page.
+
+    Parameters
+    ----------
+    text
+        What :func:`render_svg` returns.
+
+    Returns
+    -------
+    str
+        Without namespaces, which HTML knows itself: the page then names no address at all.
+    """
     return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)

@@ -8,19 +8,19 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from curvature.records import Measured, Spectrum
+from curvature.report.figures.labels import common_words, labels_of, records_of
 from curvature.report.figures.style import (
     GRAY,
     KNOWN,
     MAX_POINTS,
     add_legend,
     axes_or_new,
-    common_words,
     finish,
-    labels_of,
-    records_of,
     styles_of,
     thinned,
 )
+
+__all__ = ["descending", "plot_spectra", "plot_spectrum"]
 
 _EIGENVALUE = "|eigenvalue|  (loss/coordinate²)"
 _FLOOR_ROOM = 1e6  # the floor is drawn if it is at most this far below the smallest eigenvalue drawn
@@ -41,13 +41,18 @@ def plot_spectrum(
     spectrum
         What to draw.
     ax
-        Where; a new figure if None.
+        Where to draw; None opens a new figure.
     legend
-        Whether to explain the markers, with their counts, on the Axes.
+        Whether to explain the markers, with their counts.
     title
         In place of the usual one.
     max_points
         Of one sign; more are thinned evenly on the logarithmic axis, both ends kept.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
 
     Examples
     --------
@@ -66,13 +71,15 @@ def plot_spectrum(
         (above & ~positive, "negative", {"marker": "s", "markerfacecolor": "none"}),
         (~above & (values != 0), None, {"marker": "x", "color": GRAY}),
     ):
-        where = thinned(np.flatnonzero(kept), max_points)
-        if len(where):
+        drawn = thinned(np.flatnonzero(kept), max_points)
+        if len(drawn):
             look = {"color": color, "markersize": 4, "linestyle": "none", **look}
-            ax.plot(ranks[where], np.abs(values[where]), label=f"{label}: {kept.sum()}" if label else "_", **look)
-    few, many = spectrum.possible_ranks
-    if few < many:
-        ax.axvspan(few + 0.5, many + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=f"rank {spectrum.rank_words}")
+            ax.plot(ranks[drawn], np.abs(values[drawn]), label=f"{label}: {kept.sum()}" if label else "_", **look)
+    lowest, highest = spectrum.possible_ranks
+    if lowest < highest:
+        ax.axvspan(
+            lowest + 0.5, highest + 0.5, color=GRAY, alpha=0.15, linewidth=0, label=f"rank {spectrum.rank_words}"
+        )
     elif spectrum.rank:
         ax.axvline(spectrum.rank, color=GRAY, linestyle=":", linewidth=1.2, label=f"rank {spectrum.rank}")
     ax.set(xscale="log", yscale="log")
@@ -88,8 +95,23 @@ def plot_spectra(
 ) -> Axes:
     r"""Overlay the eigenvalue decay of several charts, arms or points; negative eigenvalues have hollow markers.
 
-    Only eigenvalues above each noise floor are drawn. Accepts spectra or measurements of spectra; the legend names what
-    differs between them.
+    Only eigenvalues above each noise floor are drawn.
+
+    Parameters
+    ----------
+    spectra
+        Records, or measurements of them; the legend names what differs between them.
+    ax
+        Where to draw; None opens a new figure.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
     """
     records = records_of(spectra, Spectrum)
     ax = axes_or_new(ax)
@@ -99,9 +121,9 @@ def plot_spectra(
         above = np.flatnonzero(np.abs(values) > spectrum.noise_floor)
         if not len(above):
             continue
-        where = thinned(above, 4 * MAX_POINTS)
+        drawn = thinned(above, 4 * MAX_POINTS)
         wide = 2.4 if style == KNOWN["standard", "-"] else 1.4
-        ax.plot(ranks[where], np.abs(values[where]), color=style.color, linestyle=style.linestyle, linewidth=wide)
+        ax.plot(ranks[drawn], np.abs(values[drawn]), color=style.color, linestyle=style.linestyle, linewidth=wide)
         for sign, face in ((1, style.color), (-1, "white")):
             marked = thinned(above[sign * values[above] > 0], 9)
             ax.plot(
@@ -121,7 +143,18 @@ def plot_spectra(
 
 
 def descending(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues by descending absolute value, and their ranks from 1."""
+    """Eigenvalues by descending absolute value.
+
+    Parameters
+    ----------
+    spectrum
+        Where they are.
+
+    Returns
+    -------
+    tuple of ndarray
+        Eigenvalues and their ranks from 1, both ``(dim,)``.
+    """
     order = np.argsort(-np.abs(spectrum.eigenvalues), kind="stable")
     return spectrum.eigenvalues[order], np.arange(1, spectrum.dim + 1)
 

@@ -1,0 +1,211 @@
+"""A figure of the report: panels, one legend below them, a caption and the numbers that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any, TypeVar
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from curvature.records import Measured
+from curvature.report.spread import grouped, spread
+from curvature.report.table import Table
+from curvature.report.words import chart_label
+
+__all__ = [
+    "MAX_PANELS",
+    "SPREAD_HEADER",
+    "Drawing",
+    "chart_of",
+    "finished",
+    "panels",
+    "same_limits",
+    "spread_rows",
+    "usable",
+]
+
+MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
+SPREAD_HEADER = ("median", "smallest", "largest", "status")
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One figure of the report.
+
+    Attributes
+    ----------
+    name
+        Of its file.
+    caption
+        How to read it.
+    figure
+        What is drawn.
+    table
+        The numbers in it, under its title.
+    """
+
+    name: str
+    caption: str
+    figure: Figure
+    table: Table
+
+    @property
+    def title(self) -> str:
+        """Title of the figure and of its numbers."""
+        return self.table.title
+
+
+def panels(
+    groups: Mapping[Key, Sequence[Any]],
+    plot: Callable[[Axes, Key, Sequence[Any]], object],
+    *,
+    columns: int = 2,
+    width: float = 4.6,
+    height: float = 3.3,
+) -> tuple[Figure, list[Axes]]:
+    """Draw one panel per group.
+
+    Parameters
+    ----------
+    groups
+        What each panel shows, by its key.
+    plot
+        Draws one panel, given its Axes, its key and its group.
+    columns
+        Panels side by side, if there are as many.
+    width, height
+        Of a panel, in inches.
+
+    Returns
+    -------
+    tuple of Figure and list of Axes
+        The Axes in the order of the groups.
+    """
+    count = len(groups)
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(6.0, columns * width), rows * height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for spare in axes[count:]:
+        spare.remove()
+    for ax, (key, members) in zip(axes, groups.items(), strict=False):
+        plot(ax, key, members)
+    return figure, axes[:count]
+
+
+def finished(figure: Figure, *, outer_labels: bool = True) -> Figure:
+    """Break titles that are longer than their panel, and draw one legend under all panels, where it covers nothing.
+
+    Parameters
+    ----------
+    figure
+        Its panels have no legend yet. A legend of many lines makes it higher: the panels keep their height.
+    outer_labels
+        Whether axes are named once per row and column of panels; ticks stay, for scales may differ.
+
+    Returns
+    -------
+    Figure
+        The same one.
+    """
+    for ax in figure.axes:
+        place = ax.get_subplotspec()
+        width = figure.get_figwidth() / place.get_gridspec().ncols
+        ax.set_title(fill(ax.get_title("left"), int(11 * width)), loc="left", fontsize="medium")
+        if outer_labels and not place.is_first_col():
+            ax.set_ylabel("")
+        if outer_labels and not place.is_last_row():
+            ax.set_xlabel("")
+    handles: dict[str, Any] = {}
+    for ax in figure.axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    if handles:
+        longest = max(map(len, handles)) * 0.075 + 0.6  # estimated inches of one entry
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / longest)))
+        look = {"loc": "outside lower center", "ncols": columns, "frameon": False, "handlelength": 3}
+        legend = figure.legend(handles.values(), handles.keys(), **look)
+        lines = -(-len(handles) // columns)
+        line = legend.get_window_extent().height / figure.dpi / lines
+        figure.set_figheight(figure.get_figheight() + line * (lines - 1))
+    return figure
+
+
+def same_limits(axes: Sequence[Axes], names: Iterable[Hashable]) -> None:
+    """Give panels of one name one scale, so that they can be compared by eye.
+
+    Parameters
+    ----------
+    axes
+        The panels.
+    names
+        As many, for instance the matrix that each panel shows.
+    """
+    for members in grouped(zip(axes, names, strict=True), lambda pair: pair[1]).values():
+        limits = [ax.get_ylim() for ax, _ in members]
+        for ax, _ in members:
+            ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
+def chart_of(m: Measured) -> str:
+    """Chart of a measurement with its gauge.
+
+    Parameters
+    ----------
+    m
+        One measurement.
+
+    Returns
+    -------
+    str
+        A few words.
+    """
+    return chart_label(m.record.chart, m.record.gauge)
+
+
+def usable(m: Measured, quantity: str) -> bool:
+    """Whether condition numbers hold a quantity with a value.
+
+    Parameters
+    ----------
+    m
+        Measurement of condition numbers.
+    quantity
+        Its name.
+
+    Returns
+    -------
+    bool
+        False where it is undefined.
+    """
+    return quantity in m.record.values and m.record.values[quantity].has_value
+
+
+def spread_rows(
+    items: Sequence[Measured], quantity: str, key: Callable[[Measured], tuple[Any, ...]]
+) -> tuple[tuple[Any, ...], ...]:
+    """Rows of a table with median, range and status of one quantity.
+
+    Parameters
+    ----------
+    items
+        Measurements of condition numbers.
+    quantity
+        Its name.
+    key
+        The first entries of the row that a measurement belongs to.
+
+    Returns
+    -------
+    tuple of rows
+        The key, then the columns of ``SPREAD_HEADER``.
+    """
+    rows = []
+    for place, members in grouped(items, key).items():
+        values = spread(m.record.values[quantity] for m in members)
+        rows.append((*place, values.median, values.low, values.high, values.status.replace("_", " ")))
+    return tuple(rows)

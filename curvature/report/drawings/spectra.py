@@ -1,0 +1,199 @@
+"""Figures of spectra and of their condition numbers: by rank, along training, against the gauge, by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from curvature.records import GaugeState, Measured, Spectrum, Study
+from curvature.report import figures
+from curvature.report.drawings.layout import (
+    MAX_PANELS,
+    SPREAD_HEADER,
+    Drawing,
+    chart_of,
+    finished,
+    panels,
+    same_limits,
+    spread_rows,
+    usable,
+)
+from curvature.report.selection import in_one_form, numbers_of, without_sweep
+from curvature.report.spread import grouped
+from curvature.report.table import Entry, Table
+from curvature.report.words import arm_words, block_words, matrix_name, point_words, stretch_of, subject
+from curvature.studies.evidence import last_checkpoint
+
+__all__ = ["draw_along_training", "draw_eigenvalues", "draw_layers", "draw_sweep"]
+
+_QUANTITY = "kappa_95"
+_POINTS = 30  # eigenvalues of each spectrum in the numbers of a figure
+
+
+def draw_eigenvalues(study: Study) -> Drawing | None:
+    """Draw eigenvalues by rank, at the last checkpoint of the first seed.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    Drawing or None
+        None without spectra, or with too many panels.
+    """
+    last, spectra = last_checkpoint(study), without_sweep(in_one_form(study.of(Spectrum)))
+    seed = min((m.seed for m in spectra), default=0)
+    spectra = [m for m in spectra if m.checkpoint == last and m.seed == seed]
+    groups = grouped(spectra, lambda m: (m.arm, m.record.block, m.record.matrix))
+    if not groups or len(groups) > MAX_PANELS:
+        return None
+    matrices = len({matrix for _, _, matrix in groups})
+    overlaid = any(len(members) > 1 for members in groups.values())
+
+    def plot(ax: Axes, key: tuple[str, str, str], members: Sequence[Measured]) -> None:
+        arm, block, matrix = key
+        weights = arm_words(arm) if arm != "given" else "" if overlaid else chart_of(members[0])
+        title = subject(matrix, block_words(block), weights)
+        if overlaid:
+            figures.plot_spectra(members, ax, legend=False, title=title)
+        else:
+            figures.plot_spectrum(members[0].record, ax, title=title)
+
+    columns = matrices if 1 < matrices < len(groups) else 3
+    figure, axes = panels(groups, plot, columns=columns, width=3.6, height=3.1)
+    if overlaid:
+        same_limits(axes, (matrix for _, _, matrix in groups))
+        finished(figure)
+    canonical = any(m.record.gauge == "canonical" for m in spectra)
+    caption = (
+        ("" if len(groups) == 1 else "One panel per matrix, block and set of weights. ")
+        + "Eigenvalues by descending absolute value, both axes logarithmic: a straight line is a power law, and the "
+        "steep end is what condition numbers measure. Hollow markers are negative eigenvalues. What lies below the "
+        "noise floor (hatched, where it is near) cannot be told from zero."
+        + (" At the canonical gauge every matrix but the Hessian has the standard spectrum." if canonical else "")
+        + (f" Seed {seed}, {last}." if last != "given" else "")
+    )
+    rows: list[tuple[Entry, ...]] = []
+    for (arm, block, matrix), members in groups.items():
+        for m in members:
+            values, ranks = figures.descending(m.record)
+            drawn = figures.thinned(np.arange(len(values)), _POINTS)
+            rows += [(arm, block, matrix, chart_of(m), ranks[index], values[index]) for index in drawn]
+    header = ("weights", "block", "matrix", "chart", "rank", "eigenvalue")
+    return Drawing("eigenvalues", caption, figure, Table("Eigenvalues by rank", header, tuple(rows)))
+
+
+def draw_along_training(study: Study) -> Drawing | None:
+    """Draw condition numbers at each checkpoint.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    Drawing or None
+        None with fewer than two checkpoints.
+    """
+    numbers = without_sweep(in_one_form(numbers_of(study)))
+    numbers = [m for m in numbers if m.record.block == "all" and usable(m, _QUANTITY)]
+    if len({m.checkpoint for m in numbers}) < 2:
+        return None
+    groups = grouped(numbers, lambda m: (m.arm, m.record.matrix))
+
+    def plot(ax: Axes, key: tuple[str, str], members: Sequence[Measured]) -> None:
+        title = subject(key[1], arm_words(key[0]))
+        figures.plot_conditions_along_training(members, ax, legend=False, title=title)
+
+    figure, axes = panels(groups, plot, columns=len({matrix for _, matrix in groups}), width=4.0, height=2.9)
+    same_limits(axes, (matrix for _, matrix in groups))
+    caption = (
+        "Condition number κ₉₅, the largest eigenvalue over that at 95 % of the rank, at each checkpoint: medians over "
+        "seeds, bars from the smallest to the largest. Charts in one panel share weights and function and differ in "
+        "coordinates alone. An arrow marks a lower bound. Where a matrix is indefinite it has no condition number and "
+        "no point here."
+    )
+    rows = spread_rows(numbers, _QUANTITY, lambda m: (m.arm, matrix_name(m.record.matrix), chart_of(m), m.checkpoint))
+    header = ("weights", "matrix", "chart", "checkpoint", *SPREAD_HEADER)
+    table = Table("Condition number along training", header, rows)
+    return Drawing("training-conditions", caption, finished(figure), table)
+
+
+def draw_sweep(study: Study) -> Drawing | None:
+    """Draw condition numbers against the gauge, at the last checkpoint.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    Drawing or None
+        None with fewer than two gauges that have one stretch.
+    """
+    last = last_checkpoint(study)
+    numbers = [m for m in numbers_of(study) if m.checkpoint == last and m.record.block == "all"]
+    numbers = [m for m in numbers if usable(m, _QUANTITY)]
+    matrices = {m.record.matrix for m in numbers if m.record.gauge.startswith("stretch=")}
+    numbers = [m for m in numbers if m.record.matrix in matrices]
+    if len({stretch_of(m.record.gauge) for m in numbers} - {None}) < 2:
+        return None
+    groups = grouped(numbers, lambda m: (m.arm, m.record.matrix))
+
+    def plot(ax: Axes, key: tuple[str, str], members: Sequence[Measured]) -> None:
+        arm, matrix = key
+        title = subject(matrix, point_words(arm, last).lower())
+        states = study.of(GaugeState, arm=arm, checkpoint=last)
+        figures.plot_gauge_sweep(members, ax, states=states, legend=False, title=title)
+
+    figure, axes = panels(groups, plot)
+    same_limits(axes, (matrix for _, matrix in groups))
+    caption = (
+        "The same weights and the same function in weight norm, at different lengths of v. Left of 1 a step turns the "
+        "weight vectors more than in the standard chart, right of 1 less; at 1, the canonical gauge, the curve meets "
+        "the standard chart (line, with a band over seeds). Medians over seeds, bars from the smallest to the largest. "
+        "Gauges in which every row has another stretch are drawn at the median of their rows, one point per seed, with "
+        "a bar over all rows."
+    )
+    listed = [m for m in numbers if stretch_of(m.record.gauge) is not None or m.record.chart == "standard"]
+    rows = spread_rows(listed, _QUANTITY, lambda m: (m.arm, matrix_name(m.record.matrix), chart_of(m)))
+    table = Table("Condition number against the gauge", ("weights", "matrix", "chart", *SPREAD_HEADER), rows)
+    return Drawing("gauge-sweep", caption, finished(figure), table)
+
+
+def draw_layers(study: Study) -> Drawing | None:
+    """Draw condition numbers of diagonal blocks as a heat map.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    Drawing or None
+        None without blocks, or with too many.
+    """
+    blocks = [m for m in numbers_of(study) if m.record.block != "all" and usable(m, _QUANTITY)]
+    blocks = [m for m in blocks if m.checkpoint == blocks[-1].checkpoint]
+    count = len({m.record.block for m in blocks})
+    if not 2 <= count <= 40:
+        return None
+
+    def plot(ax: Axes, _: str, members: Sequence[Measured]) -> None:
+        figures.plot_layers(members, ax, title="κ₉₅ of each diagonal block")
+
+    figure, _ = panels({"all": blocks}, plot, width=8.0, height=1.6 + 0.3 * count)
+    caption = (
+        "Condition number κ₉₅ of every diagonal block, darker is better conditioned; the number in a cell is the "
+        "median over seeds. A matrix can be worse conditioned than each of its blocks."
+    )
+    rows = spread_rows(blocks, _QUANTITY, lambda m: (matrix_name(m.record.matrix), m.record.block, m.arm, chart_of(m)))
+    table = Table("Condition number by block", ("matrix", "block", "weights", "chart", *SPREAD_HEADER), rows)
+    return Drawing("layers", caption, figure, table)

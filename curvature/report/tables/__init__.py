@@ -1,0 +1,1 @@
+"""What is measured, as rows of plain numbers and as tables: one module for each kind of measurement."""

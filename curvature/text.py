@@ -1,0 +1,79 @@
+"""Text that may hold a user's names: nothing in it can steer a terminal or break a line."""
+
+from __future__ import annotations
+
+import unicodedata
+
+__all__ = ["STEERING", "count", "one_line", "printable"]
+
+STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, direction, unpaired, line breaks
+
+
+def printable(text: str) -> str:
+    r"""Write control, direction-changing and unpaired characters as escapes; line breaks stay.
+
+    Parameters
+    ----------
+    text
+        Any text, for instance a name that a user chose.
+
+    Returns
+    -------
+    str
+        The text as a terminal, a page or a figure can show it.
+
+    Examples
+    --------
+    >>> printable("a\x1b[31mb\nc")
+    'a\\x1b[31mb\nc'
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if character != "\n" and unicodedata.category(character) in STEERING
+        else character
+        for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    r"""As :func:`printable`, with line breaks as escapes: for a name inside a line.
+
+    Parameters
+    ----------
+    text
+        Any text.
+
+    Returns
+    -------
+    str
+        One line.
+
+    Examples
+    --------
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    return printable(text).replace("\n", "\\n")
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """Write a number with its noun.
+
+    Parameters
+    ----------
+    number
+        How many.
+    singular, plural
+        The noun; the plural is the singular with an s if None.
+
+    Returns
+    -------
+    str
+        For instance ``"1 chart"`` or ``"2 charts"``.
+
+    Examples
+    --------
+    >>> count(1, "chart"), count(2, "chart"), count(2, "matrix", "matrices")
+    ('1 chart', '2 charts', '2 matrices')
+    """
+    return f"{number} {singular if number == 1 else plural or singular + 's'}"
