@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+
+from curvature.text import count, one_line, printable
 
 __all__ = ["Terminal", "count", "one_line", "printable", "short_warnings"]
 
@@ -95,23 +96,3 @@ def short_warnings(terminal: Terminal, debug: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")
             warnings.showwarning = lambda message, *_, **__: terminal.warn(" ".join(str(message).split()))
         yield
-
-
-def printable(text: str) -> str:
-    """Write control, direction-changing and unpaired characters as escapes: a name could rewrite the terminal."""
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if character != "\n" and unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
-        else character
-        for character in text
-    )
-
-
-def one_line(text: str) -> str:
-    """As :func:`printable`, and without line breaks: for a name that stands in a line of ours."""
-    return printable(text).replace("\n", "\\n")
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """Write a number with its noun: one chart, 2 charts."""
-    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -16,14 +16,15 @@ from typing import Any
 from curvature._version import __version__
 from curvature.errors import ConfigurationError, CurvatureError, ResourceError
 from curvature.records import Study
-from curvature.report import figures
-from curvature.report.document import shown_part, tables_of
+from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
-from curvature.report.figures import printable
+from curvature.report.figures import render_svg
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv
 from curvature.report.result import SCHEMA, read_result, write_result
+from curvature.report.selection import shown_part
+from curvature.text import one_line
 
 _MAX_TEXT = 2**28  # bytes of a text file of ours
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
@@ -47,7 +48,7 @@ def check_target(out: str | Path, *, overwrite: bool = False) -> Path:
     if not _NAME.fullmatch(out.name) or _RESERVED.fullmatch(out.name):
         raise ConfigurationError(
             f"a run directory is named by 1 to 80 of the characters A-Z a-z 0-9 . _ -, not starting with . or -, got "
-            f"{printable(out.name)!r}; choose another --out."
+            f"{one_line(out.name)!r}; choose another --out."
         )
     try:
         return _checked(out, overwrite)
@@ -124,14 +125,14 @@ def study_document(study: Study) -> dict[str, Any]:
 
     NaN and infinity are null, with the reason beside them: in ``note`` of a quantity, in ``<name>_reason`` elsewhere.
     """
-    tables = tables_of(study)
+    rows = rows_of(study)
     return plain_values(
         {
             "schema": SCHEMA,
             "version": __version__,
             **{name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")},
-            "findings": findings_of(shown_part(study), tables),
-            **tables,
+            "findings": findings_of(shown_part(study), rows),
+            **rows,
             "config": dict(study.config),
             "provenance": dict(study.provenance),
         }
@@ -210,14 +211,14 @@ def check_parts(folder: Path) -> None:
 
 def _contents(study: Study) -> dict[str, str]:
     document, drawings = study_document(study), drawings_of(shown_part(study))
-    svgs = {drawing.name: figures.render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
+    svgs = {drawing.name: render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
     return {
         "config.toml": toml_text(study.config),
         "provenance.json": json_text(plain_values(study.provenance)),
         "summary.json": json_text(document),
         "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),
         **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
-        "report.html": html_page(document, drawings, svgs),
+        "report.html": html_page(shown_part(study), document, drawings, svgs),
         **{f"figures/{name}.svg": text for name, text in svgs.items()},
     }
 
@@ -233,7 +234,7 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     if held and "DONE" not in held and "summary.json" not in held:
         raise ConfigurationError(f"{_shown(out)} is not a run directory, so it is not replaced: choose another --out.")
     if held - _FILES:
-        foreign = ", ".join(printable(name) for name in sorted(held - _FILES)[:3])
+        foreign = ", ".join(one_line(name) for name in sorted(held - _FILES)[:3])
         raise ConfigurationError(
             f"{_shown(out)} holds what a run does not write ({foreign}): move that away, or choose another --out."
         )
@@ -285,7 +286,7 @@ def _text(path: Path) -> str:
 
 
 def _said(error: BaseException) -> str:
-    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
+    return one_line(next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
 
 
 def _sync(path: Path) -> None:
@@ -305,4 +306,4 @@ def _write_error(out: Path, error: OSError) -> CurvatureError:
 
 
 def _shown(path: Path) -> str:
-    return printable(str(path))
+    return one_line(str(path))

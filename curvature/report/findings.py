@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from curvature.records import ExtremalEigenvalues, SpectralDensity, Spectrum, StepComparison, Study
-from curvature.report import figures
-from curvature.report.document import EQUAL
-from curvature.report.figures import chart_label, grouped, matrix_name, short_number, stretch_of
+from curvature.report.figures import usual_damping
+from curvature.report.spread import grouped
+from curvature.report.table import Row
+from curvature.report.words import (
+    EQUAL,
+    arm_words,
+    block_words,
+    capital,
+    chart_label,
+    listed,
+    matrix_name,
+    quantity_name,
+    short_number,
+    signed,
+    stretch_of,
+    subject,
+)
 from curvature.studies.evidence import last_checkpoint
 
+__all__ = ["findings_of"]
 
-def findings_of(study: Study, document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Say in a few plain sentences what the numbers show, and what they cannot show."""
+_MOST = 6  # sentences on single spectra and estimates
+
+
+def findings_of(study: Study, document: Row) -> list[dict[str, Any]]:
+    """Say in a few plain sentences what the numbers show, and what they cannot show.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+    document
+        Its rows.
+
+    Returns
+    -------
+    list of dict
+        ``kind`` (``"problem"``, ``"result"`` or ``"limit"``), ``text`` and ``items``; problems first.
+    """
     return [
         *_say_failures(study),
         *_say_equality(document["equality"]),
@@ -37,58 +68,47 @@ def _say_failures(study: Study) -> Iterable[dict[str, Any]]:
         yield _finding(
             "problem",
             f"{len(failed)} of {len(study.checks)} checks failed, the first: {failed[0].name}. Numbers that depend on "
-            "it are wrong; see Checks and warnings before reading on.",
+            "it are wrong. See Checks and warnings before reading on.",
         )
 
 
-def _say_equality(equality: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+def _say_equality(equality: Sequence[Row]) -> Iterable[dict[str, Any]]:
     equal = [row for row in equality if row["largest_difference"] <= EQUAL]
     if equal:
-        names = _listed(dict.fromkeys(matrix_name(row["matrix"]) for row in equal))
+        names = listed(dict.fromkeys(matrix_name(row["matrix"]) for row in equal))
         worst = max(row["largest_difference"] for row in equal)
         deviation = f"by more than {short_number(worst)} times the largest" if worst else "at all"
         yield _finding(
             "result",
             f"At the canonical gauge, where ‖v‖ = |g|, the spectra of the {names} are those of the standard chart: no "
-            f"eigenvalue differs {deviation}, over {sum(row['spectra'] for row in equal)} pairs of spectra. What "
-            "differs below differs by the gauge, or by the weights that training reached.",
+            f"eigenvalue differs {deviation}, over {sum(row['spectra'] for row in equal)} pairs of spectra. Every "
+            "difference below comes from the gauge, or from the weights that training reached.",
         )
     for row in equality:
         if row not in equal:
             yield _finding(
                 "problem",
                 f"At the canonical gauge the {matrix_name(row['matrix'])} spectrum differs from the standard one by "
-                f"{short_number(row['largest_difference'])} times its largest eigenvalue; in theory not at all.",
+                f"{short_number(row['largest_difference'])} times its largest eigenvalue. In theory they are equal.",
             )
 
 
-def _say_ratios(ratios: list[dict[str, Any]], last: str) -> Iterable[dict[str, Any]]:
+def _say_ratios(ratios: Sequence[Row], last: str) -> Iterable[dict[str, Any]]:
     """Quote the 95 % condition number at the last checkpoint, matrix by matrix."""
     chosen = [
         row
         for row in ratios
         if row["quantity"] == "kappa_95" and row["checkpoint"] == last and row["block"] == "all" and row["compared"]
     ]
-    chosen = [row for row in chosen if stretch_of(row["gauge"]) is None]  # canonical is said above, the sweep is drawn
+    # The canonical gauge has a sentence above, the sweep a figure.
+    chosen = [row for row in chosen if stretch_of(row["gauge"]) is None]
     for matrix, rows in grouped(chosen, lambda row: row["matrix"]).items():
         items = []
-        for (design, *chart), members in grouped(rows, lambda row: (row["design"], row["chart"], row["gauge"])).items():
-            said = [
-                f"{signed(row['median'])}"
-                + (f" ({signed(row['low'])} to {signed(row['high'])}, {row['reading']})" if row["compared"] > 1 else "")
-                + (
-                    f" at the weights of the {row['arm']} arm"
-                    if design == "same weights" and row["arm"] != "given"
-                    else ""
-                )
-                for row in members
-            ]
-            if design == "own training":
-                items.append(
-                    f"each arm in its own chart and at its own weights, {chart_label(*chart)}: {'; '.join(said)}"
-                )
-            else:
-                items.append(f"{chart_label(*chart)}: {'; '.join(said)}")
+        for (design, chart, gauge), members in grouped(
+            rows, lambda row: (row["design"], row["chart"], row["gauge"])
+        ).items():
+            own = "each arm in its own chart and at its own weights, " if design == "own training" else ""
+            items.append(f"{own}{chart_label(chart, gauge)}: {'; '.join(map(_ratio_words, members))}")
         point = "" if last == "given" else f", {last}"
         spread_words = ", median over seeds (smallest to largest)" if rows[0]["pairs"] > 1 else ""
         yield _finding(
@@ -99,7 +119,13 @@ def _say_ratios(ratios: list[dict[str, Any]], last: str) -> Iterable[dict[str, A
         )
 
 
-def _say_blocks(ratios: list[dict[str, Any]], last: str) -> Iterable[dict[str, Any]]:
+def _ratio_words(row: Row) -> str:
+    spread = f" ({signed(row['low'])} to {signed(row['high'])}, {row['reading']})" if row["compared"] > 1 else ""
+    shared = row["design"] == "same weights" and row["arm"] != "given"
+    return signed(row["median"]) + spread + (f" at the weights of the {row['arm']} arm" if shared else "")
+
+
+def _say_blocks(ratios: Sequence[Row], last: str) -> Iterable[dict[str, Any]]:
     """Quote the range of the 95 % condition number over diagonal blocks."""
     chosen = [row for row in ratios if row["quantity"] == "kappa_95" and row["checkpoint"] == last and row["compared"]]
     chosen = [row for row in chosen if row["block"] != "all" and stretch_of(row["gauge"]) is None]
@@ -120,81 +146,79 @@ def _say_blocks(ratios: list[dict[str, Any]], last: str) -> Iterable[dict[str, A
         )
 
 
-def _say_efficiencies(study: Study, document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _say_efficiencies(study: Study, document: Row) -> Iterable[dict[str, Any]]:
     steps, last = study.of(StepComparison), last_checkpoint(study)
     if not steps:
         return
-    damping = figures.usual_damping(steps)
+    damping = usual_damping(steps)
     names = {"standard": "gradient descent", "neuron-block": "neuron-block natural gradient"}
     items = []
     rows = [row for row in document["efficiencies"] if row["relative_damping"] == damping and row["checkpoint"] == last]
     for arm, members in grouped([row for row in rows if row["block"] == "all"], lambda row: row["arm"]).items():
         quoted = [row for row in members if row["chart"] in ("standard", "weight-norm", "placebo", "neuron-block")]
         quoted = [row for row in quoted if row["gauge"] != "canonical" and row["efficiency"]["count"]]
-        said = [
+        quotes = [
             f"{names.get(row['chart'], chart_label(row['chart'], row['gauge']))} {e['median']:.2f}"
             + (f" ({e['low']:.2f} to {e['high']:.2f})" if e["count"] > 1 else "")
             for row, e in sorted(((row, row["efficiency"]) for row in quoted), key=lambda pair: pair[1]["median"])
         ]
-        if said:
-            items.append(f"{arm_words(arm)}: {'; '.join(said)}")
+        if quotes:
+            items.append(f"{arm_words(arm)}: {'; '.join(quotes)}")
     if items:
         yield _finding(
             "result",
             "Share of the natural gradient's progress that one step makes"
             f"{'' if last == 'given' else ', ' + last}, at a damping of {damping:g} of the mean eigenvalue; the "
-            "natural gradient is 1, and neuron-block natural gradient what a chart acting neuron by neuron can aim at.",
+            "natural gradient is 1; neuron-block natural gradient is the goal of a chart that acts neuron by neuron.",
             items,
         )
 
 
-def _say_spectra(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _say_spectra(document: Row) -> Iterable[dict[str, Any]]:
     """Quote each spectrum, where there is nothing to compare."""
     if document["ratios"] or document["efficiencies"]:
         return
-    for row in document["table"][:6]:
+    for row in document["table"][:_MOST]:
         numbers = row["numbers"]
         name = "abs_kappa_95" if "abs_kappa_95" in numbers else "kappa_95"
         if name not in numbers:
             continue
-        where = chart_label(row["chart"], row["gauge"]) + ("" if row["block"] == "all" else f", block {row['block']}")
         negative = (
             f", {row['negative']['median']:.0f} of them negative" if name != "kappa_95" and "negative" in row else ""
         )
         yield _finding(
             "result",
-            f"{capital(matrix_name(row['matrix']))}, {where}: {figures.quantity_name(name)} "
+            f"{_subject(row)}: {quantity_name(name)} "
             f"{_in_words(numbers[name])}; rank {row['rank']['median']:.0f} of {row['dim']} eigenvalues{negative}.",
         )
 
 
-def _say_estimates(document: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Quote what Krylov methods found, with its error."""
-    for row in document["extremes"][:6]:
-        said = [
-            f"the {end} eigenvalue is {short_number(one['value'], 4)}, to {short_number(one['error_bound'], 1)}"
+def _say_estimates(document: Row) -> Iterable[dict[str, Any]]:
+    """Quote the estimates of Krylov methods with their errors."""
+    for row in document["extremes"][:_MOST]:
+        ends = [
+            f"the {end} eigenvalue is {short_number(item['value'], 4)}, to {short_number(item['error_bound'], 1)}"
             for end in ("largest", "smallest")
-            for one in row["values"]
-            if one["end"] == end and one["rank"] == 1
+            for item in row["values"]
+            if item["end"] == end and item["rank"] == 1
         ]
         ending = "" if row["converged"] else "; not all of the values asked for have converged"
-        yield _finding("result", f"{_where(row)}: {' and '.join(said)} (Lanczos){ending}.")
-    for row in document["densities"][:6]:
+        yield _finding("result", f"{_subject(row)}: {' and '.join(ends)} (Lanczos){ending}.")
+    for row in document["densities"][:_MOST]:
         error = row["trace_standard_error"]
         spread = "" if error is None or not math.isfinite(error) else f" ± {short_number(error, 1)} (standard error)"
         yield _finding(
             "result",
-            f"{_where(row)}: trace {short_number(row['trace'], 4)}{spread}; Ritz values from "
+            f"{_subject(row)}: trace {short_number(row['trace'], 4)}{spread}; Ritz values from "
             f"{short_number(row['lowest_node'])} to {short_number(row['highest_node'])}. Its density is drawn below.",
         )
 
 
-def _where(row: Mapping[str, Any]) -> str:
-    place = chart_label(row["chart"], row["gauge"])
-    return ", ".join(filter(None, (capital(matrix_name(row["matrix"])), place, block_words(row["block"]))))
+def _subject(row: Row) -> str:
+    return subject(row["matrix"], chart_label(row["chart"], row["gauge"]), block_words(row["block"]))
 
 
-def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, Any]]:
+def _say_limits(study: Study, document: Row) -> Iterable[dict[str, Any]]:
     seeds, ratios, counts = len(document["seeds"]), document["ratios"], document["unresolved"]
     compared = ratios or document["efficiencies"]
     spectra = study.of(Spectrum)
@@ -202,27 +226,27 @@ def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, An
     if indefinite:
         yield _finding(
             "limit",
-            f"The {_listed(matrix_name(name) for name in sorted(indefinite))} is indefinite at some points: it has no "
-            "condition number there. Ratios of absolute values stand under their own name, |κ|, and are not compared "
-            "between charts whose ranks differ.",
+            f"The {listed(matrix_name(name) for name in sorted(indefinite))} is indefinite at some points: it has no "
+            "condition number there. Ratios of absolute values have their own name, |κ|, and are not compared between "
+            "charts whose ranks differ.",
         )
     open_ends = counts["lower_bound"] + counts["unresolved"]
     if open_ends:
         yield _finding(
             "limit",
             f"{open_ends} of {counts['total']} headline numbers are not resolved: {counts['lower_bound']} are lower "
-            f"bounds, {counts['unresolved']} depend on eigenvalues below the noise floor or on a rank that nobody "
-            "knows. They enter no ratio.",
+            f"bounds, {counts['unresolved']} depend on eigenvalues below the noise floor or on an unknown rank. They "
+            "enter no ratio.",
         )
     if ratios and not any(row["compared"] for row in ratios):
         yield _finding("limit", "No condition number could be compared: nothing can be concluded about conditioning.")
     estimated = [*study.of(ExtremalEigenvalues), *study.of(SpectralDensity)]
     if estimated:
-        names = _listed(dict.fromkeys(matrix_name(m.record.matrix) for m in estimated))
+        names = listed(dict.fromkeys(matrix_name(m.record.matrix) for m in estimated))
         yield _finding(
             "limit",
-            f"For the {names} the spectrum was estimated and not computed: from its ends and its density follow no "
-            "rank, no noise floor and no condition number.",
+            f"For the {names} the spectrum was estimated and not computed: its ends and its density give no rank, no "
+            "noise floor and no condition number.",
         )
     if not ratios and len({(m.record.chart, m.record.gauge) for m in [*spectra, *estimated]}) < 2:
         yield _finding("limit", "Only one chart was measured: nothing can be concluded about a reparameterization.")
@@ -233,12 +257,12 @@ def _say_limits(study: Study, document: dict[str, Any]) -> Iterable[dict[str, An
     elif compared:
         yield _finding(
             "limit",
-            f"Ranges are the smallest and the largest of {seeds} seeds: they show spread and are no confidence "
+            f"Ranges are the smallest and the largest of {seeds} seeds: they show spread and are not confidence "
             f"intervals. {'Claims are tested under Verdicts alone.' if study.verdicts else 'No claim is tested here.'}",
         )
 
 
-def _in_words(item: Mapping[str, Any]) -> str:
+def _in_words(item: Row) -> str:
     """Spell a spread with its status.
 
     >>> _in_words({"median": 3.0, "status": "lower_bound", "count": 1, "affected": 1})
@@ -250,38 +274,3 @@ def _in_words(item: Mapping[str, Any]) -> str:
     if status == "lower_bound":
         return f"at least {short_number(item['median'])} (lower bound{several})"
     return short_number(item["median"]) + (f" (unresolved{several})" if status == "unresolved" else "")
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def block_words(block: str) -> str:
-    """Name of a block in a heading; nothing for the whole matrix."""
-    return "" if block == "all" else f"block {block}"
-
-
-def capital(text: str) -> str:
-    """The text with its first letter capital, and the others as they are."""
-    return text[:1].upper() + text[1:]
-
-
-def signed(value: float) -> str:
-    """Two decimals, or the first digit of something smaller; with a sign.
-
-    >>> signed(-0.123), signed(0.0012), signed(0.0)
-    ('−0.12', '+0.001', '0')
-    """
-    text = f"{value:+.2f}" if abs(value) >= 0.005 else f"{value:+.1g}"
-    return "0" if abs(value) <= EQUAL else text.replace("-", "−")
-
-
-def arm_words(arm: str) -> str:
-    """Name of an arm in a sentence."""
-    return "given weights" if arm == "given" else f"{arm} arm"
-
-
-def point_words(arm: str, checkpoint: str) -> str:
-    """Arm and checkpoint as a heading."""
-    return capital(arm_words(arm)) + ("" if checkpoint == "given" else f", {checkpoint}")

@@ -68,11 +68,7 @@ def _tables(study: Study, document: dict[str, Any]) -> dict[str, list[Table]]:
         "estimates": [estimates.extreme_table(study), estimates.density_table(study.of(SpectralDensity))],
         "checks": [verdicts.check_table(document)],
     }
-    spoken = {"findings"}  # a table without rows may still name what is equal or not comparable
-    return {
-        name: [table for table in tables if table.rows or (name in spoken and table.note)]
-        for name, tables in sections.items()
-    }
+    return {name: [table for table in tables if table.rows] for name, tables in sections.items()}
 
 
 def _page(

@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from types import MappingProxyType
 
 import numpy as np
@@ -56,8 +57,6 @@ def table_text(
     standard              12
     weight-norm  9.5 [8, 11]
     """
-    if not table.rows:
-        return printable("\n".join(filter(None, (table.title, table.note))))
     indent = "  " if any(len(row) == 1 for row in table.rows) else ""
     columns = [digits_of.get(name, digits) for name in table.header]
     rows = [[_terminal_entry(entry, columns[k]) for k, entry in enumerate(row)] for row in table.rows]
@@ -73,7 +72,8 @@ def table_text(
         for row in (header, *rows):
             kept = row if len(row) == 1 else [_padded(row[k], widths[k], left=k in left) for k in part]
             lines.append((" " * _GAP).join(kept).rstrip())
-    return "\n".join(lines) + (f"\n{printable(table.note)}" if table.note else "")
+    note = [fill(line, width) for line in printable(table.note).splitlines()]
+    return "\n".join([*lines, *([""] if note else []), *note])
 
 
 def _parts(widths: Sequence[int], width: int) -> list[list[int]]:
@@ -131,8 +131,6 @@ def table_html(table: Table, *, most_rows: int | None = None) -> str:
     str
         One ``table`` element, and a paragraph if rows were left out.
     """
-    if not table.rows:
-        return f'<p class="note">{_escaped(table.note)}</p>' if table.note else ""
     left = _text_columns(table)
     names = "".join(
         f'<th{_class(index in left)} scope="col">{_escaped(quantity_symbol(name))}</th>'

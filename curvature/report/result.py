@@ -32,8 +32,8 @@ from curvature.records import (
     Whitening,
 )
 from curvature.records.storage import from_plain, storable, to_plain
-from curvature.report.document import place_of
-from curvature.report.figures import printable
+from curvature.report.selection import place_of
+from curvature.text import one_line
 
 SCHEMA = "curvature/1"
 MAX_BYTES = 4 * 2**30  # of the arrays of a result file; a study of every arm and seed has some megabytes
@@ -108,7 +108,7 @@ def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
 def _stored(value: Any) -> Any:
     """Keep numbers and text; write None, booleans and containers, which NetCDF does not know, as JSON."""
     if isinstance(value, str):
-        return value if "\0" not in value and value.isprintable() else printable(value)
+        return value if "\0" not in value and value.isprintable() else one_line(value)
     return storable(value)
 
 
@@ -178,7 +178,7 @@ def read_result(path: Path, config: dict[str, Any], provenance: dict[str, Any]) 
     _refuse_claims(path)
     with xr.open_datatree(path, engine="h5netcdf") as tree:
         if tree.attrs.get("schema") != SCHEMA:
-            raise ConfigurationError(f"{printable(path.name)} holds no result of schema {SCHEMA}.")
+            raise ConfigurationError(f"{one_line(path.name)} holds no result of schema {SCHEMA}.")
         return decoded_study(tree, config, provenance)
 
 

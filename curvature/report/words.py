@@ -125,7 +125,7 @@ def chart_label(chart: str, gauge: str) -> str:
 
     Examples
     --------
-    >>> chart_label("weight-norm", "paper"), chart_label("kfac", "damping=0.001")
+    >>> chart_label("weight-norm", "paper"), chart_label("kfac", "relative damping=0.001")
     ('weight-norm (paper)', 'kfac')
     """
     return Where("", chart, plain_gauge(gauge)).chart_label
@@ -144,7 +144,7 @@ def plain_gauge(gauge: str) -> str:
     str
         The gauge, or ``"-"`` where the chart has one gauge only.
     """
-    return "-" if gauge.startswith("damping=") else gauge
+    return "-" if "damping=" in gauge else gauge
 
 
 def stretch_of(gauge: str) -> float | None:

@@ -21,20 +21,23 @@ from curvature.records import (
     Spectrum,
     StepComparison,
     TrainingCurve,
+    Where,
     Whitening,
 )
 from curvature.records.conditioning import condition_numbers
 from curvature.report import figures
+from curvature.report.spread import spread
+from curvature.text import printable
 
 
 def spectrum(values=(1e-18, 1e-3, 0.5, 2.0), chart="standard", gauge="-", matrix="ggn", floor=1e-15, **about):
     values = np.sort(np.asarray(values, dtype=float))
     rank = int((np.abs(values) > floor).sum())
     definite = bool((values >= -floor).all())
+    header = {name: about.pop(name) for name in ("block", "effective") if name in about}
     about = {"method": "dense", "rank_rule": "threshold", "rank": rank} | about
-    return Spectrum(
-        matrix, chart, gauge, values, positive_semidefinite=definite, noise_floor=floor, num_examples=10, **about
-    )
+    where = Where(matrix, chart, gauge, num_examples=10, **header)
+    return Spectrum(where, values, positive_semidefinite=definite, noise_floor=floor, **about)
 
 
 def at(record, arm="standard", seed=0, checkpoint="late", step=10):
@@ -50,6 +53,12 @@ def numbers(kappa, gauge, chart="weight-norm", status="resolved", **place):
 @pytest.fixture
 def ax():
     return Figure().subplots()
+
+
+def picture(record, **options):
+    """A spectrum as the page shows it."""
+    axes = figures.plot_spectrum(record, Figure(figsize=(3.6, 2.4)).subplots(), **options)
+    return figures.inline_svg(figures.render_svg(axes.figure, record.label))
 
 
 def drawn(ax, label):
@@ -103,7 +112,7 @@ def test_a_long_spectrum_is_thinned_and_keeps_its_ends(ax):
 @pytest.mark.parametrize("values", [[0.0], [0.0, 0.0, 0.0], [1e-20, 3e-17], [1.0], [-1.0], [2.0, 2.0, 2.0]])
 def test_degenerate_spectra_can_be_drawn(values):
     record = spectrum(values, matrix="hessian")
-    assert figures.spectrum_svg(record).startswith("<svg")
+    assert picture(record).startswith("<svg")
     assert figures.text_picture(record)
     figures.plot_spectra([record, record], Figure().subplots())
 
@@ -127,7 +136,7 @@ def test_overlay_marks_negative_eigenvalues_hollow(ax):
 
 
 def density(nodes, weights, dim=100, chart="standard"):
-    return SpectralDensity("ggn", chart, "-", dim, np.array(nodes, dtype=float), np.array(weights, dtype=float))
+    return SpectralDensity(Where("ggn", chart), dim, np.array(nodes, dtype=float), np.array(weights, dtype=float))
 
 
 BULK = density([[0.0, 0.2, 0.9], [0.0, 0.2, 0.9]], [[0.9, 0.09, 0.01], [0.92, 0.06, 0.02]])
@@ -181,9 +190,8 @@ def test_a_density_histogram_keeps_all_weight_whatever_the_nodes(probes, steps, 
 
 def ends(largest, smallest, bound=1e-9, converged=True, chart="standard"):
     bounds = np.full(len(largest) + len(smallest), bound)
-    return ExtremalEigenvalues(
-        "hessian", chart, "-", 50, np.array(largest), np.array(smallest), bounds, bounds, converged, 30
-    )
+    where = Where("hessian", chart)
+    return ExtremalEigenvalues(where, 50, np.array(largest), np.array(smallest), bounds, bounds, converged, 30)
 
 
 def test_ends_are_drawn_from_both_sides_with_signs_apart_and_error_bars(ax):
@@ -430,7 +438,7 @@ def test_training_draws_every_run_and_the_median_of_each_arm(ax):
     ],
 )
 def test_a_spread_carries_the_worst_status(statuses, status, affected):
-    found = figures.spread(Quantity(float(index), name) for index, name in enumerate(statuses))
+    found = spread(Quantity(float(index), name) for index, name in enumerate(statuses))
     assert (found.status, found.affected) == (status, affected)
     assert math.isnan(found.median) == (status == "undefined")
 
@@ -441,25 +449,25 @@ HOSTILE = '"><script>alert(1)</script>\x1b[31m\u202e$x^$\udc80\n'
 
 
 @pytest.mark.parametrize("count", [1, 3, 2000, 20000])
-def test_notebook_picture_is_small_and_the_same_every_time(count):
+def test_a_figure_in_a_page_is_small_and_the_same_every_time(count):
     record = spectrum(np.geomspace(1e-9, 1, count) * np.where(np.arange(count) % 3, 1, -1), matrix="hessian")
-    picture = figures.spectrum_svg(record)
-    assert len(picture.encode()) < 50_000
-    assert picture == figures.spectrum_svg(record)
-    assert "http" not in picture
-    assert "<?xml" not in picture
-    root = ElementTree.fromstring(picture.replace("xlink:href", "href"))
+    drawn = picture(record, max_points=80)
+    assert len(drawn.encode()) < 50_000
+    assert drawn == picture(record, max_points=80)
+    assert "http" not in drawn
+    assert "<?xml" not in drawn
+    root = ElementTree.fromstring(drawn.replace("xlink:href", "href"))
     assert root.attrib["role"] == "img"
-    assert "negative" in root.attrib["aria-label"]
+    assert root.attrib["aria-label"] == record.label
     assert root[0].tag == "title"
 
 
 def test_hostile_names_neither_break_a_picture_nor_become_mathematics(ax):
     record = spectrum(chart=HOSTILE, gauge=HOSTILE, matrix=HOSTILE)
-    picture = figures.spectrum_svg(record)
-    assert "<script" not in picture
-    assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", picture)
-    ElementTree.fromstring(picture.replace("xlink:href", "href"))
+    drawn = picture(record)
+    assert "<script" not in drawn
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", drawn)
+    ElementTree.fromstring(drawn.replace("xlink:href", "href"))
     assert "\x1b" not in figures.text_picture(record)
     figures.plot_spectra([record, spectrum()], ax)
     assert "<script" not in figures.render_svg(ax.figure, HOSTILE).replace(HOSTILE, "")
@@ -469,7 +477,7 @@ def test_names_outside_the_font_are_drawn_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "日本" in figures.render_svg(Figure(), "日本")
-        assert "spectrum" not in figures.spectrum_svg(spectrum(chart="日本"))
+        assert "日本" in picture(spectrum(chart="日本"))
 
 
 def test_used_identifiers_stay_and_unused_ones_go(ax):
@@ -506,5 +514,5 @@ def test_text_picture_cuts_long_gaps_and_keeps_bars_in_proportion():
 
 
 def test_printable_leaves_words_alone_and_escapes_what_moves_the_cursor():
-    assert figures.printable("Gauß, κ₉₅ 日本") == "Gauß, κ₉₅ 日本"
-    assert figures.printable("a\u202eb\x07\udc80") == "a\\u202eb\\x07\\udc80"
+    assert printable("Gauß, κ₉₅ 日本") == "Gauß, κ₉₅ 日本"
+    assert printable("a\u202eb\x07\udc80") == "a\\u202eb\\x07\\udc80"

@@ -33,6 +33,7 @@ from curvature.records import (
     StepComparison,
     Study,
     TrainingCurve,
+    Where,
     Whitening,
 )
 from curvature.records.conditioning import condition_numbers
@@ -40,6 +41,7 @@ from curvature.report import page as pages
 from curvature.report.drawings import drawings_of
 from curvature.report.figures import render_svg
 from curvature.report.plain import csv_text, plain_values
+from curvature.report.render import page_number
 
 DIM = 24
 NULL = 4
@@ -57,18 +59,13 @@ def spectrum(matrix, chart, gauge, values, *, effective=False, floor=1e-15, weig
     values = np.sort(values)
     definite = matrix != "hessian"
     return Spectrum(
-        matrix=matrix,
-        chart=chart,
-        gauge=gauge,
+        where=Where(matrix, chart, gauge, block, effective, num_examples=50),
         eigenvalues=values,
         positive_semidefinite=definite,
         method="dense" if matrix == "hessian" else "factor",
         noise_floor=floor,
         rank=int((np.abs(values) > 1e-14).sum()),
         rank_rule="formula: 24 - 4 verified null directions" if definite else "threshold: absolute value above 1e-14",
-        block=block,
-        effective=effective,
-        num_examples=50,
         gradient_weights=np.linspace(1, 2, len(values)) * 1e-3 if weights else None,
         seconds=0.25,
     )
@@ -609,7 +606,8 @@ def test_csv_has_a_line_per_spectrum_with_the_records_numbers(run, study):
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\0"])
 def test_csv_text_is_never_a_formula(start):
     study = single()
-    record = replace(study.measurements[0].record, chart=f'{start}cmd|"/c calc"!A1', gauge="-")
+    record = study.measurements[0].record
+    record = replace(record, where=replace(record.where, chart=f'{start}cmd|"/c calc"!A1', gauge="-"))
     text = csv_text(
         report.study_document(replace(study, measurements=(Measured("given", 0, "x", 0, record),)))["spectra"]
     )
@@ -667,7 +665,7 @@ def test_the_page_says_statuses_in_words(seen):
 def test_the_page_shows_the_numbers_of_the_document(seen, document):
     row = next(row for row in document["table"] if row["matrix"] == "ggn" and row["checkpoint"] == "late")
     for item in (row["trace"], row["numbers"]["kappa_95"], row["numbers"]["gd_time"]):
-        assert pages._cell(item["median"]) in seen.words
+        assert page_number(item["median"]) in seen.words
     for finding in document["findings"]:
         assert re.sub(r"\s+", " ", finding["text"]) in seen.words
 
@@ -677,7 +675,7 @@ def test_the_page_shows_the_numbers_of_the_document(seen, document):
 )
 def test_hostile_text_stays_text_everywhere(text, tmp_path):
     study = single()
-    record = replace(study.measurements[0].record, matrix=text, chart=text, gauge=text, rank_rule=text, block=text)
+    record = replace(study.measurements[0].record, where=Where(text, text, text, text), rank_rule=text)
     step = StepComparison(text, text, 1e-3, 1e-4, 0.5)
     noise = Alignment(text, text, 0.5, 1.0, 0.1, 3, 4)
     places = [Measured(text, 0, text, 60, item) for item in (record, step, noise)]
@@ -738,12 +736,11 @@ def estimated():
     for matrix, chart, gauge in (("hessian", "standard", "-"), ("ggn", "weight-norm", "paper")):
         largest, smallest = np.array([3.0, 2.0, 1.5]), np.array([-1.0, -0.25])[: 2 * (matrix == "hessian")]
         bounds = np.array([1e-3, 2e-4, 1e-9, 1e-12, 1e-14])[: 3 + len(smallest)]
-        about = {"dtype": "float32", "block": "layer0", "effective": True, "num_samples": 3, "seconds": 0.5}
-        about |= {"num_examples": 50}
-        place = (matrix, chart, gauge, DIM)
-        records.append(ExtremalEigenvalues(*place, largest, smallest, bounds / 2, bounds, matrix == "ggn", 44, **about))
+        where = Where(matrix, chart, gauge, "layer0", True, num_examples=50, num_samples=3, dtype="float32")
+        values = (largest, smallest, bounds / 2, bounds)
+        records.append(ExtremalEigenvalues(where, DIM, *values, matrix == "ggn", 44, seconds=0.5))
         nodes, weights = np.sort(random.normal(size=(4, 6)), axis=1), random.dirichlet(np.ones(6), 4)
-        records.append(SpectralDensity(*place, nodes, weights, num_products=24, **about))
+        records.append(SpectralDensity(where, DIM, nodes, weights, num_products=24, seconds=0.5))
     measurements = tuple(Measured("given", 0, "given", 0, record) for record in records)
     return replace(single(), measurements=measurements)
 
@@ -821,7 +818,7 @@ def test_a_page_that_would_be_too_large_loses_tables_then_figures(monkeypatch):
     svgs = {drawing.name: render_svg(drawing.figure, drawing.title) for drawing in drawings}
 
     def write():
-        return pages.html_page(report.study_document(study), drawings, svgs)
+        return pages.html_page(study, report.study_document(study), drawings, svgs)
 
     whole = len(write().encode())
     monkeypatch.setattr(pages, "MAX_HTML", whole - 1)

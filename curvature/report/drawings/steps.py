@@ -35,7 +35,7 @@ def draw_efficiency(study: Study) -> Drawing | None:
     if not steps:
         return None
     damping = figures.usual_damping(steps)
-    steps = [m for m in steps if m.record.damping == damping]
+    steps = [m for m in steps if m.record.relative_damping == damping]
     groups = grouped(steps, lambda m: m.arm)
 
     def plot(ax: Axes, arm: str, members: Sequence[Measured]) -> None:
@@ -79,7 +79,7 @@ def draw_damping(study: Study) -> Drawing | None:
     """
     last, steps = _last_steps(study)
     steps = [m for m in steps if not (m.record.gauge == "canonical" or m.record.chart == "natural-gradient")]
-    if len({m.record.damping for m in steps}) < 2:
+    if len({m.record.relative_damping for m in steps}) < 2:
         return None
 
     def plot(ax: Axes, arm: str, members: Sequence[Measured]) -> None:
@@ -94,7 +94,7 @@ def draw_damping(study: Study) -> Drawing | None:
     )
     rows = [
         (*place, *_efficiencies(members))
-        for place, members in grouped(steps, lambda m: (m.arm, chart_of(m), m.record.damping)).items()
+        for place, members in grouped(steps, lambda m: (m.arm, chart_of(m), m.record.relative_damping)).items()
     ]
     header = ("weights", "chart", "damping", "median E", "smallest", "largest")
     table = Table("Efficiency against damping", header, tuple(rows))

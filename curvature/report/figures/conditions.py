@@ -152,7 +152,7 @@ def plot_conditions_along_training(
     if not numbers:
         raise ConfigurationError(f"no measurement has {quantity}.")
     checkpoints = list(dict.fromkeys(m.checkpoint for m in sorted(numbers, key=lambda m: m.step)))
-    groups = grouped(numbers, lambda m: (m.record.matrix, m.record.block, m.arm, *chart_of(m), form_of(m)))
+    groups = grouped(numbers, lambda m: (m.record.matrix, m.record.block, m.arm, *chart_of(m), form_of(m.record)))
     firsts = [group[0] for group in groups.values()]
     labels, styles = labels_of(firsts, without=("checkpoint", "seed")), styles_of(firsts)
     for index, (group, label, style) in enumerate(zip(groups.values(), labels, styles, strict=True)):
@@ -221,7 +221,7 @@ def plot_layers(
         raise ConfigurationError(f"no block has {quantity}: compute spectra of blocks first.")
     rows = list(dict.fromkeys(m.record.block for m in numbers))
     columns = list(
-        grouped(numbers, lambda m: (m.record.matrix, m.arm, m.checkpoint, *chart_of(m), form_of(m))).values()
+        grouped(numbers, lambda m: (m.record.matrix, m.arm, m.checkpoint, *chart_of(m), form_of(m.record))).values()
     )
     labels = labels_of([members[0] for members in columns], without=("block", "seed"))
     cells = {

@@ -20,8 +20,8 @@ __all__ = ["decade_counts", "inline_svg", "render_svg", "text_picture"]
 def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> str:
     """Count eigenvalues per decade of their absolute value, as bars of text for a terminal.
 
-    Negative eigenvalues are drawn left of the scale, positive ones right; all those below the noise floor share the last
-    line. Runs of empty decades are cut.
+    Negative eigenvalues are drawn left of the scale, positive ones right; all those below the noise floor share the
+    last line. Runs of empty decades are cut.
 
     Parameters
     ----------
@@ -39,8 +39,9 @@ def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> st
 
     Examples
     --------
+    >>> from curvature.records import Where
     >>> values = np.array([-2.0, 1e-20, 0.3, 0.5, 4.0])
-    >>> record = Spectrum("hessian", "standard", "-", values, False, "dense", 1e-15, 4, "threshold")
+    >>> record = Spectrum(Where("hessian", "standard"), values, False, "dense", 1e-15, 4, "threshold")
     >>> print(text_picture(record, width=50, bar="#"))
     hessian, standard: 5 eigenvalues, rank 4
             ######### 1     1e+00 1 #########

@@ -57,8 +57,9 @@ def plot_spectrum(
     Examples
     --------
     >>> from matplotlib.figure import Figure
+    >>> from curvature.records import Where
     >>> values = np.array([1e-20, 1e-3, 1.0])
-    >>> record = Spectrum("ggn", "standard", "-", values, True, "dense", 1e-15, 2, "threshold")
+    >>> record = Spectrum(Where("ggn", "standard"), values, True, "dense", 1e-15, 2, "threshold")
     >>> plot_spectrum(record, Figure().subplots()).get_ylabel()
     '|eigenvalue|  (loss/coordinate²)'
     """

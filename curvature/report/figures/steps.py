@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from curvature.errors import ConfigurationError
 from curvature.records import Measured, Quantity, StepComparison
+from curvature.report.figures.labels import chart_of, labels_of, records_of
 from curvature.report.figures.style import (
     BLACK,
     GRAY,
     add_legend,
     axes_or_new,
-    chart_of,
     fanned,
     finish,
-    grouped,
-    labels_of,
     plot_spreads,
-    records_of,
-    spread,
     styles_of,
 )
+from curvature.report.spread import grouped, spread
 
-USUAL_DAMPING = 1e-3  # the damping nearest to it is shown where only one can be
+__all__ = ["USUAL_DAMPING", "nearest_damping", "plot_efficiency", "plot_efficiency_damping", "usual_damping"]
+
+USUAL_DAMPING = 1e-3  # relative; the comparisons nearest to it are shown where only one damping can be
 
 
 def plot_efficiency(
@@ -44,8 +43,24 @@ def plot_efficiency(
     steps
         Measurements of :class:`StepComparison`. Charts are ordered by their median; gradient descent in the standard
         chart and neuron-block natural gradient (any chart with ``neuron`` in its name) are drawn as lines.
+    ax
+        Where to draw; None opens a new figure.
     relative_damping
         Which comparisons to show; those at the one nearest to ``USUAL_DAMPING`` if None.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no comparison at that damping.
     """
     ax = axes_or_new(ax)
     damping = usual_damping(steps) if relative_damping is None else relative_damping
@@ -95,7 +110,24 @@ def plot_efficiency(
 def plot_efficiency_damping(
     steps: Sequence[Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
 ) -> Axes:
-    """Draw the efficiency against the relative damping, one line per chart: median over seeds with their range."""
+    """Draw the efficiency against the relative damping, one line per chart: median over seeds with their range.
+
+    Parameters
+    ----------
+    steps
+        Measurements of :class:`StepComparison`.
+    ax
+        Where to draw; None opens a new figure.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
+    """
     ax = axes_or_new(ax)
     records_of(steps, StepComparison)
     groups = grouped(steps, lambda m: (*chart_of(m), m.record.block, m.arm, m.checkpoint))
@@ -103,11 +135,11 @@ def plot_efficiency_damping(
     for group, label, style in zip(
         groups.values(), labels_of(firsts, without=("seed",), chart=True), styles_of(firsts), strict=True
     ):
-        found = {
+        spreads = {
             damping: spread(Quantity(m.record.efficiency) for m in members)
             for damping, members in sorted(grouped(group, lambda m: m.record.relative_damping).items())
         }
-        plot_spreads(ax, found, style, label)
+        plot_spreads(ax, spreads, style, label)
     ax.axhline(1, color=BLACK, linewidth=1, linestyle=(0, (1, 3)))
     ax.set_xscale("log")
     smallest = min((m.record.efficiency for m in steps if m.record.efficiency > 0), default=1.0)
@@ -127,10 +159,34 @@ def plot_efficiency_damping(
 
 
 def usual_damping(steps: Sequence[Measured]) -> float:
-    """Damping of the comparisons that is shown where only one can be."""
+    """Relative damping that is shown where only one can be.
+
+    Parameters
+    ----------
+    steps
+        Measurements of :class:`StepComparison`.
+
+    Returns
+    -------
+    float
+        The one nearest to ``USUAL_DAMPING``.
+    """
     return nearest_damping({record.relative_damping for record in records_of(steps, StepComparison)})
 
 
-def nearest_damping(dampings: set[float]) -> float:
-    """Damping nearest to ``USUAL_DAMPING``, in decades."""
-    return min(dampings, key=lambda a: (abs(math.log10(max(a, 1e-300) / USUAL_DAMPING)), a))
+def nearest_damping(dampings: Iterable[float], wanted: float = USUAL_DAMPING) -> float:
+    """Relative damping nearest to the wanted one, in decades.
+
+    Parameters
+    ----------
+    dampings
+        Those that were measured.
+    wanted
+        What to look for.
+
+    Returns
+    -------
+    float
+        The smaller one of two that are as near.
+    """
+    return min(dampings, key=lambda damping: (abs(math.log10(max(damping, 1e-300) / wanted)), damping))

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from curvature.errors import ConfigurationError
 from curvature.records import Alignment, Measured, TrainingCurve, Whitening
+from curvature.report.figures.labels import records_of, safe
 from curvature.report.figures.style import (
     BLUE,
     GREEN,
@@ -22,11 +23,11 @@ from curvature.report.figures.style import (
     axes_or_new,
     fanned,
     finish,
-    grouped,
-    layer_of,
-    records_of,
-    safe,
 )
+from curvature.report.spread import grouped
+from curvature.report.words import layer_of
+
+__all__ = ["plot_alignment", "plot_training", "plot_whitening"]
 
 
 def plot_training(
@@ -37,7 +38,31 @@ def plot_training(
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
-    """Draw the training loss (or ``quantity="accuracies"``): one thin line per seed, the median of each arm thick."""
+    """Draw training curves: one thin line per seed, the median of each arm thick.
+
+    Parameters
+    ----------
+    curves
+        One per arm and seed.
+    ax
+        Where to draw; None opens a new figure.
+    quantity
+        ``"losses"`` or ``"accuracies"``.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        Without curves, or if the quantity has another name.
+    """
     if not curves:
         raise ConfigurationError("no training curve to draw.")
     if quantity not in ("losses", "accuracies"):
@@ -49,10 +74,10 @@ def plot_training(
             ax.plot(run.steps, getattr(run, quantity), color=style.color, linewidth=0.7, alpha=0.45)
         if all(np.array_equal(run.steps, runs[0].steps) for run in runs):
             median = np.median([getattr(run, quantity) for run in runs], axis=0)
-            few = np.unique(np.linspace(0, len(median) - 1, 8).astype(int)).tolist()
+            marked = np.unique(np.linspace(0, len(median) - 1, 8).astype(int)).tolist()
             label = f"{arm} (median of {len(runs)} seeds)" if len(runs) > 1 else arm
             ax.plot(
-                runs[0].steps, median, **style.line, linewidth=1.8, markersize=4.5, markevery=few, label=safe(label)
+                runs[0].steps, median, **style.line, linewidth=1.8, markersize=4.5, markevery=marked, label=safe(label)
             )
         else:
             ax.plot([], [], **style.line, label=safe(arm))
@@ -71,6 +96,22 @@ def plot_whitening(
 
     One marker per neuron and seed, layer by layer, a bar at the median; the dotted line continues the null, the median
     with a random direction projected out.
+
+    Parameters
+    ----------
+    whitenings
+        Measurements of :class:`Whitening`.
+    ax
+        Where to draw; None opens a new figure.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
     """
     records_of(whitenings, Whitening)
     ax = axes_or_new(ax)
@@ -99,6 +140,22 @@ def plot_alignment(
 
     One marker per neuron and seed, layer by layer, a bar at the median; the dotted line is the null, the mean for a
     random direction.
+
+    Parameters
+    ----------
+    alignments
+        Measurements of :class:`Alignment`.
+    ax
+        Where to draw; None opens a new figure.
+    legend
+        Whether to explain the lines.
+    title
+        In place of the usual one.
+
+    Returns
+    -------
+    Axes
+        With title, units and legend.
     """
     records_of(alignments, Alignment)
     ax = axes_or_new(ax)
@@ -117,7 +174,7 @@ def plot_alignment(
 
 
 def _strips(
-    ax: Axes, items: Sequence[Measured], columns: Sequence[str], by: str, value: str, names: dict[str, str]
+    ax: Axes, items: Sequence[Measured], columns: Sequence[str], by: str, quantity: str, names: dict[str, str]
 ) -> Iterator[tuple[list[Measured], float, float, str]]:
     """Draw one strip per column and layer, side by side; yield each layer with its left edge, width and colour."""
     layers = grouped(items, lambda m: layer_of(m.record.neuron))
@@ -126,14 +183,14 @@ def _strips(
     for index, (layer, members) in enumerate(layers.items()):
         color, marker = looks[index % len(looks)]
         for column, name in enumerate(columns):
-            found = [getattr(m.record, value) for m in members if getattr(m.record, by) == name]
-            found = [number for number in found if math.isfinite(number)]
+            values = [getattr(m.record, quantity) for m in members if getattr(m.record, by) == name]
+            values = [value for value in values if math.isfinite(value)]
             middle = column - 0.38 + (index + 0.5) * width
             look = {"linestyle": "none", "marker": marker, "color": color, "markersize": 3.4, "markeredgewidth": 0}
-            ax.plot(middle + fanned(len(found), 0.36 * width), found, alpha=0.5, **look)
-            if found:
+            ax.plot(middle + fanned(len(values), 0.36 * width), values, alpha=0.5, **look)
+            if values:
                 ends = [middle - 0.46 * width, middle + 0.46 * width]
-                ax.plot(ends, [np.median(found)] * 2, color=color, linewidth=2.4, zorder=4)
+                ax.plot(ends, [np.median(values)] * 2, color=color, linewidth=2.4, zorder=4)
         ax.plot([], [], linestyle="none", marker=marker, color=color, markersize=5, label=safe(f"layer {layer}"))
         yield members, -0.38 + index * width, width, color
     ax.set_xticks(range(len(columns)), labels=[names.get(name) or safe(name) for name in columns])

@@ -17,9 +17,10 @@ from curvature.studies.evidence import log_ratio
 __all__ = ["equality_rows", "equality_table", "ratio_rows", "ratio_tables"]
 
 _READING = (
-    "Natural logarithm of each number over its value in the standard chart, seed by seed: the median, with the smallest "
-    "and the largest. Above 0 is worse conditioned; +0.69 is a factor of 2. "
+    "Natural logarithm of each number over its value in the standard chart{seeds}. Above 0 is worse conditioned; "
+    "+0.69 is a factor of 2. "
 )
+_SEEDS = ", seed by seed: the median, with the smallest and the largest"
 _PLACE = ("matrix", "block", "arm", "checkpoint", "chart", "gauge", "effective")
 
 
@@ -199,13 +200,15 @@ def _ratio_table(rows: Sequence[Row], checkpoint: str, folded: bool) -> Table:
         name += " (absolute values)" if any(row["quantity"].startswith("abs_") for row in members) else ""
         entries = (_ratio_cell(cells.get(quantity)) for quantity in names)
         by_design.setdefault(_design_words(design, arm), []).append((name, chart_label(chart, gauge), *entries))
+    several = any(row["pairs"] > 1 for row in rows)
+    reading = "" if folded else _READING.format(seeds=_SEEDS if several else "")
     notes = [f"{capital(reason)}: {'; '.join(dict.fromkeys(places))}." for reason, places in left_out.items()]
     lines = [line for heading, members in by_design.items() for line in ((heading,), *members)]
     return Table(
         "Condition numbers, log of the ratio to the standard chart" + (f", {checkpoint}" * (checkpoint != "given")),
         ("matrix", "chart (gauge)", *names),
-        tuple(lines),
-        ("" if folded else _READING) + " ".join(notes),
+        tuple(lines) or (("equal or not comparable throughout",),),
+        reading + " ".join(notes),
         folded,
     )
 

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from curvature.records import StepComparison, Study
+from curvature.report.figures.steps import USUAL_DAMPING, nearest_damping
 from curvature.report.spread import defined, grouped, spread
 from curvature.report.table import Cell, Row, Table, spread_cell
 from curvature.report.words import arm_words, chart_label, plain_gauge
 
-__all__ = ["USUAL_DAMPING", "efficiency_rows", "efficiency_tables", "nearest_damping"]
+__all__ = ["efficiency_rows", "efficiency_tables"]
 
-USUAL_DAMPING = 1e-3  # the damping nearest to it is shown where only one can be
 _READING = (
-    "E: progress of one step over that of the damped natural gradient. R: 0 is gradient descent, 1 neuron-block natural "
-    "gradient (medians). The standard chart is gradient descent; the placebo has random directions in place of w. The "
-    "damping is relative to the mean eigenvalue."
+    "E: progress of one step over that of the damped natural gradient. R: 0 is gradient descent, 1 neuron-block "
+    "natural gradient (medians). The standard chart is gradient descent; the placebo has random directions in place of "
+    "w. The damping is relative to the mean eigenvalue."
 )
-
-
-def nearest_damping(dampings: Iterable[float], wanted: float = USUAL_DAMPING) -> float:
-    """Damping nearest to the wanted one, in decades.
-
-    Parameters
-    ----------
-    dampings
-        Those that were measured.
-    wanted
-        What to look for.
-
-    Returns
-    -------
-    float
-        The smaller one of two that are as near.
-    """
-    return min(dampings, key=lambda damping: (abs(math.log10(max(damping, 1e-300) / wanted)), damping))
 
 
 def efficiency_rows(study: Study) -> list[dict[str, Any]]:
@@ -53,10 +33,17 @@ def efficiency_rows(study: Study) -> list[dict[str, Any]]:
     list of dict
         One per arm, checkpoint, block, damping and chart.
     """
-    keys = ("arm", "checkpoint", "block", "damping", "chart", "gauge")
+    keys = ("arm", "checkpoint", "block", "relative_damping", "chart", "gauge")
     groups = grouped(
         study.of(StepComparison),
-        lambda m: (m.arm, m.checkpoint, m.record.block, m.record.damping, m.record.chart, plain_gauge(m.record.gauge)),
+        lambda m: (
+            m.arm,
+            m.checkpoint,
+            m.record.block,
+            m.record.relative_damping,
+            m.record.chart,
+            plain_gauge(m.record.gauge),
+        ),
     )
     return [
         dict(zip(keys, key, strict=True))
@@ -68,14 +55,14 @@ def efficiency_rows(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def efficiency_tables(document: Row, damping: float = USUAL_DAMPING) -> list[Table]:
+def efficiency_tables(document: Row, relative_damping: float = USUAL_DAMPING) -> list[Table]:
     """Efficiency of one step in each chart, with the arms side by side.
 
     Parameters
     ----------
     document
         The summary of a run.
-    damping
+    relative_damping
         The damping nearest to it is shown.
 
     Returns
@@ -86,8 +73,8 @@ def efficiency_tables(document: Row, damping: float = USUAL_DAMPING) -> list[Tab
     rows = [row for row in document["efficiencies"] if row["block"] == "all"]
     if not rows:
         return []
-    nearest = nearest_damping({row["damping"] for row in rows}, damping)
-    points = grouped([row for row in rows if row["damping"] == nearest], lambda row: row["checkpoint"])
+    nearest = nearest_damping({row["relative_damping"] for row in rows}, relative_damping)
+    points = grouped([row for row in rows if row["relative_damping"] == nearest], lambda row: row["checkpoint"])
     last = document["checkpoints"][-1]
     tables = [_efficiency_table(members, name, nearest, name != last) for name, members in points.items()]
     return sorted(tables, key=lambda table: table.folded)

@@ -135,11 +135,7 @@ def check_table(document: Row) -> Table:
     """
     # Checks of one kind are told apart by the place in parentheses.
     kinds = grouped(document["checks"], lambda check: re.sub(r" \([^()]*\)$", "", check["name"]))
-    failures = {name: sum(not check["passed"] for check in checks) for name, checks in kinds.items()}
-    rows = [
-        _check_entries(name, kinds[name], failed)
-        for name, failed in sorted(failures.items(), key=lambda pair: -pair[1])
-    ]
+    rows = [_check_entries(name, checks) for name, checks in sorted(kinds.items(), key=lambda kind: -_failed(kind[1]))]
     header = ("check", "times", "worst value", "tolerance", "result", "what was compared")
     return Table("Checks", header, tuple(rows))
 
