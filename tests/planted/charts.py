@@ -7,28 +7,28 @@ PULLBACK = ("pullback_is_the_jacobian_on_both_sides_plus_the_bending_of_the_map"
 DEFECTS = [
     Defect(
         "wrong sign in the pullback, entries",
-        "charts:_WeightNormChart._bends",
+        "charts:NormalizedRows.second_order",
         "-($rows.scale / $rows.length**2)[:, None, None]",
         "($rows.scale / $rows.length**2)[:, None, None]",
         PULLBACK,
     ),
     Defect(
         "wrong sign in the pullback, products",
-        "charts:_WeightNormChart.second_order_product",
+        "charts:NormalizedRows.second_order_product",
         "$mixed[:, :, None] * $a[:, None] - $bend",
         "$mixed[:, :, None] * $a[:, None] + $bend",
         PULLBACK,
     ),
     Defect(
         "wrong sign in the gradient of a training step",
-        "charts:_WeightNormChart._pull_at",
+        "charts:WeightNormChart._pull_at",
         "torch.addcmul($part, $v, ($radial / $length)[:, None], value=-1)",
         "torch.addcmul($part, $v, ($radial / $length)[:, None], value=1)",
         ("linearizing_at_other_coordinates_is_the_map_and_its_transposed_jacobian_there",),
     ),
     Defect(
         "wrong null dimension of a gauge",
-        "charts:_WeightNormChart.null_dim",
+        "charts:NormalizedRows.null_dim",
         "torch.where($rows.scale == 0, $width, 1)",
         "torch.where($rows.scale == 0, $width, 0)",
         ("gauge_identities_hold_in_every_form_of_weight_normalization",),

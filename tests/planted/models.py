@@ -75,7 +75,7 @@ DEFECTS = [
     ),
     Defect(
         "fused weight norm differentiated twice",
-        "models:_find_weight_norm",
+        "models:_parametrized_weight_norm",
         "[isinstance($step, _WeightNorm) for $step in $chain]",
         "[False for $step in $chain]",
         ("hessian_equals_differences_of_the_first_derivative_of_pytorch",),
@@ -83,8 +83,8 @@ DEFECTS = [
     Defect(
         "patches without their stride",
         "models:_patches",
-        "functional.unfold($inputs, $layer.kernel_size, $layer.dilation, $layer.padding, $layer.stride)",
-        "functional.unfold($inputs, $layer.kernel_size, $layer.dilation, $layer.padding, 1)",
+        "functional.unfold($inputs, $kernel, $dilation, $padding, $stride)",
+        "functional.unfold($inputs, $kernel, $dilation, $padding, 1)",
         ("patches_times_weights_are_the_outputs_of_the_layer",),
     ),
 ]
