@@ -212,7 +212,9 @@ def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
     )
 
 
-def restricted_routes(routes: Routes, index: Tensor, dim: int, dtype: torch.dtype, shared: Map | None) -> Routes:
+def restricted_routes(
+    routes: Routes, index: Tensor, dim: int, dtype: torch.dtype, shared: Callable[[], Tensor] | None
+) -> Routes:
     """Routes of the principal block of some coordinates.
 
     Parameters

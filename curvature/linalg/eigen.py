@@ -226,13 +226,15 @@ def _eigenvalues(matrix: Tensor) -> np.ndarray:
 
 def _eigenpairs(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if matrix.device.type == "cpu":
-        return tuple(np.linalg.eigh(matrix.numpy()))
-    values, columns = torch.linalg.eigh(matrix)
-    return values.cpu().numpy(), columns.cpu().numpy()
+        values, columns = np.linalg.eigh(matrix.numpy())
+        return values, columns
+    on_device = torch.linalg.eigh(matrix)
+    return on_device.eigenvalues.cpu().numpy(), on_device.eigenvectors.cpu().numpy()
 
 
 def _singular_triples(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.linalg.svd(matrix, full_matrices=False))
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
 
 
 def _record(operator: SymmetricOperator, result: _Decomposition, method: str, started: float) -> Spectrum:

@@ -172,7 +172,7 @@ def _vectorized_rows(problem: Problem, inputs: Tensor, columns: Tensor) -> Tenso
         def single(weights: Tensor) -> Tensor:
             return problem.predict(weights, example[None])[0].reshape(-1)
 
-        _, transposed = torch.func.vjp(single, problem.weights)
+        transposed = torch.func.vjp(single, problem.weights)[1]
         return torch.func.vmap(lambda cotangent: transposed(cotangent)[0])(cotangents)
 
     cotangents = columns.mT

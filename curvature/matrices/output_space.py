@@ -122,7 +122,7 @@ def output_space(
     def middle(outputs: Tensor, examples: slice, tangents: Tensor) -> Tensor:
         return space.multiply(problem, outputs, examples, tangents)
 
-    difference = output_witness(problem, middle, space.centre and space.centre.mean)
+    difference = output_witness(problem, middle, None if space.centre is None else space.centre.mean)
     definition = Definition(name, rebuild, difference, reversible=num_samples is None, num_samples=num_samples)
     products, cost = None, None
     if path is not None and (product := space.output_product()) is not None:

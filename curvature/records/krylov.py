@@ -217,8 +217,8 @@ class SpectralDensity(Located):
         points = np.asarray(grid, dtype=float)
         if not 0 < level < 1 or np.isnan(points).any():
             raise ConfigurationError(f"level must lie between 0 and 1 (got {level}), and the grid must hold numbers.")
-        found = cumulative_band(self.nodes, self.weights, self.dim, points.ravel(), level)
-        return tuple(part.reshape(points.shape) for part in found)
+        low, middle, high = cumulative_band(self.nodes, self.weights, self.dim, points.ravel(), level)
+        return low.reshape(points.shape), middle.reshape(points.shape), high.reshape(points.shape)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,6 @@ def _restored(value: Any, declared: Any) -> Any:
         return None
     (kind,) = [option for option in options if option is not types.NoneType][:1]
     if get_origin(kind) is tuple:
-        part = get_args(kind)[0]
+        part: Any = get_args(kind)[0]
         return tuple(part(**item) if is_dataclass(part) and isinstance(item, Mapping) else item for item in value)
     return float(value) if kind is float else value

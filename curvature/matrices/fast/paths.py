@@ -137,6 +137,7 @@ class _NetworkPath:
 
     def gram(self, output_factor: OutputFactor) -> Callable[[], tuple[Tensor, float]] | None:
         del output_factor
+        return None
 
     def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
         if not self.network.linearizes:
