@@ -42,7 +42,7 @@ class Entry:
     normalized: bool = False
     norm_axis: int | None = 0
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of scalars."""
         return int(torch.Size(self.shape).numel())
@@ -76,7 +76,7 @@ class Layout:
 
     entries: tuple[Entry, ...]
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Length of the flat vector."""
         return sum(entry.numel for entry in self.entries)

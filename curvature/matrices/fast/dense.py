@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curvature.linalg.dense import empty_square, mirrored
-from curvature.matrices.fast.chain import Chain, Layer, forward, matmul, places
+from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
 __all__ = ["curvature", "curvature_bytes"]
 
@@ -17,19 +17,33 @@ _CHUNK_BYTES = 32 * 2**20
 
 
 def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
-    r"""Dense Hessian (``second_order=True``) or GGN-type matrix of the mean loss, ``(P, P)``.
+    r"""Dense Hessian or GGN-type matrix of the mean loss.
 
-    ``output_hessian(outputs, targets)`` gives $\nabla_f^2 \ell_n$ (or another symmetric matrix in output space),
-    ``(n, C, C)``. Streams the examples in chunks; memory is the result, its blocks before they are put in place (half
-    of it), and a bounded buffer.
+    Parameters
+    ----------
+    chain
+        The layers, $P$ weights in all.
+    output_hessian
+        ``(outputs, targets)`` to $\nabla_f^2 \ell_n$, or another symmetric matrix in output space, ``(n, C, C)``.
+    second_order
+        Whether the terms with $\phi''$ and with the gradient are there: the Hessian.
+
+    Returns
+    -------
+    Tensor
+        ``(P, P)``.
+
+    Notes
+    -----
+    About $N P^2$ multiplications. Streams the examples in chunks; memory is the result, its blocks before they are put
+    in place (half of it), and a bounded buffer.
     """
     problem = chain.problem
     pairs, size = _pairs(chain), _examples_at_once(chain)
     sums: dict[tuple[int, int], Tensor] = {}
     crossed: dict[tuple[int, int], Tensor] = {}
     for start in range(0, problem.num_examples, size):
-        where = slice(start, start + size)
-        pass_ = _forward_backward(chain, where, output_hessian, second_order)
+        pass_ = _forward_backward(chain, slice(start, start + size), output_hessian, second_order)
         for row, col in pairs:
             middle = pass_.curvatures[row, col]
             left, right = pass_.inputs[row], pass_.inputs[col]
@@ -46,7 +60,18 @@ def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], 
 
 
 def curvature_bytes(chain: Chain) -> float:
-    """Upper bound of the memory of :func:`curvature`: the result, its blocks, and what one chunk of examples holds."""
+    """Bound the memory of :func:`curvature`: the result, its blocks, and what one chunk of examples holds.
+
+    Parameters
+    ----------
+    chain
+        The layers.
+
+    Returns
+    -------
+    float
+        Bytes.
+    """
     layers = chain.layers
     kept = sum(layers[row].fan_out * layers[col].fan_out for row, col in _pairs(chain))  # of each example, by layers
     count = min(chain.problem.num_examples, _examples_at_once(chain))
@@ -79,12 +104,12 @@ class _Pass:
 
 
 def _forward_backward(
-    chain: Chain, where: slice, output_hessian: Callable[[Tensor, Tensor], Tensor], second_order: bool
+    chain: Chain, examples: slice, output_hessian: Callable[[Tensor, Tensor], Tensor], second_order: bool
 ) -> _Pass:
     problem, layers = chain.problem, chain.layers
-    inputs, outputs, derivatives = forward(chain, where, 2 if second_order else 1)
+    inputs, outputs, derivatives = forward(chain, examples, 2 if second_order else 1)
     slopes = [parts[0] for parts in derivatives]
-    targets = problem.targets[where]
+    targets = problem.targets[examples]
     last = len(layers) - 1
     jacobians: dict[tuple[int, int], Tensor] = {}
     for k in range(last):
@@ -92,6 +117,7 @@ def _forward_backward(
         for row in range(k + 1, last):
             jacobians[row + 1, k] = torch.matmul(layers[row + 1].weight, slopes[row][:, :, None] * jacobians[row, k])
     gradients: list[Tensor] = [problem.loss.gradient(outputs[last], targets) / problem.denominator]
+    # B of the last layer is the loss Hessian itself; each layer further back adds its weights, slopes and bends.
     curved = output_hessian(outputs[last], targets) / problem.denominator
     curvatures = {(last, k): curved @ jacobians[last, k] for k in range(last)} | {(last, last): curved}
     for row in range(last - 1, -1, -1):
@@ -136,7 +162,7 @@ def _row_kronecker(left: Tensor, right: Tensor) -> Tensor:
     return (left[:, :, None] * right[:, None, :]).flatten(1)
 
 
-def _add(sums: dict, key: tuple[int, int], left: Tensor, right: Tensor) -> None:
+def _add(sums: dict[tuple[int, int], Tensor], key: tuple[int, int], left: Tensor, right: Tensor) -> None:
     """Add ``left^T right``."""
     product = matmul(left.T, right)
     if key in sums:
@@ -164,9 +190,10 @@ def _assemble(chain: Chain, sums: dict[tuple[int, int], Tensor], crossed: dict[t
             # indexed (o i', i o'); the appended 1 of the inputs depends on nothing
             cross = cross.view(first.fan_out, second.columns, -1, second.fan_out)
             block[:, :, : cross.shape[2]] += cross.permute(0, 3, 2, 1)
-        for at_first, rows in places(first):
-            for at_second, cols in places(second):
-                _put(result, rows, cols, block[:, :, at_first][..., at_second].permute(0, 2, 1, 3))
+        for first_columns, rows in first.places:
+            for second_columns, cols in second.places:
+                part = block[:, :, first_columns][..., second_columns]
+                _put(result, rows, cols, part.permute(0, 2, 1, 3))
     return mirrored(result)
 
 
@@ -175,14 +202,14 @@ def _place_symmetric(result: Tensor, layer: Layer, block: Tensor) -> None:
     size, width = layer.fan_out, layer.columns
     block = block.index_select(1, _unpack(width).to(block.device)).view(-1, width, width)
     starts = _starts(size)
-    for number, (at_first, rows) in enumerate(places(layer)):
-        for at_second, cols in places(layer)[number:]:
+    for number, (first_columns, rows) in enumerate(layer.places):
+        for second_columns, cols in layer.places[number:]:
             if rows == cols:
                 target = result[rows, cols].unflatten(1, (size, -1)).unflatten(0, (size, -1))
                 for o, start in enumerate(starts):
-                    target[o, :, o:] = block[start : start + size - o, at_first, at_second].transpose(0, 1)
+                    target[o, :, o:] = block[start : start + size - o, first_columns, second_columns].transpose(0, 1)
             else:
-                whole = block[:, at_first, at_second].index_select(0, _unpack(size).to(block.device))
+                whole = block[:, first_columns, second_columns].index_select(0, _unpack(size).to(block.device))
                 _put(result, rows, cols, whole.unflatten(0, (size, size)).permute(0, 2, 1, 3))
 
 

@@ -15,14 +15,26 @@ __all__ = ["factor_rows", "gram"]
 _CACHE_BYTES = 4 * 2**20
 
 
-def factor_rows(chain: Chain, where: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
-    r"""Rows $(J_n^T S_n)^T$ of a few examples, ``(n R, P)``: one backward pass for all columns, no Jacobian.
+def factor_rows(chain: Chain, examples: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
+    r"""Rows $(J_n^T S_n)^T$ of some examples: one backward pass for all columns, no Jacobian.
 
-    ``factor(outputs, targets, where)`` gives $S_n$, ``(n, C, R)``.
+    Parameters
+    ----------
+    chain
+        The layers.
+    examples
+        Which ones.
+    factor
+        ``(outputs, targets, examples)`` to $S_n$, ``(n, C, R)``.
+
+    Returns
+    -------
+    Tensor
+        ``(n R, P)``.
     """
     problem, layers = chain.problem, chain.layers
-    inputs, outputs, slopes = forward(chain, where, 1)
-    signal = factor(outputs[-1], problem.targets[where], where).mT  # (n, R, C)
+    inputs, outputs, slopes = forward(chain, examples, 1)
+    signal = factor(outputs[-1], problem.targets[examples], examples).mT  # (n, R, C)
     rows = torch.empty(*signal.shape[:2], problem.dim, dtype=problem.dtype, device=problem.device)
     for k in range(len(layers) - 1, -1, -1):
         layer = layers[k]
@@ -38,8 +50,22 @@ def factor_rows(chain: Chain, where: slice, factor: Callable[[Tensor, Tensor, sl
 
 
 def gram(chain: Chain, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
-    r"""Gram matrix $B^T B$ of the factor $B = [J_1^T S_1, J_2^T S_2, \dots]$, ``(N R, N R)``, without $B$.
+    r"""Gram matrix $B^T B$ of the factor $B = [J_1^T S_1, J_2^T S_2, \dots]$ without $B$.
 
+    Parameters
+    ----------
+    chain
+        The layers.
+    factor
+        ``(outputs, targets, examples)`` to $S_n$, ``(n, C, R)``.
+
+    Returns
+    -------
+    Tensor
+        ``(N R, N R)``.
+
+    Notes
+    -----
     With $\tilde a_l$ the inputs of layer $l$ (a 1 appended for the bias) and $G_l$ the columns of $S_n$ pulled back to
     its outputs, the entry for columns $r$ of example $n$ and $s$ of example $m$ is $\sum_l (\tilde a_{ln}^T \tilde
     a_{lm}) (g_{lnr}^T g_{lms})$: about $N^2 R^2$ times the sum of the widths, where $P$ would stand with $B$.
@@ -54,12 +80,12 @@ def gram(chain: Chain, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Ten
     step = max(1, _CACHE_BYTES // (count * width**2 * total.element_size()))
     kept = [_kept_columns(layer, a) for layer, a in zip(layers, inputs, strict=True)]
     for start in range(0, count, step):
-        few, rest = slice(start, start + step), slice(start, None)
+        chunk, rest = slice(start, start + step), slice(start, None)  # the matrix is symmetric: only what lies above
         place = total[start * width : (start + step) * width, start * width :]
         place = place.unflatten(1, (-1, width)).unflatten(0, (-1, width))  # (n, r, m, s)
         for a, g in zip(kept, signals, strict=True):
-            alike = matmul(a[few], a[rest].T)
-            part = matmul(g[few].flatten(0, 1), g[rest].flatten(0, 1).T)
+            alike = matmul(a[chunk], a[rest].T)
+            part = matmul(g[chunk].flatten(0, 1), g[rest].flatten(0, 1).T)
             place.addcmul_(part.view(place.shape), alike[:, None, :, None])
     return mirrored(total)
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
 import torch
 from torch import Tensor
 
-from curvature.matrices.fast.chain import Chain, Layer, forward, matmul, places
+from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 from curvature.matrices.fast.threads import add_side_by_side, num_threads
 
 __all__ = ["OutputProduct", "Products", "product_bytes", "product_multiplications"]
@@ -20,15 +21,24 @@ OutputProduct = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 # Examples, and the multiplication by their Hessian in the outputs
 Piece = tuple[slice, Callable[[Tensor], Tensor]]
 
-_TANGENT_BYTES = 2**20  # of a few examples and columns in one layer: what stays in cache
+_TANGENT_BYTES = 2**20  # of some examples and columns in one layer: what stays in cache
 _COLUMNS = 16  # at once
 
 
 def product_bytes(chain: Chain) -> tuple[float, float]:
-    """Upper bounds of the memory of :class:`Products`: held once, and for each column of a block on top.
+    """Bound the memory of :class:`Products`.
 
-    A column is held with its image and its parts of the layers, straight and transposed; in each thread there are the
-    tangents of a few examples, a room for the image, and what is being added to it.
+    Parameters
+    ----------
+    chain
+        The layers.
+
+    Returns
+    -------
+    tuple of float
+        Bytes held once, and for each column of a block on top. A column is held with its image and its parts of the
+        layers, straight and transposed; each thread holds the tangents of some examples, a partial image, and what is
+        being added to it.
     """
     threads = num_threads(chain.problem.device)
     problem, widths = chain.problem, [layer.fan_out for layer in chain.layers]
@@ -38,14 +48,35 @@ def product_bytes(chain: Chain) -> tuple[float, float]:
 
 
 def product_multiplications(chain: Chain, *, second_order: bool) -> float:
-    """Multiply-adds of :class:`Products` with one vector: two to six passes through the weights of each layer."""
-    first = next(k for k, layer in enumerate(chain.layers) if places(layer))
+    """Count the multiply-adds of :class:`Products` with one vector.
+
+    Parameters
+    ----------
+    chain
+        The layers.
+    second_order
+        Whether the matrix is the Hessian.
+
+    Returns
+    -------
+    float
+        Two to six passes through the weights of each layer, for every example.
+    """
+    first = next(k for k, layer in enumerate(chain.layers) if layer.places)
     total = 0
     for k, layer in enumerate(chain.layers[first:]):
-        moves = bool(places(layer))
+        moves = bool(layer.places)
         total += 2 * moves * layer.fan_out * layer.columns
         total += (k > 0) * (2 + 2 * (moves and second_order)) * layer.weight.numel()
     return float(chain.problem.num_examples * total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """Tangents of the weights of one layer: ``weights (K, O, columns)``, and ``turned (K I, O)`` without the bias."""
+
+    weights: Tensor
+    turned: Tensor
 
 
 class Products:
@@ -76,10 +107,10 @@ class Products:
                 self.bends.insert(0, back * slopes[k - 1][1].T)
                 self.gradients.insert(0, back * self.slopes[k - 1])
         self.output_product, self.outputs = output_product, outputs[-1]
-        self.first = next(k for k, layer in enumerate(layers) if places(layer))  # nothing moves before
+        self.first = next(k for k, layer in enumerate(layers) if layer.places)  # nothing moves before
         self.widest = max(layer.fan_out for layer in layers)
         self.pieces: dict[int, list[Piece]] = {}
-        self.kept = threading.local()
+        self.buffers = threading.local()
 
     def __call__(self, block: Tensor) -> Tensor:
         """Multiply ``(P, K)``."""
@@ -91,95 +122,110 @@ class Products:
         if (pieces := -(-len(self.outputs) // size)) > 1:  # as many for each thread
             pieces += -pieces % num_threads(block.device)
             size = -(-len(self.outputs) // pieces)
-        for few, found in zip(vectors.tensor_split(parts), product.tensor_split(parts), strict=True):
-            dots = [_augmented(layer, few) for layer in self.chain.layers]
-            turned = [
-                None if dot is None else dot[..., : layer.weight.shape[1]].mT.flatten(0, 1)
-                for layer, dot in zip(self.chain.layers, dots, strict=True)
-            ]
+        for chunk, image in zip(vectors.tensor_split(parts), product.tensor_split(parts), strict=True):
+            moves = self._moves(chunk)
 
-            def add(pieces: list[Piece], room: Tensor, dots: list = dots, turned: list = turned) -> None:
-                for where, curve in pieces:
-                    self._add(where, curve, dots, turned, room)
+            def add(pieces: Sequence[Piece], image: Tensor, moves: list[_Move | None] = moves) -> None:
+                for examples, curve in pieces:
+                    self._add(examples, curve, moves, image)
 
-            add_side_by_side(add, self._cut(size), found)
+            add_side_by_side(add, self._cut(size), image)
         return product.T
+
+    def _moves(self, vectors: Tensor) -> list[_Move | None]:
+        """What the vectors do to the weights of each layer."""
+        dots = [_augmented(layer, vectors) for layer in self.chain.layers]
+        return [
+            None if dot is None else _Move(dot, dot[..., : layer.fan_in].mT.flatten(0, 1))
+            for layer, dot in zip(self.chain.layers, dots, strict=True)
+        ]
 
     def _cut(self, size: int) -> list[Piece]:
         """Pieces of at most ``size`` examples, each with its Hessian in the outputs; the last ones are kept."""
-        found = self.pieces.get(size)
-        if found is None:  # looked up once: another thread may replace what is kept
-            count, problem = len(self.outputs), self.chain.problem
+        pieces = self.pieces.get(size)
+        if pieces is None:  # looked up once: another thread may replace what is kept
+            count, targets = len(self.outputs), self.chain.problem.targets
             number = -(-count // size)
-            where = [slice(*cut) for cut in pairwise(count * piece // number for piece in range(number + 1))]
-            found = [(at, self.output_product(self.outputs[at], problem.targets[at])) for at in where]
-            self.pieces = {size: found}
-        return found
+            spans = [slice(*cut) for cut in pairwise(count * piece // number for piece in range(number + 1))]
+            pieces = [(span, self.output_product(self.outputs[span], targets[span])) for span in spans]
+            self.pieces = {size: pieces}
+        return pieces
 
     def _add(
-        self,
-        where: slice,
-        curve: Callable[[Tensor], Tensor],
-        weight_dots: list[Tensor | None],
-        turned: list[Tensor | None],
-        found: Tensor,
+        self, examples: slice, curve: Callable[[Tensor], Tensor], moves: list[_Move | None], image: Tensor
     ) -> None:
-        """Add what a few examples bring to the rows ``found (K, P)``; every step is one matrix product over them.
+        """Add what some examples bring to the rows ``image (K, P)``; every step is one matrix product over them."""
+        z_dots, signal_dots = self._forward(examples, moves, image)
+        curved = curve(z_dots[len(self.chain.layers) - 1].permute(2, 0, 1)).div_(self.chain.problem.denominator)
+        slope_dot = curved.permute(1, 2, 0).contiguous()
+        for k in range(len(self.chain.layers) - 1, self.first - 1, -1):
+            if moves[k] is not None:
+                self._collect(k, examples, slope_dot, signal_dots, image)
+            if k > self.first:
+                slope_dot = self._backward(k, examples, moves[k], slope_dot, z_dots[k - 1], image)
 
-        ``weight_dots (K, O, columns)`` are the tangents of the weights, ``turned (K I, O)`` their transposes.
-        """
-        layers, first = self.chain.layers, self.first
-        count, size = len(found), where.stop - where.start
+    def _forward(
+        self, examples: slice, moves: list[_Move | None], like: Tensor
+    ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Tangents ``(K, width, n)`` of the outputs of every layer, and of what enters it."""
+        layers, first, count, size = self.chain.layers, self.first, len(like), examples.stop - examples.start
         z_dots: dict[int, Tensor] = {}
-        signal_dots: dict[int, Tensor] = {}  # of what enters a layer
+        signal_dots: dict[int, Tensor] = {}
         for k in range(first, len(layers)):
-            dot = z_dots[k] = self._room(f"z{k}", found, count, layers[k].fan_out, size)
+            dot = z_dots[k] = self._buffer(f"z{k}", like, count, layers[k].fan_out, size)
             if k > first:
                 matmul(layers[k].weight, signal_dots[k], out=dot)
-            if weight_dots[k] is not None:
-                moved = self._room("moved", found, *dot.shape) if k > first else dot
-                matmul(weight_dots[k].flatten(0, 1), self.inputs[k][:, where], out=moved.flatten(0, 1))
-                dot = dot.add_(moved) if k > first else dot
+            move = moves[k]
+            if move is not None:
+                moved = self._buffer("moved", like, *dot.shape) if k > first else dot
+                matmul(move.weights.flatten(0, 1), self.inputs[k][:, examples], out=moved.flatten(0, 1))
+                if k > first:
+                    dot.add_(moved)
             if k + 1 < len(layers):
-                signal_dots[k + 1] = self._room(f"signal{k}", found, *dot.shape)
-                torch.mul(dot, self.slopes[k][:, where], out=signal_dots[k + 1])
-        curved = curve(z_dots[len(layers) - 1].permute(2, 0, 1)).div_(self.chain.problem.denominator)
-        slope_dot = curved.permute(1, 2, 0).contiguous()
-        for k in range(len(layers) - 1, first - 1, -1):
-            layer, moves = layers[k], weight_dots[k] is not None
-            fan_in = layer.weight.shape[1]
-            crosses = self.second_order and k > first
-            if moves:
-                total = matmul(slope_dot.flatten(0, 1), self.inputs[k][:, where].T).view(count, layer.fan_out, -1)
-                if crosses:
-                    total[..., :fan_in] += matmul(self.gradients[k][:, where], signal_dots[k].mT)
-                for at, place in places(layer):
-                    found[:, place] += total[..., at].flatten(1)
-            if k > first:
-                back = self._room(f"slope{k}", found, count, fan_in, size)
-                matmul(layer.weight.T, slope_dot, out=back)
-                if crosses and moves:
-                    moved = self._room("moved", found, *back.shape)
-                    matmul(turned[k], self.gradients[k][:, where], out=moved.flatten(0, 1))
-                    back += moved
-                slope_dot = back.mul_(self.slopes[k - 1][:, where])
-                if self.second_order:
-                    slope_dot.addcmul_(self.bends[k - 1][:, where], z_dots[k - 1])
+                signal_dots[k + 1] = self._buffer(f"signal{k}", like, *dot.shape)
+                torch.mul(dot, self.slopes[k][:, examples], out=signal_dots[k + 1])
+        return z_dots, signal_dots
 
-    def _room(self, name: str, like: Tensor, *shape: int) -> Tensor:
+    def _collect(
+        self, k: int, examples: slice, slope_dot: Tensor, signal_dots: dict[int, Tensor], image: Tensor
+    ) -> None:
+        """Add the part of layer ``k``: the sum of ``g_dot a^T``, and of ``g a_dot^T`` for the Hessian."""
+        layer = self.chain.layers[k]
+        total = matmul(slope_dot.flatten(0, 1), self.inputs[k][:, examples].T).view(len(image), layer.fan_out, -1)
+        if self.second_order and k > self.first:
+            total[..., : layer.fan_in] += matmul(self.gradients[k][:, examples], signal_dots[k].mT)
+        for columns, place in layer.places:
+            image[:, place] += total[..., columns].flatten(1)
+
+    def _backward(
+        self, k: int, examples: slice, move: _Move | None, slope_dot: Tensor, z_dot: Tensor, like: Tensor
+    ) -> Tensor:
+        """Tangents of the gradients at the outputs of layer ``k - 1``, from those of layer ``k``."""
+        layer, size = self.chain.layers[k], examples.stop - examples.start
+        back = self._buffer(f"slope{k}", like, len(like), layer.fan_in, size)
+        matmul(layer.weight.T, slope_dot, out=back)
+        if self.second_order and move is not None:
+            moved = self._buffer("moved", like, *back.shape)
+            matmul(move.turned, self.gradients[k][:, examples], out=moved.flatten(0, 1))
+            back += moved
+        slope_dot = back.mul_(self.slopes[k - 1][:, examples])
+        if self.second_order:
+            slope_dot.addcmul_(self.bends[k - 1][:, examples], z_dot)
+        return slope_dot
+
+    def _buffer(self, name: str, like: Tensor, *shape: int) -> Tensor:
         """Memory that is kept from one product to the next, each thread its own: new memory costs what a pass costs."""
-        kept, length = self.kept.__dict__, prod(shape)
-        if name not in kept or len(kept[name]) < length:
-            kept[name] = like.new_empty(length)
-        return kept[name][:length].view(shape)
+        buffers, length = self.buffers.__dict__, prod(shape)
+        if name not in buffers or len(buffers[name]) < length:
+            buffers[name] = like.new_empty(length)
+        return buffers[name][:length].view(shape)
 
 
 def _augmented(layer: Layer, vectors: Tensor) -> Tensor | None:
     """The vectors' parts for a layer, ``(K, O, columns)``, zero where it is frozen; None if all of it is."""
-    where = places(layer)
-    if not where:
+    if not layer.places:
         return None
     dots = vectors.new_zeros(len(vectors), layer.fan_out, layer.columns)
-    for at, place in where:
-        dots[..., at] = vectors[:, place].view(len(vectors), layer.fan_out, -1)
+    for columns, place in layer.places:
+        dots[..., columns] = vectors[:, place].view(len(vectors), layer.fan_out, -1)
     return dots

@@ -22,10 +22,22 @@ _own = threading.local()  # shares: in a thread of the pool, whose work is a sha
 
 
 def num_threads(device: torch.device) -> int:
-    """Threads that NumPy's BLAS would use here; 1 on another device, and in a thread that shares work already.
+    """Threads that NumPy's BLAS would use here.
 
-    Waits for the turn of others to end, who keep the BLAS on one thread. 1 also where the threads are OpenMP's: each
-    thread has its own number of those, and none can be set for all.
+    Parameters
+    ----------
+    device
+        Where the work is.
+
+    Returns
+    -------
+    int
+        1 on another device than the CPU, in a thread that shares work already, and where the threads are OpenMP's: each
+        thread has its own number of those, and none can be set for all.
+
+    Notes
+    -----
+    Waits until no other caller keeps the BLAS on one thread.
     """
     if device.type != "cpu" or getattr(_own, "shares", False):
         return 1
@@ -34,11 +46,22 @@ def num_threads(device: torch.device) -> int:
 
 
 def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Sequence[Item], total: Tensor) -> None:
-    """Let ``add(some items, room)`` add all items to ``total``, in as many threads as the BLAS has.
+    """Add up contributions in as many threads as the BLAS has, each with a BLAS of one core.
 
-    Each thread has consecutive items and a room of its own, and the rooms are added in order: one number of threads,
-    one result to the last bit. With one thread it is a plain call. Callers in several threads take turns. It is a plain
-    call, too, while another thread holds the limits of the BLAS: threadpoolctl (3.8) then ignores everyone else's.
+    Parameters
+    ----------
+    add
+        ``(items, total)`` adds the contributions of some items.
+    items
+        All of them; each thread has consecutive ones.
+    total
+        What they are added to, in place.
+
+    Notes
+    -----
+    Each thread has a partial total of its own, and these are added in order: one number of threads, one result to the
+    last bit. With one thread it is a plain call. Callers in several threads take turns. It is a plain call, too, while
+    another thread holds the limits of the BLAS: threadpoolctl (3.8) then ignores everyone else's.
     """
     number = min(num_threads(total.device), len(items)) if len(items) > 1 else 1
     if number == 1 or not _added(add, items, total, number):
@@ -46,20 +69,20 @@ def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Seque
 
 
 def _added(add: Callable[[Sequence[Item], Tensor], None], items: Sequence[Item], total: Tensor, number: int) -> bool:
-    """Whether the BLAS let itself be limited, and the items were added."""
+    """Add the items in threads; False where the BLAS cannot be limited, and nothing was added."""
     parts = [items[start:stop] for start, stop in pairwise(len(items) * k // number for k in range(number + 1))]
     with _turns(), _blas().limit(limits=1):
         if _blas_threads() > 1:
             return False
-        rooms = [torch.zeros_like(total) for _ in parts[1:]]
-        others = [_pool(number - 1).submit(add, *given) for given in zip(parts[1:], rooms, strict=True)]
+        partial = [torch.zeros_like(total) for _ in parts[1:]]
+        others = [_pool(number - 1).submit(add, *share) for share in zip(parts[1:], partial, strict=True)]
         try:
             add(parts[0], total)
         finally:
             wait(others)
-    for other, room in zip(others, rooms, strict=True):
+    for other, sum_ in zip(others, partial, strict=True):
         other.result()
-        total += room
+        total += sum_
     return True
 
 
@@ -85,7 +108,7 @@ def _pool(number: int) -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    """The threads of a pool do not live on in a child, and whoever held the lock is not there to give it back."""
+    """Start afresh in a forked child: the threads of the pool, and the holder of the lock, exist in the parent only."""
     _pool.cache_clear()
     _turns.cache_clear()
 
