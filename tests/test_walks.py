@@ -49,9 +49,13 @@ class Walk:
 
     def climbs(self):
         """Calls from the linear-algebra wing into the wings above it."""
-        return Counter({
-            name: count for (there, here, name), count in self.crossings.items() if there == "linalg" and here in UPSTAIRS
-        })
+        return Counter(
+            {
+                name: count
+                for (there, here, name), count in self.crossings.items()
+                if there == "linalg" and here in UPSTAIRS
+            }
+        )
 
 
 @pytest.fixture

@@ -119,5 +119,6 @@ def _restored(value: Any, declared: Any) -> Any:
     (kind,) = [option for option in options if option is not types.NoneType][:1]
     if get_origin(kind) is tuple:
         part: Any = get_args(kind)[0]
-        return tuple(part(**item) if is_dataclass(part) and isinstance(item, Mapping) else item for item in value)
+        nested = is_dataclass(part)
+        return tuple(part(**item) if nested and isinstance(item, Mapping) else item for item in value)
     return float(value) if kind is float else value

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from curvature.matrices.fast.chain import matmul
-from curvature.matrices.fast.network import Network, Pointwise, Select, Step, Trace, Weighted, forward
+from curvature.matrices.fast.layer_blocks import assemble, contract, spread
+from curvature.matrices.fast.network import Network, Trace, forward
+from curvature.matrices.fast.steps import Pointwise, Select, Step, Weighted
 
 __all__ = [
-    "assemble",
-    "contract",
     "curvature",
     "curvature_bytes",
     "examples_at_once",
@@ -34,18 +34,32 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 64 * 2**20
-_PIECE_BYTES = 4 * 2**20  # of one factor of a product over examples: larger ones leave the cache
 
 
 def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
-    r"""Dense Hessian (``second_order=True``) or GGN-type matrix of the mean loss, ``(P, P)``.
+    r"""Dense Hessian or GGN-type matrix of the mean loss.
 
-    ``output_hessian(outputs, targets)`` gives $\nabla_f^2 \ell_n$ (or another symmetric matrix in output space),
-    ``(n, C, C)``. Streams the examples in chunks; memory is the result, its blocks before they are put in place (half
-    of it), and a bounded buffer.
+    Parameters
+    ----------
+    network
+        The steps, $P$ weights in all.
+    output_hessian
+        ``(outputs, targets)`` to $\nabla_f^2 \ell_n$, or another symmetric matrix in output space, ``(n, C, C)``.
+    second_order
+        Whether the terms with $\phi''$ and with the gradient are there: the Hessian.
+
+    Returns
+    -------
+    Tensor
+        ``(P, P)``.
+
+    Notes
+    -----
+    Streams the examples in chunks; memory is the result, its blocks before they are put in place (half of it), and a
+    bounded buffer.
     """
     problem, trained = network.problem, network.trained
-    layers = {s: network.steps[s] for s in trained}
+    layers = {s: network.layer(s) for s in trained}
     blocks = {
         (row, col): problem.weights.new_zeros(layers[row].num_weights, layers[col].num_weights)
         for row in trained
@@ -54,9 +68,9 @@ def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tenso
     }
     size = examples_at_once(network, _numbers_per_example(network, second_order))
     for start in range(0, problem.num_examples, size):
-        where = slice(start, start + size)
-        trace = forward(network, where, 2 if second_order else 1)
-        targets = problem.targets[where]
+        examples = slice(start, start + size)
+        trace = forward(network, examples, 2 if second_order else 1)
+        targets = problem.targets[examples]
         curved = output_hessian(trace.outputs, targets) / problem.denominator
         slope = problem.loss.gradient(trace.outputs, targets) / problem.denominator if second_order else None
         _Contraction(network, trace, blocks, curved, slope).add()
@@ -70,7 +84,22 @@ def _push(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
 
 
 def pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
-    """Cotangents ``(n, size, columns)`` of the outputs of step ``s`` to those of its inputs."""
+    """Pull cotangents back through one step.
+
+    Parameters
+    ----------
+    step, s
+        The step, and its place.
+    trace
+        Of the same examples.
+    block
+        Cotangents of its outputs, ``(n, size, columns)``.
+
+    Returns
+    -------
+    Tensor
+        Cotangents of its inputs.
+    """
     if isinstance(step, Pointwise):
         return block * trace.slopes[s][:, :, None]
     return step.pull(block, trace.chosen[s]) if isinstance(step, Select) else step.pull(block)
@@ -80,7 +109,7 @@ def _numbers_per_example(network: Network, second_order: bool) -> int:
     """What is held at once for one example, roughly."""
     total, sizes = 0, [prod(step.shape) for step in network.steps]
     for k in network.trained:
-        layer = network.steps[k]
+        layer = network.layer(k)
         start = k if layer.by_outputs else network.behind(k)
         later = sizes[start:] or sizes[-1:]
         columns = layer.fan_out * layer.positions if layer.by_outputs else layer.num_weights
@@ -95,20 +124,59 @@ def _numbers_per_example(network: Network, second_order: bool) -> int:
 
 
 def curvature_bytes(network: Network) -> float:
-    """Upper bound of the memory of :func:`curvature`."""
+    """Bound the memory of :func:`curvature`.
+
+    Parameters
+    ----------
+    network
+        The steps.
+
+    Returns
+    -------
+    float
+        Bytes.
+    """
     numbers = _numbers_per_example(network, True)
     return held_bytes(network, numbers, examples_at_once(network, numbers))
 
 
 def examples_at_once(network: Network, numbers: int) -> int:
-    """How many examples, each ``numbers`` long, make a chunk: it may hold a quarter of the result."""
+    """Choose how many examples make a chunk: it may hold a quarter of the result.
+
+    Parameters
+    ----------
+    network
+        The steps.
+    numbers
+        Held for each example.
+
+    Returns
+    -------
+    int
+        At least one.
+    """
     problem = network.problem
     most = max(_CHUNK_BYTES // problem.weights.element_size(), problem.dim**2 // 4)
     return max(1, min(problem.num_examples, most // numbers))
 
 
 def held_bytes(network: Network, numbers: int, count: int) -> float:
-    """Upper bound of the memory for a dense matrix: the result, its blocks, and what ``count`` examples hold."""
+    """Bound the memory for a dense matrix: the result, its blocks, and one chunk of examples.
+
+    Parameters
+    ----------
+    network
+        The steps.
+    numbers
+        Held for each example.
+    count
+        Examples in a chunk.
+
+    Returns
+    -------
+    float
+        Bytes.
+    """
     item, dim = network.problem.weights.element_size(), network.problem.dim
     return item * 3.0 * dim**2 + 3.0 * max(_CHUNK_BYTES, item * numbers * count)
 
@@ -129,38 +197,39 @@ class _Contraction:
         curved: Tensor,
         slope: Tensor | None,
     ):
-        self.network, self.steps, self.trace, self.blocks, self.slope = network, network.steps, trace, blocks, slope
+        self.network, self.steps, self.trace, self.blocks = network, network.steps, trace, blocks
         self.second_order, self.end = slope is not None, len(network.steps)
+        self.slope = curved.new_zeros(0) if slope is None else slope  # of the loss, at the outputs of the current step
         self.compact = {k: self._compact(k) for k in network.trained if self._needs_compact(k)}
         self.tangents = {k: self._tangents(k) for k in network.trained}
-        self.carried = {k: matmul(curved, found[self.end]) for k, found in self.tangents.items()}
+        self.carried = {k: matmul(curved, tangents[self.end]) for k, tangents in self.tangents.items()}
 
     def _needs_compact(self, k: int) -> bool:
-        return not self.steps[k].by_outputs or (self.second_order and self.network.behind(k) < self.end)
+        return not self.network.layer(k).by_outputs or (self.second_order and self.network.behind(k) < self.end)
 
     def _returns(self, k: int) -> int:
         """The place at whose output derivatives by the columns of layer ``k`` are last needed."""
-        return k if self.steps[k].by_outputs else self.network.behind(k)
+        return k if self.network.layer(k).by_outputs else self.network.behind(k)
 
     def add(self) -> None:
         """Walk back from the outputs."""
         first = self.network.trained[0]
         for k in self.network.trained:
-            if self._returns(k) == self.end or not (self.steps[k].by_outputs or self.second_order):
+            if self._returns(k) == self.end or not (self.network.layer(k).by_outputs or self.second_order):
                 self._add_own(k, self.end)
         for s in range(self.end - 1, first - 1, -1):
             step = self.steps[s]
-            self.carried = {k: found for k, found in self.carried.items() if self._returns(k) <= s}
+            self.carried = {k: carried for k, carried in self.carried.items() if self._returns(k) <= s}
             if isinstance(step, Weighted):
                 self._visit(s, step)
-                self.carried = {k: found for k, found in self.carried.items() if self._returns(k) < s}
+                self.carried = {k: carried for k, carried in self.carried.items() if self._returns(k) < s}
             if s == first:
                 break
             if isinstance(step, Pointwise):  # in place: what is carried is our own
-                for found in self.carried.values():
-                    found.mul_(self.trace.slopes[s][:, :, None])
+                for carried in self.carried.values():
+                    carried.mul_(self.trace.slopes[s][:, :, None])
             else:
-                self.carried = {k: pull(step, s, self.trace, found) for k, found in self.carried.items()}
+                self.carried = {k: pull(step, s, self.trace, carried) for k, carried in self.carried.items()}
             if self.second_order:
                 if isinstance(step, Pointwise):
                     self._bend(s)
@@ -175,7 +244,7 @@ class _Contraction:
                     self._cross(s, k)
         if self.second_order:
             for k in self.carried:
-                if not self.steps[k].by_outputs and self.network.behind(k) == s:
+                if not self.network.layer(k).by_outputs and self.network.behind(k) == s:
                     self._add_own(k, s + 1)
 
     def _add_own(self, k: int, place: int) -> None:
@@ -184,21 +253,20 @@ class _Contraction:
 
     def _contract(self, s: int, k: int) -> None:
         """``sum_t B[t, o] a_l[t, i]``, and over the positions of layer ``k`` where its columns are outputs."""
-        layer, other = self.steps[s], self.steps[k]
+        layer, other = self.network.layer(s), self.network.layer(k)
         carried = self.carried[k].unflatten(1, (layer.fan_out, layer.positions)).transpose(1, 2)
         rows = self.trace.rows[k] if other.by_outputs else None
         contract(self.trace.rows[s], carried.unflatten(3, (other.fan_out, -1)), rows, self.blocks[s, k], s == k)
 
     def _cross(self, s: int, k: int) -> None:
         """``sum_t g_l[t, o] (d a_l[t, i] / d W_k)``."""
-        layer, other = self.steps[s], self.steps[k]
+        layer, other = self.network.layer(s), self.network.layer(k)
         slope = self.slope.view(-1, layer.fan_out, layer.positions).mT.reshape(-1, layer.fan_out).T
         block = self.blocks[s, k].view(layer.fan_out, layer.columns, other.fan_out, other.columns)
 
         def along(tangent: Tensor) -> Tensor:
             patches = layer.patches(tangent)
-            found = matmul(slope, patches.reshape(slope.shape[1], -1))
-            return found.view(layer.fan_out, layer.fan_in, -1)
+            return matmul(slope, patches.reshape(slope.shape[1], -1)).view(layer.fan_out, layer.fan_in, -1)
 
         if self.network.behind(k) == s:
             inputs = torch.arange(layer.fan_in, device=slope.device)
@@ -223,7 +291,7 @@ class _Contraction:
             else:
                 carried.addcmul_(bend[:, :, None], tangent)
         for k in self.network.trained:
-            layer = self.steps[k]
+            layer = self.network.layer(k)
             if not layer.by_outputs and k < s < self.network.behind(k):
                 tangent = self.compact[k][s].unflatten(1, (layer.fan_out, -1)).transpose(0, 1).flatten(1, 2)
                 weights = bend.unflatten(1, (layer.fan_out, -1)).transpose(0, 1).flatten(1)
@@ -233,22 +301,22 @@ class _Contraction:
 
     def _compact(self, k: int) -> dict[int, Tensor]:
         """Derivatives by the weights of one row, all rows at once: ``(n, channels * positions, columns)``."""
-        rows, layer = self.trace.rows[k], self.steps[k]
+        rows, layer = self.trace.rows[k], self.network.layer(k)
         current = rows[:, None].expand(-1, layer.fan_out, -1, -1).flatten(1, 2)
-        found = {k + 1: current}
+        tangents = {k + 1: current}
         for s in range(k + 1, self.network.behind(k)):
-            current = found[s + 1] = _push(self.steps[s], s, self.trace, current)
-        return found
+            current = tangents[s + 1] = _push(self.steps[s], s, self.trace, current)
+        return tangents
 
     def _tangents(self, k: int) -> dict[int, Tensor]:
-        layer, behind = self.steps[k], self.network.behind(k)
+        layer, behind = self.network.layer(k), self.network.behind(k)
         if layer.by_outputs:
             start, current = k + 1, torch.ones_like(self.trace.rows[k][:, 0, :1]).expand(-1, prod(layer.shape))
         elif behind == self.end:
-            return {self.end: _spread(self.compact[k][behind], layer.fan_out)}
+            return {self.end: spread(self.compact[k][behind], layer.fan_out)}
         else:
             start, current = behind + 1, self._leave(behind, self.compact[k][behind], layer.fan_out)
-        found = {start: current}
+        tangents = {start: current}
         for s in range(start, self.end):
             step = self.steps[s]
             if current.ndim == 3:
@@ -259,72 +327,17 @@ class _Contraction:
                 current = step.matrix * current[:, None]
             else:
                 current = _push(step, s, self.trace, torch.diag_embed(current))
-            found[s + 1] = current
+            tangents[s + 1] = current
         if current.ndim == 2:
-            found[self.end] = torch.diag_embed(current)
-        return found if self.second_order else {self.end: found[self.end]}
+            tangents[self.end] = torch.diag_embed(current)
+        return tangents if self.second_order else {self.end: tangents[self.end]}
 
     def _leave(self, s: int, compact: Tensor, channels: int) -> Tensor:
         """Compact tangents through the next layer."""
-        matrix = self.steps[s].matrix
+        layer = self.network.layer(s)
+        matrix = layer.matrix
         if matrix is None:
-            return self.steps[s].push(_spread(compact, channels))
+            return layer.push(spread(compact, channels))
         each = matrix.unflatten(1, (channels, -1)).transpose(0, 1).contiguous()
-        found = matmul(each, compact.unflatten(1, (channels, -1)))  # (n, channel, outputs, columns)
-        return found.transpose(1, 2).flatten(2)
-
-
-def contract(rows: Tensor, middle: Tensor, other_rows: Tensor | None, block: Tensor, symmetric: bool = False) -> None:
-    r"""Add $\sum_{n, t} a[t, i]\, B[t, o, c]$ to a block ``(O I, columns)``, one more contraction over ``c`` included.
-
-    ``rows (n, T, I)`` are the layer's patches. ``middle (n, T, O, O', T')`` holds derivatives by the outputs of
-    another layer, whose patches are ``other_rows (n, T', I')``, or ``(n, T, O, O', I')`` by its weights. Of a
-    ``symmetric`` block (a layer with itself) only the parts ``o <= o'`` are added. In pieces that stay in cache.
-    """
-    left = rows.flatten(0, 1).T
-    count, _, fan_out, channels, _ = middle.shape
-    columns = block.shape[1] // channels
-    block = block.view(fan_out, -1, channels, columns)
-    room = middle.new_empty(max(_PIECE_BYTES // middle.element_size(), left.shape[1] * columns))
-    most = len(room) // (left.shape[1] * columns)  # pairs (o, o') at once
-    several = 1 if symmetric else max(1, most // channels)
-    for o in range(0, fan_out, several):
-        for first in range(o if symmetric else 0, channels, most):
-            piece = middle[:, :, o : o + several, first : first + most]
-            if other_rows is None:
-                part = piece.flatten(0, 1).flatten(1)  # a view where all channels are taken
-            else:
-                multiply = torch.mul if other_rows.shape[1] == 1 else matmul
-                shape = (count, piece[0, ..., 0].numel(), columns)
-                part = multiply(piece.reshape(*shape[:2], -1), other_rows, out=room[: prod(shape)].view(shape))
-            found = matmul(left, part.view(left.shape[1], -1))
-            found = found.view(len(left), *piece.shape[2:4], columns)
-            block[o : o + several, :, first : first + most] += found.transpose(0, 1)
-
-
-def _spread(compact: Tensor, channels: int) -> Tensor:
-    """``(n, channels * positions, columns)`` to ``(n, channels * positions, channels * columns)``."""
-    compact = compact.unflatten(1, (channels, -1))
-    found = compact.new_zeros(*compact.shape[:3], channels, compact.shape[3])
-    found.diagonal(dim1=1, dim2=3).copy_(compact.permute(0, 2, 3, 1))
-    return found.flatten(3).flatten(1, 2)
-
-
-def assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
-    """Put the blocks, rows and columns ``(o i)`` with the bias last, in their places in the order of the layout."""
-    problem = network.problem
-    result = problem.weights.new_empty(problem.dim, problem.dim)
-    for row, col in list(blocks):
-        first, second = network.steps[row], network.steps[col]
-        block = blocks.pop((row, col)).view(first.fan_out, first.columns, second.fan_out, second.columns)
-        if row == col:
-            for o in range(first.fan_out - 1):
-                block[o + 1 :, :, o] = block[o, :, o + 1 :].permute(1, 2, 0)
-        for at_first, rows in first.places:
-            for at_second, cols in second.places:
-                part = block[:, at_first][:, :, :, at_second]
-                target = result[rows, cols]
-                target.unflatten(1, part.shape[2:]).unflatten(0, part.shape[:2]).copy_(part)
-                if row != col:
-                    result[cols, rows] = target.T
-    return result
+        images = matmul(each, compact.unflatten(1, (channels, -1)))  # (n, channel, outputs, columns)
+        return images.transpose(1, 2).flatten(2)

@@ -15,75 +15,131 @@ from math import prod
 from torch import Tensor
 
 from curvature.matrices.fast.chain import matmul
-from curvature.matrices.fast.convolution import assemble, contract, examples_at_once, held_bytes, pull
-from curvature.matrices.fast.network import Network, Trace, Weighted, forward
+from curvature.matrices.fast.convolution import examples_at_once, held_bytes, pull
+from curvature.matrices.fast.layer_blocks import assemble, contract
+from curvature.matrices.fast.network import Network, Trace, forward
+from curvature.matrices.fast.steps import Weighted
 
 __all__ = ["factor_rows", "gauss_newton", "gauss_newton_bytes", "gauss_newton_cost"]
 
 
-def factor_rows(network: Network, where: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
-    r"""Rows $(J_n^T S_n)^T$ of a few examples, ``(n R, P)``: one backward pass for all columns, no Jacobian.
+def factor_rows(network: Network, examples: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
+    r"""Rows $(J_n^T S_n)^T$ of some examples: one backward pass for all columns, no Jacobian.
 
-    ``factor(outputs, targets, where)`` gives $S_n$, ``(n, C, R)``.
+    Parameters
+    ----------
+    network
+        The steps.
+    examples
+        Which ones.
+    factor
+        ``(outputs, targets, examples)`` to $S_n$, ``(n, C, R)``.
+
+    Returns
+    -------
+    Tensor
+        ``(n R, P)``.
     """
-    problem, trace = network.problem, forward(network, where, 1)
-    chunk = _Chunk(network, trace, factor(trace.outputs, problem.targets[where], where))
-    found = problem.weights.new_empty(len(trace.outputs), chunk.num_columns, problem.dim)
+    problem, trace = network.problem, forward(network, examples, 1)
+    chunk = _Chunk(network, trace, factor(trace.outputs, problem.targets[examples], examples))
+    result = problem.weights.new_empty(len(trace.outputs), chunk.num_columns, problem.dim)
     for s in network.trained:
-        step = network.steps[s]
-        rows = chunk.rows(s).unflatten(2, (step.fan_out, step.columns))
-        for at, place in step.places:
-            found[:, :, place] = rows[..., at].flatten(2)
-    return found.flatten(0, 1)
+        layer = network.layer(s)
+        rows = chunk.rows(s).unflatten(2, (layer.fan_out, layer.columns))
+        for columns, place in layer.places:
+            result[:, :, place] = rows[..., columns].flatten(2)
+    return result.flatten(0, 1)
 
 
 def gauss_newton(network: Network, factor: Callable[[Tensor, Tensor, slice], Tensor], num_columns: int) -> Tensor:
-    r"""Dense $\sum_n J_n^T S_n S_n^T J_n$, ``(P, P)``; ``factor(outputs, targets, where)`` gives $S_n$, ``(n, C, R)``.
+    r"""Dense $\sum_n J_n^T S_n S_n^T J_n$.
 
-    ``num_columns`` is ``R``. Streams the examples in chunks; memory is the result, its blocks, and a bounded buffer.
+    Parameters
+    ----------
+    network
+        The steps.
+    factor
+        ``(outputs, targets, examples)`` to $S_n$, ``(n, C, R)``.
+    num_columns
+        $R$.
+
+    Returns
+    -------
+    Tensor
+        ``(P, P)``.
+
+    Notes
+    -----
+    Streams the examples in chunks; memory is the result, its blocks, and a bounded buffer.
     """
     problem = network.problem
     blocks = {
-        (s, k): problem.weights.new_zeros(network.steps[s].num_weights, network.steps[k].num_weights)
+        (s, k): problem.weights.new_zeros(network.layer(s).num_weights, network.layer(k).num_weights)
         for s, k in _pairs(network)
     }
     size = examples_at_once(network, _numbers_per_example(network, num_columns))
     for start in range(0, problem.num_examples, size):
-        where = slice(start, start + size)
-        trace = forward(network, where, 1)
-        chunk = _Chunk(network, trace, factor(trace.outputs, problem.targets[where], where))
+        examples = slice(start, start + size)
+        trace = forward(network, examples, 1)
+        chunk = _Chunk(network, trace, factor(trace.outputs, problem.targets[examples], examples))
         for (s, k), block in blocks.items():
             chunk.add(s, k, block)
     return assemble(network, blocks)
 
 
 def gauss_newton_bytes(network: Network, num_columns: int) -> float:
-    """Upper bound of the memory of :func:`gauss_newton`."""
+    """Bound the memory of :func:`gauss_newton`.
+
+    Parameters
+    ----------
+    network
+        The steps.
+    num_columns
+        $R$.
+
+    Returns
+    -------
+    float
+        Bytes.
+    """
     numbers = _numbers_per_example(network, num_columns)
     return held_bytes(network, numbers, examples_at_once(network, numbers))
 
 
 def gauss_newton_cost(network: Network, num_columns: int) -> float:
-    """Multiplications of :func:`gauss_newton`, per example."""
+    """Count the multiplications of :func:`gauss_newton`.
+
+    Parameters
+    ----------
+    network
+        The steps.
+    num_columns
+        $R$.
+
+    Returns
+    -------
+    float
+        For one example.
+    """
     total = 0.0
     for s, k in _pairs(network):
-        layer, other = network.steps[s], network.steps[k]
+        layer, other = network.layer(s), network.layer(k)
         total += min(num_columns, layer.positions) * layer.num_weights * other.num_weights / (1 + (s == k))
     return total
 
 
 def _pairs(network: Network) -> list[tuple[int, int]]:
     """Every two layers, the one with fewer positions first: its patches are contracted last."""
-    order = sorted(network.trained, key=lambda s: network.steps[s].positions)
+    order = sorted(network.trained, key=lambda s: network.layer(s).positions)
     return [(s, k) for place, s in enumerate(order) for k in order[place:]]
 
 
 def _numbers_per_example(network: Network, num_columns: int) -> int:
     """What is held at once for one example, roughly."""
-    layers = [network.steps[s] for s in network.trained]
+    layers = [network.layer(s) for s in network.trained]
     signals = sum(prod(step.shape) for step in network.steps)
     rows = sum(num_columns * layer.num_weights for layer in layers if layer.positions >= num_columns)
-    pairs = ((network.steps[s], network.steps[k]) for s, k in _pairs(network))
+    pairs = ((network.layer(s), network.layer(k)) for s, k in _pairs(network))
     middle = (prod(s.shape) * _width(k, num_columns) for s, k in pairs if s.positions < num_columns)
     patches = sum(layer.positions * layer.columns for layer in layers)
     return patches + (2 * num_columns + 3) * signals + rows + 2 * max(middle, default=0)
@@ -95,12 +151,12 @@ def _width(layer: Weighted, num_columns: int) -> int:
 
 
 class _Chunk:
-    """The factor of a few examples: its columns pulled back to the outputs of each layer, and its rows."""
+    """The factor of some examples: its columns pulled back to the outputs of each layer, and its rows."""
 
     def __init__(self, network: Network, trace: Trace, block: Tensor):
-        self.steps, self.trace, self.num_columns = network.steps, trace, block.shape[2]
+        self.network, self.trace, self.num_columns = network, trace, block.shape[2]
         self.signals: dict[int, Tensor] = {}  # (n, O T, R)
-        self.kept: dict[int, Tensor] = {}
+        self.row_cache: dict[int, Tensor] = {}
         for s in range(len(network.steps) - 1, network.trained[0] - 1, -1):
             if s in network.trained:
                 self.signals[s] = block
@@ -109,7 +165,7 @@ class _Chunk:
 
     def add(self, s: int, k: int, block: Tensor) -> None:
         """Add to the block ``(P_s, P_k)`` of two layers, ``s`` the one with fewer positions."""
-        layer, other, count = self.steps[s], self.steps[k], len(self.signals[s])
+        layer, other, count = self.network.layer(s), self.network.layer(k), len(self.signals[s])
         if self.num_columns <= layer.positions:
             block += matmul(self._kept_rows(s).flatten(0, 1).T, self._kept_rows(k).flatten(0, 1))
             return
@@ -121,11 +177,11 @@ class _Chunk:
 
     def rows(self, k: int) -> Tensor:
         """Rows of the factor, the part of one layer: ``(n, R, P_k)``."""
-        layer, signal = self.steps[k], self.signals[k]
+        layer, signal = self.network.layer(k), self.signals[k]
         signal = signal.mT.reshape(len(signal), -1, layer.positions)  # (n, R O, T)
         return matmul(signal, self.trace.rows[k]).view(len(signal), self.num_columns, layer.num_weights)
 
     def _kept_rows(self, k: int) -> Tensor:
-        if k not in self.kept:
-            self.kept[k] = self.rows(k)
-        return self.kept[k]
+        if k not in self.row_cache:
+            self.row_cache[k] = self.rows(k)
+        return self.row_cache[k]

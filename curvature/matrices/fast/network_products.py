@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from curvature.matrices.fast.chain import matmul
-from curvature.matrices.fast.network import Network, Pointwise, Select, Weighted, forward
+from curvature.matrices.fast.network import Network, forward
 from curvature.matrices.fast.products import OutputProduct
+from curvature.matrices.fast.steps import Pointwise, Select, Weighted
 
 __all__ = ["NetworkProducts", "product_bytes"]
 
@@ -17,7 +18,18 @@ _TANGENT_BYTES = 4 * 2**20
 
 
 def product_bytes(network: Network) -> tuple[float, float]:
-    """Upper bounds of the memory of :class:`NetworkProducts`: held once, and for each column of a block on top."""
+    """Bound the memory of :class:`NetworkProducts`.
+
+    Parameters
+    ----------
+    network
+        The steps.
+
+    Returns
+    -------
+    tuple of float
+        Bytes held once, and for each column of a block on top.
+    """
     problem = network.problem
     # Slopes, bends and gradients beside the signals; one column's tangents may be larger than the cache allows.
     return 6.0 * network.trace_bytes + 8 * _TANGENT_BYTES, 2.0 * problem.dim * problem.weights.element_size()
@@ -52,16 +64,16 @@ class NetworkProducts:
 
     def __call__(self, block: Tensor) -> Tensor:
         """Multiply ``(P, K)``."""
-        parts = [self._few(part) for part in block.split(self.columns, dim=1)]
+        parts = [self._product(part) for part in block.split(self.columns, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _few(self, block: Tensor) -> Tensor:
+    def _product(self, block: Tensor) -> Tensor:
         steps, first, count = self.network.steps, self.network.trained[0], block.shape[1]
         vectors = block.T.contiguous()
-        found = torch.empty_like(vectors)
-        weight_dots = {}
+        image = torch.empty_like(vectors)
+        weight_dots: dict[int, Tensor] = {}
         dots: dict[int, Tensor] = {}  # of what enters a step
-        dot = None
+        dot: Tensor | None = None
         for s in range(first, len(steps)):
             step = steps[s]
             if dot is not None:
@@ -72,44 +84,45 @@ class NetworkProducts:
                 moved = matmul(self.trace.rows[s].flatten(0, 1), weight_dots[s].mT)  # (K, n T, O)
                 moved = moved.view(count, -1, step.positions, step.fan_out).mT.flatten(2)
                 dot = moved if dot is None else dot + moved
+        assert dot is not None  # the first step is a layer that moves
         curved = self.curve(dot.transpose(0, 1)).div_(self.network.problem.denominator)
         slope_dot = curved.transpose(0, 1).contiguous()
         for s in range(len(steps) - 1, first - 1, -1):
             step = steps[s]
             if s in weight_dots:
-                self._collect(s, slope_dot, dots.get(s), found)
+                self._collect(s, slope_dot, dots.get(s), image)
             if s == first:
                 break
             back = self._pull(s, slope_dot)
-            if self.second_order and s in weight_dots:
+            if self.second_order and isinstance(step, Weighted) and s in weight_dots:
                 back += matmul(self.gradients[s], step.spread(weight_dots[s][..., : step.fan_in]))
             elif self.second_order and isinstance(step, Pointwise):
                 back.addcmul_(self.bends[s], dots[s])
             slope_dot = back
-        return found.T
+        return image.T
 
     def _rows(self, layer: Weighted, vectors: Tensor) -> Tensor:
         """The vectors' parts that belong to a layer, ``(K, O, columns)``, zero where it is frozen."""
         dots = vectors.new_zeros(len(vectors), layer.fan_out, layer.columns)
-        for at, place in layer.places:
-            dots[..., at] = vectors[:, place].view(len(vectors), layer.fan_out, -1)
+        for columns, place in layer.places:
+            dots[..., columns] = vectors[:, place].view(len(vectors), layer.fan_out, -1)
         return dots
 
-    def _collect(self, s: int, slope_dot: Tensor, signal_dot: Tensor | None, found: Tensor) -> None:
-        layer = self.network.steps[s]
-        slopes = slope_dot.unflatten(2, (layer.fan_out, -1)).mT.reshape(len(found), -1, layer.fan_out)
+    def _collect(self, s: int, slope_dot: Tensor, signal_dot: Tensor | None, image: Tensor) -> None:
+        layer = self.network.layer(s)
+        slopes = slope_dot.unflatten(2, (layer.fan_out, -1)).mT.reshape(len(image), -1, layer.fan_out)
         total = matmul(slopes.mT, self.trace.rows[s].flatten(0, 1))
         if self.second_order and signal_dot is not None:
             total[..., : layer.fan_in] += layer.gather(matmul(self.gradients[s].T, signal_dot))
-        for at, place in layer.places:
-            found[:, place] = total[..., at].flatten(1)
+        for columns, place in layer.places:
+            image[:, place] = total[..., columns].flatten(1)
 
     def _push(self, s: int, block: Tensor) -> Tensor:
         step = self.network.steps[s]
         if isinstance(step, Pointwise):
             return block * self.trace.slopes[s]
         if isinstance(step, Weighted):
-            return matmul(block, step.matrix.T)
+            return matmul(block, _matrix(step).T)
         if isinstance(step, Select):
             return block.gather(2, self.trace.chosen[s].expand(len(block), -1, -1))
         return step.module(block.reshape(-1, *step.before)).view(*block.shape[:2], -1)
@@ -119,8 +132,14 @@ class NetworkProducts:
         if isinstance(step, Pointwise):
             return block * self.trace.slopes[s]
         if isinstance(step, Weighted):
-            return matmul(block, step.matrix)
+            return matmul(block, _matrix(step))
         if isinstance(step, Select):
-            found = block.new_zeros(*block.shape[:2], prod(step.before))
-            return found.scatter_add_(2, self.trace.chosen[s].expand(len(block), -1, -1), block)
+            pulled = block.new_zeros(*block.shape[:2], prod(step.before))
+            return pulled.scatter_add_(2, self.trace.chosen[s].expand(len(block), -1, -1), block)
         return step.pull(block.flatten(0, 1)[..., None]).view(*block.shape[:2], -1)
+
+
+def _matrix(layer: Weighted) -> Tensor:
+    """The layer as one matrix: a network is linearized only where every layer behind the first has one."""
+    assert layer.matrix is not None
+    return layer.matrix

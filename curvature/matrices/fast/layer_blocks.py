@@ -1,0 +1,109 @@
+"""Blocks of a dense matrix, one for every two layers of a convolutional network."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from curvature.matrices.fast.chain import matmul
+from curvature.matrices.fast.network import Network
+
+__all__ = ["assemble", "contract", "spread"]
+
+_PIECE_BYTES = 4 * 2**20  # of one factor of a product over examples: larger ones leave the cache
+
+
+def contract(rows: Tensor, middle: Tensor, other_rows: Tensor | None, block: Tensor, symmetric: bool = False) -> None:
+    r"""Add $\sum_{n, t} a[t, i]\, B[t, o, c]$ to a block, one more contraction over ``c`` included.
+
+    Parameters
+    ----------
+    rows
+        The layer's patches, ``(n, T, I)``.
+    middle
+        Derivatives by the outputs of another layer, ``(n, T, O, O', T')``, or by its weights, ``(n, T, O, O', I')``.
+    other_rows
+        Patches of the other layer, ``(n, T', I')``, where ``middle`` is by its outputs.
+    block
+        ``(O I, columns)``; added to.
+    symmetric
+        Whether it is a layer with itself: then only the parts ``o <= o'`` are added.
+
+    Notes
+    -----
+    In pieces that stay in cache.
+    """
+    left = rows.flatten(0, 1).T
+    count, _, fan_out, channels, _ = middle.shape
+    columns = block.shape[1] // channels
+    block = block.view(fan_out, -1, channels, columns)
+    buffer = middle.new_empty(max(_PIECE_BYTES // middle.element_size(), left.shape[1] * columns))
+    most = len(buffer) // (left.shape[1] * columns)  # pairs (o, o') at once
+    step = 1 if symmetric else max(1, most // channels)
+    for o in range(0, fan_out, step):
+        for first in range(o if symmetric else 0, channels, most):
+            piece = middle[:, :, o : o + step, first : first + most]
+            if other_rows is None:
+                part = piece.flatten(0, 1).flatten(1)  # a view where all channels are taken
+            else:
+                multiply = torch.mul if other_rows.shape[1] == 1 else matmul
+                shape = (count, piece[0, ..., 0].numel(), columns)
+                part = multiply(piece.reshape(*shape[:2], -1), other_rows, out=buffer[: prod(shape)].view(shape))
+            total = matmul(left, part.view(left.shape[1], -1)).view(len(left), *piece.shape[2:4], columns)
+            block[o : o + step, :, first : first + most] += total.transpose(0, 1)
+
+
+def spread(compact: Tensor, channels: int) -> Tensor:
+    """Write compact tangents in full: the weights of one channel move this channel alone.
+
+    Parameters
+    ----------
+    compact
+        ``(n, channels * positions, columns)``.
+    channels
+        How many.
+
+    Returns
+    -------
+    Tensor
+        ``(n, channels * positions, channels * columns)``.
+    """
+    compact = compact.unflatten(1, (channels, -1))
+    full = compact.new_zeros(*compact.shape[:3], channels, compact.shape[3])
+    full.diagonal(dim1=1, dim2=3).copy_(compact.permute(0, 2, 3, 1))
+    return full.flatten(3).flatten(1, 2)
+
+
+def assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
+    """Put the blocks in their places in the order of the layout.
+
+    Parameters
+    ----------
+    network
+        The steps.
+    blocks
+        By the places of two layers, rows and columns ``(o i)`` with the bias last; emptied.
+
+    Returns
+    -------
+    Tensor
+        ``(P, P)``.
+    """
+    problem = network.problem
+    result = problem.weights.new_empty(problem.dim, problem.dim)
+    for row, col in list(blocks):
+        first, second = network.layer(row), network.layer(col)
+        block = blocks.pop((row, col)).view(first.fan_out, first.columns, second.fan_out, second.columns)
+        if row == col:
+            for o in range(first.fan_out - 1):
+                block[o + 1 :, :, o] = block[o, :, o + 1 :].permute(1, 2, 0)
+        for first_columns, rows in first.places:
+            for second_columns, cols in second.places:
+                part = block[:, first_columns][:, :, :, second_columns]
+                target = result[rows, cols]
+                target.unflatten(1, part.shape[2:]).unflatten(0, part.shape[:2]).copy_(part)
+                if row != col:
+                    result[cols, rows] = target.T
+    return result
