@@ -93,14 +93,9 @@ def _measured(hessian: cv.SymmetricOperator, chart: Parameterization) -> tuple[d
     top = values.flip(0)[: 2 * NUM_CLASSES + 1]
     ratios = top[:-1] / top[1:]
     count = int(ratios.argmax()) + 1
-    gradient = operator.gradient()
+    gradient = operator.facts.gradient()
     share = (vectors[:, -NUM_CLASSES:].T @ gradient).square().sum() / gradient.square().sum()
-    density = cv.spectral_density(
-        operator,
-        num_matvecs=min(STEPS, operator.dim),
-        num_probes=PROBES,
-        generator=torch.Generator().manual_seed(0),
-    )
+    density = cv.spectral_density(operator, num_matvecs=min(STEPS, operator.dim), num_probes=PROBES)
     numbers = {
         "largest": float(values[-1]),
         "smallest": float(values[0]),

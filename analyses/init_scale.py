@@ -58,9 +58,14 @@ def problem_at(seed: int, *, fast: bool) -> cv.Problem:
     return cv.Problem.from_module(model, loss="half-squared-error", data=(nn.functional.normalize(inputs), targets))
 
 
+def scaled_jacobian(problem: cv.Problem) -> Tensor:
+    """``J^T / sqrt(N)`` on the weights: the factor of the GGN, since the loss has unit curvature."""
+    return torch.cat(list(cv.ggn(problem).routes.factor.blocks()), dim=1)
+
+
 def kernel_parts(problem: cv.Problem) -> tuple[Tensor, Tensor]:
     """Radial and tangential part of the tangent kernel over N, from the Jacobian on the weights, neuron by neuron."""
-    factor = torch.cat(list(cv.ggn(problem).factor_blocks()), dim=1)  # J^T / sqrt(N): the loss has unit curvature
+    factor = scaled_jacobian(problem)
     weights = problem.weights.view(-1, 64)
     units = weights / torch.linalg.vector_norm(weights, dim=1, keepdim=True)
     along = torch.einsum("hi,hin->hn", units, factor.view(*weights.shape, -1))
@@ -70,7 +75,7 @@ def kernel_parts(problem: cv.Problem) -> tuple[Tensor, Tensor]:
 
 def kernel(problem: cv.Problem, chart: cv.Parameterization) -> Tensor:
     """Tangent kernel over N in the coordinates of a chart: the Gram matrix of the pulled-back Jacobian."""
-    factor = torch.cat(list(cv.ggn(problem).factor_blocks()), dim=1)
+    factor = scaled_jacobian(problem)
     pulled = chart.at(problem.layout, problem.weights).pull(factor)
     return pulled.T @ pulled
 

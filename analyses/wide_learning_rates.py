@@ -80,8 +80,8 @@ def measure(*, fast: bool = False) -> dict:
             width = learning_rate_width(rates, losses)
             below = int((losses < CHANCE).sum()) * math.log10(rates[1] / rates[0])
             is_open = width.status == "lower_bound"
-            about = {"decades": width.value, "is_open": is_open, "decades_below_chance": below}
-            widths.append({"arm": arm, "seed": seed} | about)
+            numbers = {"decades": width.value, "is_open": is_open, "decades_below_chance": below}
+            widths.append({"arm": arm, "seed": seed} | numbers)
     return {"rows": rows, "widths": widths, "verdicts": _verdicts(sweeps, checks)}
 
 

@@ -14,9 +14,8 @@
 # %% [markdown]
 # # Five minutes, one spectrum
 #
-# A network, its data, its loss: that is a `Problem`. Its curvature is a matrix on the *weights*; a
-# parameterization is a
-# *chart* in which the same matrix is written. This notebook computes one exact spectrum and looks at it in three
+# A `Problem` is a network with its data and its loss. Its curvature is a matrix on the *weights*; a parameterization is
+# a *chart* in which the same matrix is written. This notebook computes one exact spectrum and looks at it in three
 # charts.
 
 # %%
@@ -32,9 +31,8 @@ torch.manual_seed(0)
 # %% [markdown]
 # ## What is measured?
 #
-# Any `nn.Module` will do; here is a small classifier of scikit-learn's 8 x 8 digits, not trained yet. The data
-# are read once, in
-# order; the module is copied, never changed; everything is computed in float64.
+# Any `nn.Module` will do; this is a small classifier of scikit-learn's 8 x 8 digits, not trained yet. The data are read
+# once, in order. The module is copied and never changed. Everything is computed in float64.
 
 # %%
 model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Tanh(), torch.nn.Linear(8, 10))
@@ -45,9 +43,9 @@ problem.dim, problem.num_examples, problem.value()
 # %% [markdown]
 # ## What does the curvature look like?
 #
-# The generalized Gauss-Newton matrix (GGN) has no negative eigenvalues, and for this loss it is the Fisher
-# information. Its
-# spectrum knows its matrix, chart, gauge, rank and the noise floor below which eigenvalues cannot be told from zero.
+# The generalized Gauss-Newton matrix (GGN) has no negative eigenvalues, and for this loss it is the Fisher information.
+# Its spectrum records its matrix, chart, gauge, rank and the noise floor, below which eigenvalues cannot be
+# distinguished from zero.
 
 # %%
 ggn = cv.ggn(problem).materialized()
@@ -57,8 +55,8 @@ standard
 # %%
 cv.figures.plot_spectrum(standard)
 # %% [markdown]
-# Digits has pixels that are 0 on every image, and a softmax does not notice a vector added to all its rows: those
-# directions are null by construction. They are counted by formula and verified, so the rank is not a matter of
+# Some pixels are 0 in every image, and a softmax does not change when one vector is added to all its rows: those
+# directions are null by construction. They are counted by a formula and verified, so the rank does not depend on a
 # tolerance.
 
 # %%
@@ -67,8 +65,8 @@ print(standard.rank_rule)
 # %% [markdown]
 # ## How well conditioned is it?
 #
-# Largest over smallest would be rounding noise. `kappa_80` is the largest eigenvalue over the one at 80 % of the
-# rank.
+# The ratio of the largest to the smallest eigenvalue would be rounding noise. `kappa_80` is the ratio of the largest
+# eigenvalue to the one at 80 % of the rank.
 
 # %%
 standard.condition_numbers()
@@ -76,9 +74,8 @@ standard.condition_numbers()
 # %% [markdown]
 # ## Does weight normalization change that?
 #
-# At the *canonical* gauge, $v = w$ and $g = \|w\|$, which is what PyTorch's wrapper produces, it does not: the
-# non-zero
-# eigenvalues are the same, and each neuron adds one exact zero. At another gauge, same function, it does.
+# At the *canonical* gauge, $v = w$ and $g = \|w\|$, which PyTorch's wrapper produces, it does not: the non-zero
+# eigenvalues are the same, and each neuron adds one exact zero. At another gauge of the same function it does.
 
 # %%
 canonical = cv.spectrum(cv.pullback(ggn, cv.WeightNorm()))
@@ -87,8 +84,8 @@ for spectrum in (standard, canonical, stretched):
     print(spectrum.dim, spectrum.condition_numbers())
 
 # %% [markdown]
-# So a condition number without a gauge means nothing, and a tool that converts a trained network and compares sees no
-# difference whatever weight norm does in training. The numbers this notebook stands for:
+# So a condition number needs its gauge. A tool that converts a trained network to weight norm and compares sees no
+# difference, even if weight norm changes training. The results of this notebook:
 
 # %%
 num_neurons = 8 + 10

@@ -15,8 +15,8 @@
 # # Five matrices that are called curvature
 #
 # Hessian, generalized Gauss-Newton (GGN), Fisher, empirical Fisher and gradient covariance: five matrices of one
-# network at one point, which papers and packages often call by each other's names. When do they agree, and how far
-# apart are they when they do not?
+# network at one point, whose names papers and packages often exchange. When do they agree, and how far apart are they
+# when they do not?
 
 # %%
 import os
@@ -63,11 +63,12 @@ run = train(
 
 
 def matrices(problem):
-    names = (cv.hessian, cv.ggn, cv.fisher, cv.empirical_fisher, cv.gradient_covariance)
-    return {build.__name__: build(problem).materialized() for build in names}
+    builders = (cv.hessian, cv.ggn, cv.fisher, cv.empirical_fisher, cv.gradient_covariance)
+    return {build.__name__: build(problem).materialized() for build in builders}
 
 
-found = {point.name: matrices(start.at(point.weights)) for point in run.checkpoints}
+problems = {point.name: start.at(point.weights) for point in run.checkpoints}
+by_point = {name: matrices(problem) for name, problem in problems.items()}
 
 # %% [markdown]
 # ## Which agree always?
@@ -77,8 +78,8 @@ found = {point.name: matrices(start.at(point.weights)) for point in run.checkpoi
 # equality is a check. *Empirical Fisher and gradient covariance* differ by $\bar g \bar g^T$, one rank.
 
 # %%
-for name, each in found.items():
-    mean = each["hessian"].gradient()
+for name, each in by_point.items():
+    mean = problems[name].gradient()
     shifted = each["gradient_covariance"].entries() + torch.outer(mean, mean)
     outer = float(torch.linalg.norm(shifted - each["empirical_fisher"].entries()))
     print(f"{name:>18}: GGN - Fisher {distance(each['ggn'], each['fisher']):.0e}; C + gg' - EF {outer:.0e}")
@@ -87,41 +88,38 @@ for name, each in found.items():
 # ## Which agree sometimes?
 #
 # The Hessian is the GGN plus the outputs' own curvature, weighted by the residuals: the two approach each other as
-# the fit gets good. The empirical Fisher has the Fisher's expectation only if the labels follow the model, which
-# training on a finite set does not bring about: as the fit gets good it vanishes at another rate (Kunstner, Hennig &
-# Balles 2019).
+# the fit improves. The expectation of the empirical Fisher is the Fisher only if the labels follow the model. Training
+# on a finite set does not achieve that: as the fit improves, the empirical Fisher vanishes at another rate (Kunstner,
+# Hennig & Balles 2019).
 
 # %%
 pairs = (("hessian", "ggn"), ("empirical_fisher", "fisher"), ("gradient_covariance", "empirical_fisher"))
-table = {pair: [distance(each[pair[0]], each[pair[1]]) for each in found.values()] for pair in pairs}
+table = {pair: [distance(each[pair[0]], each[pair[1]]) for each in by_point.values()] for pair in pairs}
 for (first, second), numbers in table.items():
     print(f"|{first} - {second}| / |{second}|:", ", ".join(f"{number:.2f}" for number in numbers))
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-looks = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
-for (pair, numbers), (color, marker, line) in zip(table.items(), looks, strict=True):
-    words = " and ".join(name.replace("_", " ") for name in pair)
-    ax.plot(list(found), numbers, color=color, marker=marker, linestyle=line, label=words)
+styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", ":"))
+for (pair, numbers), (color, marker, line) in zip(table.items(), styles, strict=True):
+    label = " and ".join(name.replace("_", " ") for name in pair)
+    ax.plot(list(by_point), numbers, color=color, marker=marker, linestyle=line, label=label)
 ax.set(xlabel="checkpoint", ylabel="relative distance (Frobenius norm)", yscale="log")
 ax.set_title("Pairs of matrices along one training run", loc="left", fontsize="medium")
 ax.legend(fontsize="small")
 
 # %% [markdown]
-# ## Labels from the model make the empirical Fisher a Fisher
+# ## When does the empirical Fisher estimate the Fisher?
 #
-# Draw every label from the model's own prediction: the second moment of the gradients is then an unbiased estimate
-# of the Fisher, the *Monte Carlo Fisher*, and comes closer with the number of draws, as $1/\sqrt{\text{draws}}$.
+# When every label is drawn from the model's own prediction. The second moment of the gradients is then an unbiased
+# estimate of the Fisher, the *Monte Carlo Fisher*, whose error falls as $1/\sqrt{\text{draws}}$.
 
 # %%
-point = start.at(run.checkpoints[0].weights)
-fisher = found["at initialization"]["fisher"]
+point = problems["at initialization"]
+fisher = by_point["at initialization"]["fisher"]
 draws = (1, 4, 16, 64)
-sampled = [
-    distance(cv.monte_carlo_fisher(point, count, torch.Generator().manual_seed(0)).materialized(), fisher)
-    for count in draws
-]
-empirical = distance(found["at initialization"]["empirical_fisher"], fisher)
+sampled = [distance(cv.monte_carlo_fisher(point, count).materialized(), fisher) for count in draws]
+empirical = distance(by_point["at initialization"]["empirical_fisher"], fisher)
 for count, number in zip(draws, sampled, strict=True):
     print(f"{count:3d} labels per example: {number:.3f}")
 print(f"the labels of the data: {empirical:.3f}")
@@ -129,7 +127,7 @@ print(f"the labels of the data: {empirical:.3f}")
 # %% [markdown]
 # ## And for a linear model?
 #
-# Outputs without curvature of their own: Hessian, GGN and Fisher are one matrix, whatever the weights and the labels.
+# The outputs have no curvature, so Hessian, GGN and Fisher are one matrix for any weights and labels.
 
 # %%
 linear = cv.Problem.from_module(cv.zoo.mlp((64, 10)), loss="cross-entropy", data=cv.zoo.digits(100))
@@ -137,11 +135,11 @@ linear_gap = distance(cv.hessian(linear).materialized(), cv.ggn(linear).material
 print(f"softmax regression, Hessian and GGN differ by {linear_gap:.0e}")
 
 # %% [markdown]
-# So a number needs the name of its matrix. The ones this notebook stands for:
+# So a number needs the name of its matrix. The results of this notebook:
 
 # %%
-for each in found.values():
-    mean = each["hessian"].gradient()
+for name, each in by_point.items():
+    mean = problems[name].gradient()
     shifted = each["gradient_covariance"].entries() + torch.outer(mean, mean)
     assert distance(each["ggn"], each["fisher"]) < 1e-12
     assert torch.allclose(shifted, each["empirical_fisher"].entries(), rtol=0, atol=1e-12)

@@ -16,8 +16,8 @@
 #
 # Weight normalization writes each neuron's weights as $w = g\, v / \|v\|$ (Salimans & Kingma 2016). The network stays
 # the same function; what changes are the coordinates in which it is trained, a *chart* of the weights. Three things
-# follow, and each has misled someone: the *gauge* $\|v\|$ matters, there is a *null direction* per neuron, and PyTorch
-# differentiates its own weight norm wrongly the second time.
+# follow, and each has misled people: the *gauge* $\|v\|$ matters, each neuron has a *null direction*, and the second
+# derivative of PyTorch's own weight norm is wrong.
 
 # %%
 import copy
@@ -36,7 +36,7 @@ ggn = cv.ggn(problem).materialized()
 hessian = cv.hessian(problem).materialized()
 
 # %% [markdown]
-# ## One weight-space matrix, every gauge
+# ## How does the gauge move the spectrum of one matrix?
 #
 # With $u = v / \|v\|$ and $\rho = (g / \|v\|)^2$, a gradient step in $(g, v)$ moves each neuron's weights by
 # $-\eta\,(u u^T + \rho\,(I - u u^T))\,\nabla L$: $\rho = 1$, where PyTorch's wrapper starts, is the plain gradient
@@ -56,19 +56,19 @@ for stretch, spectrum in effective.items():
 
 # %%
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-looks = (("#D55E00", "--"), ("#E69F00", "-."), ("#000000", "-"), ("#56B4E9", ":"), ("#0072B2", "--"))
-for (stretch, ratios), (color, line) in zip(moved.items(), looks, strict=True):
+styles = (("#D55E00", "--"), ("#E69F00", "-."), ("#000000", "-"), ("#56B4E9", ":"), ("#0072B2", "--"))
+for (stretch, ratios), (color, line) in zip(moved.items(), styles, strict=True):
     ax.plot(range(1, kept + 1), ratios[::-1], color=color, linestyle=line, label=f"stretch {stretch:g}")
 ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue over its standard value")
 ax.set_title("The gauge moves the spectrum of the GGN; the function is the same", loc="left", fontsize="medium")
 ax.legend(fontsize="small")
 
 # %% [markdown]
-# ## A null direction per neuron, and for whom it is null
+# ## For which matrices does each neuron have a null direction?
 #
 # Scaling $v$ changes nothing: along $(g, v) = (0, v)$ the weights do not move. So every matrix of first derivatives
-# is zero there. The Hessian is not, away from stationary points: $H n = -(0, \partial L / \partial v)$ for that neuron,
-# while $n^T H n = 0$. That makes pairs of spurious eigenvalues $\pm$, which have nothing to do with the network.
+# is zero there. Away from stationary points the Hessian is not: $H n = -(0, \partial L / \partial v)$ for that neuron,
+# while $n^T H n = 0$. This creates pairs of spurious eigenvalues $\pm$, which are not a property of the network.
 
 # %%
 chart = cv.WeightNorm(stretch=0.5)
@@ -84,7 +84,7 @@ for name, part in named.items():
 directions = torch.stack(directions, dim=1)
 along_ggn = cv.pullback(ggn, chart) @ directions
 along_hessian = cv.pullback(hessian, chart) @ directions
-slope = cv.pullback(hessian, chart).gradient()[:, None]
+slope = local.pull(problem.gradient()[:, None])
 expected = -slope * (directions != 0)
 print(f"{directions.shape[1]} neurons; |G n| <= {float(along_ggn.abs().max()):.0e}")
 print(f"|H n| = {float(along_hessian.abs().max()):.3f}, and H n + dL/dv <= ", end="")
@@ -96,21 +96,22 @@ inertia = {
     "in (g, v)": cv.spectrum(cv.pullback(hessian, chart)).inertia,
     "in (g, v), horizontally": cv.spectrum(cv.effective(hessian, chart)).inertia,
 }
-for where, (negative, zero, positive) in inertia.items():
-    print(f"{where:>24}: {negative} negative, {zero} zero, {positive} positive eigenvalues")
+for coordinates, (negative, zero, positive) in inertia.items():
+    print(f"{coordinates:>24}: {negative} negative, {zero} zero, {positive} positive eigenvalues")
 
 # %% [markdown]
-# ## The trap: PyTorch's second derivative of its own weight norm
+# ## Is PyTorch's second derivative of its own weight norm right?
 #
-# `nn.utils.parametrizations.weight_norm` calls a fused function whose double backward takes the saved norm for a
-# constant. First derivatives are right, so training is; a Hessian by differentiating twice is not, and nothing warns.
-# Below: the same small network three ways, against finite differences of the (right) gradient.
+# No. `nn.utils.parametrizations.weight_norm` calls a fused function whose double backward treats the saved norm as a
+# constant. First derivatives are right, so training is right; a Hessian by differentiating twice is wrong, and nothing
+# warns. The cells below compute the same small network in three ways, against finite differences of the (right)
+# gradient.
 
 # %%
 
 
 class Composite(nn.Module):
-    """Weight norm by elementary operations, which PyTorch differentiates rightly."""
+    """Weight norm by elementary operations, which PyTorch differentiates correctly."""
 
     def forward(self, g, v):
         return g * v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
@@ -170,8 +171,8 @@ for name, number in errors.items():
 print(f"the fused one is not even symmetric: {asymmetry:.2f}")
 
 # %% [markdown]
-# Here a weight-normalized layer is unwrapped into its weights and a chart with closed forms; nothing is differentiated
-# twice through it. The numbers this notebook stands for (that the trap is still there is watched by a test of its own):
+# `curvature` unwraps a weight-normalized layer into its weights and a chart with closed forms, and never differentiates
+# twice through it. The results of this notebook (a test of the package checks that PyTorch's error is still there):
 
 # %%
 assert abs(moved[1.0] - 1).max() < 1e-9
