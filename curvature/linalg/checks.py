@@ -1,9 +1,9 @@
 r"""Self-checks: what a matrix must pass before its numbers are believed.
 
-A matrix $A$ is multiplied by a few random vectors $X$, and the small matrix $X^T A X$ is compared with itself
-(symmetry, linearity, definiteness) and with *witnesses*: other ways to the same $X^T A X$, such as finite differences
-of the gradient, which share no second derivative with the products. Any error in $A$ that is not tiny shows in random
-directions with probability one. Numbers to numbers: the matrices bring their own witnesses.
+A matrix $A$ is multiplied by a few random vectors $X$. The small matrix $X^T A X$ is compared with itself (symmetry,
+linearity, definiteness) and with *witnesses*: other ways to the same $X^T A X$, such as finite differences of the
+gradient, which share no second derivative with the products. Any error in $A$ that is not tiny shows in random
+directions with probability one. This module knows numbers only; each matrix brings its own witnesses.
 """
 
 from __future__ import annotations
@@ -28,9 +28,18 @@ _KINK = 1e-4  # share of a one-sided difference that must be gone at the smalles
 
 @dataclass(frozen=True)
 class Testimony:
-    """``V^T A V``, how far rounding may have moved it, and how much its one-sided differences disagree (0: smooth).
+    """What a witness says of ``A``, for vectors ``V`` of shape ``(D, K)``.
 
-    ``image`` is ``A V`` where the witness has it.
+    Attributes
+    ----------
+    form
+        ``V^T A V``, ``(K, K)``.
+    rounding
+        How far rounding may have moved an entry of it.
+    roughness
+        How much its one-sided differences disagree, relative; 0 for a smooth function.
+    image
+        ``A V``, where the witness computes it.
     """
 
     form: Tensor
@@ -46,14 +55,14 @@ class Witness:
     Attributes
     ----------
     name
-        What it is, as it ends the sentence "agrees with ...".
+        Completes the sentence "agrees with ...".
     testify
         ``(V, shrink) -> Testimony`` for ``V`` of shape ``(D, K)``; ``shrink`` makes a finite step smaller.
     blame
         What a disagreement means, and what to do.
     shrinks
-        Steps that are tried, as shares of the first one, until one agrees: a step that is right for a smooth function
-        may cross a kink, or be too long where the inputs are large.
+        Steps to try until one agrees, as shares of the usual step: a step that is right for a smooth function may cross
+        a kink, or be too long where the inputs are large.
     tolerance
         Largest difference, relative; None: rounding.
     """
@@ -65,12 +74,34 @@ class Witness:
     tolerance: float | None = None
 
     def through(self, map_: Callable[[Tensor], Tensor]) -> Witness:
-        """The witness of ``M^T A M`` for a linear map ``M``, given as ``V -> M V``."""
+        """Make it a witness of ``M^T A M`` for a linear map ``M``.
+
+        Parameters
+        ----------
+        map_
+            ``V -> M V`` for blocks.
+
+        Returns
+        -------
+        Witness
+            Without an image.
+        """
         return replace(self, testify=lambda block, shrink: replace(self.testify(map_(block), shrink), image=None))
 
 
 def same_form(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], Testimony]:
-    """A testimony by other products."""
+    """Testify by another way to the products.
+
+    Parameters
+    ----------
+    multiply
+        ``V -> A V`` for blocks ``(D, K)``.
+
+    Returns
+    -------
+    Callable
+        For :attr:`Witness.testify`; the step is not used.
+    """
 
     def testify(block: Tensor, _: float) -> Testimony:
         image = multiply(block)
@@ -89,7 +120,7 @@ def self_checks(
     cancelled: float = 0.0,
     witnesses: Sequence[Witness] = (),
 ) -> tuple[Check, ...]:
-    r"""Check products ``V -> A V``; every check in the result has passed.
+    r"""Check that products belong to one symmetric matrix that agrees with its witnesses.
 
     ======================  ===================================================================================
     repetition              the same products twice
@@ -100,15 +131,41 @@ def self_checks(
                             not agree with each other, nothing is compared and the note says so
     ======================  ===================================================================================
 
-    ``like`` gives precision and device. ``cancelled`` is the length of the mean that was taken out of the columns of
-    the factor of a covariance: rounding is relative to it times the root of the norm, where that is more than the norm.
-    The vectors are always the same, so that a check can be repeated.
+    Parameters
+    ----------
+    name
+        Of the matrix, for messages.
+    multiply
+        ``V -> A V`` for blocks ``(D, K)``.
+    dim
+        $D$.
+    like
+        Gives precision and device.
+    positive_semidefinite
+        Whether the definition guarantees it.
+    cancelled
+        Length of the mean that was taken out of the columns of the factor of a covariance. Rounding is relative to it
+        times the root of the norm, where that is more than the norm.
+    witnesses
+        Other ways to ``V^T A V``.
+
+    Returns
+    -------
+    tuple of Check
+        All of them passed.
 
     Raises
     ------
     SelfCheckError
-        Naming the check, the size of the failure and what it means.
+        Names the check, the size of the failure and what it means.
 
+    Notes
+    -----
+    Costs two products with four vectors, and what the witnesses cost. The vectors are always the same, so a check can
+    be repeated.
+
+    Examples
+    --------
     >>> A = torch.tensor([[2.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
     >>> self_checks("matrix", lambda block: A @ block, 2, A)
     Traceback (most recent call last):
@@ -128,14 +185,10 @@ def self_checks(
     amplified = max(1.0, cancelled / size**0.5) if size > 0 else 1.0
     rounding = 100 * eps * amplified
 
-    def relative(difference: Tensor | float, to: float) -> float:
-        difference = float(difference)
-        return difference / to if to > 0 else (0.0 if difference == 0 else math.inf)
-
     def required(check: str, difference: Tensor | float, tolerance: float, blame: str) -> Check:
-        return _required(name, Check(check, relative(difference, size), tolerance, "of |A v|"), blame)
+        return _required(name, Check(check, _relative(float(difference), size), tolerance, "of |A v|"), blame)
 
-    found = [
+    checks = [
         required(
             "repetition",
             (multiply(block) - images).abs().max(),
@@ -151,9 +204,9 @@ def self_checks(
     ]
     # Before symmetry: where a second derivative is wrong, finite differences know more about the cause.
     for witness in witnesses:
-        check = _agreement(witness, vectors[:, :2], images[:, :2], scale, eps * amplified, relative)
-        found.append(_required(name, check, witness.blame))
-    found.append(
+        check = _agreement(witness, vectors[:, :2], images[:, :2], scale, eps * amplified)
+        checks.append(_required(name, check, witness.blame))
+    checks.append(
         required(
             "symmetry",
             (form - form.T).abs().max(),
@@ -162,7 +215,7 @@ def self_checks(
         )
     )
     if positive_semidefinite:
-        found.append(
+        checks.append(
             required(
                 "definiteness",
                 (-form.diagonal().min()).clamp(min=0),
@@ -170,36 +223,34 @@ def self_checks(
                 "It must be positive semidefinite: a derivative or the loss is wrong.",
             )
         )
-    return tuple(found)
+    return tuple(checks)
 
 
-def _agreement(
-    witness: Witness,
-    vectors: Tensor,
-    images: Tensor,
-    scale: float,
-    eps: float,
-    relative: Callable[[float, float], float],
-) -> Check:
+def _relative(difference: float, size: float) -> float:
+    """NaN stays NaN."""
+    return difference / size if size > 0 else (0.0 if difference == 0 else math.inf)
+
+
+def _agreement(witness: Witness, vectors: Tensor, images: Tensor, scale: float, eps: float) -> Check:
     tolerance = _ROUNDING * eps if witness.tolerance is None else witness.tolerance
-    what = f"agreement with {witness.name}"
+    name = f"agreement with {witness.name}"
     form = vectors.T @ images
     values = []
     for shrink in witness.shrinks:
         testimony = witness.testify(vectors, shrink)
         excess = float((testimony.form - form).abs().max()) - testimony.rounding
-        values.append(relative(0.0 if excess <= 0 else excess, scale))  # NaN stays
+        values.append(_relative(0.0 if excess <= 0 else excess, scale))  # NaN stays
         if values[-1] <= tolerance:
             note = "of V^T A V" if shrink == 1 else f"of V^T A V; with {shrink:.1g} of the usual step"
             if testimony.image is None:
-                return Check(what, values[-1], tolerance, note)
-            off, length = (float(vector_norms(block, 0).max()) for block in (testimony.image - images, images))
-            rounding = relative(off, length)
-            return Check(what, values[-1], tolerance, note, rounding=rounding)
+                return Check(name, values[-1], tolerance, note)
+            error, length = (float(vector_norms(block, 0).max()) for block in (testimony.image - images, images))
+            rounding = _relative(error, length)
+            return Check(name, values[-1], tolerance, note, rounding=rounding)
     if testimony.roughness > _KINK:
         note = f"not compared: the loss has a kink here, one-sided differences disagree by {testimony.roughness:.0e}"
-        return Check(what, min(values), math.inf, note)
-    return Check(what, min(values), tolerance, "of V^T A V")
+        return Check(name, min(values), math.inf, note)
+    return Check(name, min(values), tolerance, "of V^T A V")
 
 
 def _required(name: str, check: Check, blame: str | Callable[[], str]) -> Check:

@@ -1,9 +1,9 @@
-"""Eigenvalues of large symmetric matrices by the fastest LAPACK at hand, and how many lie on each side of a number.
+"""Eigenvalues of large symmetric matrices by the fastest LAPACK routine available, and counts of them.
 
 Without eigenvectors the two-stage reduction (full to band to tridiagonal: Bischof, Lang & Sun 2000,
 doi:10.1145/365723.365735) replaces matrix-vector by matrix-matrix products. NumPy and SciPy call the one-stage driver
-only, but the OpenBLAS inside their wheels has the two stages, which are looked up here and called directly (with a
-wider band than its own driver takes, which costs a fifth more time).
+only, but the OpenBLAS inside their wheels has the two stages. They are looked up here and called directly, with a wider
+band than that of its own driver, which takes a fifth more time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import ldl
@@ -19,30 +19,56 @@ from threadpoolctl import threadpool_info
 
 __all__ = ["eigenvalues", "inertia"]
 
-# Measured, two threads: one stage against two take 0.24 s and 0.31 s at 2000, 0.68 and 0.59 at 2410, 39 and 18 at 8970.
+# Measured, two threads: one stage against two take 0.24 s and 0.31 s at 2000, 0.68 and 0.59 at 2410, 39 and 18 at 8970:
+# without the second stage the README's row of all eigenvalues of 8970 weights (22 s) would take twice as long.
 _TWO_STAGE_FROM = 2300
 _PREFIXES = {np.dtype(np.float64): ("d", ctypes.c_double), np.dtype(np.float32): ("s", ctypes.c_float)}
 
 
 def eigenvalues(matrix: np.ndarray, *, two_stage_from: int = _TWO_STAGE_FROM) -> np.ndarray:
-    r"""Eigenvalues of a symmetric ``(n, n)`` array, ascending, to about $u \|A\|$ absolutely; the array is kept.
+    r"""Return the eigenvalues of a symmetric matrix.
 
-    About $\tfrac43 n^3$ operations and one copy of the matrix. Either driver is backward stable.
+    Parameters
+    ----------
+    matrix
+        Shape ``(n, n)``, float64 or float32; it is not changed.
+    two_stage_from
+        Size from which the two-stage reduction is tried.
+
+    Returns
+    -------
+    ndarray
+        Ascending, ``(n,)``, to about $u \|A\|$ absolutely; either driver is backward stable.
+
+    Notes
+    -----
+    Costs about $\tfrac43 n^3$ operations and one copy of the matrix.
     """
-    if len(matrix) >= two_stage_from:
-        found = _two_stage(matrix)
-        if found is not None:
-            return found
-    return np.linalg.eigvalsh(matrix)
+    values = _two_stage(matrix) if len(matrix) >= two_stage_from else None
+    return np.linalg.eigvalsh(matrix) if values is None else values
 
 
 def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
-    r"""Count the eigenvalues below and above ``shift``, and how far (in norm) the counted matrix is from ``matrix``.
+    r"""Count the eigenvalues below and above ``shift`` by Sylvester's law of inertia.
 
-    By Sylvester's law the signs of $D$ in $A - t I = L D L^T$ (Bunch & Kaufman 1977) are those of the eigenvalues of
-    $L D L^T$. That differs from $A - t I$ by rounding, which is computed here rather than estimated: the third number
-    bounds its Frobenius norm, so no eigenvalue farther than it from ``shift`` is on the wrong side (Weyl).
-    About $n^3$ operations and four matrices.
+    Parameters
+    ----------
+    matrix
+        Symmetric, ``(n, n)``.
+    shift
+        $t$.
+
+    Returns
+    -------
+    tuple
+        How many are below, how many above, and the tolerance: no eigenvalue farther than it from ``shift`` is counted
+        on the wrong side (Weyl).
+
+    Notes
+    -----
+    The signs of $D$ in $A - t I = L D L^T$ (Bunch & Kaufman 1977) are those of the eigenvalues of $L D L^T$. That
+    differs from $A - t I$ by rounding, which is computed rather than estimated: the tolerance bounds its Frobenius
+    norm. Costs about $n^3$ operations and four matrices.
     """
     # Entries of ordinary size, exactly: sums of their squares must neither overflow nor vanish.
     scale = math.ldexp(1.0, math.frexp(max(float(np.abs(matrix).max()), abs(shift)))[1])
@@ -76,30 +102,32 @@ def _two_stage(matrix: np.ndarray) -> np.ndarray | None:
     routines = _routines(matrix.dtype)
     if routines is None:
         return None
-    to_band, to_tridiagonal, by_ql, integer, real = routines
+    to_band, to_tridiagonal, tridiagonal_eigenvalues, integer, real = routines
     size, band = len(matrix), _band(len(matrix))
     full = np.array(matrix.T, order="F")  # symmetric, and in this order no transposition is needed
     banded = np.zeros((band + 1, size), matrix.dtype, order="F")
     diagonal, off_diagonal, reflectors = (np.zeros(size, matrix.dtype) for _ in range(3))
 
-    def given(*arguments: Any) -> list[Any]:
-        kinds = {int: lambda k: ctypes.byref(integer(k)), np.ndarray: lambda a: a.ctypes.data_as(ctypes.POINTER(real))}
-        return [kinds.get(type(one), lambda other: other)(one) for one in arguments]
+    def by_reference(argument: Any) -> Any:
+        if isinstance(argument, int):
+            return ctypes.byref(integer(argument))
+        return argument.ctypes.data_as(ctypes.POINTER(real)) if isinstance(argument, np.ndarray) else argument
 
-    def workspace(routine: Any, before: list[Any], count: int) -> list[Any]:
-        """``count`` work arrays as long as the routine wants them, each followed by its length."""
-        asked = [np.zeros(1, matrix.dtype) for _ in range(count)]
-        routine(*given(*before, *(part for one in asked for part in (one, -1))), ctypes.byref(integer(0)))
-        found = [np.zeros(max(1, int(one[0])), matrix.dtype) for one in asked]
-        return [part for one in found for part in (one, len(one))]
+    def call(routine: Any, *arguments: Any) -> int:
+        info = integer(0)
+        routine(*map(by_reference, arguments), ctypes.byref(info))
+        return int(info.value)
 
-    info = integer(0)
-    first = [b"L", size, band, full, size, banded, band + 1, reflectors]
-    to_band(*given(*first, *workspace(to_band, first, 1)), ctypes.byref(info))
-    second = [b"Y", b"N", b"L", size, band, banded, band + 1, diagonal, off_diagonal]
-    to_tridiagonal(*given(*second, *workspace(to_tridiagonal, second, 2)), ctypes.byref(info))
-    by_ql(*given(size, diagonal, off_diagonal), ctypes.byref(info))
-    return diagonal if info.value == 0 else None
+    def call_with_workspace(routine: Any, num_arrays: int, *arguments: Any) -> None:
+        """Ask the routine how long its work arrays must be, then call it with arrays, each followed by its length."""
+        lengths = [np.zeros(1, matrix.dtype) for _ in range(num_arrays)]
+        call(routine, *arguments, *(part for length in lengths for part in (length, -1)))
+        arrays = [np.zeros(max(1, int(length[0])), matrix.dtype) for length in lengths]
+        call(routine, *arguments, *(part for array in arrays for part in (array, len(array))))
+
+    call_with_workspace(to_band, 1, b"L", size, band, full, size, banded, band + 1, reflectors)
+    call_with_workspace(to_tridiagonal, 2, b"Y", b"N", b"L", size, band, banded, band + 1, diagonal, off_diagonal)
+    return diagonal if call(tridiagonal_eigenvalues, size, diagonal, off_diagonal) == 0 else None
 
 
 def _band(size: int) -> int:
@@ -107,9 +135,18 @@ def _band(size: int) -> int:
     return min(80, max(40, 8 * round(size / 800)))
 
 
-@cache
-def _routines(dtype: np.dtype) -> tuple | None:
+class _Routines(NamedTuple):
     """Full to band, band to tridiagonal, eigenvalues of a tridiagonal matrix; the types of integers and entries."""
+
+    to_band: Any
+    to_tridiagonal: Any
+    tridiagonal_eigenvalues: Any
+    integer: Any
+    real: Any
+
+
+@cache
+def _routines(dtype: np.dtype) -> _Routines | None:
     prefix, real = _PREFIXES[dtype]
     names = [f"{prefix}sytrd_sy2sb", f"{prefix}sytrd_sb2st", f"{prefix}sterf"]
     for library in threadpool_info():
@@ -117,7 +154,7 @@ def _routines(dtype: np.dtype) -> tuple | None:
             continue
         loaded = ctypes.CDLL(library["filepath"])  # it is loaded already: this only takes a handle
         for suffix, integer in (("_64_", ctypes.c_int64), ("_", ctypes.c_int32)):
-            found = [getattr(loaded, f"scipy_{name}{suffix}", None) for name in names]
-            if None not in found:
-                return *found, integer, real
+            to_band, to_tridiagonal, by_ql = (getattr(loaded, f"scipy_{name}{suffix}", None) for name in names)
+            if to_band and to_tridiagonal and by_ql:
+                return _Routines(to_band, to_tridiagonal, by_ql, integer, real)
     return None

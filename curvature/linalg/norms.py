@@ -9,18 +9,34 @@ __all__ = ["vector_norms"]
 
 
 def vector_norms(vectors: Tensor, dim: int) -> Tensor:
-    r"""Give $\|x\|$ along one axis; the squares neither overflow nor vanish.
+    r"""Return $\|x\|$ along one axis; the squares neither overflow nor vanish.
 
-    PyTorch's own norm of ``1e-200`` is zero, which would let a residual pass for none. Costs one pass more, and only
-    where the norm is extreme.
+    Parameters
+    ----------
+    vectors
+        Any shape.
+    dim
+        The axis.
 
+    Returns
+    -------
+    Tensor
+        Without that axis.
+
+    Notes
+    -----
+    PyTorch's own norm of ``1e-200`` is zero, so a residual of that size would look like none. Costs one pass more, and
+    two where a norm is extreme.
+
+    Examples
+    --------
     >>> bool(vector_norms(torch.tensor([3e-200, 4e-200], dtype=torch.float64), 0) > 4.99e-200)
     True
     """
-    found = torch.linalg.vector_norm(vectors, dim=dim)
+    norms = torch.linalg.vector_norm(vectors, dim=dim)
     limits = torch.finfo(vectors.dtype)
-    if ((found > limits.tiny**0.5 / limits.eps) & (found < 0.01 * limits.max**0.5)).all():
-        return found
+    if ((norms > limits.tiny**0.5 / limits.eps) & (norms < 0.01 * limits.max**0.5)).all():
+        return norms
     largest = vectors.abs().amax(dim=dim, keepdim=True)
     units = vectors / torch.where(largest > 0, largest, 1.0)
     return largest.squeeze(dim) * torch.linalg.vector_norm(units, dim=dim)

@@ -242,18 +242,23 @@ def diagonal(
         method = "exact" if method == "xdiag" and operator.dim <= num_products else method
     if method == "exact":
         entries, num_products = _exact_diagonal(operator)
-        value = entries.cpu().numpy()
-        error, half, num_probes = 0.0, rounding_units(operator) * float(entries.abs().max()), 0
-    else:
-        value, error, half, num_probes = _estimated_diagonal(operator, method, num_products, generator_of(seed))
-        num_products = num_probes if method == "hutchinson" else 2 * num_probes
+        value, rounding = entries.cpu().numpy(), rounding_units(operator) * float(entries.abs().max())
+        return Estimate(
+            what="diagonal",
+            value=value,
+            low=value - rounding,
+            high=value + rounding,
+            num_products=num_products,
+            **described(operator, method, started),
+        )
+    value, error, half, num_probes = _estimated_diagonal(operator, method, num_products, generator_of(seed))
     return Estimate(
         what="diagonal",
         value=value,
         low=value - half,
         high=value + half,
         standard_error=error,
-        num_products=num_products,
+        num_products=num_probes if method == "hutchinson" else 2 * num_probes,
         num_probes=num_probes,
         **described(operator, method, started),
     )

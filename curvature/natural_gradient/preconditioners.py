@@ -154,7 +154,7 @@ class Preconditioners:
         if kind == "jacobi":
             return LinearChart((self.matrix.diagonal() + shift).rsqrt(), name=kind, gauge=str(chosen))
         blocks = [
-            (indices, _inverse_root(values, vectors, shift))
+            (indices, _inverse_root_of(values, vectors, shift))
             for indices, values, vectors in self._eigendecomposed(_BLOCKS[kind])
         ]
         return LinearChart(blocks, name="natural-gradient" if kind == "full" else kind, gauge=str(chosen))
@@ -177,6 +177,7 @@ class Preconditioners:
         traces = trace_layers(problem, lambda outputs, targets: problem.loss.fisher_factor(outputs, targets) * scale)
         moments = []
         for trace in traces.values():
+            assert trace.output_gradients is not None  # a factor was given
             inputs = trace.inputs.flatten(0, 1)
             scores = trace.output_gradients.flatten(0, 2)
             positions = trace.inputs.shape[1]
@@ -196,7 +197,7 @@ class Preconditioners:
         for trace in trace_layers(self.problem).values():
             inputs = trace.inputs.flatten(0, 1)
             moment = inputs.T @ inputs / self.problem.num_examples
-            root = _inverse_root(*torch.linalg.eigh(moment), share * float(moment.trace()) / len(moment))
+            root = _inverse_root(moment, share * float(moment.trace()) / len(moment))
             blocks.append((trace.rows(self.problem).to(self.problem.device), root))  # one block for all rows
         return blocks + self._jacobi_of_the_rest(blocks, damping)
 
@@ -209,8 +210,8 @@ class Preconditioners:
             # pi balances the two factors by their mean eigenvalues (Martens & Grosse 2015, section 6.3).
             means = float(inputs.trace()) / len(inputs), float(scores.trace()) / len(scores)
             pi = (means[0] / means[1]) ** 0.5 if min(means) > 0 else 1.0
-            input_root = _inverse_root(*torch.linalg.eigh(inputs), pi * shift**0.5)
-            output_root = _inverse_root(*torch.linalg.eigh(scores), shift**0.5 / pi)
+            input_root = _inverse_root(inputs, pi * shift**0.5)
+            output_root = _inverse_root(scores, shift**0.5 / pi)
             blocks.append((rows.reshape(-1), torch.kron(output_root, input_root)))
         return blocks + self._jacobi_of_the_rest(blocks, damping)
 
@@ -224,7 +225,12 @@ class Preconditioners:
         return [(rest.nonzero().flatten(), torch.diag(diagonal.rsqrt()))]
 
 
-def _inverse_root(values: Tensor, vectors: Tensor, shift: float) -> Tensor:
+def _inverse_root(matrix: Tensor, shift: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return _inverse_root_of(values, vectors, shift)
+
+
+def _inverse_root_of(values: Tensor, vectors: Tensor, shift: float) -> Tensor:
     # Rounding leaves eigenvalues slightly below zero; the shift is far above it.
     root = (vectors * (values.clamp(min=0) + shift).rsqrt()) @ vectors.T
     return (root + root.T) / 2

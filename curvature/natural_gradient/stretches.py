@@ -179,13 +179,12 @@ def best_stretches(
         groups = _Groups(problem, by)
         return groups.stretches(_most_efficient_rhos(problem, groups, operator.entries(), chosen))
     position = _resolved_position(operator)
-    matrix, groups, logs = operator.entries(), None, torch.empty(0)
-    for scope in _SCOPES[: _SCOPES.index(by) + 1]:
+    matrix, groups = operator.entries(), _Groups(problem, "network")
+    starts = [torch.tensor([-2 * math.log(stretch)], dtype=torch.float64) for stretch in _UNIFORM_STARTS]
+    logs = _least_kappa(problem, groups, matrix, position, starts)
+    for scope in _SCOPES[1 : _SCOPES.index(by) + 1]:
         coarser, groups = groups, _Groups(problem, scope)
-        if coarser is None:
-            starts = [torch.tensor([-2 * math.log(stretch)], dtype=torch.float64) for stretch in _UNIFORM_STARTS]
-        else:
-            starts = [logs[coarser.group_of(groups)], torch.zeros(groups.count, dtype=torch.float64)]
+        starts = [logs[coarser.group_of(groups)], torch.zeros(groups.count, dtype=torch.float64)]
         logs = _least_kappa(problem, groups, matrix, position, starts)
     return groups.stretches(logs.exp())
 

@@ -1,10 +1,10 @@
 r"""Gradient noise per neuron: where the weights lie in it, and what removing one direction does to its shape.
 
 $C$ is one neuron's block of the centred gradient covariance, over its incoming weights (bias left out), ``d x d``.
-Weight normalization projects the gradient in $v$ onto the complement of $w$; the claims are that $w$ is close to the
+Weight normalization projects the gradient in $v$ onto the complement of $w$. The claims are that $w$ is close to the
 dominant eigenvector of $C$, and that the projected covariance is closer to a multiple of the identity (Salimans &
-Kingma 2016, section 2.1). Projecting out *any* direction helps weakly (Cauchy interlacing), so each is measured
-beside a random direction, the mean input and the top eigenvector.
+Kingma 2016, section 2.1). Projecting out *any* direction helps a little (Cauchy interlacing). So each claim is compared
+with a random direction, the mean input and the top eigenvector.
 """
 
 from __future__ import annotations
@@ -29,10 +29,20 @@ __all__ = ["alignments", "mean_cosine", "whitening"]
 
 
 def mean_cosine(dim: int) -> float:
-    r"""$E|\cos|$ between a fixed and a uniformly random direction in ``dim`` dimensions.
+    r"""Return the expected $|\cos|$ between a fixed and a uniformly random direction.
 
-    $\Gamma(d/2) / (\sqrt\pi\, \Gamma((d+1)/2))$, about $\sqrt{2/(\pi d)}$.
+    Parameters
+    ----------
+    dim
+        $d$.
 
+    Returns
+    -------
+    float
+        $\Gamma(d/2) / (\sqrt\pi\, \Gamma((d+1)/2))$, about $\sqrt{2/(\pi d)}$.
+
+    Examples
+    --------
     >>> round(mean_cosine(2), 4)
     0.6366
     """
@@ -44,14 +54,30 @@ def mean_cosine(dim: int) -> float:
 def alignments(
     problem: Problem, *, seed: int | torch.Generator = 0, covariance: SymmetricOperator | None = None
 ) -> tuple[Alignment, ...]:
-    """Cosine with the top eigenvector of $C$ for each neuron's ``w``, mean input and a random direction.
+    """Measure where each neuron's ``w``, mean input and a random direction lie in the eigenbasis of its $C$.
 
-    ``covariance`` is the gradient covariance on the weights, if it is at hand. Neurons whose gradient does not vary are
-    left out. Needs weights of linear or convolutional layers.
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point; its weights belong to linear or convolutional layers.
+    seed
+        Of the random directions.
+    covariance
+        The gradient covariance on the weights, if it has been computed already.
+
+    Returns
+    -------
+    tuple
+        One :class:`~curvature.records.Alignment` per neuron and direction, without neurons whose gradient does not
+        vary.
+
+    Notes
+    -----
+    Costs the gradient covariance and one eigendecomposition per neuron.
     """
     generator = generator_of(seed)
     means = {trace.weight: trace.inputs.flatten(0, 1).mean(dim=0) for trace in trace_layers(problem).values()}
-    found = []
+    records = []
     for entry, neuron, weights, block in _neurons(problem, covariance):
         rows_are_neurons = entry.norm_axis == 0
         values, vectors = torch.linalg.eigh(block)
@@ -63,7 +89,7 @@ def alignments(
             if length == 0:
                 continue
             unit = direction / length
-            found.append(
+            records.append(
                 Alignment(
                     neuron=neuron,
                     direction=name,
@@ -74,7 +100,7 @@ def alignments(
                     num_examples=problem.num_examples,
                 )
             )
-    return tuple(found)
+    return tuple(records)
 
 
 @removed(generator="seed=generator")
@@ -82,12 +108,33 @@ def alignments(
 def whitening(
     problem: Problem, *, seed: int | torch.Generator = 0, covariance: SymmetricOperator | None = None
 ) -> tuple[Whitening, ...]:
-    """Sphericity of each neuron's $C$, and on the complements of ``w``, a random direction and the top eigenvector."""
+    """Measure the sphericity of each neuron's $C$ before and after one direction is projected out.
+
+    Parameters
+    ----------
+    problem, seed, covariance
+        As for :func:`alignments`.
+
+    Returns
+    -------
+    tuple
+        One :class:`~curvature.records.Whitening` per neuron and projection (none, ``w``, a random direction, the top
+        eigenvector), without neurons whose gradient does not vary.
+
+    Notes
+    -----
+    Costs the gradient covariance and four eigendecompositions per neuron.
+    """
     generator = generator_of(seed)
-    found = []
+    records = []
     for _, neuron, weights, block in _neurons(problem, covariance):
         top = torch.linalg.eigh(block).eigenvectors[:, -1]
-        projections = {"none": None, "w": weights, "random": _drawn(weights, generator), "e1": top}
+        projections: dict[str, Tensor | None] = {
+            "none": None,
+            "w": weights,
+            "random": _drawn(weights, generator),
+            "e1": top,
+        }
         for name, direction in projections.items():
             if len(block) < 2 and direction is not None:
                 continue
@@ -96,7 +143,7 @@ def whitening(
             kept = block if direction is None else _on_complement(block, direction)
             values = torch.linalg.eigvalsh(kept).clamp(min=0).cpu().numpy()
             summary = sphericity(values)
-            found.append(
+            records.append(
                 Whitening(
                     neuron=neuron,
                     projection=name,
@@ -107,22 +154,22 @@ def whitening(
                     num_examples=problem.num_examples,
                 )
             )
-    return tuple(found)
+    return tuple(records)
 
 
 def _neurons(problem: Problem, covariance: SymmetricOperator | None) -> list[tuple[Entry, str, Tensor, Tensor]]:
     """``(entry, name, weights, covariance block)`` of every neuron whose gradient varies."""
     matrix = (covariance or gradient_covariance(problem)).entries()
-    found = []
-    for entry, where in problem.layout.pairs():
+    neurons = []
+    for entry, span in problem.layout.pairs():
         if not entry.normalized:
             continue
-        rows = entry.rows(torch.arange(where.start, where.stop, device=problem.device))
+        rows = entry.rows(torch.arange(span.start, span.stop, device=problem.device))
         for neuron, row in enumerate(rows):
             block = matrix[row][:, row]
             if float(block.trace()) > 0:
-                found.append((entry, f"{entry.layer}[{neuron}]", problem.weights[row], block))
-    return found
+                neurons.append((entry, f"{entry.layer}[{neuron}]", problem.weights[row], block))
+    return neurons
 
 
 def _drawn(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,7 +1,7 @@
-r"""Bounds that hold: Gauss-Radau rules, Kato-Temple intervals, random-start Lanczos, bands of a spectral measure.
+r"""Proven bounds: Gauss-Radau rules, Kato-Temple intervals, random-start Lanczos, bands of a spectral measure.
 
-Numbers to numbers, no matrices: the linear-algebra wing makes the numbers, the records
-remember them. Where a bound holds only with some probability, that probability is an argument.
+Numbers to numbers, no matrices: the linear-algebra wing computes the numbers, the records keep them. Where a bound
+holds only with some probability, that probability is an argument.
 """
 
 from __future__ import annotations
@@ -17,13 +17,35 @@ _BISECTIONS = 50
 
 
 def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
-    r"""How far below $\lambda_1$ the largest Ritz value may lie, relative to the spread; wrong with ``failure``.
+    r"""Bound how far below $\lambda_1$ the largest Ritz value may lie, relative to the spread of the spectrum.
 
-    $\lambda_1 - \theta_1 \le \varepsilon (\lambda_1 - \lambda_n)$ on a Krylov space of dimension $k$ (``num_steps``)
-    from a start uniform on the sphere: $\varepsilon = (\ln(1.648 \sqrt n / \text{failure}) / (2k - 1))^2$; infinite
-    for no steps, 0 for the whole space (Kuczynski & Wozniakowski 1992, doi:10.7916/D8B56SVV: for the positive definite
-    $A - \lambda_n I$, whose Krylov spaces are those of $A$). No start vector fixed in advance allows any bound.
+    Parameters
+    ----------
+    dim
+        $n$.
+    num_steps
+        Dimension $k$ of the Krylov space; its start is uniform on the sphere.
+    failure
+        Probability that the bound is wrong.
 
+    Returns
+    -------
+    float
+        $\varepsilon = (\ln(1.648 \sqrt n / \text{failure}) / (2k - 1))^2$ with $\lambda_1 - \theta_1 \le \varepsilon
+        (\lambda_1 - \lambda_n)$; infinite for no steps, 0 for the whole space.
+
+    Notes
+    -----
+    The theorem is for the positive definite $A - \lambda_n I$, whose Krylov spaces are those of $A$ [1]_. No start
+    vector that is fixed in advance allows any bound.
+
+    References
+    ----------
+    .. [1] Kuczynski, Wozniakowski (1992). Estimating the largest eigenvalue by the power and Lanczos algorithms with a
+       random start. doi:10.7916/D8B56SVV
+
+    Examples
+    --------
     >>> round(lanczos_slack(100_000, 100, 1e-3), 4)
     0.0044
     """
@@ -37,8 +59,26 @@ def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
 def spectral_bounds(
     smallest: float, largest: float, dim: int, num_steps: int, *, positive_semidefinite: bool, failure: float
 ) -> tuple[float, float]:
-    r"""Bound the whole spectrum by the extreme Ritz values from a random start; wrong with probability ``failure``.
+    r"""Bound the whole spectrum by the extreme Ritz values from a random start.
 
+    Parameters
+    ----------
+    smallest, largest
+        Extreme Ritz values $\theta_m$ and $\theta_1$.
+    dim, num_steps
+        As for :func:`lanczos_slack`.
+    positive_semidefinite
+        Whether the definition guarantees it.
+    failure
+        Probability that the bounds are wrong.
+
+    Returns
+    -------
+    tuple
+        Lower and upper bound of all eigenvalues.
+
+    Notes
+    -----
     Both ends miss by at most $\varepsilon S$ with the spread $S \le (\theta_1 - \theta_m) / (1 - 2 \varepsilon)$.
     """
     slack = lanczos_slack(dim, num_steps, failure / 2)
@@ -54,11 +94,25 @@ def spectral_bounds(
 def kato_temple(
     values: np.ndarray, residuals: np.ndarray, below: np.ndarray, above: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Interval of the only eigenvalue in $(\alpha, \beta)$, given a unit vector with Rayleigh quotient $\theta$.
+    r"""Bound the only eigenvalue in $(\alpha, \beta)$, given a unit vector $y$ with Rayleigh quotient $\theta$.
 
-    $\theta - r^2 / (\beta - \theta) \le \lambda \le \theta + r^2 / (\theta - \alpha)$ with $r = \|A y - \theta y\|$,
-    and never wider than $\theta \pm r$ (Kato 1949, Temple 1928; from $y^T (A - \alpha)(A - \lambda) y \ge 0$).
-    ``below`` is $\alpha$, ``above`` $\beta$; as good as the claim that nothing else lies between them.
+    Parameters
+    ----------
+    values
+        $\theta$, ``(k,)``.
+    residuals
+        $r = \|A y - \theta y\|$, ``(k,)``.
+    below, above
+        $\alpha$ and $\beta$, ``(k,)``; the bound holds if one eigenvalue only lies between them.
+
+    Returns
+    -------
+    tuple of ndarray
+        $\theta - r^2 / (\beta - \theta)$ and $\theta + r^2 / (\theta - \alpha)$, never wider than $\theta \pm r$.
+
+    Notes
+    -----
+    Kato (1949) and Temple (1928), from $y^T (A - \alpha)(A - \lambda) y \ge 0$.
     """
     low, high = values - below, above - values
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -68,10 +122,24 @@ def kato_temple(
 
 
 def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> np.ndarray:
-    r"""Diagonals of tridiagonal matrices, changed in the last entry so that ``node`` is an eigenvalue.
+    r"""Change the last diagonal entry of tridiagonal matrices so that ``node`` is an eigenvalue.
 
-    ``diagonal`` is ``(P, m)``, ``off_diagonal`` ``(P, m - 1)``; ``node`` lies below (or above) every eigenvalue. The
-    rule is exact to degree $2m - 2$ (Golub 1973; Golub & Meurant 2010, section 6.2.2).
+    Parameters
+    ----------
+    diagonal, off_diagonal
+        Shapes ``(P, m)`` and ``(P, m - 1)``.
+    node
+        Below (or above) every eigenvalue.
+
+    Returns
+    -------
+    ndarray
+        The changed diagonals, ``(P, m)``; their quadrature rules are exact to degree $2m - 2$.
+
+    References
+    ----------
+    .. [1] Golub (1973). Some modified matrix eigenvalue problems. SIAM Rev. 15(2).
+    .. [2] Golub, Meurant (2010). Matrices, Moments and Quadrature with Applications, section 6.2.2.
     """
     changed = diagonal.copy()
     pivot = diagonal[:, 0] - node
@@ -90,8 +158,26 @@ def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> 
 def cumulative_band(
     nodes: np.ndarray, weights: np.ndarray, dim: int, grid: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    r"""Lower end, middle and upper end of the share of eigenvalues up to each point of ``grid``.
+    r"""Bound the share of eigenvalues up to each point of a grid.
 
+    Parameters
+    ----------
+    nodes, weights
+        Gauss rules of the probes, ``(P, m)``; each row of weights sums to one.
+    dim
+        $n$.
+    grid
+        Points, ``(k,)``.
+    level
+        Probability that the band holds at a point.
+
+    Returns
+    -------
+    tuple of ndarray
+        Lower end, middle and upper end, ``(k,)`` each.
+
+    Notes
+    -----
     Quadrature: the measure $F_q$ of one probe is caught by its own Gauss rule; with cumulated weights $C_i$ and
     $\theta_i \le x < \theta_{i+1}$, $C_{i-1} \le F_q(x) \le C_{i+1}$ (Chebyshev, Markov & Stieltjes; Szego 1939,
     section 3.41). Sampling: $F_q(x)$ of a uniform unit vector is Beta$(nF/2, n(1 - F)/2)$, so the mean of $P$ probes

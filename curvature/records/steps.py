@@ -1,4 +1,4 @@
-"""Steps, neurons and gauges: what is measured beside a spectrum."""
+"""Records of steps, of the gradient noise per neuron, and of gauges."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StepComparison:
     Attributes
     ----------
     chart, gauge, block
-        Which steps, in which scope.
+        The chart, and the block of the weights.
     relative_damping
         $a$ in $\lambda = a \operatorname{tr}(F) / P$.
     damping
@@ -46,16 +46,28 @@ class StepComparison:
 
     @property
     def label(self) -> str:
-        """Chart and gauge in a few words."""
+        """Chart with its gauge: ``"weight-norm (paper)"``."""
         return self.chart if self.gauge == "-" else f"{self.chart} ({self.gauge})"
 
 
 @dataclass(frozen=True)
 class Alignment:
-    r"""Where one neuron's weights lie in the eigenbasis of its gradient covariance $C$ (claim C2).
+    r"""Where one direction lies in the eigenbasis of one neuron's gradient covariance $C$ (claim C2).
 
-    ``cosine`` is $|\cos(x, e_1)|$ with the top eigenvector; ``rayleigh`` is $(x^T C x / x^T x) / (\operatorname{tr} C
-    / d)$, 1 for a random direction in expectation. ``null_cosine`` is the mean of $|\cos|$ for a random direction.
+    Attributes
+    ----------
+    neuron
+        ``layer[index]``.
+    direction
+        ``"w"``, ``"random"`` or ``"mean input"``.
+    cosine
+        $|\cos(x, e_1)|$ with the top eigenvector.
+    rayleigh
+        $(x^T C x / x^T x) / (\operatorname{tr} C / d)$; 1 is expected for a random direction.
+    null_cosine
+        Expected ``cosine`` of a random direction.
+    dim, num_examples
+        $d$, and the examples behind $C$.
     """
 
     neuron: str
@@ -69,10 +81,20 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Whitening:
-    r"""Sphericity of one neuron's gradient covariance before and after removing one direction (claim C3).
+    """Sphericity of one neuron's gradient covariance with one direction projected out, or none (claim C3).
 
-    ``bures`` in [0, 1) and ``am_gm_damped`` are 0 for a multiple of the identity; ``projection`` says which direction
-    was projected out: ``"none"``, ``"w"``, ``"random"`` or ``"e1"``.
+    Attributes
+    ----------
+    neuron
+        ``layer[index]``.
+    projection
+        What was projected out: ``"none"``, ``"w"``, ``"random"`` or ``"e1"`` (the top eigenvector).
+    bures, am_gm_damped
+        Distances from a multiple of the identity, 0 at equality; ``bures`` is below 1.
+    l1_over_mean
+        Largest over mean eigenvalue.
+    dim, num_examples
+        Dimension after the projection, and the examples behind the covariance.
     """
 
     neuron: str
@@ -86,7 +108,17 @@ class Whitening:
 
 @dataclass(frozen=True)
 class GaugeState:
-    r"""The stretches $\|v\| / |g|$ of all normalized rows at one point: what gauge "checkpoint" means in numbers."""
+    r"""The stretches $\|v\| / |g|$ of all normalized rows at one point: what gauge "checkpoint" means in numbers.
+
+    Attributes
+    ----------
+    chart, gauge
+        The chart.
+    minimum, median, maximum
+        Over the rows.
+    num_rows
+        How many there are.
+    """
 
     chart: str
     gauge: str

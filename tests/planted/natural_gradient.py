@@ -6,13 +6,13 @@ DEFECTS = [
     Defect(
         "damping of K-FAC on the wrong factor",
         "natural_gradient:Preconditioners._kronecker",
-        "_inverse_root(*torch.linalg.eigh($inputs), $pi * $shift**0.5)",
-        "_inverse_root(*torch.linalg.eigh($inputs), $shift**0.5 / $pi)",
+        "_inverse_root($inputs, $pi * $shift**0.5)",
+        "_inverse_root($inputs, $shift**0.5 / $pi)",
         ("kfac_is_the_kronecker_product_of_damped_factors",),
     ),
     Defect(
         "inverse for its root",
-        "natural_gradient:_inverse_root",
+        "natural_gradient:_inverse_root_of",
         "$vectors * ($values.clamp(min=0) + $shift).rsqrt()",
         "$vectors / ($values.clamp(min=0) + $shift)",
         ("block_preconditioners_are_the_inverses_of_the_damped_blocks",),
