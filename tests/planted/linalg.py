@@ -67,8 +67,8 @@ DEFECTS = [
     Defect(
         "a band that is cut off between the two stages",
         "linalg:_two_stage",
-        '[b"Y", b"N", b"L", $size, $band, $banded, $leading, $$rest]',
-        '[b"Y", b"N", b"L", $size, $band - 1, $banded, $leading, $$rest]',
+        '$call($routine, 2, b"Y", b"N", b"L", $size, $band, $banded, $leading, $$rest)',
+        '$call($routine, 2, b"Y", b"N", b"L", $size, $band - 1, $banded, $leading, $$rest)',
         ("two_stages_find_prescribed_eigenvalues_of_both_signs",),
     ),
     Defect(
