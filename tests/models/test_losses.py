@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvature.models.losses import CrossEntropy, resolve_loss
+import curvature as cv
+from curvature.models.losses import CrossEntropy, Loss, registry, resolve_loss
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -108,3 +109,30 @@ def test_losses_print_in_one_line_what_is_not_the_default():
         repr(CrossEntropy(weight, 7, 0.1)) == "CrossEntropy(weight of 3 classes, ignore_index=7, label_smoothing=0.1)"
     )
     assert repr(resolve_loss(torch.dist)) == "PerExample(dist)"
+
+
+class LogCosh(Loss):
+    name = "log-cosh"
+    likelihood = False
+
+    def prepare(self, outputs, targets):
+        return targets.to(outputs)
+
+    def terms(self, outputs, targets):
+        return (outputs - targets).cosh().log().sum(dim=1)
+
+    def hessian_factor(self, outputs, targets):
+        return torch.diag_embed(1 / (outputs - targets).cosh())
+
+
+def test_a_new_loss_is_a_class_and_a_row_of_the_table(monkeypatch, mlp, regression_data):
+    monkeypatch.setitem(registry.LOSSES, "log-cosh", LogCosh)
+    module, data = mlp(3, 4, 2), regression_data(5, 3, 2)
+    problem = cv.Problem.from_module(module, loss="log-cosh", data=data)
+    function = cv.PerExample(lambda output, target: (output - target).cosh().log().sum())
+    expected = cv.Problem.from_module(module, loss=function, data=data)
+    assert repr(problem.loss) == "LogCosh()"
+    for matrix in (cv.hessian, cv.ggn, cv.empirical_fisher):
+        assert torch.allclose(matrix(problem).dense(), matrix(expected).dense(), rtol=1e-10, atol=1e-13)
+    with pytest.raises(cv.NotDefinedError, match="not declared to be one"):
+        cv.fisher(problem)

@@ -128,7 +128,7 @@ class CrossEntropy(Loss):
         # I - u u^T / (1 + q_k), u = q + e_k (Golub & Van Loan 2013, section 5.1). With k the likeliest class nothing
         # cancels, so the entries of S S^T keep their relative accuracy where p (1 - p) would lose it.
         logits = _with_positions(outputs)
-        if logits.shape[1] == 1:  # certain whatever the logit: zeros, since a factor has columns
+        if logits.shape[1] == 1:  # one class is certain for every logit: a column of zeros
             return _block_diagonal(torch.zeros_like(logits)[:, None])
         roots = torch.softmax(logits, dim=1).sqrt()
         likeliest = roots.argmax(dim=1, keepdim=True)
