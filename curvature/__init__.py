@@ -52,16 +52,21 @@ _HOMES = {
     "linalg.parts": ("blocks",),
     "charts": ("LinearChart", "Parameterization", "Placebo", "ScaledStandard", "Standard", "WeightNorm"),
     "linalg.planning": ("Plan", "plan"),
+    "linalg.facts": ("Facts", "NullSpace"),
+    "linalg.routes": ("EntriesRoute", "FactorRoute", "ProductCost", "Routes"),
     "linalg.work": ("Counts",),
+    "layout": ("Entry", "Layout"),
     "models": ("Problem",),
     "records": (
-        "ConditionNumbers",
+        "Alignment",
         "Check",
+        "ConditionNumbers",
         "Decomposition",
         "Eigenvectors",
         "Estimate",
         "ExtremalEigenvalues",
         "Inertia",
+        "Measured",
         "Quantity",
         "SpectralDensity",
         "Spectrum",
@@ -69,6 +74,7 @@ _HOMES = {
         "Study",
         "Verdict",
         "Where",
+        "Whitening",
     ),
     "linalg.eigen": ("spectrum",),
     "linalg.inertia": ("inertia",),
@@ -84,7 +90,7 @@ _HOMES = {
     "studies": ("compare",),
 }
 _MODULES = {"figures": "report.figures", "zoo": "models.zoo"}
-_NAMES = {name: room for room, names in _HOMES.items() for name in names}
+_NAMES = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_NAMES, *_MODULES]
 

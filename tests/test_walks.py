@@ -115,7 +115,6 @@ def test_lazy_facts_are_computed_once(problem):
 def test_a_spectrum_in_a_chart_takes_half_the_calls_and_files_of_version_0_1(problem):
     """Version 0.1 made 1242 calls through 22 files, counted by the same profile: self-checks and imports included."""
     steps, _ = walk(lambda: cv.spectrum(cv.pullback(cv.ggn(problem), cv.WeightNorm())))
-    print(steps.calls, len(steps.files))
     assert steps.calls <= 621
     assert len(steps.files) <= 11
 

@@ -61,6 +61,9 @@ class Plan(Located):
     resolves: str
     rejected: tuple[tuple[str, str], ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Plan({self.label}, {self.wanted} by {self.method}, {memory_text(self.num_bytes)})"
+
     def __str__(self) -> str:
         return (
             f"{self.label}, {self.dim} x {self.dim}: {self.method}, {memory_text(self.num_bytes)}, about "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from html import escape
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from curvature.models.module import common_type, refuse_module
 from curvature.models.trial import checked_outputs, differentiated_once
 from curvature.models.unwrapping import unwrap
 from curvature.precision import full_precision
+from curvature.records.notebook import html_table
 
 __all__ = ["Problem"]
 
@@ -218,10 +218,7 @@ class Problem:
             "precision": str(self.dtype).removeprefix("torch."),
             "device": self.device,
         }
-        cells = (
-            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in rows.items() if value != ""
-        )
-        return f"<table>{''.join(cells)}</table>"
+        return html_table("Problem", {name: str(value) for name, value in rows.items() if value != ""})
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Join named tensors (names as in ``layout``) into a ``(P,)`` vector."""

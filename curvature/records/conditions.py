@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from curvature.errors import ConfigurationError
+from curvature.records.notebook import html_rows
 from curvature.records.quantity import Quantity
 from curvature.records.storage import to_plain
 from curvature.records.where import Located, Where
@@ -49,13 +49,8 @@ class ConditionNumbers(Located):
         return f"ConditionNumbers({self.label}, rank {self.rank}: {shown})"
 
     def _repr_html_(self) -> str:
-        body = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(quantity))}</td><td>{quantity.interval}</td>"
-            f"<td>{html.escape(quantity.note)}</td></tr>"
-            for name, quantity in self.values.items()
-        )
-        title = f"{self.label}, rank {self.rank}"
-        return f"<div><b>{html.escape(title)}</b><table>{body}</table></div>"
+        rows = ((name, str(value), value.interval, value.note) for name, value in self.values.items())
+        return html_rows(f"{self.label}, rank {self.rank}", rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and CSV."""

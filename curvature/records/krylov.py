@@ -9,6 +9,7 @@ import numpy as np
 
 from curvature.errors import ConfigurationError
 from curvature.records.bounds import FAILURE, cumulative_band, kato_temple, spectral_bounds
+from curvature.records.notebook import html_rows
 from curvature.records.quantity import Check, Quantity
 from curvature.records.vectors import Eigenvectors
 from curvature.records.where import Located, Where
@@ -66,6 +67,18 @@ class ExtremalEigenvalues(Located):
     noise_floor: float = 0.0
     checks: tuple[Check, ...] = field(default=(), repr=False)
     vectors: Eigenvectors | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        ends = (f"{len(self.smallest)} smallest from {self.smallest[0]:.4g}" if len(self.smallest) else "",)
+        ends += (f"{len(self.largest)} largest from {self.largest[0]:.4g}" if len(self.largest) else "",)
+        settled = "" if self.converged else ", not converged"
+        return f"ExtremalEigenvalues({self.label}: {', '.join(filter(None, ends))}; {self.complete}{settled})"
+
+    def _repr_html_(self) -> str:
+        count = len(self.smallest) + len(self.largest)
+        quantities = [self.eigenvalue(k) for k in range(count)]
+        rows = [("eigenvalue", "interval", "status"), *((str(q), q.interval, q.note or q.status) for q in quantities)]
+        return html_rows(f"Ends of the {self.label}; {self.complete}, {self.num_products} products", rows)
 
     @property
     def largest_bounds(self) -> np.ndarray:
@@ -168,6 +181,13 @@ class SpectralDensity(Located):
     seconds: float = math.nan
     checks: tuple[Check, ...] = field(default=(), repr=False)
 
+    def __repr__(self) -> str:
+        low, high = float(self.nodes.min()), float(self.nodes.max())
+        return (
+            f"SpectralDensity({self.label}, dimension {self.dim}: {self.num_probes} probes of {self.num_matvecs} products "
+            f"in [{low:.4g}, {high:.4g}])"
+        )
+
     @property
     def num_probes(self) -> int:
         """Independent probes: the statistics."""
@@ -262,6 +282,9 @@ class Estimate(Located):
     converged: bool = True
     note: str = ""
     seconds: float = math.nan
+
+    def __repr__(self) -> str:
+        return f"Estimate({self})"
 
     @property
     def exact(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from curvature.errors import ConfigurationError
 from curvature.records.conditioning import condition_numbers
 from curvature.records.conditions import ConditionNumbers
+from curvature.records.notebook import html_table
 from curvature.records.picture import spectrum_picture
 from curvature.records.quantity import Check, Quantity
 from curvature.records.storage import from_plain, storable, to_json, to_plain
@@ -216,12 +217,8 @@ class Spectrum(Located):
             "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
             "self-checks": f"{len(self.checks)} passed" if self.checks else "none made",
         }
-        body = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in rows.items())
-        picture = spectrum_picture(self.eigenvalues, self.noise_floor, f"Eigenvalues of {html.escape(self.label)}")
-        return (
-            f"<div><b>{html.escape(self.label)}</b><div style='display:flex;gap:1em;align-items:center'>"
-            f"<table>{body}</table>{picture}</div></div>"
-        )
+        title = html.escape(f"Eigenvalues of {self.label}")
+        return html_table(self.label, rows, spectrum_picture(self.eigenvalues, self.noise_floor, title))
 
 
 @dataclass(frozen=True)
