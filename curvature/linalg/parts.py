@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from curvature.errors import ConfigurationError
@@ -43,5 +44,7 @@ def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]
     if by == "all":
         return {"all": operator}
     fits = operator.dense_bytes <= USABLE * free_memory(operator.device)
+    if not fits:
+        operator = replace(operator, routes=replace(operator.routes, entries=None))
     shared = cache(operator.entries) if fits else None
     return {name: operator.principal(index, name, entries=shared) for name, index in operator.layout.blocks(by).items()}
