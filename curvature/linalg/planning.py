@@ -1,7 +1,7 @@
 r"""Choose how to compute a spectrum before anything is computed: what fits in memory, what it costs, what it resolves.
 
 Memory and multiply-adds are counted (:mod:`curvature.linalg.work`), so the choice is the same on every machine. Seconds
-are that work over the rate of one timed matrix product: good to a factor of about three.
+are that work over the rate of one timed matrix product, and a little for small calls: good to a factor of about three.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ __all__ = ["EXACT", "METHODS", "Plan", "choose_exact", "plan", "plans", "summary
 
 EXACT = ("factor", "dense", "gram")
 METHODS = ("auto", "exact", *EXACT, "lanczos", "slq")
+_SECONDS = 0.02  # of hundreds of small calls, whatever the size
 _KRYLOV = {"spectrum": (), "extremal": ("lanczos",), "density": ("slq",)}
 _NOUNS = {"spectrum": "all eigenvalues", "extremal": "ends of the spectrum", "density": "density"}
 
@@ -303,9 +304,10 @@ def _whole_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
         each = 4.0 * operator.dim * max(operator.where.num_examples or 0, operator.dim // 4, 1)
     products = num_products(operator, method, counts)
     entries = operator.routes.entries
+    made = 0.0
     if method == "slq" and operator.entries_pay(products) and entries is not None:
-        return (entries.multiplications or 0.0) + SLOWER * products * operator.dim**2
-    return method_work(operator, method, counts) + SLOWER * products * each
+        made, each = entries.multiplications or 0.0, float(operator.dim**2)
+    return method_work(operator, method, counts) + made + SLOWER * products * each
 
 
 def _seconds(operator: SymmetricOperator, methods: Iterable[str], counts: Counts) -> dict[str, float]:
@@ -315,9 +317,9 @@ def _seconds(operator: SymmetricOperator, methods: Iterable[str], counts: Counts
         products = num_products(operator, method, counts)
         if products and operator.routes.products.multiplications is None:
             uncounted = product_seconds(operator) if uncounted is None else uncounted
-            seconds[method] = method_work(operator, method, counts) / rate + products * uncounted
+            seconds[method] = _SECONDS + method_work(operator, method, counts) / rate + products * uncounted
         else:
-            seconds[method] = _whole_work(operator, method, counts) / rate
+            seconds[method] = _SECONDS + _whole_work(operator, method, counts) / rate
     return seconds
 
 

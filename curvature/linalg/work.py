@@ -17,7 +17,8 @@ __all__ = ["Counts", "default_basis", "ends", "exact_bytes", "method_bytes", "me
 # eigenvectors 4 to 39, the R of a QR 0.3 to 1.1, singular values of a square matrix 3.6 to 7.
 _EIGENVALUES, _EIGENVECTORS, _QR, _SINGULAR_VALUES = 3.0, 10.0, 1.0, 6.0
 _FORMING = 200.0  # for each number of a factor: computed, newly allocated, copied, read by LAPACK
-_CHECKS = 50  # products of the self-checks and of the verification of null directions
+_COLLECTING = 600.0  # for each number of the known null directions
+_CHECKS, _COMBINATIONS = 50, 32  # products of the self-checks; combinations in which null directions are verified
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
     Dense: the entries, and $3 D^3$ for eigenvalues or $10 D^3$ with eigenvectors. A factor with $r$ columns, $m$ and
     $M$ the smaller and the larger of $r$ and $D$: 200 for each of its $r D$ numbers, $m^2 M$ for the QR, $6 m^3$ for
     singular values. Krylov methods: $2 m^2 D$ for $m$ orthogonalized vectors, three times as slow. All exact methods:
-    null directions, and some products of the checks.
+    50 products for the checks, and null directions: collected (600 for each number) and verified.
     """
     dim, factor, entries = operator.dim, operator.routes.factor, operator.routes.entries
     columns = dim if factor is None else factor.num_columns
@@ -209,7 +210,7 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
     if method == "slq":
         steps = min(counts.num_matvecs, dim)
         return counts.num_probes * (2 * SLOWER * steps**2 * dim + _EIGENVECTORS * steps**3)
-    checks = (_CHECKS + SLOWER * operator.facts.num_null_directions) * dim * max(operator.where.num_examples or 0, 1)
+    checks = _checking(operator)
     if method == "dense":
         made = entries.multiplications if entries is not None and entries.multiplications is not None else 0.0
         return made + per_vector * dim**3 + checks
@@ -217,3 +218,13 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
         return columns**2 * dim + _EIGENVALUES * columns**3 + checks
     short, long = min(columns, dim), max(columns, dim)
     return _FORMING * columns * dim + _QR * short**2 * long + 2 * per_vector * short**3 + checks
+
+
+def _checking(operator: BlockMatrix) -> float:
+    """Multiply-adds of the self-checks, and of the null directions: collected, and verified by products."""
+    directions, per_product = (
+        operator.facts.num_null_directions,
+        operator.dim * max(operator.where.num_examples or 0, 1),
+    )
+    verified = 2 * SLOWER * min(directions, _COMBINATIONS)  # two passes forward and two backward
+    return (_CHECKS + verified) * per_product + _COLLECTING * directions * operator.dim
