@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum"]
 
 MOST_PICTURES = 12
-_WIDTH = 120  # characters of a line where no terminal has a width of its own
+_WIDTH = 160  # characters of a line where no terminal has a width of its own
 
 
 def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> None:

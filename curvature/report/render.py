@@ -22,6 +22,7 @@ __all__ = ["page_number", "table_csv", "table_html", "table_text"]
 
 _GAP = 2  # characters between columns
 _SIGNS = {"lower_bound": "> {}", "upper_bound_only": "< {}", "below_noise_floor": "< {}"}
+_LONGEST_LINE = 120  # of a note in a terminal
 _WRAPPED = 40  # characters from which on a text in the page may be broken
 
 
@@ -47,7 +48,7 @@ def table_text(
     Returns
     -------
     str
-        Lines without trailing spaces.
+        Lines without trailing spaces. A column without any number is left out.
 
     Examples
     --------
@@ -67,19 +68,20 @@ def table_text(
     widths = [max(map(cell_len, column)) for column in zip(header, *full, strict=True)]
     left = _text_columns(table)
     lines = [one_line(table.title)] if table.title else []
-    for number, part in enumerate(_parts(widths, width)):
+    full_columns = [k for k in range(len(header)) if k == 0 or any(row[k] != "-" for row in full)]
+    for number, part in enumerate(_parts(full_columns, widths, width)):
         lines += [""] * (number > 0)
         for row in (header, *rows):
             kept = row if len(row) == 1 else [_padded(row[k], widths[k], left=k in left) for k in part]
             lines.append((" " * _GAP).join(kept).rstrip())
-    note = [fill(line, width) for line in printable(table.note).splitlines()]
+    note = [fill(line, min(width, _LONGEST_LINE)) for line in printable(table.note).splitlines()]
     return "\n".join([*lines, *([""] if note else []), *note])
 
 
-def _parts(widths: Sequence[int], width: int) -> list[list[int]]:
+def _parts(columns: Sequence[int], widths: Sequence[int], width: int) -> list[list[int]]:
     """Columns of each part: the first one, and as many others as a line holds."""
     parts, room = [[0]], width - widths[0]
-    for column in range(1, len(widths)):
+    for column in columns[1:]:
         if len(parts[-1]) > 1 and room < _GAP + widths[column]:
             parts.append([0])
             room = width - widths[0]
@@ -110,7 +112,10 @@ def _terminal_entry(entry: Entry, digits: int) -> str:
 def _terminal_number(value: float, cell: Cell, digits: int) -> str:
     if isinstance(value, int):
         return str(value)
-    return f"{value:+.2f}" if cell.signed else f"{value:.{digits}g}"
+    if cell.signed:
+        return f"{value:+.2f}"
+    # A number with its range takes three times the room: without the padding of the exponent.
+    return f"{value:.{digits}g}" if cell.low is None else short_number(value, digits).replace("−", "-")
 
 
 # --- page
