@@ -13,7 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,27 +81,24 @@ def workers(other: Path, *, fast: bool, threads: int) -> Iterator[tuple[Worker, 
         new.close()
 
 
-def compare(other: Path, *, fast: bool, only: list[str] | None, threads: int) -> Iterator[dict]:
+def compare(new: Worker, old: Worker, works: Iterable[str], *, fast: bool) -> Iterator[dict]:
     """One row per method of ours, as soon as it is measured.
 
     Parameters
     ----------
-    other
-        The other checkout: the folder that contains its ``curvature``.
+    new, old
+        Processes of the two checkouts.
+    works
+        Names in ``WORKS``.
     fast
-        Toy sizes.
-    only
-        Names of works; None: all.
-    threads
-        Threads of every library, in both processes.
+        Few rounds, for tests.
     """
-    with workers(other, fast=fast, threads=threads) as (new, old):
-        for work in only or WORKS:
-            methods = new.ask("open", work)
-            if methods != old.ask("open", work):
-                raise RuntimeError(f"The two checkouts have different methods or sizes for '{work}'.")
-            for index, method in enumerate(methods):
-                yield method | _measured(new, old, index, fast=fast)
+    for work in works:
+        methods = new.ask("open", work)
+        if methods != old.ask("open", work):
+            raise RuntimeError(f"The two checkouts have different methods or sizes for '{work}'.")
+        for index, method in enumerate(methods):
+            yield method | _measured(new, old, index, fast=fast)
 
 
 def _measured(new: Worker, old: Worker, index: int, *, fast: bool) -> dict:
