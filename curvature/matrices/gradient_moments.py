@@ -83,7 +83,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     return replace(
         operator,
         routes=replace(operator.routes, entries=accumulated_route(problem, factor), factor=factor),
-        facts=replace(operator.facts, rank_bound=bound, centred=True),
+        facts=replace(operator.facts, rank_bound=bound, gradient=mean, centred=True),
     )
 
 

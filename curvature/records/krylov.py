@@ -184,8 +184,8 @@ class SpectralDensity(Located):
     def __repr__(self) -> str:
         low, high = float(self.nodes.min()), float(self.nodes.max())
         return (
-            f"SpectralDensity({self.label}, dimension {self.dim}: {self.num_probes} probes of {self.num_matvecs} products "
-            f"in [{low:.4g}, {high:.4g}])"
+            f"SpectralDensity({self.label}, dimension {self.dim}: {self.num_probes} probes of {self.num_matvecs} "
+            f"products in [{low:.4g}, {high:.4g}])"
         )
 
     @property
