@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import curvature as cv
-from curvature.records import Quantity, Spectrum
+from curvature.records import Quantity, Spectrum, Where
 
 PERCENTS = (50, 80, 95)
 
@@ -22,9 +22,7 @@ def spectrum_of(values, *, rank=None, floor=None, semidefinite=True, weights=Non
     order = np.argsort(values)
     largest = float(np.abs(values).max())
     return Spectrum(
-        matrix="ggn",
-        chart="standard",
-        gauge="-",
+        where=Where("ggn", "standard"),
         eigenvalues=values[order],
         positive_semidefinite=semidefinite,
         method=method,
@@ -376,7 +374,8 @@ def test_marchenko_pastur_ratio_is_symmetric_and_diverges_at_the_square():
 
 
 def test_condition_numbers_carry_their_context_and_refuse_unknown_names():
-    found = replace(spectrum_of([2.0, 1.0]), gauge="paper", chart="weight-norm", num_examples=9).condition_numbers()
+    where = Where("ggn", "weight-norm", "paper", num_examples=9)
+    found = replace(spectrum_of([2.0, 1.0]), where=where).condition_numbers()
     assert (found.matrix, found.chart, found.gauge, found.num_examples) == ("ggn", "weight-norm", "paper", 9)
     with pytest.raises(cv.ConfigurationError, match="no quantity 'kappa' for ggn; there are kappa_rank"):
         found["kappa"]
