@@ -106,6 +106,11 @@ def factored(*blocks, **facts):
     )
 
 
+def factor_of(operator):
+    """The factor of an operator as one matrix, ``(D, r)``."""
+    return torch.cat(list(operator.routes.factor.blocks()), dim=1)
+
+
 def in_chart(operator, chart, *, effective=False):
     """The operator in the coordinates of a chart, or as it is where ``chart`` is None."""
     if chart is None:

@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import curvature as cv
-from curvature.linalg.eigen import MAX_NULL_DIRECTIONS
+from curvature.linalg.facts import NullSpace
 from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.rank import MAX_NULL_DIRECTIONS, formula_rank, verified
 from curvature.matrices import MATRICES, nullspace
-from curvature.matrices.nullspace import NullSpace, known_null_space, verified
+from curvature.matrices.nullspace import known_null_space
 from curvature.models import zoo
 from curvature.models.losses import CrossEntropy
-from oracles import drawn, welsch
+from oracles import drawn, factor_of, operator_of, welsch
 
 NULL = 1e-13  # |A n| relative to the largest eigenvalue: a few hundred units of rounding
 SEMIDEFINITE = ("ggn", "fisher", "empirical_fisher", "gradient_covariance")
@@ -52,7 +53,7 @@ def largest(matrix):
 
 def numerical_rank(problem):
     """Rank of the GGN from the singular values of its factor, which show zeros at the square root of their size."""
-    columns = torch.cat(list(cv.ggn(problem, method="generic").factor_blocks()), dim=1)
+    columns = factor_of(cv.ggn(problem, method="generic"))
     values = torch.linalg.svdvals(columns)
     rank = int((values > 1e-12 * values[0]).sum())
     assert rank == len(values) or values[rank] < 1e-3 * values[rank - 1]  # a gap, or the count would mean nothing
@@ -86,7 +87,7 @@ def test_relu_softmax_network_has_thirteen_null_directions():
 def test_weight_norm_keeps_the_rank_and_adds_one_zero_per_neuron(gauge):
     operator = cv.ggn(problem_of(relu_network()))
     standard = cv.spectrum(operator)
-    normed = cv.spectrum(operator, chart=cv.WeightNorm(**gauge))
+    normed = cv.spectrum(cv.pullback(operator, cv.WeightNorm(**gauge)))
     assert (standard.dim - standard.rank, normed.dim - normed.rank) == (13, 22)
     assert standard.rank == normed.rank
     for record in (standard, normed):
@@ -100,13 +101,13 @@ def test_the_module_normalized_by_pytorch_has_the_same_rank():
     for layer in (module[0], module[2]):
         weight_norm(layer)
     problem = problem_of(module)
-    record = cv.spectrum(cv.ggn(problem), chart=problem.chart)
+    record = cv.spectrum(cv.pullback(cv.ggn(problem), problem.chart))
     assert (record.dim, record.rank) == (60, 38)
 
 
 @pytest.mark.parametrize("chart", [cv.WeightNorm(stretch=3.0), cv.ScaledStandard(2.0), cv.Placebo(seed=1, stretch=2.0)])
 def test_effective_matrices_have_the_rank_of_the_matrix_on_the_weights(chart):
-    record = cv.spectrum(cv.ggn(problem_of(relu_network())), chart=chart, effective=True)
+    record = cv.spectrum(cv.effective(cv.ggn(problem_of(relu_network())), chart))
     assert (record.dim, record.rank) == (51, 38)
 
 
@@ -114,7 +115,7 @@ def test_the_hessian_in_a_bent_chart_has_no_formula_for_its_rank():
     operator = cv.hessian(problem_of(relu_network()))
     assert cv.spectrum(operator).rank_rule.startswith("formula")
     # Nor does it need one: a gap of many decades shows the only null direction that is left.
-    assert cv.spectrum(operator, chart=cv.WeightNorm(stretch=2.0)).rank_rule.startswith("gap")
+    assert cv.spectrum(cv.pullback(operator, cv.WeightNorm(stretch=2.0))).rank_rule.startswith("gap")
 
 
 @pytest.mark.parametrize("widths", [(5, 4, 3), (3, 4, 5), (2, 6, 2), (4, 1, 3)])
@@ -372,25 +373,14 @@ def test_verification_counts_what_a_matrix_really_annihilates():
     assert rule == "formula: 5 - 2 verified null directions (4 by decree; 2 of them not null here, not counted)"
 
 
-def counted(matrix):
-    """An operator that adds up the columns it multiplies."""
-    columns = []
-
-    def matmat(block):
-        columns.append(block.shape[1])
-        return matrix @ block
-
-    about = (len(matrix), matmat, torch.float64, torch.device("cpu"))
-    return SymmetricOperator("matrix", *about), columns
-
-
 @pytest.mark.parametrize("size", [3e-13, 1e-11, 1e-3])
 @pytest.mark.parametrize("place", [0, 77, 199])
 def test_one_direction_among_many_that_is_not_null_is_found_out(size, place):
     values = torch.cat([torch.zeros(200), torch.ones(50)]).double()
     values[place] = size
     rotation = torch.linalg.qr(drawn(250, 250)).Q
-    operator, columns = counted(rotation @ torch.diag(values) @ rotation.T)
+    columns = []
+    operator = operator_of(rotation @ torch.diag(values) @ rotation.T, widths=columns)
     rank, rule = verified(NullSpace(rotation[:, :200], {"by decree": 200}), operator)
     assert rank == 51
     assert rule.endswith("(200 by decree; 1 of them not null here, not counted)")
@@ -399,7 +389,8 @@ def test_one_direction_among_many_that_is_not_null_is_found_out(size, place):
 
 def test_many_null_directions_are_verified_by_a_few_products():
     rotation = torch.linalg.qr(drawn(250, 250)).Q
-    operator, columns = counted(rotation[:, 200:] @ rotation[:, 200:].T)
+    columns = []
+    operator = operator_of(rotation[:, 200:] @ rotation[:, 200:].T, widths=columns)
     assert verified(NullSpace(rotation[:, :200], {"by decree": 200}), operator)[0] == 50
     assert sum(columns) < 40
 
@@ -410,11 +401,9 @@ def test_no_null_directions_are_looked_for_where_few_examples_bound_the_rank(mon
     )
     assert problem.dim - MAX_NULL_DIRECTIONS > 10
     found = verified(known_null_space(problem, second_order=False), cv.ggn(problem))
-    monkeypatch.setattr("curvature.matrices.known_null_space", None)
-    operator = cv.ggn(problem)
-    assert (
-        operator.structural_rank(operator) == found == (10, "formula: at most 10 by the number of examples and outputs")
-    )
+    monkeypatch.setattr("curvature.matrices.weight_space.known_null_space", None)
+    rank = formula_rank(cv.ggn(problem))
+    assert rank == found == (10, "formula: at most 10 by the number of examples and outputs")
 
 
 def test_a_basis_grows_by_what_is_new_and_stays_orthonormal():
