@@ -1,4 +1,4 @@
-"""Seeded factories shared by the tests: networks and data in float64; nothing here touches global seeds."""
+"""Settings of every test, and fixtures that build networks and data in float64; none of them touches global seeds."""
 
 import itertools
 import os
@@ -18,6 +18,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("suite")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes():
+    """Give each worker one thread for its BLAS and for torch, as there is one worker for each core."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -133,7 +133,7 @@ def test_defect_makes_its_tests_fail(defect, files_of_tests, tmp_path):
     tests = [
         str(tmp_path / test) if "/" in test else f"{files_of_tests[test][0]}::test_{test}" for test in defect.tests
     ]
-    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "unshrunk", "-c", str(ROOT / "pyproject.toml")]
+    options = ["-n0", "-xq", "--tb=short", "-pno:cacheprovider", "-punshrunk", f"-c{ROOT / 'pyproject.toml'}"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, f"--rootdir={ROOT}", "-o", f"pythonpath={tmp_path} {TESTS}", *tests],
         cwd=tmp_path,
