@@ -3,7 +3,7 @@
 Without eigenvectors the two-stage reduction (full to band to tridiagonal: Bischof, Lang & Sun 2000,
 doi:10.1145/365723.365735) replaces matrix-vector by matrix-matrix products. NumPy and SciPy call the one-stage driver
 only, but the OpenBLAS inside their wheels has the two stages. They are looked up here and called directly, with a wider
-band than that of its own driver, which takes a fifth more time.
+band than OpenBLAS's driver, which takes a fifth more time.
 """
 
 from __future__ import annotations
