@@ -12,11 +12,12 @@ from torch.nn.utils.parametrizations import weight_norm
 import curvature as cv
 from curvature.errors import ConfigurationError
 from curvature.matrices import MATRICES
-from curvature.matrices import fast as structured
-from curvature.matrices.fast import convolution, network, network_factor, network_products
-from curvature.matrices.fast.chain import ELEMENTWISE
+from curvature.matrices.fast import convolution, layer_blocks, network, network_factor, network_products, steps
+from curvature.matrices.fast.chain import ELEMENTWISE, chain_of
+from curvature.matrices.fast.network import network_of
+from curvature.matrices.fast.paths import fast_path
 from curvature.models.losses import CrossEntropy
-from oracles import distance, hessian_and_ggn_of_half_squared_error, initialized, welsch
+from oracles import distance, factor_of, hessian_and_ggn_of_half_squared_error, initialized, welsch
 
 # Said once by torch, of its own making.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
@@ -151,14 +152,14 @@ def one_example_at_a_time(patch):
     """One column of a product, one pair of channels of a contraction."""
     for room in (convolution, network_factor):
         patch.setattr(room, "examples_at_once", lambda *_: 1)
-    patch.setattr(convolution, "_PIECE_BYTES", 1)
+    patch.setattr(layer_blocks, "_PIECE_BYTES", 1)
     patch.setattr(network_products, "_TANGENT_BYTES", 1)
 
 
 @given(
     case=networks(),
     one_by_one=st.booleans(),
-    matrix_bytes=st.sampled_from((1, network._MATRIX_BYTES)),
+    matrix_bytes=st.sampled_from((1, steps._MATRIX_BYTES)),
 )
 @settings(max_examples=50)
 def test_structured_matrices_equal_generic_ones_for_every_network(case, one_by_one, matrix_bytes):
@@ -166,9 +167,10 @@ def test_structured_matrices_equal_generic_ones_for_every_network(case, one_by_o
     with pytest.MonkeyPatch.context() as patch:
         if one_by_one:
             one_example_at_a_time(patch)
-        patch.setattr(network, "_MATRIX_BYTES", matrix_bytes)  # 1: no convolution as a matrix
+        patch.setattr(steps, "_MATRIX_BYTES", matrix_bytes)  # 1: no convolution as a matrix
         problem = cv.Problem.from_module(module, loss=loss, data=data)
-        assert isinstance(structured.structure_of(problem), structured.Network)
+        assert chain_of(problem) is None
+        assert network_of(problem) is not None
         assert_same(problem, ("hessian", "ggn", "empirical_fisher"))
 
 
@@ -221,7 +223,7 @@ def test_every_pooling_gives_the_generic_matrices(pooling):
 
 def test_every_reduction_of_the_whitelist_is_tested_here():
     assert {kind for kinds in POOLS.values() for kind in kinds.values()} == {*network.SPATIAL, *network.MAXIMA}
-    assert {*CONVOLUTION.values()} == {*network.CONVOLUTIONS}
+    assert {*CONVOLUTION.values()} == {*steps.CONVOLUTIONS}
     assert {*NORM.values()} == {*network.NORMS}
 
 
@@ -266,7 +268,8 @@ def test_a_partial_flatten_between_convolutions_keeps_its_order(flatten):
     module = initialized(nn.Sequential(module, nn.Linear(module(inputs.float()).shape[1], 3)), generator)
     labels = torch.randint(3, (5,), generator=generator)
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, labels))
-    assert isinstance(structured.structure_of(problem), structured.Network)
+    assert chain_of(problem) is None
+    assert network_of(problem) is not None
     assert_same(problem, ("hessian", "ggn"))
 
 
@@ -302,7 +305,7 @@ def test_factor_blocks_equal_the_generic_ones_column_by_column(name):
 
     def columns(method):
         drawn = (2, torch.Generator().manual_seed(3)) if name == "monte_carlo_fisher" else ()
-        return torch.cat(list(MATRICES[name](problem, *drawn, method=method).factor_blocks()), dim=1)
+        return factor_of(MATRICES[name](problem, *drawn, method=method))
 
     assert distance(columns("structured"), columns("generic")) < ROUNDING
 
@@ -348,9 +351,9 @@ def test_each_block_of_a_ggn_is_summed_over_columns_or_positions_whichever_are_f
     sizes, last = (24, 68, 17 * num_outputs), num_outputs - 1
     expected = min(last, 5) * 24 * 12 + min(last, 4) * 68 * (24 + 34)
     expected += sizes[2] * (24 + 68 + sizes[2] / 2)
-    assert cv.ggn(problem).work.multiplications == 4 * expected
+    assert cv.ggn(problem).routes.entries.multiplications == 4 * expected
     assert_same(problem, ("ggn", "fisher", "empirical_fisher"))
-    by_positions = structured.curvature(structured.structure_of(problem), problem.loss.hessian, second_order=False)
+    by_positions = fast_path(problem).contraction(problem.loss.hessian, second_order=False).compute()
     assert distance(cv.ggn(problem).dense(), by_positions) < ROUNDING
 
 
@@ -419,7 +422,7 @@ def test_other_models_have_the_matrices_of_autograd_and_refuse_the_structured_me
     # A copy, since functional_call does not put back the parameters of a layer that is used twice.
     hessian, ggn = hessian_and_ggn_of_half_squared_error(copy.deepcopy(module), inputs, targets)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, targets))
-    assert structured.structure_of(problem) is None
+    assert fast_path(problem) is None
     assert distance(cv.hessian(problem).dense(), hessian) < ROUNDING
     assert distance(cv.ggn(problem).dense(), ggn) < ROUNDING
     with pytest.raises(ConfigurationError, match=r"method='structured' needs a torch\.nn\.Sequential of Linear"):
@@ -433,6 +436,6 @@ def test_batch_norm_is_taken_only_where_its_factors_are_frozen(frozen):
     module[1].requires_grad_(not frozen)
     inputs = torch.randn(5, 2, 3, generator=generator, dtype=torch.float64)
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, torch.arange(5) % 4))
-    assert (structured.structure_of(problem) is not None) is frozen
+    assert (fast_path(problem) is not None) is frozen
     if frozen:
         assert_same(problem)
