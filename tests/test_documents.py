@@ -1,0 +1,36 @@
+"""README, CONTRIBUTING, CITATION and the pages of docs: they name what exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import curvature as cv
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
+    local = [link for link in links if "://" not in link]
+    assert not [link for link in local if not (page.parent / link).exists()]
+
+
+def test_readme_lists_every_analysis_and_benchmark():
+    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    scripts = {path.stem for path in (ROOT / "analyses").glob("[!_]*.py")}
+    assert listed == scripts | {path.stem for path in (ROOT / "benchmarks").glob("peer_*.py") if path.stem != "peers"}
+
+
+def test_citation_names_this_version():
+    assert f"version: {cv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_contributing_names_files_that_exist():
+    """All but those that its examples add."""
+    names = set(re.findall(r"`((?:curvature|tests|docs|benchmarks)/[\w/.]+)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    missing = {name for name in names if not (ROOT / name).exists()}
+    assert all(re.search(r"sinh|log_cosh|jacobian_gram|MODULE", name) for name in missing)
+    assert len(names - missing) > 8
