@@ -27,7 +27,8 @@ from matplotlib import pyplot as plt
 import curvature as cv
 from analyses._protocol import Plan, command_line, epoch_axis, epoch_of, intervals, plot_intervals, trained, write
 from curvature.records.marchenko_pastur import marchenko_pastur_bures
-from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, VERMILLION, Style, finish, layer_of
+from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, VERMILLION, Style, finish
+from curvature.report.words import layer_of
 from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
