@@ -312,7 +312,7 @@ def test_value_and_gradient_are_those_of_the_mean_loss_of_pytorch(model, loss, c
     assert distance(problem.gradient(), expected["gradient"]) < ROUNDING
     for name in EXACT:
         if name in expected:
-            assert distance(MATRICES[name](problem).gradient(), expected["gradient"]) < ROUNDING
+            assert distance(MATRICES[name](problem).facts.gradient(), expected["gradient"]) < ROUNDING
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -411,8 +411,8 @@ def test_structured_and_generic_routes_agree(kind, loss):
         identity = torch.eye(problem.dim, dtype=torch.float64)
         assert distance(fast.dense(), slow @ identity) < ROUNDING
         assert distance(slow.dense(), slow @ identity) < ROUNDING
-        if fast.factor_blocks is not None:
-            assert distance(sum(block @ block.T for block in fast.factor_blocks()), slow @ identity) < ROUNDING
+        if fast.routes.factor is not None:
+            assert distance(sum(block @ block.T for block in fast.routes.factor.blocks()), slow @ identity) < ROUNDING
 
 
 @pytest.mark.parametrize(
@@ -556,7 +556,7 @@ def test_a_class_of_weight_zero_does_not_count(name, mlp, classification_data):
     found = MATRICES[name](cv.Problem.from_module(module, loss=nn.CrossEntropyLoss(weight), data=(inputs, labels)))
     alone = MATRICES[name](cv.Problem.from_module(module, loss="cross-entropy", data=(inputs[kept], labels[kept])))
     assert distance(found.dense(), alone.dense()) < 1e-13
-    assert found.rank_bound == alone.rank_bound
+    assert found.facts.rank_bound == alone.facts.rank_bound
 
 
 def test_a_class_of_weight_zero_counts_through_label_smoothing_or_is_refused(mlp, classification_data):
@@ -571,7 +571,7 @@ def test_a_class_of_weight_zero_counts_through_label_smoothing_or_is_refused(mlp
         return
     identity = torch.eye(problem.dim, dtype=torch.float64)
     assert distance(covariance @ identity, covariance.dense()) < ROUNDING
-    assert ggn.rank_bound >= torch.linalg.matrix_rank(ggn.dense())
+    assert ggn.facts.rank_bound >= torch.linalg.matrix_rank(ggn.dense())
 
 
 @pytest.mark.parametrize("name", [name for name in EXACT if name != "gradient_covariance"])
@@ -662,9 +662,9 @@ def test_rank_bound_holds_and_is_attained_by_a_wide_network(name, loss, mlp):
     operator = MATRICES[name](problem, *extra)
     rank = int(torch.linalg.matrix_rank(operator.dense(), rtol=1e-11, hermitian=True))
     if name == "monte_carlo_fisher":  # two draws may coincide
-        assert rank <= operator.rank_bound
+        assert rank <= operator.facts.rank_bound
     else:
-        assert rank == operator.rank_bound
+        assert rank == operator.facts.rank_bound
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "binary", "mse", "pseudo-huber"])
@@ -673,12 +673,12 @@ def test_factor_blocks_multiply_out_to_the_matrix(loss, case):
     problem = problem_of(module, objective, inputs, targets, chunk_size=3)
     for name in ("ggn", "empirical_fisher", "gradient_covariance"):
         operator = MATRICES[name](problem)
-        if operator.factor_blocks is None:
+        if operator.routes.factor is None:
             assert loss == "pseudo-huber"
             assert name == "ggn"  # nothing promises that a user's loss is convex
             continue
-        blocks = list(operator.factor_blocks())
-        assert sum(block.shape[1] for block in blocks) == operator.factor_columns
+        blocks = list(operator.routes.factor.blocks())
+        assert sum(block.shape[1] for block in blocks) == operator.routes.factor.num_columns
         assert distance(sum(block @ block.T for block in blocks), expected[name]) < ROUNDING
 
 
@@ -750,7 +750,7 @@ def test_number_of_samples_is_kept_in_every_chart(case):
         problem_of(module, objective, inputs, targets), 3, torch.Generator().manual_seed(0)
     )
     assert cv.spectrum(operator).num_samples == 3
-    assert cv.spectrum(operator, chart=cv.WeightNorm()).num_samples == 3
+    assert cv.spectrum(cv.pullback(operator, cv.WeightNorm())).num_samples == 3
 
 
 def test_no_samples_are_refused(case):
@@ -776,7 +776,7 @@ def test_a_loss_without_likelihood_has_no_fisher(loss, case):
 def test_ggn_of_a_loss_that_is_not_convex_is_indefinite_and_says_so(case):
     module, objective, inputs, targets, _ = case("mlp-tanh", "welsch")
     operator = cv.ggn(problem_of(module, objective, inputs, targets))
-    assert not operator.positive_semidefinite
+    assert not operator.facts.positive_semidefinite
     assert torch.linalg.eigvalsh(operator.dense())[0] < -1e-3
 
 
@@ -847,7 +847,7 @@ def test_neuron_blocks_are_principal_submatrices_of_rows_with_biases(model, case
         scale = torch.linalg.norm(expected["hessian"])
         assert torch.linalg.norm(blocks[name].dense() - expected_block) < ROUNDING * scale
         assert torch.linalg.norm(blocks[name] @ vector - expected_block @ vector) < 10 * ROUNDING * scale
-        assert torch.allclose(blocks[name].gradient(), expected["gradient"][indices], rtol=1e-10, atol=1e-14)
+        assert torch.allclose(blocks[name].facts.gradient(), expected["gradient"][indices], rtol=1e-10, atol=1e-14)
 
 
 def test_neurons_of_a_transposed_convolution_are_its_output_channels():
@@ -888,7 +888,7 @@ def test_layer_blocks_are_principal_submatrices(name, case):
     assert list(blocks) == ["0", "2"]
     assert distance(blocks["0"].dense(), expected[name][first, first]) < ROUNDING
     assert distance(blocks["2"].dense(), expected[name][16:, 16:]) < ROUNDING
-    factors = list(blocks["2"].factor_blocks())
+    factors = list(blocks["2"].routes.factor.blocks())
     assert distance(sum(factor @ factor.T for factor in factors), expected[name][16:, 16:]) < ROUNDING
 
 
@@ -1053,7 +1053,7 @@ def test_records_say_what_the_matrix_is(case):
     problem = problem_of(module, objective, inputs, targets)
     for name in EXACT:
         operator = MATRICES[name](problem)
-        assert (operator.name, operator.chart, operator.gauge) == (name, "standard", "-")
-        assert operator.num_examples == 7
-        assert operator.positive_semidefinite is (name != "hessian")
+        assert (operator.name, operator.where.chart, operator.where.gauge) == (name, "standard", "-")
+        assert operator.where.num_examples == 7
+        assert operator.facts.positive_semidefinite is (name != "hessian")
         assert "\n" not in repr(operator)

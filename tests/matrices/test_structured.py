@@ -22,11 +22,11 @@ from torch.nn.utils.parametrizations import weight_norm
 import curvature as cv
 from curvature.errors import ConfigurationError
 from curvature.matrices import MATRICES
-from curvature.matrices import fast as structured
 from curvature.matrices.fast import dense, factor, products, threads
-from curvature.matrices.fast.chain import ELEMENTWISE
+from curvature.matrices.fast.chain import ELEMENTWISE, chain_of
+from curvature.matrices.fast.paths import fast_path
 from curvature.models.losses import CrossEntropy
-from oracles import distance, hessian_and_ggn_of_half_squared_error, initialized, pseudo_huber, welsch
+from oracles import distance, factor_of, hessian_and_ggn_of_half_squared_error, initialized, pseudo_huber, welsch
 
 ROUNDING = 1e-12  # relative to the Frobenius norm: a few thousand units of rounding in float64
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
@@ -217,7 +217,7 @@ def test_pieces_are_given_that_another_thread_replaces_at_that_moment():
             return self.pop(size, None)
 
     problem = deep_problem(nn.Tanh, num_examples=6)
-    found = products.Products(structured.structure_of(problem), lambda *_: None, second_order=False)
+    found = products.Products(chain_of(problem), lambda *_: None, second_order=False)
     kept = found._cut(2)
     assert [where for where, _ in kept] == [slice(0, 2), slice(2, 4), slice(4, 6)]
     found.pieces = Replaced(found.pieces)
@@ -375,7 +375,7 @@ def test_products_in_several_threads_take_the_memory_that_plans_count(columns, g
     product = operator @ block
     ended.set()
     watcher.join()
-    assert max(sizes) - before < operator.product_memory(columns) + product.nbytes
+    assert max(sizes) - before < operator.routes.products.memory(columns) + product.nbytes
 
 
 def test_a_thread_that_shares_work_does_not_share_its_own():
@@ -390,7 +390,7 @@ def test_threads_that_cut_in_other_sizes_do_not_disturb_each_other():
             super().__setattr__(name, value if name != "pieces" else {7: []})  # another thread was there right after
 
     problem = deep_problem(nn.Tanh, num_examples=50)
-    built = Disturbed(structured.structure_of(problem), lambda *_: None, second_order=False)
+    built = Disturbed(chain_of(problem), lambda *_: None, second_order=False)
     assert len(built._cut(10)) == 5
 
 
@@ -446,7 +446,7 @@ def test_multiplications_of_a_product_are_counted(name, frozen, generator, monke
 
     monkeypatch.setattr(products, "matmul", counting)
     operator @ block
-    assert operator.work.product_multiplications == sum(counted)
+    assert operator.routes.products.multiplications == sum(counted)
 
 
 def test_every_activation_of_the_whitelist_is_tested_here():
@@ -507,7 +507,7 @@ def test_factor_blocks_equal_the_generic_ones_column_by_column(name, loss):
 
     def columns(method):
         drawn = (2, torch.Generator().manual_seed(3)) if name == "monte_carlo_fisher" else ()
-        return torch.cat(list(MATRICES[name](problem, *drawn, method=method).factor_blocks()), dim=1)
+        return factor_of(MATRICES[name](problem, *drawn, method=method))
 
     assert distance(columns("structured"), columns("generic")) < ROUNDING
 
@@ -518,7 +518,7 @@ def test_factor_blocks_multiply_out_to_the_contracted_matrix():
     data = torch.randn(9, 3, generator=generator, dtype=torch.float64), torch.arange(9) % 4
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=data)
     operator = cv.fisher(problem, method="structured")  # four outputs: the dense form is contracted, not accumulated
-    columns = torch.cat(list(operator.factor_blocks()), dim=1)
+    columns = factor_of(operator)
     assert distance(operator.dense(), columns @ columns.T) < ROUNDING
 
 
@@ -536,7 +536,7 @@ def test_the_gram_matrix_without_the_factor_is_that_of_the_generic_factor(case, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factor, "_CACHE_BYTES", cache_bytes)
         found = fast.gram()
-    columns = torch.cat(list(slow.factor_blocks()), dim=1)
+    columns = factor_of(slow)
     scale = cv.empirical_fisher(problem).dense() if name == "gradient_covariance" else None
     assert distance(found, columns.T @ columns, scale) < ROUNDING
     assert distance(slow.gram(), columns.T @ columns, scale) < ROUNDING
@@ -572,7 +572,7 @@ def test_nesting_and_a_leading_flatten_are_seen_through(kind):
     targets = torch.arange(7) % 2
     expected = matrices(cv.Problem.from_module(plain, loss="cross-entropy", data=(inputs, targets)), "generic")
     problem = cv.Problem.from_module(other, loss="cross-entropy", data=(inputs.view(7, *shape), targets))
-    assert structured.structure_of(problem) is not None
+    assert chain_of(problem) is not None
     for name, matrix in matrices(problem, "structured").items():
         assert distance(matrix, expected[name]) < ROUNDING, name
 
@@ -581,7 +581,7 @@ def test_a_single_linear_layer_is_a_chain():
     module = initialized(nn.Linear(3, 2), torch.Generator().manual_seed(1))
     inputs = torch.randn(7, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     problem = cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, torch.arange(7) % 2))
-    assert structured.structure_of(problem) is not None
+    assert chain_of(problem) is not None
     assert_same_matrices(problem)
 
 
@@ -727,7 +727,7 @@ def test_other_models_have_the_matrices_of_autograd(kind):
 def test_the_structured_method_is_refused_for_other_models(kind, name):
     module, inputs, targets = module_and_data(kind)
     problem = cv.Problem.from_module(module, loss="half-squared-error", data=(inputs, targets))
-    assert structured.structure_of(problem) is None
+    assert fast_path(problem) is None
     with pytest.raises(ConfigurationError, match=r"method='structured' needs a torch\.nn\.Sequential of Linear"):
         MATRICES[name](problem, method="structured")
 
@@ -737,7 +737,7 @@ def test_integer_inputs_are_not_taken_as_a_chain():
     module = initialized(nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(6, 2)), generator)
     data = torch.randint(4, (5, 2), generator=generator), torch.randn(5, 2, generator=generator, dtype=torch.float64)
     problem = cv.Problem.from_module(module, loss="mse", data=data)
-    assert structured.structure_of(problem) is None
+    assert fast_path(problem) is None
 
 
 def test_unknown_methods_are_refused():
