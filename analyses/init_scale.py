@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 import curvature as cv
 from analyses._protocol import command_line, write
-from curvature.report.figures.style import BLACK, BLUE, GRAY, ORANGE, SKY, VERMILLION, Style, finish, short_number
+from curvature.report.figures.style import BLACK, BLUE, GRAY, ORANGE, SKY, VERMILLION, Style, finish
+from curvature.report.words import short_number
 from curvature.studies.training import SGD, Schedule, Trainable, train
 
 if TYPE_CHECKING:

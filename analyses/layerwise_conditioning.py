@@ -24,7 +24,8 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, epoch_of, intervals, trained, with_status, write
-from curvature.report.figures.style import finish, short_number
+from curvature.report.figures.style import finish
+from curvature.report.words import short_number
 from curvature.studies.training import Arm
 
 if TYPE_CHECKING:
