@@ -1,7 +1,9 @@
-"""Frozen results. They hold NumPy arrays and say what they are; they hold no model, no data, no operator."""
+"""Frozen results of measurements: NumPy arrays and a header that names the matrix, without model, data or operator."""
 
 from curvature.records.conditions import ConditionNumbers
-from curvature.records.krylov import Estimate, ExtremalEigenvalues, SpectralDensity
+from curvature.records.density import SpectralDensity
+from curvature.records.estimate import Estimate
+from curvature.records.extremal import ExtremalEigenvalues
 from curvature.records.quantity import Check, Quantity
 from curvature.records.spectrum import Inertia, Spectrum
 from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening

@@ -1,7 +1,7 @@
 r"""Proven bounds: Gauss-Radau rules, Kato-Temple intervals, random-start Lanczos, bands of a spectral measure.
 
-Numbers to numbers, no matrices: the linear-algebra wing computes the numbers, the records keep them. Where a bound
-holds only with some probability, that probability is an argument.
+Functions of numbers alone: linear algebra computes the Ritz values and quadrature rules, and records keep them. Where
+a bound holds with some probability only, that probability is an argument.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
     Parameters
     ----------
     dim
-        $n$.
+        Dimension $n$ of the matrix.
     num_steps
-        Dimension $k$ of the Krylov space; its start is uniform on the sphere.
+        Dimension $k$ of the Krylov space, whose start vector is uniform on the sphere.
     failure
         Probability that the bound is wrong.
 
@@ -36,8 +36,8 @@ def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
 
     Notes
     -----
-    The theorem is for the positive definite $A - \lambda_n I$, whose Krylov spaces are those of $A$ [1]_. No start
-    vector that is fixed in advance allows any bound.
+    The theorem of [1]_ is applied to the positive semidefinite $A - \lambda_n I$, which has the same Krylov spaces as
+    $A$. For a start vector that is fixed in advance there is no such bound.
 
     References
     ----------
@@ -59,34 +59,35 @@ def lanczos_slack(dim: int, num_steps: int, failure: float) -> float:
 def spectral_bounds(
     smallest: float, largest: float, dim: int, num_steps: int, *, positive_semidefinite: bool, failure: float
 ) -> tuple[float, float]:
-    r"""Bound the whole spectrum by the extreme Ritz values from a random start.
+    r"""Bound all eigenvalues by the extreme Ritz values from a random start.
 
     Parameters
     ----------
     smallest, largest
-        Extreme Ritz values $\theta_m$ and $\theta_1$.
+        Smallest and largest Ritz value, $\theta_m$ and $\theta_1$.
     dim, num_steps
-        As for :func:`lanczos_slack`.
+        Dimensions of the matrix and of the Krylov space, as for :func:`lanczos_slack`.
     positive_semidefinite
-        Whether the definition guarantees it.
+        Whether the definition of the matrix guarantees it.
     failure
-        Probability that the bounds are wrong.
+        Probability that one of the bounds is wrong.
 
     Returns
     -------
-    tuple
-        Lower and upper bound of all eigenvalues.
+    tuple of float
+        Lower and upper bound of all eigenvalues; infinite after too few steps.
 
     Notes
     -----
-    Both ends miss by at most $\varepsilon S$ with the spread $S \le (\theta_1 - \theta_m) / (1 - 2 \varepsilon)$.
+    Each extreme Ritz value misses its eigenvalue by at most $\varepsilon S$, $S$ the spread of the spectrum, and $S \le
+    (\theta_1 - \theta_m) / (1 - 2 \varepsilon)$.
     """
     slack = lanczos_slack(dim, num_steps, failure / 2)
     miss = slack * (largest - smallest) / (1 - 2 * slack) if slack < 0.5 else math.inf
     low, high = smallest - miss, largest + miss
     if positive_semidefinite:
         low = max(low, 0.0)
-        if slack < 1:  # the spread is at most the largest eigenvalue
+        if slack < 1:  # here the spread is at most the largest eigenvalue itself
             high = min(high, largest / (1 - slack))
     return low, high
 
@@ -94,16 +95,16 @@ def spectral_bounds(
 def kato_temple(
     values: np.ndarray, residuals: np.ndarray, below: np.ndarray, above: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Bound the only eigenvalue in $(\alpha, \beta)$, given a unit vector $y$ with Rayleigh quotient $\theta$.
+    r"""Bound the only eigenvalue in $(\alpha, \beta)$ by a Rayleigh quotient and its residual.
 
     Parameters
     ----------
     values
-        $\theta$, ``(k,)``.
+        Rayleigh quotients $\theta$ of unit vectors $y$, ``(k,)``.
     residuals
         $r = \|A y - \theta y\|$, ``(k,)``.
     below, above
-        $\alpha$ and $\beta$, ``(k,)``; the bound holds if one eigenvalue only lies between them.
+        $\alpha$ and $\beta$, ``(k,)``; the bound holds if exactly one eigenvalue lies between them.
 
     Returns
     -------
@@ -122,19 +123,19 @@ def kato_temple(
 
 
 def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> np.ndarray:
-    r"""Change the last diagonal entry of tridiagonal matrices so that ``node`` is an eigenvalue.
+    r"""Change the last diagonal entry of tridiagonal matrices so that a given node is an eigenvalue.
 
     Parameters
     ----------
     diagonal, off_diagonal
-        Shapes ``(P, m)`` and ``(P, m - 1)``.
+        ``P`` tridiagonal matrices of order $m$, ``(P, m)`` and ``(P, m - 1)``.
     node
-        Below (or above) every eigenvalue.
+        A number below (or above) all their eigenvalues.
 
     Returns
     -------
     ndarray
-        The changed diagonals, ``(P, m)``; their quadrature rules are exact to degree $2m - 2$.
+        The changed diagonals, ``(P, m)``; their quadrature rules are exact up to degree $2m - 2$.
 
     References
     ----------
@@ -146,7 +147,7 @@ def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> 
     tiny = np.finfo(float).tiny
     for step in range(1, diagonal.shape[1]):
         pivot = np.where(np.abs(pivot) < tiny, tiny, pivot)
-        coupling = off_diagonal[:, step - 1] * (off_diagonal[:, step - 1] / pivot)  # a square might overflow
+        coupling = off_diagonal[:, step - 1] * (off_diagonal[:, step - 1] / pivot)  # the square might overflow
         changed[:, step] = node + coupling
         pivot = diagonal[:, step] - node - coupling
     changed[:, :-1] = diagonal[:, :-1]
@@ -163,13 +164,13 @@ def cumulative_band(
     Parameters
     ----------
     nodes, weights
-        Gauss rules of the probes, ``(P, m)``; each row of weights sums to one.
+        Gauss rules of the probes, ``(P, m)``; each row of weights adds up to one.
     dim
-        $n$.
+        Dimension $n$ of the matrix.
     grid
         Points, ``(k,)``.
     level
-        Probability that the band holds at a point.
+        Probability that the band contains the true share, at each point separately.
 
     Returns
     -------
@@ -178,11 +179,12 @@ def cumulative_band(
 
     Notes
     -----
-    Quadrature: the measure $F_q$ of one probe is caught by its own Gauss rule; with cumulated weights $C_i$ and
-    $\theta_i \le x < \theta_{i+1}$, $C_{i-1} \le F_q(x) \le C_{i+1}$ (Chebyshev, Markov & Stieltjes; Szego 1939,
-    section 3.41). Sampling: $F_q(x)$ of a uniform unit vector is Beta$(nF/2, n(1 - F)/2)$, so the mean of $P$ probes
-    is close to, and a little narrower than, Beta$(PnF/2, Pn(1 - F)/2)$; the interval holds the $F$ that this does not
-    reject. One probe is enough, and nothing is assumed to be normal.
+    Quadrature: the Gauss rule of a probe bounds its spectral measure $F_q$. With cumulated weights $C_i$ and $\theta_i
+    \le x < \theta_{i+1}$, $C_{i-1} \le F_q(x) \le C_{i+1}$ (Chebyshev, Markov & Stieltjes; Szego 1939, section 3.41).
+
+    Sampling: $F_q(x)$ of a uniform unit vector is Beta$(nF/2, n(1 - F)/2)$. The mean of $P$ probes is close to, and a
+    little narrower than, Beta$(PnF/2, Pn(1 - F)/2)$. The interval contains the values $F$ that this law does not
+    reject. One probe is enough, and normality is not assumed.
     """
     from scipy.special import betainc
 
@@ -197,10 +199,11 @@ def cumulative_band(
         ceiling += total[np.searchsorted(row, grid + rounding, side="right") + 2]
     floor, ceiling = np.clip(floor / len(nodes), 0, 1), np.clip(ceiling / len(nodes), 0, 1)
 
+    # Both ends are clipped to where the Beta law of the sampling is not rejected, half of 1 - level on each side.
     half, tail = len(nodes) * dim / 2, (1 - level) / 2
 
     def share(mean: np.ndarray, probability: float) -> np.ndarray:
-        """The F at which a mean of at most ``mean`` has this probability; it falls as F grows."""
+        """Solve, by bisection, for the F at which a mean of at most ``mean`` has this probability; it falls with F."""
         low, high = np.zeros(len(mean)), np.ones(len(mean))
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""What a spectrum says about conditioning: records to records, no matrices."""
+"""Condition numbers and related summaries of a spectrum, computed from its record alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from curvature.records.conditions import ConditionNumbers
 from curvature.records.damping import Damping
 from curvature.records.descent import descent_steps
 from curvature.records.eigenvalues import MeasuredEigenvalues, sizes_with_intervals
-from curvature.records.krylov import Estimate, ExtremalEigenvalues
+from curvature.records.estimate import Estimate
+from curvature.records.extremal import ExtremalEigenvalues
 from curvature.records.quantity import Quantity
 from curvature.records.sphericity import RELATIVE_DAMPING, effective_ranks, sphericity, with_intervals
 
@@ -32,7 +33,9 @@ def condition_numbers(
     damping: float | None = None,
     relative_damping: float | None = None,
 ) -> ConditionNumbers:
-    r"""Summarize a spectrum; eigenvalues $l_1 \ge l_2 \ge \dots$, $r$ the rank, $d$ the dimension.
+    r"""Summarize a spectrum by condition numbers, distances from the identity, and effective ranks.
+
+    With eigenvalues $l_1 \ge l_2 \ge \dots$, rank $r$ and dimension $d$:
 
     ======================  ======================================================================================
     ``kappa_rank``          $l_1 / l_r$; not a headline
@@ -41,9 +44,11 @@ def condition_numbers(
                             $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ falls to ``accuracy`` times its value at 0,
                             $c_i$ the gradient along $q_i$ (headline; needs ``spectrum(..., gradient=True)``)
     ``am_gm``               $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple
-    ``ai_distance``         standard deviation of $\log l$ on the rank: affine-invariant distance to multiples of I
-    ``..._damped``          both for $l + \delta$ over all $d$
-    ``bures``               $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$, in [0, 1)
+                            of the identity
+    ``ai_distance``         standard deviation of $\log l$ on the rank: affine-invariant distance to the multiples of
+                            the identity
+    ``..._damped``          both for $l + \delta$, over all $d$ eigenvalues
+    ``bures``               $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$ eigenvalues, in [0, 1)
     ``l1_over_mean``        $d\, l_1 / \operatorname{tr}$
     ``participation_ratio`` $(\sum l)^2 / \sum l^2$
     ``effective_rank``      $\exp$ of the entropy of $l / \sum l$ (Roy & Vetterli 2007)
@@ -51,23 +56,24 @@ def condition_numbers(
     ``intrinsic_dimension`` $\sum l / l_1$
     ======================  ======================================================================================
 
-    and, for $\delta$ in decades of the mean eigenvalue, $(l_1 + \delta)/(l_d + \delta)$ and $\sum l / (l + \delta)$.
+    ``damped`` of the record has, for $\delta$ in decades of the mean eigenvalue, the condition number
+    $(l_1 + \delta)/(l_d + \delta)$ and the effective dimension $\sum l / (l + \delta)$.
 
     Parameters
     ----------
     spectrum
         All eigenvalues of one matrix, a :class:`~curvature.records.Spectrum`.
     accuracy
-        Share of the initial gap that ``gd_time`` waits for, between 0 and 1.
+        Share of the initial gap to the minimum at which ``gd_time`` stops, between 0 and 1.
     damping
         $\delta$ of ``am_gm_damped`` and ``ai_distance_damped``, in the unit of the eigenvalues.
     relative_damping
-        The same in units of the mean eigenvalue, instead of ``damping``; 1e-6 if neither is given.
+        The same $\delta$ as a multiple of the mean eigenvalue; 1e-6 if neither is given.
 
     Returns
     -------
     ConditionNumbers
-        Each number with its status and interval.
+        Each number with its status and, where there is one, its interval.
 
     Raises
     ------
@@ -76,16 +82,17 @@ def condition_numbers(
 
     Notes
     -----
-    Each number but ``gd_time`` and the sums of an indefinite matrix carries the interval that follows from those of the
-    eigenvalues (:meth:`Spectrum.intervals`). A ratio is a *lower bound* where its denominator is not above the noise
-    floor. Where the rank is not resolved, the interval of a ratio holds for every possible rank. The ratio is resolved
-    at the rank of a formula that no gap contradicts (the largest possible one; ``note`` says so), or if the interval is
-    at most 1 % wide. Otherwise it is *unresolved*. Where nothing bounds it from above, the lower end is a lower bound
-    for every rank.
+    Every number has the interval that follows from those of the eigenvalues (:meth:`Spectrum.intervals`), except
+    ``gd_time`` and the sums of an indefinite matrix. A ratio is a *lower bound* where its denominator is not above the
+    noise floor.
 
-    An indefinite matrix has no condition number. Then ``kappa_rank`` and the rest are *indefinite*, and the ratios of
-    absolute values have their own names, ``abs_kappa_50`` and so on. ``stable_rank`` and ``participation_ratio``
-    remain.
+    Where the rank is not resolved, the interval of a ratio holds for every possible rank. The ratio is *resolved* at
+    the rank of a formula that no gap contradicts (the largest possible rank; ``note`` says so), or if the interval is
+    at most 1 % wide. Otherwise it is *unresolved*. Without an upper bound, the lower end is a lower bound for every
+    rank.
+
+    An indefinite matrix has no condition number: ``kappa_rank`` and the others are *indefinite*, and ratios of absolute
+    values have separate names, ``abs_kappa_50`` and so on. ``stable_rank`` and ``participation_ratio`` stay defined.
     """
     if not 0 < accuracy < 1:
         raise ConfigurationError(f"accuracy must lie between 0 and 1, got {accuracy}.")
@@ -126,7 +133,7 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
     Returns
     -------
     Estimate
-        Its ``level`` is 1 where the bounds are certified, otherwise 0.999.
+        With ``level`` 1 where the bounds are certified, otherwise 0.999.
 
     Raises
     ------
@@ -137,9 +144,9 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
 
     Notes
     -----
-    Below: Ritz values lie inside the spectrum, so their ratio is never too large. Above: the interval of the whole
-    spectrum (:meth:`ExtremalEigenvalues.spectral_bounds`). Without damping the upper bound is infinite unless the
-    smallest eigenvalue is bounded away from zero: products alone do not show that no singular direction was missed.
+    Lower bound: Ritz values lie inside the spectrum, so their ratio is never too large. Upper bound: the interval of
+    the whole spectrum (:meth:`ExtremalEigenvalues.spectral_bounds`). Without damping it is infinite unless the smallest
+    eigenvalue is bounded away from zero, because products alone cannot exclude a singular direction.
 
     Examples
     --------
@@ -152,9 +159,12 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
     (4.0, inf)
     """
     if not ends.positive_semidefinite:
-        raise NotDefinedError(f"{ends.matrix} may be indefinite: an indefinite matrix has no condition number.")
+        raise NotDefinedError(
+            f"{ends.matrix} may be indefinite, and an indefinite matrix has no condition number. Use a matrix that is "
+            "positive semidefinite by definition, such as the GGN."
+        )
     if not (damping >= 0 and math.isfinite(damping)):
-        raise ConfigurationError(f"damping must be a finite number and not negative, got {damping}.")
+        raise ConfigurationError(f"damping must be finite and not negative, got {damping}.")
     smallest, largest = ends.ritz_range
     floor = ends.noise_floor
     bottom, top = ends.spectral_bounds()
@@ -179,6 +189,7 @@ def damped_condition_number(ends: ExtremalEigenvalues, damping: float = 0.0) -> 
 def _of_semidefinite(
     spectrum: MeasuredEigenvalues, sizes: np.ndarray, accuracy: float, damping: Damping
 ) -> dict[str, Quantity]:
+    """Quantities of a matrix without negative eigenvalues beyond rounding."""
     values = {"kappa_rank": _ratio(100, spectrum)} | {f"kappa_{p}": _ratio(p, spectrum) for p in PERCENTS}
     if spectrum.gradient_weights is not None:
         values["gd_time"] = descent_steps(spectrum, accuracy)
@@ -191,6 +202,7 @@ def _of_semidefinite(
 
 
 def _of_indefinite(spectrum: MeasuredEigenvalues, sizes: np.ndarray) -> dict[str, Quantity]:
+    """Quantities of a matrix with eigenvalues of both signs: ratios of absolute values under separate names."""
     negative, _, positive = spectrum.inertia
     note = f"{negative} eigenvalues are negative and {positive} positive beyond the noise floor"
     names = ("kappa_rank", *(f"kappa_{p}" for p in PERCENTS))
@@ -205,24 +217,24 @@ def _of_indefinite(spectrum: MeasuredEigenvalues, sizes: np.ndarray) -> dict[str
 
 
 def _clipped(spectrum: MeasuredEigenvalues) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Descending eigenvalues, and their lower and upper ends; negative rounding set to zero."""
+    """Descending eigenvalues and the ends of their intervals; negative rounding is set to zero."""
     low, high = (np.clip(end[::-1], 0, None) for end in spectrum.intervals())
     return np.clip(spectrum.eigenvalues[::-1], 0, None), (low, high)
 
 
 def _percentile(percent: int, rank: int) -> int:
-    """``ceil(p r)`` in integers: 0.95 * 20 is 19, not 20."""
+    """``ceil(p r)`` in integers: a product of floats may lie just above the integer that it should be."""
     return -(-percent * rank // 100)
 
 
 def _ratio(percent: int, spectrum: MeasuredEigenvalues) -> Quantity:
-    """``l_1 / l_k`` with ``k`` at ``percent`` of the rank, and its interval over every rank that is possible."""
+    """``l_1 / l_k`` with ``k`` at ``percent`` of the rank, and its interval over all possible ranks."""
     sizes, lows, highs = sizes_with_intervals(spectrum)
     least_rank, most_rank = spectrum.possible_ranks
     position = _percentile(percent, spectrum.rank)
     below = float(highs[_percentile(percent, max(1, least_rank)) - 1])
     above = float(lows[_percentile(percent, most_rank) - 1])
-    # l_1 is at least l_k, and at most any larger eigenvalue's upper end.
+    # The smallest denominator belongs to the largest possible rank. The ratio is never below 1, since l_1 >= l_k.
     low = max(1.0, float(lows[0]) / below)
     high = float(highs[0]) / above if above > 0 else math.inf
     ratio = Quantity(float(sizes[0] / max(sizes[position - 1], spectrum.noise_floor)), low=low, high=high)
@@ -241,6 +253,7 @@ def _ratio(percent: int, spectrum: MeasuredEigenvalues) -> Quantity:
 
 
 def _on_rank_spread(sizes: np.ndarray, spectrum: MeasuredEigenvalues) -> dict[str, Quantity]:
+    """Stein and affine-invariant distance from the identity, on the rank."""
     least_rank, most_rank = spectrum.possible_ranks
     hidden = int((sizes <= spectrum.noise_floor).sum())
     note = f"{hidden} of {len(sizes)} eigenvalues are below the noise floor" if hidden else ""
@@ -252,7 +265,7 @@ def _on_rank_spread(sizes: np.ndarray, spectrum: MeasuredEigenvalues) -> dict[st
     if note:
         return {"am_gm": Quantity(am_gm, "unresolved", note), "ai_distance": Quantity(distance, "unresolved", note)}
     _, lows, highs = (part[: len(sizes)] for part in sizes_with_intervals(spectrum))
-    # The standard deviation of logarithms moves by no more than the root mean square of what they move by.
+    # A standard deviation changes by at most the root mean square of the changes of its numbers.
     reach = float(np.sqrt(np.mean(np.log(highs / lows) ** 2)))
     method = f"{spectrum.method}, Weyl"
     least = max(0.0, float(np.log(lows.mean()) - np.log(highs).mean()))
@@ -264,11 +277,11 @@ def _on_rank_spread(sizes: np.ndarray, spectrum: MeasuredEigenvalues) -> dict[st
 
 
 def _damped(spectrum: MeasuredEigenvalues) -> dict[float, tuple[Quantity, Quantity]]:
-    """By damping, in decades of the mean eigenvalue, the condition number and the effective dimension."""
+    """Condition number and effective dimension at dampings in decades of the mean eigenvalue."""
     eigenvalues, (low, high) = _clipped(spectrum)
     lowest = low
     if not spectrum.positive_semidefinite and low[-1] <= 0:
-        # Seen to be semidefinite up to the floor, not known to be.
+        # Semidefinite up to the noise floor but not by definition: an eigenvalue may be as low as minus the floor.
         lowest = np.where(low > 0, low, -spectrum.noise_floor)
     method = f"{spectrum.method}, Weyl"
     mean = float(eigenvalues.mean())

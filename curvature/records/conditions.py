@@ -1,4 +1,4 @@
-"""Summaries of one spectrum."""
+"""The record of the condition numbers of one spectrum."""
 
 from __future__ import annotations
 
@@ -17,10 +17,24 @@ __all__ = ["ConditionNumbers"]
 
 @dataclass(frozen=True)
 class ConditionNumbers(Located):
-    """Summaries of one spectrum, each a :class:`Quantity` under its own name.
+    """Condition numbers and other summaries of one spectrum, by name: ``numbers["kappa_80"]``.
 
-    ``values`` maps name to quantity (see :func:`curvature.records.conditioning.condition_numbers` for the formulas);
-    ``damped`` maps ``delta`` to ``(kappa_damped, effective_dimension)``.
+    Attributes
+    ----------
+    where
+        Header: matrix, chart, gauge, block.
+    dim
+        Number of eigenvalues.
+    rank, rank_rule, rank_bounds
+        Rank, where it comes from, and the smallest and largest possible rank; None where these were not determined.
+    noise_floor
+        Eigenvalues below it in absolute value cannot be told from zero.
+    method
+        How the eigenvalues were computed.
+    values
+        Quantity by name; see :func:`curvature.records.conditioning.condition_numbers` for the formulas.
+    damped
+        By damping ``delta``: the pair ``(kappa_damped, effective_dimension)``.
     """
 
     where: Where
@@ -35,12 +49,12 @@ class ConditionNumbers(Located):
 
     def __getitem__(self, name: str) -> Quantity:
         if name not in self.values:
-            raise ConfigurationError(f"no quantity {name!r} for {self.matrix}; there are {', '.join(self.values)}.")
+            raise ConfigurationError(f"{self.matrix} has no quantity {name!r}. It has {', '.join(self.values)}.")
         return self.values[name]
 
     @property
     def headline(self) -> dict[str, Quantity]:
-        """The quantities to quote: ``kappa_p`` and ``gd_time`` (or their absolute forms if indefinite)."""
+        """The quantities to quote: ``kappa_50``, ``_80``, ``_95`` and ``gd_time``; ``abs_kappa_...`` if indefinite."""
         wanted = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95")
         return {name: self.values[name] for name in wanted if name in self.values}
 
@@ -53,6 +67,12 @@ class ConditionNumbers(Located):
         return html_rows(f"{self.label}, rank {self.rank}", rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON and CSV."""
+        """Convert to plain values for JSON and CSV.
+
+        Returns
+        -------
+        dict
+            The fields of the record, its header flattened, and every quantity as a dict; ``damped`` is left out.
+        """
         plain = {name: value for name, value in to_plain(self).items() if name not in ("values", "damped")}
         return plain | {name: asdict(quantity) for name, quantity in self.values.items()}

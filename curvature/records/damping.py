@@ -1,4 +1,4 @@
-"""A damping in one of its two forms: absolute, or relative to the mean eigenvalue."""
+"""A damping in either of its two forms: absolute, or relative to the mean eigenvalue."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from curvature.errors import ConfigurationError
 
 __all__ = ["RELATIVE_DAMPING", "Damping"]
 
-RELATIVE_DAMPING = 1e-3  # of the natural gradient, where the caller gives none
+RELATIVE_DAMPING = 1e-3  # default of the natural gradient
 
 
 @dataclass(frozen=True)
 class Damping:
-    r"""The multiple of the identity that is added to a matrix, in the form that the caller gave.
+    r"""Multiple of the identity that is added to a matrix, in the form in which it was given.
 
     Attributes
     ----------
     value
-        $\lambda$ in $A + \lambda I$, in the unit of the eigenvalues, or $a$ in $\lambda = a \operatorname{tr}(A) / D$.
+        $\lambda$ in $A + \lambda I$, in the unit of the eigenvalues, or $a$ with $\lambda = a \operatorname{tr}(A)/D$.
     is_relative
-        Whether it is $a$.
+        Whether ``value`` is $a$.
 
     Examples
     --------
@@ -41,31 +41,31 @@ class Damping:
         default: float = RELATIVE_DAMPING,
         zero: bool = False,
     ) -> Damping:
-        """Read the two arguments of a function.
+        """Read the two damping arguments of a function.
 
         Parameters
         ----------
         damping, relative_damping
-            What the caller gave; at most one of them.
+            The arguments; at most one of them may be set.
         default
-            Relative damping where both are None.
+            Relative damping if both are None.
         zero
-            Whether no damping at all is allowed.
+            Whether a damping of zero is allowed.
 
         Returns
         -------
         Damping
-            The one that was given.
+            The damping that is set, or the default.
 
         Raises
         ------
         ConfigurationError
-            If both are given, or the value is not a positive finite number (with ``zero``: not negative).
+            If both are set, or the value is not finite and positive (with ``zero``: not negative).
         """
         if damping is not None and relative_damping is not None:
             raise ConfigurationError(
                 f"damping={damping:g} and relative_damping={relative_damping:g} both set the damping. Give damping (in "
-                "the unit of the eigenvalues) or relative_damping (times the mean eigenvalue), not both."
+                "the unit of the eigenvalues) or relative_damping (a multiple of the mean eigenvalue), not both."
             )
         if damping is not None:
             name, value = "damping", damping
@@ -78,12 +78,12 @@ class Damping:
 
     @property
     def damping(self) -> float | None:
-        """The absolute form, where that was given."""
+        """The absolute damping; None if it is relative."""
         return None if self.is_relative else self.value
 
     @property
     def relative_damping(self) -> float | None:
-        """The relative form, where that was given."""
+        """The relative damping; None if it is absolute."""
         return self.value if self.is_relative else None
 
     def absolute(self, trace: float, dim: int) -> float:
@@ -92,42 +92,42 @@ class Damping:
         Parameters
         ----------
         trace, dim
-            Of the matrix.
+            Trace and dimension of the matrix.
 
         Returns
         -------
         float
-            What is added to each eigenvalue.
+            The number that is added to each eigenvalue.
         """
         return self.value * trace / dim if self.is_relative else self.value
 
     def relative(self, trace: float, dim: int) -> float:
-        """Convert to units of the mean eigenvalue.
+        """Convert to a multiple of the mean eigenvalue.
 
         Parameters
         ----------
         trace, dim
-            Of the matrix.
+            Trace and dimension of the matrix.
 
         Returns
         -------
         float
-            Share of the mean eigenvalue.
+            Multiple of the mean eigenvalue.
         """
         return self.value if self.is_relative else self.value * dim / trace
 
     def divided(self, scale: float) -> Damping:
-        """Damp the matrix divided by a number.
+        """Convert to the damping of the same matrix divided by a number.
 
         Parameters
         ----------
         scale
-            What the matrix is divided by.
+            Divisor of the matrix.
 
         Returns
         -------
         Damping
-            A relative damping stays as it is.
+            An absolute damping is divided too; a relative one does not change.
         """
         return self if self.is_relative else replace(self, value=self.value / scale)
 

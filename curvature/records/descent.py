@@ -1,4 +1,4 @@
-"""Steps of gradient descent on the quadratic model of a loss, from the eigenvalues and the gradient's components."""
+"""Number of gradient-descent steps on the quadratic model of a loss, from eigenvalues and gradient components."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from curvature.records.quantity import Quantity
 
 __all__ = ["descent_steps"]
 
-_SAME = 1.02  # two numbers of steps that agree this well are one
+_SAME = 1.02  # two step counts with a smaller ratio count as equal
 
 
 def descent_steps(spectrum: MeasuredEigenvalues, accuracy: float) -> Quantity:
-    r"""Count the steps at rate $1/l_1$ until the gap to the minimum is a given share of its value at the start.
+    r"""Count the steps at rate $1/l_1$ until the gap to the minimum is a given share of the initial gap.
 
     Parameters
     ----------
     spectrum
-        All eigenvalues, with ``gradient_weights``.
+        All eigenvalues, computed with ``gradient=True``.
     accuracy
         Share of the initial gap, between 0 and 1.
 
     Returns
     -------
     Quantity
-        A real number $t$ with $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ at ``accuracy`` times its value at 0, over
-        the eigenvalues above the noise floor. Unresolved where those below it could change the answer.
+        The real number $t$ at which $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$, over the eigenvalues above the noise
+        floor, is ``accuracy`` times its value at 0. Unresolved where the eigenvalues below the floor could change it.
     """
     components = spectrum.gradient_weights
     if components is None:
-        return Quantity(math.nan, "undefined", "the gradient was not asked for: spectrum(..., gradient=True)")
+        return Quantity(math.nan, "undefined", "needs the gradient: spectrum(..., gradient=True)")
     above = spectrum.eigenvalues > spectrum.noise_floor
     below = (spectrum.eigenvalues > 0) & ~above
-    below[: spectrum.dim - spectrum.possible_ranks[1]] = False  # certainly zero: what is left of them is rounding
+    below[: spectrum.dim - spectrum.possible_ranks[1]] = False  # zero by the rank: their values are rounding
     values = spectrum.eigenvalues[above]
-    # A gradient in the range of a singular direction has c^2 / l of ordinary size however small l is, but eigenvectors
-    # below the floor are mixed by rounding: their share is only an estimate.
+    # c^2 / l is of ordinary size however small l is. But rounding mixes the eigenvectors below the floor, so their part
+    # of the gap is only an estimate, and it decides nothing but the status.
     gaps = components[above] / values
     hidden = float((components[below] / spectrum.eigenvalues[below]).sum())
     total = float(gaps.sum())
     if not total > 0:
         return Quantity(math.nan, "undefined", "the gradient vanishes in the resolved range of the matrix")
-    with np.errstate(divide="ignore"):  # the top mode is gone after one step
+    with np.errstate(divide="ignore"):  # log 0: the largest eigenvalue converges in one step
         rates = 2 * np.log1p(-values / values[-1])
     fast = _steps_until(accuracy, gaps, rates)
     slow = _steps_until(accuracy - (1 - accuracy) * hidden / total, gaps, rates)
@@ -56,7 +56,7 @@ def descent_steps(spectrum: MeasuredEigenvalues, accuracy: float) -> Quantity:
 
 
 def _steps_until(share: float, gaps: np.ndarray, rates: np.ndarray) -> float:
-    """Steps until this share of the sum of the gaps is left, by doubling and bisection; infinite where it never is."""
+    """Steps until this share of the sum of the gaps is left, by doubling and bisection; infinite if never."""
     if share <= 0:
         return math.inf
     total = float(gaps.sum())
@@ -64,7 +64,7 @@ def _steps_until(share: float, gaps: np.ndarray, rates: np.ndarray) -> float:
     def remaining(steps: float) -> float:
         return float((gaps * np.exp(steps * rates)).sum()) / total
 
-    high = 1.0  # at least one step: that is when the top mode goes
+    high = 1.0  # at least one step, in which the largest eigenvalue converges
     while remaining(high) > share and high < 1e300:
         high *= 2
     if remaining(high) > share:

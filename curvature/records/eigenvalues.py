@@ -1,4 +1,4 @@
-"""What the summaries of a spectrum read: all eigenvalues of one matrix, and how far they can be trusted."""
+"""The interface that condition numbers need: all eigenvalues of a matrix and their accuracy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["MeasuredEigenvalues", "sizes_with_intervals"]
 
 
 class MeasuredEigenvalues(Protocol):
-    """The part of a :class:`~curvature.records.Spectrum` that condition numbers need; see there for each attribute."""
+    """The part of :class:`~curvature.records.Spectrum` that condition numbers read; its docstring has the details."""
 
     @property
     def where(self) -> Where:
-        """Which matrix this is."""
+        """Header: matrix, chart, gauge, block."""
 
     @property
     def eigenvalues(self) -> np.ndarray:
@@ -32,7 +32,7 @@ class MeasuredEigenvalues(Protocol):
 
     @property
     def positive_semidefinite(self) -> bool:
-        """Whether the definition guarantees it."""
+        """Whether the definition of the matrix guarantees it."""
 
     @property
     def noise_floor(self) -> float:
@@ -48,7 +48,7 @@ class MeasuredEigenvalues(Protocol):
 
     @property
     def rank_bounds(self) -> tuple[int, int] | None:
-        """Smallest and largest possible rank, where they were determined."""
+        """Smallest and largest possible rank; None where these were not determined."""
 
     @property
     def possible_ranks(self) -> tuple[int, int]:
@@ -56,7 +56,7 @@ class MeasuredEigenvalues(Protocol):
 
     @property
     def gradient_weights(self) -> np.ndarray | None:
-        """Squared components of the loss gradient along the eigenvectors."""
+        """Squared components of the loss gradient along the eigenvectors; None if not computed."""
 
     @property
     def inertia(self) -> tuple[int, int, int]:
@@ -67,11 +67,11 @@ class MeasuredEigenvalues(Protocol):
         """The ``rank`` largest eigenvalues in absolute value, by descending absolute value."""
 
     def intervals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper ends for the ascending eigenvalues."""
+        """Lower and upper ends of the intervals of the ascending eigenvalues."""
 
 
 def sizes_with_intervals(spectrum: MeasuredEigenvalues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the absolute eigenvalues, descending, with their lower and upper ends.
+    """Sort the absolute eigenvalues in descending order, with the ends of their intervals.
 
     Parameters
     ----------
@@ -81,7 +81,7 @@ def sizes_with_intervals(spectrum: MeasuredEigenvalues) -> tuple[np.ndarray, np.
     Returns
     -------
     tuple of ndarray
-        Three of shape ``(dim,)``.
+        Absolute values, lower ends and upper ends, ``(dim,)`` each; a lower end is zero if the interval contains zero.
     """
     order = np.argsort(-np.abs(spectrum.eigenvalues), kind="stable")
     sizes = np.abs(spectrum.eigenvalues)[order]

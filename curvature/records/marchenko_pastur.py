@@ -1,4 +1,4 @@
-"""How far from a multiple of the identity a sample covariance is expected to look when the truth is one."""
+"""Expected distances from the identity of a sample covariance whose true covariance is a multiple of the identity."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ __all__ = ["marchenko_pastur_bures", "marchenko_pastur_ratio"]
 
 
 def marchenko_pastur_ratio(dim: int, num_examples: int) -> float:
-    r"""Return the largest over the smallest *non-zero* eigenvalue expected of a sample covariance of the identity.
+    r"""Return the expected condition number, on the rank, of a sample covariance of the identity.
 
     Parameters
     ----------
     dim
-        $d$.
+        Dimension $d$.
     num_examples
-        $N$.
+        Number of examples $N$.
 
     Returns
     -------
     float
-        $((1 + \sqrt q)/(1 - \sqrt q))^2$ with $q = \min(d/N, N/d)$; infinite at $d = N$.
+        Largest over smallest *non-zero* eigenvalue, $((1 + \sqrt q)/(1 - \sqrt q))^2$ with $q = \min(d/N, N/d)$;
+        infinite at $d = N$.
 
     Raises
     ------
@@ -46,14 +47,14 @@ def marchenko_pastur_ratio(dim: int, num_examples: int) -> float:
 
 
 def marchenko_pastur_bures(dim: int, num_examples: int) -> float:
-    r"""Return the Bures distance expected of a sample covariance when the truth is a multiple of the identity.
+    r"""Return the expected Bures distance from the identity of a sample covariance of the identity.
 
     Parameters
     ----------
     dim
-        $d$.
+        Dimension $d$.
     num_examples
-        $N$.
+        Number of examples $N$.
 
     Returns
     -------
@@ -67,8 +68,8 @@ def marchenko_pastur_bures(dim: int, num_examples: int) -> float:
 
     Notes
     -----
-    By $\lambda = 1 + q - 2 \sqrt q \cos\theta$ in the density, zeros included, $E\sqrt\lambda = \frac2\pi \int_0^\pi
-    \sin^2\theta\, (1 + q - 2\sqrt q \cos\theta)^{-1/2}\, d\theta$.
+    The substitution $\lambda = 1 + q - 2 \sqrt q \cos\theta$ in the density, zeros included, gives $E\sqrt\lambda =
+    \frac2\pi \int_0^\pi \sin^2\theta\, (1 + q - 2\sqrt q \cos\theta)^{-1/2}\, d\theta$.
 
     Examples
     --------
@@ -77,7 +78,7 @@ def marchenko_pastur_bures(dim: int, num_examples: int) -> float:
     """
     _require_positive(dim, num_examples)
     q = dim / num_examples
-    # Midpoints of a smooth periodic integrand: the rule converges exponentially, and misses the pole of q = 1.
+    # The midpoint rule converges exponentially for a smooth periodic integrand, and avoids the pole at q = 1.
     angles = (np.arange(4096) + 0.5) * math.pi / 4096
     root = 2 * float(np.mean(np.sin(angles) ** 2 / np.sqrt(1 + q - 2 * math.sqrt(q) * np.cos(angles))))
     return 1 - root**2

@@ -1,4 +1,4 @@
-"""What a notebook shows of a record: a title and a table, every text escaped."""
+"""HTML that a notebook shows for a record: a title and a table, with every text escaped."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ __all__ = ["html_rows", "html_table"]
 
 
 def html_table(title: str, entries: Mapping[str, str], beside: str = "") -> str:
-    """Show names and values.
+    """Write a title and a table of names and values.
 
     Parameters
     ----------
     title
-        Above the table.
+        Heading above the table.
     entries
-        Name to value.
+        Value by name.
     beside
-        An element to the right of the table, already escaped.
+        HTML element to the right of the table, already escaped.
 
     Returns
     -------
     str
-        One ``<div>``.
+        A ``<div>`` element.
     """
     return html_rows(title, ((name, value) for name, value in entries.items()), beside)
 
 
 def html_rows(title: str, rows: Iterable[tuple[str, ...]], beside: str = "") -> str:
-    """Show rows of several columns, the first of which names the row.
+    """Write a title and a table with several columns, the first of which names the row.
 
     Parameters
     ----------
     title
-        Above the table.
+        Heading above the table.
     rows
-        Cells.
+        Cells of each row.
     beside
-        An element to the right of the table, already escaped.
+        HTML element to the right of the table, already escaped.
 
     Returns
     -------
     str
-        One ``<div>``.
+        A ``<div>`` element.
     """
     lines = (
         f"<tr><th>{html.escape(first)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"

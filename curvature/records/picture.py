@@ -1,4 +1,4 @@
-"""A spectrum as a small drawing for a notebook: SVG written by hand, so that records need no plotting library."""
+"""A small SVG drawing of a spectrum for notebooks, written by hand so that records need no plotting library."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 __all__ = ["spectrum_picture"]
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 300, 170, 46, 24
-_MAX_POINTS = 80
+_MAX_POINTS = 80  # drawn; more would make a notebook heavy and overlap
 _BLUE, _VERMILLION, _GRAY = "#0072B2", "#D55E00", "#777777"  # Okabe & Ito
 
 
 def spectrum_picture(eigenvalues: np.ndarray, noise_floor: float, title: str) -> str:
-    """Draw absolute eigenvalues by rank on a logarithmic axis; what the noise floor hides is left out.
+    """Draw the absolute eigenvalues above the noise floor, by rank, on a logarithmic axis.
 
     Parameters
     ----------
     eigenvalues
-        ``(D,)`` in any order.
+        ``(D,)``, in any order.
     noise_floor
-        Drawn as a dashed line.
+        Drawn as a dashed line, if positive.
     title
         Text for screen readers, already escaped.
 
     Returns
     -------
     str
-        One ``<svg>`` element: dots for positive eigenvalues, crosses for negative ones.
+        An ``<svg>`` element: dots for positive eigenvalues, crosses for negative ones.
     """
     sizes = np.abs(eigenvalues)
     order = np.argsort(-sizes, kind="stable")
@@ -59,8 +59,8 @@ def spectrum_picture(eigenvalues: np.ndarray, noise_floor: float, title: str) ->
     parts += [f'<text x="{_LEFT - 4}" y="{y(tick) + 3:.1f}">1e{tick}</text>' for tick in ticks]
     parts.append(f'</g><text x="{_WIDTH - 8}" y="{_HEIGHT - 8}" fill="{_GRAY}" text-anchor="end">')
     parts.append(f"rank, 1 to {len(shown)}</text>")
-    chosen = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), _MAX_POINTS)).round().astype(int))
-    for rank in chosen.tolist():
+    drawn = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), _MAX_POINTS)).round().astype(int))
+    for rank in drawn.tolist():
         value = float(eigenvalues[shown[rank]])
         across, down = x(rank), y(math.log10(abs(value)))
         if value > 0:

@@ -1,4 +1,4 @@
-"""One number with its status, and one self-check."""
+"""A number with its status and interval, and the result of a self-check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Check", "Quantity"]
 
 @dataclass(frozen=True)
 class Quantity:
-    """One number with its status; never a bare float.
+    """A number with its status and the interval that contains it.
 
     Attributes
     ----------
@@ -17,21 +17,24 @@ class Quantity:
         The number; NaN where there is none.
     status
         ======================  ================================================================================
-        ``resolved``            the number, up to the interval
-        ``lower_bound``         at least this: of a ratio, what it divides by is known from above only
+        ``resolved``            known up to its interval
+        ``lower_bound``         at least this; of a ratio, only an upper bound of the denominator is known
         ``upper_bound_only``    at most this
         ``below_noise_floor``   cannot be told from zero: its absolute value is below ``high``
-        ``unresolved``          computed, but it depends on digits, or on a rank, that nobody knows
+        ``unresolved``          computed, but it depends on lost digits or on an unknown rank
         ``indefinite``          no number: the matrix has eigenvalues of both signs
         ``undefined``           no number for another reason
         ======================  ================================================================================
     note
-        Why, where it is not resolved.
+        The reason, where it is not resolved.
     low, high
-        Interval that holds the truth, with ``high`` infinite where nothing bounds it; None where none is known.
+        Interval that contains the true value, ``high`` infinite where there is no upper bound; None where no interval
+        is known.
     method
-        What the interval rests on.
+        How the interval was obtained.
 
+    Examples
+    --------
     >>> str(Quantity(1e-17, "below_noise_floor", low=-1e-15, high=1e-15)), str(Quantity(2e9, "lower_bound"))
     ('< 1e-15', '> 2e+09')
     """
@@ -50,7 +53,7 @@ class Quantity:
 
     @property
     def interval(self) -> str:
-        """The interval as text, empty where none is known."""
+        """The interval as text; empty where none is known."""
         known = self.low is not None and self.high is not None
         return f"[{self.low:.4g}, {self.high:.4g}]" if known else ""
 
@@ -66,10 +69,22 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Check:
-    """One self-check or identity: what was compared, how far apart it was, and how far it may be.
+    """Result of a self-check or of a mathematical identity: a deviation and its tolerance.
 
-    ``claim`` names the claim that this check is a measurement of (``"C4"``, ``"C5"``, ``"C6"``), if any; ``rounding``
-    is the largest ``|A v - A' v| / |A v|`` where two products were compared whole, not only along other vectors.
+    Attributes
+    ----------
+    name
+        What was compared.
+    value
+        The deviation; NaN where it could not be computed.
+    tolerance
+        Largest deviation that passes.
+    note
+        Unit of the deviation, or why nothing was compared.
+    claim
+        Claim of the study that this check measures (``"C4"``, ``"C5"``, ``"C6"``), if any.
+    rounding
+        Largest ``|A v - A' v| / |A v|`` where whole products were compared; None where only ``V^T A V`` was.
     """
 
     name: str

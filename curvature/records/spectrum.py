@@ -1,4 +1,4 @@
-"""All eigenvalues of one matrix, and counts of them."""
+"""Records of all eigenvalues of a matrix, and of its inertia."""
 
 from __future__ import annotations
 
@@ -29,37 +29,39 @@ if TYPE_CHECKING:
 __all__ = ["Inertia", "Spectrum"]
 
 _SCHEMA = "curvature/spectrum/1"
-_MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues do not happen, a zip bomb might
+_MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues are not realistic, a zip bomb is
 
 
 @dataclass(frozen=True)
 class Spectrum(Located):
-    """All eigenvalues of one matrix in one chart, and how far they can be trusted.
+    """All eigenvalues of a matrix in one chart, with their noise floor and rank.
 
     Attributes
     ----------
     where
-        What was decomposed: matrix, chart, gauge, block, ... Eigenvalues without a gauge mean nothing.
+        Header: matrix, chart, gauge, block. Eigenvalues without their gauge mean nothing.
     eigenvalues
         Ascending, ``(dim,)``, unit loss / coordinate**2.
     positive_semidefinite
-        Whether the definition guarantees it.
+        Whether the definition of the matrix guarantees it.
     method
         ``"dense"`` (LAPACK on the entries), ``"factor"`` (singular values of ``B``, ``A = B B^T``) or ``"gram"``
         (LAPACK on the entries of ``B^T B``).
     noise_floor, floor_rule
-        Eigenvalues below it in absolute value cannot be told from zero; and what set it.
+        Eigenvalues below the floor in absolute value cannot be told from zero; and which estimate of rounding set it.
     rank, rank_rule
-        Rank and where it comes from: a structural formula with verified null vectors, a gap, or a threshold.
+        Rank, and where it comes from: a formula with verified null vectors, a gap, or a threshold.
     rank_bounds
-        Smallest and largest rank that agree with what is known; both are the rank where it is resolved. None: whoever
-        made the record vouches for the rank.
+        Smallest and largest possible rank; both equal the rank where it is resolved. None in a record made by hand,
+        whose rank is taken as given.
     gradient_weights
-        Squared components of the loss gradient along the eigenvectors, where they were asked for.
+        Squared components of the loss gradient along the eigenvectors, ``(dim,)``; None unless ``gradient=True``.
+    seconds
+        Time of the computation.
     checks
         Self-checks that the matrix passed; see :mod:`curvature.linalg.checks`.
     vectors
-        Eigenvectors in the order of the eigenvalues, where they were asked for.
+        Eigenvectors in the order of the eigenvalues; None unless ``vectors=True``.
     """
 
     where: Where
@@ -88,15 +90,23 @@ class Spectrum(Located):
 
     @property
     def rank_words(self) -> str:
-        """The rank, or between what it lies."""
-        few, many = self.possible_ranks
-        return str(self.rank) if few == many else f"{few} to {many}"
+        """The rank as text: a number, or the range of possible ranks."""
+        low, high = self.possible_ranks
+        return str(self.rank) if low == high else f"{low} to {high}"
 
     def intervals(self) -> tuple[np.ndarray, np.ndarray]:
-        r"""Lower and upper ends for the ascending eigenvalues: of the i-th eigenvalue itself (Weyl).
+        r"""Bound each eigenvalue by rounding.
 
-        Dense: $\lambda \pm \varphi$ with the noise floor $\varphi$. Factor: the same for singular values, $(\sigma \pm
-        \sqrt\varphi)^2$. A positive semidefinite matrix has no eigenvalue below zero.
+        Returns
+        -------
+        tuple of ndarray
+            Lower and upper ends in the order of ``eigenvalues``, ``(dim,)`` each; the i-th interval contains the i-th
+            eigenvalue.
+
+        Notes
+        -----
+        Dense and Gram matrix: $\lambda \pm \varphi$ with the noise floor $\varphi$ (Weyl's theorem). Factor: the same
+        for singular values, $(\sigma \pm \sqrt\varphi)^2$. A positive semidefinite matrix has no eigenvalue below zero.
         """
         if self.method == "factor":
             singular, floor = np.sqrt(self.eigenvalues), self.noise_floor**0.5
@@ -105,8 +115,20 @@ class Spectrum(Located):
         return (np.maximum(low, 0), np.maximum(high, 0)) if self.positive_semidefinite else (low, high)
 
     def eigenvalue(self, k: int) -> Quantity:
-        """Give ``eigenvalues[k]`` (ascending) as resolved, or as below the noise floor, with its interval.
+        """Return one eigenvalue with its status and interval.
 
+        Parameters
+        ----------
+        k
+            Index into the ascending ``eigenvalues``; negative ones count from the end.
+
+        Returns
+        -------
+        Quantity
+            ``resolved``, or ``below_noise_floor``.
+
+        Examples
+        --------
         >>> record = Spectrum(Where("ggn", "standard"), np.array([1e-20, 2.0]), True, "dense", 1e-15, 1, "by hand")
         >>> print(record.eigenvalue(0), record.eigenvalue(-1), record.eigenvalue(-1).method)
         < 1e-15 2 dense, Weyl
@@ -142,14 +164,48 @@ class Spectrum(Located):
         return self.eigenvalues[np.argsort(-np.abs(self.eigenvalues), kind="stable")][: self.rank]
 
     def condition_numbers(self, **options: Any) -> ConditionNumbers:
-        """Every summary of :mod:`curvature.records.conditioning` that is defined for this spectrum."""
+        """Summarize the spectrum by its condition numbers.
+
+        Parameters
+        ----------
+        **options
+            As for :func:`curvature.records.conditioning.condition_numbers`: ``accuracy``, ``damping``,
+            ``relative_damping``.
+
+        Returns
+        -------
+        ConditionNumbers
+            Every quantity that is defined for this spectrum.
+        """
         return condition_numbers(self, **options)
 
     def save(self, path: str | Path) -> Path:
-        """Write one ``.npz`` file: the arrays, and the rest as JSON. No pickle."""
+        """Write the record, without eigenvectors, to one ``.npz`` file.
+
+        Parameters
+        ----------
+        path
+            Must end in ``.npz``.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        ConfigurationError
+            If the path has another suffix.
+
+        Notes
+        -----
+        Arrays as arrays and all other fields as JSON, without pickle.
+        """
         path = Path(path)
         if path.suffix != ".npz":
-            raise ConfigurationError(f"a spectrum is saved as .npz, got {path.name!r}.")
+            raise ConfigurationError(
+                f"a spectrum is saved as an .npz file, got {path.name!r}. Change the suffix to .npz."
+            )
         plain = to_plain(self)
         arrays = {name: plain.pop(name) for name in list(plain) if isinstance(plain[name], np.ndarray)}
         np.savez(path, about=np.array(to_json({"schema": _SCHEMA} | plain)), **arrays)
@@ -157,25 +213,48 @@ class Spectrum(Located):
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:
-        """Read what :meth:`save` wrote."""
+        """Read a record that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The ``.npz`` file.
+
+        Returns
+        -------
+        Spectrum
+            Equal to the saved record, without eigenvectors.
+
+        Raises
+        ------
+        ConfigurationError
+            If the file is larger than 1 GB, is damaged, or was written by another version of the format.
+        """
         path = Path(path)
         if path.stat().st_size > _MAX_BYTES:
-            raise ConfigurationError(f"{path} is larger than any spectrum ({_MAX_BYTES / 2**30:.0f} GB): not read.")
+            raise ConfigurationError(f"{path} exceeds the {_MAX_BYTES / 2**30:.0f} GB limit for a saved spectrum.")
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 plain = json.loads(str(stored["about"]))
                 arrays = {name: stored[name] for name in stored.files if name != "about"}
             schema = plain.pop("schema")
             spectrum = from_plain(cls, plain | arrays) if schema == _SCHEMA else None
-        # A damaged file fails in as many ways as there are layers: archive, array, JSON, fields.
+        # A damaged file can fail at every layer: archive, array, JSON, fields.
         except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise ConfigurationError(f"{path} is not a saved spectrum: {error}") from error
         if spectrum is None:
-            raise ConfigurationError(f"{path} holds schema {schema}, this version reads {_SCHEMA}.")
+            raise ConfigurationError(f"{path} has schema {schema}, but this version reads {_SCHEMA}.")
         return spectrum
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per eigenvalue, ascending, with its index, interval and whether it is above the noise floor."""
+        """Convert to a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row per eigenvalue, ascending: index, eigenvalue, interval, whether it is above the noise floor, and the
+            header.
+        """
         import pandas as pd
 
         low, high = self.intervals()
@@ -189,7 +268,13 @@ class Spectrum(Located):
         return pd.DataFrame(columns).assign(matrix=self.matrix, chart=self.chart, gauge=self.gauge, block=self.block)
 
     def to_xarray(self) -> xr.DataArray:
-        """Label the eigenvalues; everything else becomes attributes."""
+        """Convert to a labelled array.
+
+        Returns
+        -------
+        xarray.DataArray
+            The eigenvalues by index, with all other fields but arrays as attributes.
+        """
         import xarray as xr
 
         plain = {name: storable(v) for name, v in to_plain(self).items() if not isinstance(v, np.ndarray)}
@@ -215,7 +300,7 @@ class Spectrum(Located):
             "noise floor": f"{self.noise_floor:.1e}" + (f" ({self.floor_rule})" if self.floor_rule else ""),
             **{name: str(quantity) for name, quantity in summary.headline.items()},
             "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
-            "self-checks": f"{len(self.checks)} passed" if self.checks else "none made",
+            "self-checks": f"{len(self.checks)} passed" if self.checks else "none",
         }
         title = html.escape(f"Eigenvalues of {self.label}")
         return html_table(self.label, rows, spectrum_picture(self.eigenvalues, self.noise_floor, title))
@@ -223,10 +308,21 @@ class Spectrum(Located):
 
 @dataclass(frozen=True)
 class Inertia(Located):
-    """How many eigenvalues lie below and above ``shift``, by Sylvester's law of inertia.
+    """Numbers of eigenvalues below and above a shift, by Sylvester's law of inertia.
 
-    ``tolerance`` is the norm of the rounding that was made: eigenvalues farther than it from ``shift`` are on the right
-    side for certain. Eigenvalues of the rounded matrix that are exactly ``shift`` count on neither side.
+    Attributes
+    ----------
+    where
+        Header: matrix, chart, gauge, block.
+    dim
+        Number of eigenvalues.
+    shift
+        The number that eigenvalues are compared with, unit loss / coordinate**2.
+    below, above
+        Eigenvalues on each side. Eigenvalues of the rounded matrix that equal ``shift`` count on neither side.
+    tolerance
+        Norm of the rounding error: eigenvalues farther than this from ``shift`` are proven to be on the side where they
+        are counted.
     """
 
     where: Where

@@ -1,4 +1,4 @@
-"""Summaries over all eigenvalues of a positive semidefinite matrix: distance from the identity, effective ranks."""
+"""Summaries of all eigenvalues of a positive semidefinite matrix: distances from the identity, effective ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from curvature.records.quantity import Quantity
 
 __all__ = ["RELATIVE_DAMPING", "effective_ranks", "sphericity", "with_intervals"]
 
-RELATIVE_DAMPING = 1e-6  # of the logarithmic distances, where the caller gives none
+RELATIVE_DAMPING = 1e-6  # default of the logarithmic distances
 
 
 def sphericity(
@@ -23,18 +23,18 @@ def sphericity(
     Parameters
     ----------
     eigenvalues
-        $l_1, \dots, l_d \ge 0$ in any order. Zeros count: a singular matrix is not spherical.
+        $l_1, \dots, l_d \ge 0$, in any order. Zeros count, because a singular matrix is not spherical.
     damping
         $\delta$ of the logarithmic distances, in the unit of the eigenvalues.
     relative_damping
-        $\delta$ in units of the mean eigenvalue, instead of ``damping``; 1e-6 if neither is given.
+        $\delta$ as a multiple of the mean eigenvalue; 1e-6 if neither is given.
 
     Returns
     -------
     dict
         ``bures``: $1 - (\sum \sqrt l)^2 / (d \sum l)$, ``am_gm_damped``: $\log \overline{l + \delta} - \overline{\log
-        (l + \delta)}$, ``ai_distance_damped``: the standard deviation of $\log (l + \delta)$, all 0 at equality; and
-        ``l1_over_mean``: $d\, l_1 / \sum l$, 1 at equality.
+        (l + \delta)}$, ``ai_distance_damped``: the standard deviation of $\log (l + \delta)$, and ``l1_over_mean``:
+        $d\, l_1 / \sum l$. At a multiple of the identity the last is 1 and all others are 0.
 
     Raises
     ------
@@ -69,12 +69,12 @@ def sphericity(
 
 
 def effective_ranks(eigenvalues: np.ndarray) -> dict[str, Quantity]:
-    r"""Count the eigenvalues of a positive semidefinite matrix that matter, in four ways.
+    r"""Compute four effective ranks of a positive semidefinite matrix.
 
     Parameters
     ----------
     eigenvalues
-        $l_1 \ge \dots \ge l_d \ge 0$, descending, not all zero.
+        $l_1 \ge \dots \ge l_d \ge 0$, not all zero.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def effective_ranks(eigenvalues: np.ndarray) -> dict[str, Quantity]:
         ``participation_ratio``: $(\sum l)^2 / \sum l^2$, ``effective_rank``: $\exp$ of the entropy of $l / \sum l$ (Roy
         & Vetterli 2007), ``stable_rank``: $\sum l^2 / l_1^2$, ``intrinsic_dimension``: $\sum l / l_1$.
     """
-    relative = eigenvalues / eigenvalues[0]  # squares neither overflow nor vanish
+    relative = eigenvalues / eigenvalues[0]  # so that squares neither overflow nor underflow
     total, squares = float(relative.sum()), float((relative**2).sum())
     shares = relative[relative > 0] / total
     return {
@@ -96,7 +96,7 @@ def effective_ranks(eigenvalues: np.ndarray) -> dict[str, Quantity]:
 def with_intervals(
     quantities: dict[str, Quantity], eigenvalues: np.ndarray, ends: tuple[np.ndarray, np.ndarray], method: str
 ) -> dict[str, Quantity]:
-    """Add the interval that follows from those of the eigenvalues, where the formula is simple.
+    """Add the intervals that follow from those of the eigenvalues, where there is a simple formula.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ def with_intervals(
     eigenvalues
         Descending, ``(d,)``.
     ends
-        Lower and upper ends of each eigenvalue.
+        Lower and upper ends of the intervals of the eigenvalues, ``(d,)`` each.
     method
         How the eigenvalues were computed.
 
     Returns
     -------
     dict
-        The same quantities, those with a bound with ``low`` and ``high``.
+        The same quantities; those with a formula have ``low`` and ``high``.
     """
     low, high = (end / eigenvalues[0] for end in ends)
     dim, least, most = len(eigenvalues), float(low.sum()), float(high.sum())
@@ -128,7 +128,8 @@ def with_intervals(
         "intrinsic_dimension": (least / high[0], most / low[0]),
     }
     if "effective_rank" in quantities and dim > 1:
-        # Entropies of laws at a total variation distance t differ by at most t log(d - 1) + h(t) (Fannes 1973).
+        # Fannes' inequality (1973): the entropies of two distributions at total variation distance t differ by at most
+        # t log(d - 1) + h(t), h the binary entropy.
         distance = min(1 - 1 / dim, float((high - low).sum()) / least)
         entropy = distance * math.log(dim - 1) - sum(p * math.log(p) for p in (distance, 1 - distance) if p > 0)
         value = quantities["effective_rank"].value

@@ -1,35 +1,39 @@
-"""Records of steps, of the gradient noise per neuron, and of gauges."""
+"""Records of gradient steps, of the gradient covariance of single neurons, and of gauges."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from curvature.records.where import chart_label
+
 __all__ = ["Alignment", "GaugeState", "StepComparison", "Whitening"]
 
 
 @dataclass(frozen=True)
 class StepComparison:
-    r"""How close one chart's gradient step is to the damped natural-gradient step, at one damping.
+    r"""Comparison of the gradient step of one chart with the damped natural-gradient step.
 
     Attributes
     ----------
     chart, gauge, block
-        The chart, and the block of the weights.
+        Chart with its gauge, and block of the weights.
     relative_damping
         $a$ in $\lambda = a \operatorname{tr}(F) / P$.
     damping
-        $\lambda$, unit loss / weight**2, added to $F$ *on the weights*.
+        $\lambda$, unit loss / weight**2, added to the Fisher matrix $F$ *on the weights*.
     efficiency
-        $E \in [0, 1]$: the best line-search decrease of the quadratic model along the chart's step, over that of the
-        full damped natural-gradient step.
+        $E \in [0, 1]$: the decrease of the quadratic model by the best line search along the chart's step, divided by
+        the decrease by the full damped natural-gradient step.
     index
-        $R = (E - E_\text{SGD}) / (E_\text{neuron-block} - E_\text{SGD})$: 0 is gradient descent, 1 neuron-block natural
-        gradient; NaN where the two ends coincide.
+        $R = (E - E_\text{SGD}) / (E_\text{neuron-block} - E_\text{SGD})$: 0 for gradient descent, 1 for the
+        neuron-block natural gradient; NaN where these two coincide.
     kappa
-        Condition number of $K^{1/2}(F + \lambda I)K^{1/2}$: 1 where $K \propto (F + \lambda I)^{-1}$.
+        Condition number of $K^{1/2}(F + \lambda I)K^{1/2}$; 1 where $K \propto (F + \lambda I)^{-1}$.
     am_gm, ai_distance
-        Distance of the same matrix from a multiple of the identity; 0 at the natural gradient.
+        Distances of the same matrix from a multiple of the identity; 0 for the natural gradient.
+    num_examples
+        Number of examples in $F$.
     """
 
     chart: str
@@ -47,12 +51,12 @@ class StepComparison:
     @property
     def label(self) -> str:
         """Chart with its gauge: ``"weight-norm (paper)"``."""
-        return self.chart if self.gauge == "-" else f"{self.chart} ({self.gauge})"
+        return chart_label(self.chart, self.gauge)
 
 
 @dataclass(frozen=True)
 class Alignment:
-    r"""Where one direction lies in the eigenbasis of one neuron's gradient covariance $C$ (claim C2).
+    r"""Alignment of one direction with the eigenvectors of a neuron's gradient covariance $C$ (claim C2).
 
     Attributes
     ----------
@@ -61,13 +65,13 @@ class Alignment:
     direction
         ``"w"``, ``"random"`` or ``"mean input"``.
     cosine
-        $|\cos(x, e_1)|$ with the top eigenvector.
+        $|\cos(x, e_1)|$ of the direction $x$ with the top eigenvector.
     rayleigh
-        $(x^T C x / x^T x) / (\operatorname{tr} C / d)$; 1 is expected for a random direction.
+        $(x^T C x / x^T x) / (\operatorname{tr} C / d)$; its expectation for a random direction is 1.
     null_cosine
-        Expected ``cosine`` of a random direction.
+        Expectation of ``cosine`` for a random direction.
     dim, num_examples
-        $d$, and the examples behind $C$.
+        Dimension $d$ of $C$, and number of examples in it.
     """
 
     neuron: str
@@ -81,7 +85,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Sphericity of one neuron's gradient covariance with one direction projected out, or none (claim C3).
+    """Sphericity of a neuron's gradient covariance, with one direction projected out or none (claim C3).
 
     Attributes
     ----------
@@ -92,9 +96,9 @@ class Whitening:
     bures, am_gm_damped
         Distances from a multiple of the identity, 0 at equality; ``bures`` is below 1.
     l1_over_mean
-        Largest over mean eigenvalue.
+        Largest over mean eigenvalue, 1 at equality.
     dim, num_examples
-        Dimension after the projection, and the examples behind the covariance.
+        Dimension after the projection, and number of examples in the covariance.
     """
 
     neuron: str
@@ -108,16 +112,16 @@ class Whitening:
 
 @dataclass(frozen=True)
 class GaugeState:
-    r"""The stretches $\|v\| / |g|$ of all normalized rows at one point: what gauge "checkpoint" means in numbers.
+    r"""Stretches $\|v\| / |g|$ of all normalized rows at one point of training.
 
     Attributes
     ----------
     chart, gauge
-        The chart.
+        Chart with its gauge.
     minimum, median, maximum
-        Over the rows.
+        Of the stretches over all rows.
     num_rows
-        How many there are.
+        Number of normalized rows.
     """
 
     chart: str

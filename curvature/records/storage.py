@@ -1,4 +1,4 @@
-"""The one codec of records: to plain values and back, for npz, NetCDF and JSON alike."""
+"""Conversion of records to plain values and back, shared by the npz, NetCDF and JSON formats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Record = TypeVar("Record")
 
 
 def to_plain(record: Any) -> dict[str, Any]:
-    """Give the fields of a record, its header flattened, arrays and tuples as they are.
+    """Convert a record to a dict of its fields, with the header flattened.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def to_plain(record: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        Field to value. Eigenvectors are left out: they are as large as the matrix.
+        Value by field; arrays and tuples are not converted. Eigenvectors are left out: they are as large as the matrix.
     """
     plain: dict[str, Any] = {}
     for item in fields(record):
@@ -43,14 +43,14 @@ def to_plain(record: Any) -> dict[str, Any]:
 
 
 def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
-    """Rebuild a record from what :func:`to_plain` gave, each value by the declared type of its field.
+    """Rebuild a record from the output of :func:`to_plain`, each value by the declared type of its field.
 
     Parameters
     ----------
     kind
         Class of the record.
     plain
-        Its fields; a value that :func:`storable` wrote as JSON is read back.
+        Value by field; a value that :func:`storable` wrote as JSON is parsed.
 
     Returns
     -------
@@ -74,17 +74,17 @@ def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
 
 
 def storable(value: Any) -> Any:
-    """Keep numbers and text; write None, booleans, records and containers, which NetCDF does not know, as JSON.
+    """Convert a value to a type that NetCDF has: numbers and text as they are, everything else as JSON.
 
     Parameters
     ----------
     value
-        Any value of a record but an array.
+        Any value of a record except an array. NetCDF has no None, booleans, records or containers.
 
     Returns
     -------
     int, float or str
-        What an attribute or a column of NetCDF can hold.
+        A value that a NetCDF attribute or column can store.
     """
     plain = isinstance(value, str | int | float) and not isinstance(value, bool)
     return value if plain else to_json(value)
@@ -96,7 +96,7 @@ def to_json(value: Any) -> str:
     Parameters
     ----------
     value
-        Anything made of mappings, sequences, records, text and numbers.
+        A mapping, sequence, record, text or number, nested to any depth.
 
     Returns
     -------
@@ -107,7 +107,7 @@ def to_json(value: Any) -> str:
 
 
 def _restored(value: Any, declared: Any) -> Any:
-    """Undo :func:`storable` by a declared type."""
+    """Undo :func:`storable`, guided by the declared type of the field."""
     value = value.item() if isinstance(value, np.generic) else value
     if declared is str:
         return str(value)

@@ -1,4 +1,4 @@
-"""Everything one command measured."""
+"""The record of a whole study: every measurement of one command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ RecordT = TypeVar("RecordT")
 
 @dataclass(frozen=True)
 class Measured(Generic[RecordT]):
-    """One record and where it was taken: arm (whose weights), seed, checkpoint and optimizer step."""
+    """A record with the point of training where it was measured.
+
+    Attributes
+    ----------
+    arm, seed
+        Training run whose weights were measured.
+    checkpoint, step
+        Name of the checkpoint, and its optimizer step.
+    record
+        The measurement.
+    """
 
     arm: str
     seed: int
@@ -30,7 +40,7 @@ class Measured(Generic[RecordT]):
 
 @dataclass(frozen=True)
 class Study:
-    """Everything one command measured: what the run directory and the report are made from.
+    """All measurements of one command, from which the run directory and the report are made.
 
     Attributes
     ----------
@@ -39,25 +49,25 @@ class Study:
     config
         The resolved configuration; running it again gives the same numbers.
     model, data
-        One line each, for people.
+        Description of each in one line.
     num_weights, num_examples
-        ``P`` and ``N``.
+        Numbers of weights ``P`` and of examples ``N``.
     measurements
-        All records, each with its place.
+        All records, each with its point of training.
     curves
-        Training curves, if anything was trained.
+        Training curves; empty if nothing was trained.
     checks
         Identities and self-checks with their values.
-    sweeps
-        Learning rates tried, if they were tuned.
-    verdicts
-        What the measurements say about the claims, if claims were tested.
-    decompositions
-        Where the difference between the arms comes from, if it was asked.
     warnings
-        What a reader must know before quoting a number.
+        Cautions that a reader needs before quoting a number.
     provenance
         Versions, seeds, hashes, machine, times.
+    sweeps
+        Sweeps of the learning rate; empty if it was not tuned.
+    verdicts
+        Verdict on each claim; empty if no claims were tested.
+    decompositions
+        Sources of the difference between two arms; empty if it was not decomposed.
     """
 
     command: str
@@ -77,28 +87,42 @@ class Study:
 
     @property
     def self_checks(self) -> tuple[Check, ...]:
-        """Self-checks that all records carry, one for each matrix and name: the one closest to its tolerance."""
-        found: dict[tuple[str, str], list[Check]] = {}
+        """Self-checks of all records: for each matrix and name, the one closest to its tolerance."""
+        by_name: dict[tuple[str, str], list[Check]] = {}
         for m in self.measurements:
             for check in getattr(m.record, "checks", ()):
-                found.setdefault((m.record.matrix, check.name), []).append(check)
+                by_name.setdefault((m.record.matrix, check.name), []).append(check)
 
-        def badness(check: Check) -> float:  # what could not be compared must be seen
+        def badness(check: Check) -> float:  # a check that compared nothing comes first, so that a reader sees it
             return check.value / check.tolerance if math.isfinite(check.tolerance) else math.inf
 
         return tuple(
             replace(worst, name=f"{matrix}: {name}", note=f"{worst.note}; the worst of {len(checks)}")
-            for (matrix, name), checks in found.items()
+            for (matrix, name), checks in by_name.items()
             for worst in [max(checks, key=badness)]
         )
 
     def of(self, kind: type[RecordT], **where: Any) -> list[Measured[RecordT]]:
-        """Measurements of one kind of record; ``where`` filters by place or by the record's own fields.
+        """Select the measurements of one kind of record.
 
+        Parameters
+        ----------
+        kind
+            Class of the record.
+        **where
+            Values that fields of the measurement (``arm``, ``checkpoint``, ...) or of its record must have.
+
+        Returns
+        -------
+        list of Measured
+            In the order of the study.
+
+        Examples
+        --------
         >>> study.of(Spectrum, matrix="ggn", checkpoint="late")  # doctest: +SKIP
         """
 
-        def value(measured: Measured, key: str) -> Any:
+        def value(measured: Measured[Any], key: str) -> Any:
             owner = measured if hasattr(measured, key) else measured.record
             return getattr(owner, key)
 

@@ -1,4 +1,4 @@
-"""Training curves and learning rates."""
+"""Records of training: curves, steps to a loss, sweeps of the learning rate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ __all__ = ["LearningRateSweep", "StepsToLoss", "TrainingCurve"]
 
 @dataclass(frozen=True)
 class StepsToLoss:
-    """Optimizer steps until the loss over all data was first seen at a level or below it (claim C8).
+    """Optimizer steps until the loss over all data first reached a level (claim C8).
 
-    ``reached`` False: right-censored, the number is larger than ``steps``, the last step that was taken;
-    ``diverged`` says that no longer run would have got there.
+    Attributes
+    ----------
+    arm, seed
+        Training run.
+    level
+        The loss to reach.
+    steps
+        First evaluated step with a loss of at most ``level``; the last step of the run if none reached it.
+    reached
+        False for a censored observation: the true number is larger than ``steps``.
+    diverged
+        Whether the run ended in a loss that is not finite, so that a longer run would not have reached the level.
     """
 
     arm: str
@@ -28,9 +38,20 @@ class StepsToLoss:
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """One run of one arm: mean loss over all data, ``(T,)``, at the optimizer steps ``steps``.
+    """Loss and accuracy over all data during one training run.
 
-    A run that diverged ends in a loss that is not finite. ``learning_rate`` is NaN where it was not told.
+    Attributes
+    ----------
+    arm, seed
+        Training run.
+    steps
+        Optimizer steps at which the run was evaluated, ``(T,)``.
+    losses
+        Mean loss over all data, ``(T,)``; a run that diverged ends in a loss that is not finite.
+    accuracies
+        Accuracy over all data, ``(T,)``.
+    learning_rate
+        NaN where it is unknown.
     """
 
     arm: str
@@ -41,8 +62,20 @@ class TrainingCurve:
     learning_rate: float = math.nan
 
     def steps_to(self, level: float) -> StepsToLoss:
-        """First step whose loss is not above ``level``, as finely as the curve was evaluated.
+        """Find the first evaluated step whose loss is not above a level.
 
+        Parameters
+        ----------
+        level
+            The loss to reach.
+
+        Returns
+        -------
+        StepsToLoss
+            Censored at the last step if no loss is that low.
+
+        Examples
+        --------
         >>> curve = TrainingCurve("standard", 0, np.array([0, 5, 10]), np.array([2.0, 1.0, 0.5]), np.ones(3))
         >>> curve.steps_to(1.0).steps, curve.steps_to(0.1)
         (5, StepsToLoss(arm='standard', seed=0, level=0.1, steps=10, reached=False, diverged=False))
@@ -56,20 +89,24 @@ class TrainingCurve:
 
 @dataclass(frozen=True)
 class LearningRateSweep:
-    """One arm trained at each learning rate of a grid, for the same number of steps.
+    """Final losses of one arm over a grid of learning rates, with the same number of steps at each.
 
     Attributes
     ----------
-    rates, final_losses
-        Ascending rates, evenly spaced in the logarithm, ``(R,)``; mean of the losses over all data at the ends of the
-        last epochs (see :func:`~curvature.studies.training.tune_learning_rate`), infinite where training diverged.
+    arm, seed
+        Which arm was trained, and its seed.
+    rates
+        Learning rates, ascending and evenly spaced in the logarithm, ``(R,)``.
+    final_losses
+        Mean of the losses over all data at the ends of the last epochs, ``(R,)`` (see
+        :func:`~curvature.studies.training.tune_learning_rate`); infinite where training diverged.
     chosen
-        The rate with the lowest of these; NaN if every rate diverged.
+        Rate with the lowest final loss; NaN if every rate diverged.
     at_edge
-        Whether ``chosen`` is the first or last rate, or there is none, although the grid was extended as far as
-        allowed: a better rate may lie beyond.
+        Whether ``chosen`` is the first or last rate, or NaN, although the grid was extended as far as allowed: a better
+        rate may lie outside.
     budget
-        Optimizer steps.
+        Optimizer steps at each rate.
     """
 
     arm: str

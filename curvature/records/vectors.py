@@ -1,4 +1,4 @@
-"""Eigenvectors with their residuals, flat and by the names of the parameters."""
+"""The record of eigenvectors with their residuals, as flat vectors or by parameter name."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ __all__ = ["Eigenvectors"]
 
 @dataclass(frozen=True, eq=False)
 class Eigenvectors:
-    r"""Orthonormal eigenvectors, one for each eigenvalue of the record that holds them, in its order.
+    r"""Orthonormal eigenvectors of the eigenvalues of a record, in the same order.
 
     Attributes
     ----------
     eigenvalues
         ``(K,)``, unit loss / coordinate**2.
     columns
-        ``(D, K)``: ``columns[:, k]`` belongs to ``eigenvalues[k]``. The sign of each is arbitrary, and so is the basis
-        within a multiple eigenvalue.
+        ``(D, K)``: ``columns[:, k]`` belongs to ``eigenvalues[k]``. Its sign is arbitrary, and so is the basis of the
+        eigenspace of a multiple eigenvalue.
     residuals
-        $\|A q_k - \lambda_k q_k\|$ from products with the matrix, ``(K,)``: an eigenvalue of the matrix lies within it
-        of $\lambda_k$. The angle to the true eigenvector is at most about the residual over the gap to the next
-        eigenvalue (Davis & Kahan 1970).
+        $\|A q_k - \lambda_k q_k\|$ from products with the matrix, ``(K,)``. An eigenvalue of the matrix lies within
+        this distance of $\lambda_k$. The angle to the true eigenvector is at most about the residual divided by the gap
+        to the next eigenvalue (Davis & Kahan 1970).
     names
-        Name and shape of every tensor of coordinates, in order; empty where the coordinates have no names.
+        Name and shape of every tensor of coordinates, in order; empty if the coordinates have no names.
     """
 
     eigenvalues: np.ndarray = field(repr=False)
@@ -44,43 +44,53 @@ class Eigenvectors:
         return self.columns.shape[1]
 
     def flat(self, k: int) -> np.ndarray:
-        """Give the eigenvector of ``eigenvalues[k]`` as one vector.
+        """Return the eigenvector of ``eigenvalues[k]`` as one flat vector.
 
         Parameters
         ----------
         k
-            Its place, in the order of the record; negative counts from the end.
+            Index into ``eigenvalues``; negative ones count from the end.
 
         Returns
         -------
         numpy.ndarray
-            ``(D,)``, of length one.
-        """
-        if not -len(self) <= k < len(self):
-            raise ConfigurationError(f"there are {len(self)} eigenvectors: k must lie in [0, {len(self)}), got {k}.")
-        return self.columns[:, k]
-
-    def vector(self, k: int) -> dict[str, np.ndarray]:
-        """Give the eigenvector of ``eigenvalues[k]`` by the names of the parameters.
-
-        Parameters
-        ----------
-        k
-            Its place, in the order of the record; negative counts from the end.
-
-        Returns
-        -------
-        dict
-            Name to tensor, in the shape of the parameter.
+            ``(D,)``, of unit length.
 
         Raises
         ------
         ConfigurationError
-            If the coordinates of the matrix have no names, as those of a matrix from ``from_dense``.
+            If ``k`` is out of range.
+        """
+        if not -len(self) <= k < len(self):
+            raise ConfigurationError(
+                f"k must be in [0, {len(self)}), since this record has {len(self)} eigenvectors; got {k}."
+            )
+        return self.columns[:, k]
+
+    def vector(self, k: int) -> dict[str, np.ndarray]:
+        """Return the eigenvector of ``eigenvalues[k]`` as one array per parameter.
+
+        Parameters
+        ----------
+        k
+            Index into ``eigenvalues``; negative ones count from the end.
+
+        Returns
+        -------
+        dict
+            Array by parameter name, in the shape of the parameter.
+
+        Raises
+        ------
+        ConfigurationError
+            If ``k`` is out of range, or the coordinates of the matrix have no names (as with ``from_dense``).
         """
         if not self.names:
-            raise ConfigurationError("the coordinates of this matrix have no names: use flat(k).")
-        column, parts, start = self.flat(k), {}, 0
+            raise ConfigurationError(
+                "the coordinates of this matrix have no names, so its eigenvectors have no parts by name. Use flat(k)."
+            )
+        parts: dict[str, np.ndarray] = {}
+        column, start = self.flat(k), 0
         for name, shape in self.names:
             size = int(np.prod(shape))
             parts[name] = column[start : start + size].reshape(shape)

@@ -1,4 +1,4 @@
-"""What the measurements say about a claim, and where a difference comes from."""
+"""Records of the evidence: the verdict on a claim, and the decomposition of a difference into its sources."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ __all__ = ["Decomposition", "Verdict"]
 
 @dataclass(frozen=True)
 class Verdict:
-    r"""What the measurements say about one claim, by a rule that was fixed before they were made.
+    r"""Outcome of the test of one claim, by a rule that was fixed before the measurements.
 
-    Every paired number is oriented: positive means what the claim says. The rules: :mod:`curvature.studies.evidence`.
+    Every paired number is oriented so that positive values support the claim. The rules are in
+    :mod:`curvature.studies.evidence`.
 
     Attributes
     ----------
     claim, case
-        ``"C1"`` to ``"C8"``, and which form of it where there are several.
+        ``"C1"`` to ``"C8"``, and the variant of the claim where there are several.
     sentence
-        What was tested, as a sentence that can be false.
+        The tested statement.
     outcome
         ``"supported"``, ``"refuted"`` (an effect of the claimed size is excluded), ``"inconclusive"``, or ``"not
         tested"`` (``note`` says what would be needed).
     rule
         The rule that decided, in words.
     unit
-        What ``estimate``, the interval and ``threshold`` are measured in.
+        Unit of ``estimate``, the interval and ``threshold``.
     method
         ``"student"`` (mean and t interval), ``"sign"`` (median, exact sign test; for numbers that may be bounds) or
         ``"identity"`` (largest deviation against a tolerance; no statistics).
     estimate, low, high, level
-        The number, and the interval that decided: at ``level`` for this claim alone, where Holm's step-down compares
-        it. ``low`` and ``high`` are infinite where too few pairs allow no interval.
+        Estimated effect, and the interval that decided. ``level`` is the level of this claim alone, at which Holm's
+        step-down procedure compares it. ``low`` and ``high`` are infinite if there are too few pairs for an interval.
     p_value, adjusted_p_value
-        Two-sided against ``threshold``, alone and after Holm over the family.
+        Two-sided, against ``threshold``: of this claim alone, and after Holm's adjustment over the family.
     threshold
-        The smallest effect that counts; for an identity, the tolerance.
+        Smallest effect that counts; for an identity, the tolerance.
     num_pairs, num_missing
-        Pairs that entered, and pairs that have no number (not resolved, not finite, different ranks).
-    effects, ceilings
-        The paired numbers themselves, by seed; where a number is only known to lie between two bounds these are the
-        lower and the upper ones (``ceilings`` is empty where nothing is bounded).
+        Pairs that entered, and pairs without a number (not resolved, not finite, or of different ranks).
     min_pairs
         Fewer pairs than this decide nothing.
+    effects, ceilings
+        Paired numbers by seed. Where a number is only known to lie between two bounds, these are the lower and the
+        upper ones; ``ceilings`` is empty if no number is a bound.
     control, control_estimate, control_low, control_high, control_passed
-        What makes it evidence, its 95 % interval, and whether it came out as it must; None where it has no such rule.
+        Control experiment, its result with a 95 % interval, and whether it came out as required; None if there is no
+        such requirement.
     note
-        What a reader must know before quoting it.
+        Caution that a reader needs before quoting the verdict.
     """
 
     claim: str
@@ -86,12 +88,12 @@ class Verdict:
 
     @property
     def icon(self) -> str:
-        """One character beside the word: a tick, a cross, a question mark or a dash."""
+        """The outcome as one character: a tick, a cross, a question mark or a dash."""
         return {"supported": "✓", "refuted": "✗", "inconclusive": "?"}.get(self.outcome, "–")
 
     @property
     def found(self) -> str:
-        """The number with its interval, in words."""
+        """The result as text: the number with its interval, threshold and number of pairs."""
         if self.outcome == "not tested":
             return self.note
         if self.method == "identity":
@@ -112,29 +114,29 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The log-ratio of one quantity between the two arms, cut into its sources; see :mod:`curvature.studies.evidence`.
+    """Log-ratio of a quantity between two arms, split into its sources; see :mod:`curvature.studies.evidence`.
 
     Attributes
     ----------
     quantity, matrix
-        What was compared.
+        Compared quantity, e.g. ``"kappa_80"``, and its matrix.
     sources
         Names of the columns of ``parts``.
     parts
-        ``(num_seeds, num_sources)``; each row sums to ``whole``.
+        ``(num_seeds, num_sources)``; each row adds up to ``whole``.
     whole
-        ``(num_seeds,)``: log of the weight-normalized arm's number over the standard arm's.
+        Logarithm of the number of the weight-normalized arm over that of the standard arm, ``(num_seeds,)``.
     seeds
-        One per row.
+        Seed of each row.
     held
-        Sources that were not varied on their own, and why: their column is zero, and what they do, if anything, is
-        in the part that the reason names.
+        Sources that were not varied separately, with the reason. Their column is zero; their effect, if any, is in the
+        part that the reason names.
     num_orders
-        How many orders of switching the sources the parts are averaged over; 1 is a plain telescoping sum.
+        Number of orders of the changes that the parts are averaged over; 1 is a plain telescoping sum.
     num_missing
-        Seeds left out because a number of theirs is missing.
+        Seeds left out because one of their numbers is missing.
     arms
-        The standard and the weight-normalized arm.
+        Names of the standard and of the weight-normalized arm.
     """
 
     quantity: str
@@ -151,5 +153,5 @@ class Decomposition:
     def __repr__(self) -> str:
         means = zip(self.sources, self.parts.mean(axis=0), strict=True)
         parts = ", ".join(f"{source} {value:+.3g}" for source, value in means if source not in self.held)
-        about = f"{self.matrix}, {self.quantity}, {len(self.whole)} seeds"
-        return f"Decomposition({about}: {self.whole.mean():+.3g} = {parts})"
+        subject = f"{self.matrix}, {self.quantity}, {len(self.whole)} seeds"
+        return f"Decomposition({subject}: {self.whole.mean():+.3g} = {parts})"

@@ -8,14 +8,14 @@ __all__ = ["Located", "Where", "chart_label"]
 
 
 def chart_label(chart: str, gauge: str) -> str:
-    """Print a chart with its gauge: the one place that says how.
+    """Write a chart with its gauge, as every message, table and figure does.
 
     Parameters
     ----------
     chart
         Name of the chart.
     gauge
-        Its gauge; ``"-"`` where the chart has one gauge only.
+        Its gauge; ``"-"`` for a chart with a single gauge.
 
     Returns
     -------
@@ -32,24 +32,25 @@ def chart_label(chart: str, gauge: str) -> str:
 
 @dataclass(frozen=True)
 class Where:
-    """Which matrix a number belongs to; a condition number without its gauge means nothing.
+    """Header of a record: which matrix was measured, in which coordinates, from which examples.
 
     Attributes
     ----------
     matrix
-        What was decomposed: ``"hessian"``, ``"ggn"``, ...
+        Name of the matrix: ``"hessian"``, ``"ggn"``, ...
     chart, gauge
-        The coordinates it is written in; ``"-"`` where the chart has one gauge only.
+        Coordinates it is written in. A condition number without its gauge means nothing; ``"-"`` for a chart with a
+        single gauge.
     block
         ``"all"``, or the name of the principal block.
     effective
-        True for ``K^(1/2) A K^(1/2)`` (no gauge zeros), False for the chart's own coordinates.
+        True for ``K^(1/2) A K^(1/2)`` on the weights, which has no gauge zeros; False for the coordinates of the chart.
     num_examples
-        Examples behind the mean.
+        Number of examples in the mean.
     num_samples
-        Sampled labels per example; None unless Monte Carlo.
+        Sampled labels per example; None for every matrix but the Monte Carlo Fisher.
     dtype
-        Precision of the products.
+        Precision of the products, e.g. ``"float64"``.
 
     Examples
     --------
@@ -73,7 +74,7 @@ class Where:
 
     @property
     def label(self) -> str:
-        """Matrix, chart with its gauge, and block in a few words."""
+        """Matrix, chart with its gauge, and block, e.g. ``"ggn, weight-norm (paper)"``."""
         return f"{self.matrix}, {self.chart_label}" + ("" if self.block == "all" else f", {self.block}")
 
     def __str__(self) -> str:
@@ -81,43 +82,43 @@ class Where:
 
 
 class Located:
-    """Read the header of a record by its parts: ``record.chart`` is ``record.where.chart``."""
+    """Read-only access to the header of a record: ``record.chart`` is ``record.where.chart``."""
 
     where: Where
 
     @property
     def matrix(self) -> str:
-        """What matrix this is."""
+        """Name of the matrix."""
         return self.where.matrix
 
     @property
     def chart(self) -> str:
-        """The chart it is written in."""
+        """Name of the chart."""
         return self.where.chart
 
     @property
     def gauge(self) -> str:
-        """The gauge of the chart."""
+        """Gauge of the chart."""
         return self.where.gauge
 
     @property
     def block(self) -> str:
-        """The principal block, ``"all"`` for the whole matrix."""
+        """Name of the principal block; ``"all"`` for the whole matrix."""
         return self.where.block
 
     @property
     def effective(self) -> bool:
-        """Whether this is ``K^(1/2) A K^(1/2)``."""
+        """Whether this is ``K^(1/2) A K^(1/2)`` on the weights."""
         return self.where.effective
 
     @property
     def num_examples(self) -> int | None:
-        """Examples behind the mean."""
+        """Number of examples in the mean."""
         return self.where.num_examples
 
     @property
     def num_samples(self) -> int | None:
-        """Sampled labels per example; None unless Monte Carlo."""
+        """Sampled labels per example; None for every matrix but the Monte Carlo Fisher."""
         return self.where.num_samples
 
     @property
@@ -127,5 +128,5 @@ class Located:
 
     @property
     def label(self) -> str:
-        """Matrix, chart with its gauge, and block in a few words."""
+        """Matrix, chart with its gauge, and block."""
         return self.where.label

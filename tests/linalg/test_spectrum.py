@@ -357,7 +357,7 @@ def test_records_made_by_hand_survive_saving_too(tmp_path):
 
 
 def test_only_npz_files_are_written(record, tmp_path):
-    with pytest.raises(cv.ConfigurationError, match=r"saved as .npz, got 'spectrum.json'"):
+    with pytest.raises(cv.ConfigurationError, match=r"saved as an .npz file, got 'spectrum.json'"):
         record.save(tmp_path / "spectrum.json")
 
 

@@ -1,0 +1,76 @@
+"""The record of one number of a matrix, exact or estimated, with its interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from curvature.records.where import Located, Where
+
+__all__ = ["Estimate"]
+
+
+@dataclass(frozen=True)
+class Estimate(Located):
+    r"""One number of a matrix, or one per coordinate, with an interval that contains it.
+
+    Attributes
+    ----------
+    what
+        ``"trace"``, ``"diagonal"``, ``"log-determinant"``, ...
+    value, low, high
+        The number and its interval; arrays ``(D,)`` for a diagonal, whose intervals hold entry by entry.
+    level
+        Probability, over the random probes, that the interval contains the true value; 1 for exact and certified
+        values.
+    method
+        ``"exact"`` (the interval is rounding), or the name of the estimator.
+    where
+        Header: matrix, chart, gauge, block.
+    dim
+        Dimension of the matrix.
+    standard_error
+        Standard error of ``value`` over probes; 0 where nothing is random.
+    quadrature_error
+        Half the width of the part of the interval that more Lanczos steps would remove, as opposed to more probes.
+    num_products, num_probes
+        Products with the matrix, and independent probes among them.
+    converged
+        Whether the requested precision was reached; True if none was requested.
+    note
+        Cautions.
+    seconds
+        Time of the computation.
+    """
+
+    what: str
+    value: float | np.ndarray
+    low: float | np.ndarray
+    high: float | np.ndarray
+    level: float
+    method: str
+    where: Where
+    dim: int
+    standard_error: float | np.ndarray = 0.0
+    quadrature_error: float = 0.0
+    num_products: int = 0
+    num_probes: int = 0
+    converged: bool = True
+    note: str = ""
+    seconds: float = math.nan
+
+    def __repr__(self) -> str:
+        return f"Estimate({self})"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the value is exact up to rounding."""
+        return self.method == "exact"
+
+    def __str__(self) -> str:
+        if np.ndim(self.value):
+            return f"{self.what} of {self.matrix}: {self.dim} entries, {self.method}"
+        how = self.method if self.exact else f"{100 * self.level:g} %, {self.method}"
+        return f"{self.what} of {self.matrix}: {self.value:.6g} in [{self.low:.6g}, {self.high:.6g}] ({how})"
