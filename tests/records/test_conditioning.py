@@ -377,7 +377,7 @@ def test_condition_numbers_carry_their_context_and_refuse_unknown_names():
     where = Where("ggn", "weight-norm", "paper", num_examples=9)
     found = replace(spectrum_of([2.0, 1.0]), where=where).condition_numbers()
     assert (found.matrix, found.chart, found.gauge, found.num_examples) == ("ggn", "weight-norm", "paper", 9)
-    with pytest.raises(cv.ConfigurationError, match="ggn has no quantity 'kappa'. It has kappa_rank"):
+    with pytest.raises(cv.ConfigurationError, match=r"ggn has no quantity 'kappa'\. It has kappa_rank"):
         found["kappa"]
     assert "\n" not in repr(found)
     assert "weight-norm (paper)" in repr(found)
