@@ -201,4 +201,18 @@ DEFECTS = [
         "$space.dim",
         ("a_direction_that_is_not_null_is_dropped_and_said",),
     ),
+    Defect(
+        "factor of a multiple without the root",
+        "linalg:scaled_routes",
+        "$scale**0.5 * $block",
+        "$scale * $block",
+        ("algebra_of_operators_is_that_of_their_matrices_by_every_route",),
+    ),
+    Defect(
+        "residuals of eigenvectors without the matrix",
+        "linalg.vectors:eigenvectors",
+        "$operator @ $block - $block * $values",
+        "$block * $values - $block * $values",
+        ("eigenvectors_of_a_matrix_are_orthonormal_with_the_residuals_they_claim",),
+    ),
 ]
