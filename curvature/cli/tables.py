@@ -44,14 +44,14 @@ def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> 
     for matrix, table in spectra.spectrum_tables(document["spectra"], every_number=verbose).items():
         _print_table(table)
         _print_pictures([m.record for m in study.of(Spectrum, matrix=matrix)], verbose)
-    for items in grouped(study.of(ExtremalEigenvalues), lambda m: m.record.matrix).values():
-        table = estimates.ends_table(_estimate_title(items[0].record, "ends", "lanczos"), items)
+    for ends in grouped(study.of(ExtremalEigenvalues), lambda m: m.record.matrix).values():
+        table = estimates.ends_table(_estimate_title(ends[0].record, "ends", "lanczos"), ends)
         names = ("chart", "end", "rank", "eigenvalue", "error bound")
         _print_table(table.only(names), digits_of={"eigenvalue": 8, "error bound": 2})
-    for items in grouped(study.of(SpectralDensity), lambda m: m.record.matrix).values():
-        first = items[0].record
+    for densities in grouped(study.of(SpectralDensity), lambda m: m.record.matrix).values():
+        first = densities[0].record
         size = f"slq, {first.num_probes} probes x {first.num_matvecs} products"
-        table = estimates.density_table(items)
+        table = estimates.density_table(densities)
         table = replace(table, title=_estimate_title(first, "density", size))
         _print_table(table.only(set(table.header) - {"matrix", "probes × products"}))
     if document["gauges"]:
@@ -140,7 +140,9 @@ def _print_verdict(verdict: Verdict, verbose: bool) -> None:
     _echo(f"    {verdict.rule}")
     if verdict.control:
         value = "" if math.isnan(verdict.control_estimate) else f" {verdict.control_estimate:+.2g}"
-        passed = {True: ", as it must", False: ", NOT as it must"}.get(verdict.control_passed, "")
+        passed = (
+            "" if verdict.control_passed is None else ", as it must" if verdict.control_passed else ", NOT as it must"
+        )
         _echo(f"    control, {verdict.control}:{value}{passed}")
     if verbose and verdict.note:
         _echo(f"    {verdict.note}")

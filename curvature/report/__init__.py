@@ -2,7 +2,6 @@
 
 from curvature.report.directory import (
     check_parts,
-    check_target,
     load_part,
     load_study,
     load_summary,
@@ -11,6 +10,7 @@ from curvature.report.directory import (
     write_run,
 )
 from curvature.report.result import SCHEMA
+from curvature.report.target import check_target
 
 __all__ = [
     "SCHEMA",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import tomllib
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from curvature._version import __version__
-from curvature.errors import ConfigurationError, CurvatureError, ResourceError
+from curvature.errors import ConfigurationError
 from curvature.records import Study
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
@@ -24,51 +22,20 @@ from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv
 from curvature.report.result import SCHEMA, read_result, write_result
 from curvature.report.selection import shown_part
+from curvature.report.target import check_target, require_writable, shown_path, write_error
 from curvature.text import one_line
 
-_MAX_TEXT = 2**28  # bytes of a text file of ours
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
-_FILES = {
-    "config.toml", "provenance.json", "result.nc", "summary.json", "summary.csv", "verdicts.csv", "figures",
-    "report.html", "log.jsonl", "state", "DONE",
-}  # fmt: skip
+__all__ = [
+    "check_parts",
+    "load_part",
+    "load_study",
+    "load_summary",
+    "study_document",
+    "write_part",
+    "write_run",
+]
 
-
-def check_target(out: str | Path, *, overwrite: bool = False) -> Path:
-    """Refuse a run directory that could not be written, before hours are spent; touches nothing.
-
-    Raises
-    ------
-    ConfigurationError
-        If the name is not allowed, something is there already (a run may be replaced with ``overwrite``, anything else
-        never), or no directory above it can be written to.
-    """
-    out = Path(out)
-    if not _NAME.fullmatch(out.name) or _RESERVED.fullmatch(out.name):
-        raise ConfigurationError(
-            f"a run directory is named by 1 to 80 of the characters A-Z a-z 0-9 . _ -, not starting with . or -, got "
-            f"{one_line(out.name)!r}; choose another --out."
-        )
-    try:
-        return _checked(out, overwrite)
-    except OSError as error:
-        raise _write_error(out, error) from error
-
-
-def _checked(out: Path, overwrite: bool) -> Path:
-    if out.is_symlink():
-        raise ConfigurationError(f"{_shown(out)} is a symbolic link: give the directory itself as --out.")
-    if out.exists():
-        _check_replaceable(out, overwrite)
-    above = out.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigurationError(
-            f"cannot write {_shown(out)}: {_shown(above)} is not a directory that you can write to."
-        )
-    return out
+_MAX_TEXT = 2**28  # bytes of a text file of a run
 
 
 def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path:
@@ -111,9 +78,9 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
         for path in sorted(temporary.rglob("*"), reverse=True):
             _sync(path)
         _sync(temporary)
-        _replace(temporary, _checked(out, overwrite))
+        _replace(temporary, require_writable(out, overwrite=overwrite))
     except OSError as error:
-        raise _write_error(out, error) from error
+        raise write_error(out, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -123,7 +90,15 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
 def study_document(study: Study) -> dict[str, Any]:
     """Everything that the report says, as plain values: what ``summary.json`` holds and ``--json`` prints.
 
-    NaN and infinity are null, with the reason beside them: in ``note`` of a quantity, in ``<name>_reason`` elsewhere.
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    dict
+        NaN and infinity are None, with a reason: in ``note`` of a quantity, in ``<name>_reason`` elsewhere.
     """
     rows = rows_of(study)
     return plain_values(
@@ -140,42 +115,88 @@ def study_document(study: Study) -> dict[str, Any]:
 
 
 def load_summary(path: str | Path) -> dict[str, Any]:
-    """Read ``summary.json`` of a run directory (or the file itself)."""
+    """Read the summary of a run.
+
+    Parameters
+    ----------
+    path
+        The run directory, or its ``summary.json``.
+
+    Returns
+    -------
+    dict
+        What :func:`study_document` returned.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not the summary of a run.
+    """
     path = Path(path)
     path = path / "summary.json" if path.is_dir() else path
     try:
         document = json.loads(_text(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{_shown(path)} is not the summary of a run: {error}") from error
+        raise ConfigurationError(f"{shown_path(path)} is not the summary of a run: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise ConfigurationError(f"{_shown(path)} is not a summary of schema {SCHEMA}.")
+        raise ConfigurationError(f"{shown_path(path)} is not a summary of schema {SCHEMA}.")
     return document
 
 
 def load_study(directory: str | Path) -> Study:
-    """Read back what :func:`write_run` wrote, to draw it again or lay it beside another run.
+    """Read back what :func:`write_run` wrote, to draw it again or to compare it with another run.
 
-    No model is loaded and no code is run. A file that is not what was written is refused: the hashes in ``DONE`` find
-    damage, not malice, which could write new ones.
+    No model is loaded and no code is run.
+
+    Parameters
+    ----------
+    directory
+        The run directory.
+
+    Returns
+    -------
+    Study
+        With its configuration and provenance.
+
+    Raises
+    ------
+    ConfigurationError
+        If the run is not finished, or a file was changed. The hashes in ``DONE`` find damage, not malice, which could
+        write new ones.
     """
     directory = Path(directory)
     if not (directory / "DONE").is_file():
-        raise ConfigurationError(f"{_shown(directory)} is not a finished run: it has no file DONE.")
+        raise ConfigurationError(f"{shown_path(directory)} is not a finished run: it has no file DONE.")
     try:
-        written = dict(reversed(line.split("  ", 1)) for line in _text(directory / "DONE").splitlines() if "  " in line)
+        written = _hashes(_text(directory / "DONE"))
         for name in ("config.toml", "provenance.json", "result.nc"):
             _refuse_changed(directory / name, written.get(name))
         config = tomllib.loads(_text(directory / "config.toml"))
         provenance = json.loads(_text(directory / "provenance.json"))
         return read_result(directory / "result.nc", config, provenance)
-    except Exception as error:  # the readers fail in many ways on what is not their own
+    except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
-            f"{_shown(directory)} cannot be read as a run: {_said(error)}. Take a whole copy, or repeat the run."
+            f"{shown_path(directory)} cannot be read as a run: {_reason(error)}. Take a whole copy, or repeat the run."
         ) from error
 
 
 def write_part(study: Study, path: Path) -> None:
-    """Keep a part of a study in one file until the rest is measured, its hash beside it; all of it or none."""
+    """Keep a part of a study in one file until the rest is measured, with its hash in another; all of it or none.
+
+    Parameters
+    ----------
+    study
+        The part.
+    path
+        Of the file.
+
+    Raises
+    ------
+    ConfigurationError
+        If the folder cannot be written to.
+    ResourceError
+        If the disk is full or fails.
+    """
     unfinished, digest = path.with_suffix(".writing"), path.with_name(f"{path.name}.sha256")
     try:
         check_parts(path.parent)
@@ -186,26 +207,53 @@ def write_part(study: Study, path: Path) -> None:
         digest.write_text(f"{_hash(unfinished)}\n")
         unfinished.replace(path)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
 
 
 def load_part(path: Path) -> Study:
-    """Read what :func:`write_part` wrote."""
+    """Read what :func:`write_part` wrote.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+
+    Returns
+    -------
+    Study
+        The part.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file is damaged.
+    """
     try:
         _refuse_changed(path, _text(path.with_name(f"{path.name}.sha256")).strip())
         return read_result(path, {}, {})
-    except Exception as error:  # the readers fail in many ways on what is not their own
+    except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
-            f"{_shown(path)} is damaged ({_said(error)}): delete it, it will be measured again."
+            f"{shown_path(path)} is damaged ({_reason(error)}). Delete it: it will be measured again."
         ) from error
 
 
 def check_parts(folder: Path) -> None:
-    """Refuse a folder of parts that is a link, or a file, before hours are spent."""
+    """Refuse a folder of parts that is a link or a file, before hours are spent.
+
+    Parameters
+    ----------
+    folder
+        Where the parts are kept.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is a link or a file.
+    """
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         kind = "a symbolic link" if folder.is_symlink() else "a file"
         raise ConfigurationError(
-            f"{_shown(folder)}, where the seeds of this run are kept until it is done, is {kind}: move it away."
+            f"{shown_path(folder)}, where the seeds of this run are kept until it is done, is {kind}. Move it away."
         )
 
 
@@ -221,23 +269,6 @@ def _contents(study: Study) -> dict[str, str]:
         "report.html": html_page(shown_part(study), document, drawings, svgs),
         **{f"figures/{name}.svg": text for name, text in svgs.items()},
     }
-
-
-def _check_replaceable(out: Path, overwrite: bool) -> None:
-    if not out.is_dir():
-        raise ConfigurationError(f"{_shown(out)} is a file: choose another --out.")
-    if not overwrite:
-        raise ConfigurationError(
-            f"{_shown(out)} exists: choose another --out, or pass --overwrite to replace that run."
-        )
-    held = {path.name for path in out.iterdir()}
-    if held and "DONE" not in held and "summary.json" not in held:
-        raise ConfigurationError(f"{_shown(out)} is not a run directory, so it is not replaced: choose another --out.")
-    if held - _FILES:
-        foreign = ", ".join(one_line(name) for name in sorted(held - _FILES)[:3])
-        raise ConfigurationError(
-            f"{_shown(out)} holds what a run does not write ({foreign}): move that away, or choose another --out."
-        )
 
 
 def _replace(temporary: Path, out: Path) -> None:
@@ -261,7 +292,7 @@ def _beside(out: Path) -> Path:
 
 
 def _manifest(directory: Path) -> str:
-    """The schema, then the SHA-256 of every file, as ``sha256sum`` writes them and ``sha256sum --check`` takes them."""
+    """The schema, then the SHA-256 of every file in the format of ``sha256sum --check``."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     return f"{SCHEMA}\n" + "".join(f"{_hash(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
 
@@ -271,21 +302,27 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _hashes(manifest: str) -> dict[str, str]:
+    """Hash of each file that a manifest lists."""
+    pairs = (line.split("  ", 1) for line in manifest.splitlines() if "  " in line)
+    return {name: digest for digest, name in pairs}
+
+
 def _refuse_changed(path: Path, written: str | None) -> None:
     if not path.is_file() or _hash(path) != written:
         raise ValueError(f"{path.name} is not what was written")
 
 
 def _text(path: Path) -> str:
-    """The whole of a text file: of a file, and not of more than would be one of ours."""
+    """Read a text file, if it is one and not larger than those of a run."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path.name} is not a file")
     if path.stat().st_size > _MAX_TEXT:
-        raise ValueError(f"{path.name} has more than the {_MAX_TEXT} bytes that are read")
+        raise ValueError(f"{path.name} is larger than {_MAX_TEXT} bytes, the limit for a text file of a run")
     return path.read_text(encoding="utf-8")
 
 
-def _said(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     return one_line(next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
 
 
@@ -295,15 +332,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _write_error(out: Path, error: OSError) -> CurvatureError:
-    reason = error.strerror or str(error)
-    message = f"could not write the run directory {_shown(out)}: {reason}. Nothing was changed there; "
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOTEMPTY):
-        return ConfigurationError(message + "choose another --out.")
-    return ResourceError(message + "make room, or choose an --out on another disk.")
-
-
-def _shown(path: Path) -> str:
-    return one_line(str(path))

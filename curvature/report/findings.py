@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from curvature.records import ExtremalEigenvalues, SpectralDensity, Spectrum, StepComparison, Study
+from curvature.records import ExtremalEigenvalues, Measured, SpectralDensity, Spectrum, StepComparison, Study
 from curvature.report.figures import usual_damping
 from curvature.report.spread import grouped
 from curvature.report.table import Row
@@ -240,7 +240,7 @@ def _say_limits(study: Study, document: Row) -> Iterable[dict[str, Any]]:
         )
     if ratios and not any(row["compared"] for row in ratios):
         yield _finding("limit", "No condition number could be compared: nothing can be concluded about conditioning.")
-    estimated = [*study.of(ExtremalEigenvalues), *study.of(SpectralDensity)]
+    estimated: list[Measured[Any]] = [*study.of(ExtremalEigenvalues), *study.of(SpectralDensity)]
     if estimated:
         names = listed(dict.fromkeys(matrix_name(m.record.matrix) for m in estimated))
         yield _finding(
@@ -248,7 +248,7 @@ def _say_limits(study: Study, document: Row) -> Iterable[dict[str, Any]]:
             f"For the {names} the spectrum was estimated and not computed: its ends and its density give no rank, no "
             "noise floor and no condition number.",
         )
-    if not ratios and len({(m.record.chart, m.record.gauge) for m in [*spectra, *estimated]}) < 2:
+    if not ratios and len({(m.record.chart, m.record.gauge) for m in (*spectra, *estimated)}) < 2:
         yield _finding("limit", "Only one chart was measured: nothing can be concluded about a reparameterization.")
     if compared and {m.arm for m in study.measurements} == {"given"}:
         yield _finding("limit", "Only one set of weights was measured: nothing can be concluded beyond it.")

@@ -87,7 +87,7 @@ def _page(
     )
     environment.filters |= {
         "number": page_number,
-        "table": lambda table, most_rows=None: Markup(table_html(table, most_rows=most_rows)),
+        "table": lambda table, *most_rows: Markup(table_html(table, *most_rows)),
         "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
     }
     return environment.get_template("report.html").render(

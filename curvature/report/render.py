@@ -121,7 +121,7 @@ def _terminal_number(value: float, cell: Cell, digits: int) -> str:
 # --- page
 
 
-def table_html(table: Table, *, most_rows: int | None = None) -> str:
+def table_html(table: Table, most_rows: int | None = None) -> str:
     """Lay a table out as HTML, with every text escaped.
 
     Parameters

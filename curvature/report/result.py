@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -33,14 +33,23 @@ from curvature.records import (
 )
 from curvature.records.storage import from_plain, storable, to_plain
 from curvature.report.selection import place_of
+from curvature.report.spread import grouped
 from curvature.text import one_line
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["SCHEMA", "decoded_study", "read_result", "write_result"]
+
+Dimensions: TypeAlias = Mapping[str, tuple[str, ...]]  # of each array of a record
+Numbered: TypeAlias = tuple[int, Measured[Any]]  # a measurement with its place in the study
 
 SCHEMA = "curvature/1"
 MAX_BYTES = 4 * 2**30  # of the arrays of a result file; a study of every arm and seed has some megabytes
-_KINDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
+_RECORDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
 _PLACE = {"arm": str, "seed": int, "checkpoint": str, "step": int, "order": int}
-# Records with arrays: the folder of their kind, and the dimensions of every array.
-_NODES = {
+# Records with arrays: by their folder, the dimensions of every array.
+_ARRAYS: Mapping[str, tuple[type, Dimensions]] = {
     "spectra": (Spectrum, {"eigenvalues": ("index",), "gradient_weights": ("index",)}),
     "extremes": (
         ExtremalEigenvalues,
@@ -48,7 +57,7 @@ _NODES = {
     ),
     "densities": (SpectralDensity, {"nodes": ("probe", "node"), "weights": ("probe", "node")}),
 }
-# Of condition numbers, by the name of the table: field of a quantity, type.
+# Condition numbers: by the name of their table, field of a quantity and its type.
 _GRIDS = {
     "value": ("value", float),
     "status": ("status", object),
@@ -57,48 +66,68 @@ _GRIDS = {
     "high": ("high", float),
     "interval_method": ("method", object),
 }
-_CURVE = ("steps", "losses", "accuracies")
-_SWEEP = ("rates", "final_losses")
-_APART = {*_NODES, "curves", "sweeps", "decompositions"}  # folders; every other name is a table
+# What is not a measurement, by its field in a study: one table, or one node each with the dimensions of its arrays.
+_ROWS = {"verdicts": Verdict, "checks": Check}
+_ITEMS: Mapping[str, tuple[type, Dimensions]] = {
+    "decompositions": (Decomposition, {"parts": ("seed", "source"), "whole": ("seed",)}),
+    "sweeps": (LearningRateSweep, {"rates": ("rate",), "final_losses": ("rate",)}),
+    "curves": (TrainingCurve, {"steps": ("record",), "losses": ("record",), "accuracies": ("record",)}),
+}
+_FIELDS = {"command": str, "model": str, "data": str, "num_weights": int, "num_examples": int}
+
+
+# --- writing
 
 
 def write_result(study: Study, path: Path) -> None:
-    """Write NetCDF: a table per kind of record, of arrays one per size; a node per curve and sweep."""
+    """Write NetCDF: a table per kind of record, of arrays one per size; a node per curve, sweep and decomposition.
+
+    Parameters
+    ----------
+    study
+        What to write.
+    path
+        Of the file.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or fails.
+    """
     import xarray as xr
 
-    about = {name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")}
-    about |= {"schema": SCHEMA, "warnings": list(study.warnings)}
-    nodes = {"/": xr.Dataset(attrs=_attributes(about))}
-    groups: dict[str, list[tuple[int, Measured]]] = {}
-    for order, m in enumerate(study.measurements):
-        groups.setdefault(type(m.record).__name__, []).append((order, m))
-    for folder, (kind, dimensions) in _NODES.items():
-        for number, table in enumerate(_array_tables(groups.pop(kind.__name__, []), dimensions)):
-            nodes[f"/{folder}/{number:04d}"] = table
-    if "ConditionNumbers" in groups:
-        nodes["/condition_numbers"] = _number_table(groups.pop("ConditionNumbers"))
-    for kind, members in groups.items():
-        nodes[f"/{kind}"] = _row_table([place_of(m) | {"order": order} | to_plain(m.record) for order, m in members])
-    if study.verdicts:
-        nodes["/verdicts"] = _row_table([to_plain(verdict) for verdict in study.verdicts])
-    for number, item in enumerate(study.decompositions):
-        about = to_plain(item)
-        arrays = {"parts": (("seed", "source"), about.pop("parts")), "whole": ("seed", about.pop("whole"))}
-        nodes[f"/decompositions/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
-    if study.checks:
-        nodes["/checks"] = _row_table([to_plain(check) for check in study.checks])
-    for number, sweep in enumerate(study.sweeps):
-        about = to_plain(sweep)
-        arrays = {name: ("rate", about.pop(name)) for name in _SWEEP}
-        nodes[f"/sweeps/{number:04d}"] = xr.Dataset(arrays, attrs=_attributes(about))
-    for number, curve in enumerate(study.curves):
-        arrays = {name: ("record", getattr(curve, name)) for name in ("steps", "losses", "accuracies")}
-        attributes = _attributes({"arm": curve.arm, "seed": curve.seed, "learning_rate": curve.learning_rate})
-        nodes[f"/curves/{number:04d}"] = xr.Dataset(arrays, attrs=attributes)
+    attributes = {name: getattr(study, name) for name in _FIELDS}
+    attributes |= {"schema": SCHEMA, "warnings": list(study.warnings)}
+    nodes = {"/": xr.Dataset(attrs=_attributes(attributes)), **_measurement_nodes(study)}
+    for name in _ROWS:
+        if rows := getattr(study, name):
+            nodes[f"/{name}"] = _row_table(list(map(to_plain, rows)))
+    for name, (_, dimensions) in _ITEMS.items():
+        for number, item in enumerate(getattr(study, name)):
+            nodes[f"/{name}/{number:04d}"] = _item_node(item, dimensions)
     try:
         xr.DataTree.from_dict(nodes).to_netcdf(path, engine="h5netcdf")
     except RuntimeError as error:  # what HDF5 says when the disk fails
         raise OSError(errno.EIO, str(error)) from error
+
+
+def _measurement_nodes(study: Study) -> dict[str, xr.Dataset]:
+    nodes = {}
+    kinds = grouped(enumerate(study.measurements), lambda numbered: type(numbered[1].record).__name__)
+    for folder, (kind, dimensions) in _ARRAYS.items():
+        for number, table in enumerate(_array_tables(kinds.pop(kind.__name__, []), dimensions)):
+            nodes[f"/{folder}/{number:04d}"] = table
+    if numbers := kinds.pop(ConditionNumbers.__name__, None):
+        nodes["/condition_numbers"] = _number_table(numbers)
+    return nodes | {f"/{name}": _row_table(list(map(_row, members))) for name, members in kinds.items()}
+
+
+def _item_node(item: Any, dimensions: Dimensions) -> xr.Dataset:
+    import xarray as xr
+
+    plain = to_plain(item)
+    arrays = {name: (axes, plain.pop(name)) for name, axes in dimensions.items()}
+    return xr.Dataset(arrays, attrs=_attributes(plain))
 
 
 def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +141,13 @@ def _stored(value: Any) -> Any:
     return storable(value)
 
 
-def _row_table(rows: list[dict[str, Any]]) -> Any:
+def _row(numbered: Numbered, without: Collection[str] = ()) -> dict[str, Any]:
+    order, m = numbered
+    fields = {name: value for name, value in to_plain(m.record).items() if name not in without}
+    return place_of(m) | {"order": order} | fields
+
+
+def _row_table(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
     import xarray as xr
 
     columns = {}
@@ -126,52 +161,69 @@ def _row_table(rows: list[dict[str, Any]]) -> Any:
     return xr.Dataset(columns)
 
 
-def _array_tables(members: list[tuple[int, Measured]], dimensions: Mapping[str, tuple[str, ...]]) -> Iterable[Any]:
-    """Records with arrays, one table for each set of array shapes: a node per record is slow to write and to read."""
-    alike: dict[tuple, list[tuple[int, Measured]]] = {}
-    for order, m in members:
-        shapes = tuple(None if (values := getattr(m.record, name)) is None else values.shape for name in dimensions)
-        alike.setdefault(shapes, []).append((order, m))
-    for shapes, few in alike.items():
-        rows = [
-            place_of(m)
-            | {"order": order}
-            | {name: value for name, value in to_plain(m.record).items() if name not in dimensions}
-            for order, m in few
-        ]
-        yield _row_table(rows).assign(
+def _array_tables(members: Sequence[Numbered], dimensions: Dimensions) -> Iterator[xr.Dataset]:
+    """One table for each set of array shapes: a node per record is slow to write and to read."""
+
+    def shapes_of(numbered: Numbered) -> tuple[tuple[int, ...] | None, ...]:
+        arrays = (getattr(numbered[1].record, name) for name in dimensions)
+        return tuple(None if array is None else array.shape for array in arrays)
+
+    for shapes, alike in grouped(members, shapes_of).items():
+        yield _row_table([_row(numbered, without=dimensions) for numbered in alike]).assign(
             {
-                name: (("row", *dimensions[name]), np.stack([getattr(m.record, name) for _, m in few]))
+                name: (("row", *dimensions[name]), np.stack([getattr(m.record, name) for _, m in alike]))
                 for name, shape in zip(dimensions, shapes, strict=True)
                 if shape is not None
             }
         )
 
 
-def _number_table(members: list[tuple[int, Measured]]) -> Any:
-    """Condition numbers: one row each, and by the name of the quantity its value, status, note, interval and method."""
+def _number_table(members: Sequence[Numbered]) -> xr.Dataset:
+    """One row per record, and by the name of the quantity its value, status, note, interval and method."""
     names = list(dict.fromkeys(name for _, m in members for name in m.record.values))
     rows = []
-    for order, m in members:
-        about = {name: value for name, value in to_plain(m.record).items() if name not in ("values", "damped")}
-        damped = [[delta, *(list(asdict(q).values()) for q in pair)] for delta, pair in m.record.damped.items()]
-        rows.append(place_of(m) | {"order": order} | about | {"damped": damped})
+    for numbered in members:
+        pairs = numbered[1].record.damped.items()
+        damped = [[delta, *(list(asdict(quantity).values()) for quantity in pair)] for delta, pair in pairs]
+        rows.append(_row(numbered, without=("values", "damped")) | {"damped": damped})
     missing = Quantity(math.nan, "", "")
     cells = [[m.record.values.get(name, missing) for name in names] for _, m in members]
     return _row_table(rows).assign(
-        quantity=("quantity", np.array(names, dtype=object)),
-        **{
+        {
             grid: (("row", "quantity"), np.array([[getattr(q, name) for q in row] for row in cells], dtype=dtype))
             for grid, (name, dtype) in _GRIDS.items()
         },
+        quantity=("quantity", np.array(names, dtype=object)),
     )
 
 
-def read_result(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
-    """Read a study from a result file, given its configuration and provenance.
+# --- reading
 
-    Looked at before it is read: arrays of any claimed shape can lie in a few bytes, and a dataset can name another file
-    of the machine as its content.
+
+def read_result(path: Path, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
+    """Read a study from a result file.
+
+    The file is checked before it is read: arrays of any claimed shape can lie in a few bytes, and a dataset can name
+    another file of the machine as its content.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    config, provenance
+        Of the study: they are in files of their own.
+
+    Returns
+    -------
+    Study
+        What :func:`write_result` wrote.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file has another schema.
+    ValueError
+        If it claims too much memory, or holds a link.
     """
     import xarray as xr
 
@@ -194,10 +246,10 @@ def _refuse_claims(path: Path) -> None:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(f"{name} is a link to another place")  # noqa: TRY004
                 item = group[name]
-                place = h5py.h5o.get_info(item.id).addr
-                if place in seen:
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen:
                     raise ValueError(f"{name} is there twice")
-                seen.add(place)
+                seen.add(address)
                 if isinstance(item, h5py.Group):
                     queue.append(item)
                 elif not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
@@ -205,62 +257,63 @@ def _refuse_claims(path: Path) -> None:
                 else:
                     size += item.size * item.dtype.itemsize if item.shape is not None else 0
     if size > MAX_BYTES:
-        raise ValueError(
-            f"its arrays claim {size / 2**30:.3g} GB, more than the {MAX_BYTES / 2**30:.3g} GB that are read"
-        )
+        raise ValueError(f"its arrays claim {size / 2**30:.3g} GB; the limit is {MAX_BYTES / 2**30:.3g} GB")
 
 
-def decoded_study(tree: Any, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
-    """Read a study from an open result file, given its configuration and provenance."""
+def decoded_study(tree: xr.DataTree, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
+    """Read a study from an open result file.
+
+    Parameters
+    ----------
+    tree
+        The open file.
+    config, provenance
+        Of the study.
+
+    Returns
+    -------
+    Study
+        Its measurements in their old order.
+    """
     children = {name: [*node.children.values()] for name, node in tree.children.items()}
-    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - _APART}
-    found: list[tuple[int, Measured]] = []
-    for folder, (kind, dimensions) in _NODES.items():
-        for node in children.get(folder, ()):
-            table = node.to_dataset()
-            arrays = {name: table[name].to_numpy() for name in dimensions if name in table}
-            for index, row in enumerate(_rows(table.drop_vars(list(arrays)))):
-                # a copy, or one record would keep all others alive
-                own = {name: arrays[name][index].copy() if name in arrays else None for name in dimensions}
-                found.append(_measured(kind, row, own))
-    if "condition_numbers" in tables:
-        found += _decoded_numbers(tables["condition_numbers"])
-    for kind in _KINDS.keys() & tables.keys():
-        found += [_measured(_KINDS[kind], row) for row in _rows(tables[kind])]
-    curves = [
-        TrainingCurve(
-            str(node.attrs["arm"]),
-            int(node.attrs["seed"]),
-            *(node[name].to_numpy() for name in _CURVE),
-            learning_rate=float(node.attrs.get("learning_rate", math.nan)),
-        )
-        for node in children.get("curves", ())
+    folders = {*_ARRAYS, *_ITEMS}
+    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - folders}
+    measured = [
+        numbered for folder in _ARRAYS for node in children.get(folder, ()) for numbered in _arrays(folder, node)
     ]
-    checks = [from_plain(Check, row) for row in _rows(tables["checks"])] if "checks" in tables else []
+    if "condition_numbers" in tables:
+        measured += _numbers(tables["condition_numbers"])
+    for name in _RECORDS.keys() & tables.keys():
+        measured += [_measured(_RECORDS[name], row) for row in _rows(tables[name])]
+    fields: dict[str, Any] = {name: kind(tree.attrs[name]) for name, kind in _FIELDS.items()}
+    for name, row_kind in _ROWS.items():
+        fields[name] = tuple(from_plain(row_kind, row) for row in (_rows(tables[name]) if name in tables else ()))
+    for name, (kind, dimensions) in _ITEMS.items():
+        fields[name] = tuple(
+            from_plain(kind, _attributes_of(node) | {array: node[array].to_numpy() for array in dimensions})
+            for node in children.get(name, ())
+        )
     return Study(
-        **{name: str(tree.attrs[name]) for name in ("command", "model", "data")},
-        **{name: int(tree.attrs[name]) for name in ("num_weights", "num_examples")},
+        **fields,
         config=config,
-        measurements=tuple(m for _, m in sorted(found, key=lambda pair: pair[0])),
-        curves=tuple(curves),
-        sweeps=tuple(
-            from_plain(LearningRateSweep, {**node.attrs, **{name: node[name].to_numpy() for name in _SWEEP}})
-            for node in children.get("sweeps", ())
-        ),
-        checks=tuple(checks),
-        warnings=tuple(json.loads(tree.attrs["warnings"])),
         provenance=provenance,
-        verdicts=tuple(from_plain(Verdict, row) for row in (_rows(tables["verdicts"]) if "verdicts" in tables else ())),
-        decompositions=tuple(_decoded_decomposition(node) for node in children.get("decompositions", ())),
+        measurements=tuple(m for _, m in sorted(measured, key=lambda numbered: numbered[0])),
+        warnings=tuple(json.loads(tree.attrs["warnings"])),
     )
 
 
-def _decoded_decomposition(node: Any) -> Decomposition:
-    arrays = {name: node[name].to_numpy() for name in ("parts", "whole")}
-    return from_plain(Decomposition, {**node.attrs, **arrays})
+def _arrays(folder: str, node: xr.DataTree) -> Iterator[Numbered]:
+    """Records of one table, each with its rows of the arrays."""
+    kind, dimensions = _ARRAYS[folder]
+    table = node.to_dataset()
+    arrays = {name: table[name].to_numpy() for name in dimensions if name in table}
+    for index, row in enumerate(_rows(table.drop_vars(list(arrays)))):
+        # A copy: a view would keep the arrays of all records alive.
+        own = {name: arrays[name][index].copy() if name in arrays else None for name in dimensions}
+        yield _measured(kind, row | own)
 
 
-def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
+def _numbers(table: xr.Dataset) -> Iterator[Numbered]:
     names = [str(name) for name in table["quantity"].to_numpy()]
     stored = [grid for grid in _GRIDS if grid in table]  # files of an older version have fewer
     grids = {_GRIDS[grid][0]: table[grid].to_numpy() for grid in stored}
@@ -270,16 +323,23 @@ def _decoded_numbers(table: Any) -> Iterable[tuple[int, Measured]]:
             for k, name in enumerate(names)
             if grids["status"][index, k]
         }
-        damped = {float(delta): (Quantity(*one), Quantity(*two)) for delta, one, two in json.loads(row.pop("damped"))}
-        yield _measured(ConditionNumbers, row, {"values": values, "damped": damped})
+        damped = {
+            float(delta): (Quantity(*kappa), Quantity(*dimension))
+            for delta, kappa, dimension in json.loads(row.pop("damped"))
+        }
+        yield _measured(ConditionNumbers, row | {"values": values, "damped": damped})
 
 
-def _measured(kind: type, row: dict[str, Any], more: Mapping[str, Any] | None = None) -> tuple[int, Measured]:
+def _measured(kind: type, row: dict[str, Any]) -> Numbered:
     place = {name: declared(row.pop(name)) for name, declared in _PLACE.items()}
     order = place.pop("order")
-    return order, Measured(**place, record=from_plain(kind, row | dict(more or {})))
+    return order, Measured(**place, record=from_plain(kind, row))
 
 
-def _rows(table: Any) -> list[dict[str, Any]]:
+def _attributes_of(node: xr.DataTree) -> dict[str, Any]:
+    return {str(name): value for name, value in node.attrs.items()}
+
+
+def _rows(table: xr.Dataset) -> list[dict[str, Any]]:
     columns = {str(name): table[name].to_numpy().tolist() for name in table.data_vars}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

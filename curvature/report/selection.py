@@ -79,7 +79,7 @@ def key_of(m: Measured) -> Hashable:
     return m.arm, m.seed, m.checkpoint, m.step, r.matrix, r.chart, r.gauge, r.block, r.effective
 
 
-def numbers_of(study: Study) -> list[Measured]:
+def numbers_of(study: Study) -> list[Measured[ConditionNumbers]]:
     """Condition numbers of every spectrum, once.
 
     Parameters
@@ -95,7 +95,7 @@ def numbers_of(study: Study) -> list[Measured]:
     numbers = {key_of(m): m for m in study.of(ConditionNumbers)}
     for m in study.of(Spectrum):
         if key_of(m) not in numbers:
-            numbers[key_of(m)] = replace(m, record=condition_numbers(m.record))
+            numbers[key_of(m)] = Measured(**place_of(m), record=condition_numbers(m.record))
     return list(numbers.values())
 
 

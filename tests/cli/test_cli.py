@@ -468,7 +468,7 @@ USER = ["--model", "net.py:make", "--data", "good.npz"]
         (["--set", "seed"], 2, "write --set KEY=VALUE"),
         (["--config", "missing.toml"], 2, "missing.toml cannot be read"),
         (["--config", "net.py"], 2, "net.py is not a TOML file"),
-        (["--out", ".hidden"], 2, "choose another --out"),
+        (["--out", ".hidden"], 2, "Choose another --out"),
         (["--nonsense"], 2, "No such option: --nonsense"),
         (["--seed", "x"], 2, "unable to parse string as an integer"),
     ],

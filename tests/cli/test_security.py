@@ -340,7 +340,7 @@ def test_parts_are_not_kept_behind_a_link(here):
     (here / "elsewhere").mkdir()
     (here / "elsewhere" / "seed-0-abc.nc").write_text("mine")
     (here / "run.parts").symlink_to(here / "elsewhere")
-    assert "is a symbolic link: move it away" in run("compare", "--full", *SMALL, "--out", "run", code=2).stderr
+    assert "is a symbolic link. Move it away" in run("compare", "--full", *SMALL, "--out", "run", code=2).stderr
     full.forget_parts(here / "run")
     assert (here / "elsewhere" / "seed-0-abc.nc").read_text() == "mine"
 

@@ -301,7 +301,7 @@ def test_figures_are_svg_files_without_a_date(run):
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "-rf", "a b", "a\nb", "é", "x" * 81, "con", "NUL.txt", "a:b"])
 def test_names_outside_the_allow_list_are_refused(name, tmp_path):
-    with pytest.raises(ConfigurationError, match=r"(?s)is named by.*choose another --out"):
+    with pytest.raises(ConfigurationError, match=r"(?s)is named by.*Choose another --out"):
         report.check_target(f"{tmp_path}/sub/{name}" if name else ".")
 
 
@@ -317,7 +317,7 @@ def test_parents_are_created(tmp_path):
 
 def test_an_existing_run_is_replaced_only_when_asked(tmp_path):
     out = report.write_run(single(), tmp_path / "run")
-    with pytest.raises(ConfigurationError, match=r"exists: choose another --out, or pass --overwrite"):
+    with pytest.raises(ConfigurationError, match=r"exists. Choose another --out, or pass --overwrite"):
         report.write_run(small(), out)
     assert report.load_summary(out)["command"] == "spectrum"
     (out / "log.jsonl").write_text("{}")
@@ -334,7 +334,7 @@ def test_what_is_not_a_run_is_never_replaced(tmp_path):
     with pytest.raises(ConfigurationError, match="not a run directory, so it is not replaced"):
         report.check_target(home, overwrite=True)
     (home / "DONE").write_text("")
-    with pytest.raises(ConfigurationError, match=r"holds what a run does not write \(thesis.tex\)"):
+    with pytest.raises(ConfigurationError, match=r"holds files that a run does not write \(thesis.tex\)"):
         report.write_run(single(), home, overwrite=True)
     file = tmp_path / "file"
     file.write_text("x")

@@ -114,6 +114,8 @@ def finished(figure: Figure, *, outer_labels: bool = True) -> Figure:
     """
     for ax in figure.axes:
         place = ax.get_subplotspec()
+        if place is None:  # a colour bar
+            continue
         width = figure.get_figwidth() / place.get_gridspec().ncols
         ax.set_title(fill(ax.get_title("left"), int(11 * width)), loc="left", fontsize="medium")
         if outer_labels and not place.is_first_col():
@@ -127,8 +129,9 @@ def finished(figure: Figure, *, outer_labels: bool = True) -> Figure:
     if handles:
         longest = max(map(len, handles)) * 0.075 + 0.6  # estimated inches of one entry
         columns = max(1, min(len(handles), int(figure.get_figwidth() / longest)))
-        look = {"loc": "outside lower center", "ncols": columns, "frameon": False, "handlelength": 3}
-        legend = figure.legend(handles.values(), handles.keys(), **look)
+        legend = figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3
+        )
         lines = -(-len(handles) // columns)
         line = legend.get_window_extent().height / figure.dpi / lines
         figure.set_figheight(figure.get_figheight() + line * (lines - 1))

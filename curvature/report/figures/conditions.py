@@ -78,8 +78,10 @@ def plot_gauge_sweep(
         If no gauge with one stretch has that number.
     """
     ax = axes_or_new(ax)
-    swept = [m for m in numbers if stretch_of(m.record.gauge) is not None and quantity in m.record.values]
-    standard = [m for m in numbers if m.record.chart == "standard" and quantity in m.record.values]
+    known = [m for m in numbers if quantity in m.record.values]
+    stretches = {m.record.gauge: stretch for m in known if (stretch := stretch_of(m.record.gauge)) is not None}
+    swept = [m for m in known if m.record.gauge in stretches]
+    standard = [m for m in known if m.record.chart == "standard"]
     if not swept:
         raise ConfigurationError(f"no gauge with one stretch and {quantity} among the {len(numbers)} measurements.")
     groups = grouped(swept, lambda m: (m.record.matrix, m.record.block, m.record.chart, m.arm, m.checkpoint))
@@ -90,7 +92,7 @@ def plot_gauge_sweep(
             ax,
             {
                 stretch: spread(m.record.values[quantity] for m in members)
-                for stretch, members in sorted(grouped(group, lambda m: stretch_of(m.record.gauge)).items())
+                for stretch, members in sorted(grouped(group, lambda m: stretches[m.record.gauge]).items())
             },
             style,
             label,
@@ -98,11 +100,11 @@ def plot_gauge_sweep(
     _plot_states(ax, numbers, states, quantity)
     _plot_standard(ax, standard, quantity)
     ax.axvline(1, color=GRAY, linestyle=":", linewidth=1.2, label="canonical gauge")
-    stretches = sorted({stretch_of(m.record.gauge) for m in swept})
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     keep_a_decade(ax)
-    ax.set_xticks(stretches, labels=[f"{stretch:g}" for stretch in stretches])
+    ticks = sorted(set(stretches.values()))
+    ax.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     if legend:
         add_legend(ax)

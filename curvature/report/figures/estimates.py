@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -56,13 +57,13 @@ def plot_density(
         half = stdtrit(record.num_probes - 1, 0.975) * error if record.num_probes > 1 else np.zeros_like(density)
         low, high = np.maximum(density - half, 0), density + half
         if record.num_probes > 1:
-            look = {"step": "post", "color": style.color, "alpha": 0.22, "linewidth": 0}
+            look: dict[str, Any] = {"step": "post", "color": style.color, "alpha": 0.22, "linewidth": 0}
             ax.fill_between(edges, np.append(low, low[-1]), np.append(high, high[-1]), **look)
         # Dashes would tear narrow bars apart: solid steps, told apart by markers on a few of them.
         ax.stairs(density, edges, baseline=None, color=style.color, linewidth=1.5)
         bins = np.flatnonzero(density > reference / 3)
         marked = bins[np.unique(np.linspace(0, len(bins) - 1, 12).round().astype(int))]
-        dots = {"marker": style.marker, "color": style.color, "markersize": 4}
+        dots: dict[str, Any] = {"marker": style.marker, "color": style.color, "markersize": 4}
         ax.plot((edges[marked] + edges[marked + 1]) / 2, density[marked], linestyle="none", **dots)
         ax.plot([], [], linewidth=1.5, label=label, **dots)
         references.append((reference, edges))
@@ -122,8 +123,9 @@ def plot_extremes(
         ax.plot([], [], linestyle="none", marker=style.marker, color=style.color, markersize=5,
                 label=label + ("" if record.converged else ", not converged"))  # fmt: skip
     if any((values < 0).any() for record in records for values in (record.largest, record.smallest)):
-        look = {"linestyle": "none", "marker": "s", "color": GRAY, "markerfacecolor": "none", "markersize": 5}
-        ax.plot([], [], label="negative", **look)
+        ax.plot(
+            [], [], label="negative", linestyle="none", marker="s", color=GRAY, markerfacecolor="none", markersize=5
+        )
     ax.set_yscale("log")
     sizes = [abs(value) for record in records for value in (*record.largest, *record.smallest) if value]
     if sizes:

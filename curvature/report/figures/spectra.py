@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,8 +75,8 @@ def plot_spectrum(
     ):
         drawn = thinned(np.flatnonzero(kept), max_points)
         if len(drawn):
-            look = {"color": color, "markersize": 4, "linestyle": "none", **look}
-            ax.plot(ranks[drawn], np.abs(values[drawn]), label=f"{label}: {kept.sum()}" if label else "_", **look)
+            shown: dict[str, Any] = {"color": color, "markersize": 4, "linestyle": "none", **look}
+            ax.plot(ranks[drawn], np.abs(values[drawn]), label=f"{label}: {kept.sum()}" if label else "_", **shown)
     lowest, highest = spectrum.possible_ranks
     if lowest < highest:
         ax.axvspan(
@@ -171,8 +172,10 @@ def _draw_floor(ax: Axes, sizes: np.ndarray, floor: float, hidden: int | None) -
     bottom = floor / 30 if drawn else low / 3
     ax.set_ylim(bottom, high * 3)
     if drawn:
-        look = {"facecolor": "#f3f3f3", "edgecolor": "#bdbdbd", "hatch": "////", "linewidth": 0, "zorder": 0}
-        ax.axhspan(bottom, floor, label=f"{count}below the noise floor", **look)
+        ax.axhspan(
+            bottom, floor, label=f"{count}below the noise floor", hatch="////", facecolor="#f3f3f3",
+            edgecolor="#bdbdbd", linewidth=0, zorder=0,
+        )  # fmt: skip
         ax.axhline(floor, color=GRAY, linewidth=0.8)
     elif hidden or hidden is None:
         ax.plot([], [], linestyle="none", label=f"{count}below the noise floor {floor:.0e}" if hidden else "_")

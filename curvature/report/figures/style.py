@@ -120,7 +120,7 @@ class _PlainLog(LogFormatterSciNotation):
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         text = super().__call__(x, pos).replace(r"\times", "×")
-        low, high = sorted(self.axis.get_view_interval())
+        low, high = sorted(self.axis.get_view_interval()) if self.axis else (0.0, math.inf)
         if text and low >= 1e-3 and high <= 1e4:
             return f"{x:g}"
         text = re.sub(r"\^\{?([-−]?\d+)\}?", lambda match: match[1].translate(_SUPERSCRIPTS), text)
@@ -185,11 +185,9 @@ def add_legend(ax: Axes) -> None:
         Where everything is drawn already. A long legend is drawn beside it, where it covers no data.
     """
     count = len(ax.get_legend_handles_labels()[1])
-    look = {"fontsize": "small", "frameon": True, "framealpha": 0.85, "edgecolor": "none", "handlelength": 2.6}
-    if count > 5:  # it would cover the data
-        look |= {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if count > 5 else {}
     if count:
-        ax.legend(**look)
+        ax.legend(fontsize="small", frameon=True, framealpha=0.85, edgecolor="none", handlelength=2.6, **place)
 
 
 def plot_spreads(ax: Axes, spreads: dict[float, Spread], style: Style, label: str) -> None:
@@ -219,8 +217,10 @@ def plot_spreads(ax: Axes, spreads: dict[float, Spread], style: Style, label: st
     hollow = {x: item.median for x, item in spreads.items() if item.status == "unresolved"}
     bounds = [(x, item.median) for x, item in spreads.items() if item.status == "lower_bound"]
     if hollow:
-        look = {"marker": style.marker, "color": style.color, "markerfacecolor": "white", "markersize": 5, "zorder": 3}
-        ax.plot(list(hollow), list(hollow.values()), linestyle="none", **look)
+        ax.plot(
+            list(hollow), list(hollow.values()), linestyle="none", marker=style.marker, color=style.color,
+            markerfacecolor="white", markersize=5, zorder=3,
+        )  # fmt: skip
     for x, y in bounds:
         ax.annotate(
             "", (x, y), xytext=(0, 18), textcoords="offset points", annotation_clip=False,

@@ -186,8 +186,10 @@ def _strips(
             values = [getattr(m.record, quantity) for m in members if getattr(m.record, by) == name]
             values = [value for value in values if math.isfinite(value)]
             middle = column - 0.38 + (index + 0.5) * width
-            look = {"linestyle": "none", "marker": marker, "color": color, "markersize": 3.4, "markeredgewidth": 0}
-            ax.plot(middle + fanned(len(values), 0.36 * width), values, alpha=0.5, **look)
+            ax.plot(
+                middle + fanned(len(values), 0.36 * width), values, linestyle="none", marker=marker, color=color,
+                markersize=3.4, markeredgewidth=0, alpha=0.5,
+            )  # fmt: skip
             if values:
                 ends = [middle - 0.46 * width, middle + 0.46 * width]
                 ax.plot(ends, [np.median(values)] * 2, color=color, linewidth=2.4, zorder=4)

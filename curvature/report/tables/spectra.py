@@ -100,13 +100,13 @@ def _matrix_table(rows: Sequence[Row], every_number: bool) -> Table:
     facts = [f"N = {first['num_examples']}", first.get("dtype", ""), "/".join(dict.fromkeys(r["method"] for r in rows))]
     facts += [count(first["num_samples"], "sampled label")] if first.get("num_samples") else []
     facts += ["positive semidefinite"] if first.get("positive_semidefinite") else []
-    names = dict.fromkeys(
+    known = dict.fromkeys(
         name
         for row in rows
         for name, quantity in row["numbers"].items()
         if (every_number or name in HEADLINE) and quantity["status"] not in _NOT_A_NUMBER
     )
-    names = names if every_number else [name for name in HEADLINE if name in names]
+    names = list(known) if every_number else [name for name in HEADLINE if name in known]
     lines = [
         (
             _place(row),
@@ -327,7 +327,7 @@ def _heading(row: Row, rows: Sequence[Row]) -> str:
     """Matrix and block; the form too where the matrix was taken in several."""
     several = len({other["form"] for other in rows if other["matrix"] == row["matrix"]} - {""}) > 1
     forms = {"": "on the weights", "all coordinates": "in all coordinates of the chart"}
-    form = forms.get(row["form"], row["form"]) if several else ""
+    form = str(forms.get(row["form"], row["form"])) if several else ""
     return subject(row["matrix"], block_words(row["block"]), form)
 
 
@@ -358,7 +358,6 @@ def _summary_entries(row: Row, names: Sequence[str], rules: Sequence[str]) -> tu
 
 
 def _extreme(item: Row | None, floor: Row) -> Cell:
-    known = item and item["median"] is not None and floor["median"] is not None
-    if known and abs(item["median"]) <= floor["median"]:
+    if item and None not in (item["median"], floor["median"]) and abs(item["median"]) <= floor["median"]:
         return Cell(floor["median"], status="below_noise_floor")
     return spread_cell(item)

@@ -150,7 +150,7 @@ def arm_rows(study: Study) -> list[dict[str, Any]]:
 
 def _arm_row(study: Study, arm: str) -> dict[str, Any]:
     sweeps = [sweep for sweep in study.sweeps if sweep.arm == arm]
-    widths = [learning_rate_width(sweep.rates, sweep.final_losses) for sweep in sweeps]
+    widths = [learning_rate_width(sweep.rates.tolist(), sweep.final_losses.tolist()) for sweep in sweeps]
     ends = [float(curve.losses[-1]) for curve in study.curves if curve.arm == arm]
     late = [m.record for m in study.of(ConditionNumbers, arm=arm, checkpoint=LAST, matrix="ggn", block="all")]
     standard = [record for record in late if record.chart == "standard"]
