@@ -188,13 +188,11 @@ def _number_table(members: Sequence[Numbered]) -> xr.Dataset:
         rows.append(_row(numbered, without=("values", "damped")) | {"damped": damped})
     missing = Quantity(math.nan, "", "")
     cells = [[m.record.values.get(name, missing) for name in names] for _, m in members]
-    return _row_table(rows).assign(
-        {
-            grid: (("row", "quantity"), np.array([[getattr(q, name) for q in row] for row in cells], dtype=dtype))
-            for grid, (name, dtype) in _GRIDS.items()
-        },
-        quantity=("quantity", np.array(names, dtype=object)),
-    )
+    columns: dict[str, Any] = {"quantity": ("quantity", np.array(names, dtype=object))}
+    for grid, (name, dtype) in _GRIDS.items():
+        values = [[getattr(quantity, name) for quantity in row] for row in cells]
+        columns[grid] = (("row", "quantity"), np.array(values, dtype=dtype))
+    return _row_table(rows).assign(columns)
 
 
 # --- reading

@@ -104,7 +104,8 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
     if names - _FILES:
         foreign = ", ".join(one_line(name) for name in sorted(names - _FILES)[:3])
         raise ConfigurationError(
-            f"{shown_path(out)} holds files that a run does not write ({foreign}). Move them away, or choose another --out."
+            f"{shown_path(out)} holds files that a run does not write ({foreign}). Move them away, or choose another "
+            "--out."
         )
 
 
