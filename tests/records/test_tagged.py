@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import curvature as cv
+import oracles
+from curvature.linalg.facts import Facts, NullSpace
+from curvature.linalg.rank import formula_rank
 from curvature.matrices import MATRICES
 from curvature.models import zoo
-from curvature.records import Measured, Quantity, Spectrum, Study
+from curvature.records import Measured, Quantity, Spectrum, Study, Where
 from curvature.report import figures
 from curvature.report.result import _decoded_numbers, _number_table, decoded_study, write_result
-from oracles import factored
+from oracles import factored, in_chart, without_entries
 
 EPS = np.finfo(np.float64).eps
 FAMILIES = {  # LAPACK's xLATMS: largest eigenvalue 1, condition number kappa
@@ -201,7 +204,7 @@ def test_intervals_of_condition_numbers_hold_the_truth(seed):
                 assert found.status != "resolved" or math.isfinite(found.high)
         else:  # too small to be seen at all, and a gap above: only the matrix itself can say so, not its factor
             assert method == "dense"
-            assert operator.factor_blocks is None or (values[values > 0].min() < 1e-24)
+            assert operator.routes.factor is None or (values[values > 0].min() < 1e-24)
         for delta, (kappa, dimension) in numbers.damped.items():
             assert kappa.low <= (values[0] + delta) / (values[-1] + delta) <= kappa.high
             truth = (values / (values + delta)).sum()
@@ -224,9 +227,9 @@ def test_intervals_of_condition_numbers_hold_the_truth(seed):
 def test_a_wrong_set_is_never_marked_complete_and_krylov_intervals_hold_the_truth(seed, by_products):
     values = prescribed(seed, 60)
     operator = given_matrix(values, seed, positive_semidefinite=True)
-    operator = replace(operator, dense_form=None) if by_products else operator
+    operator = without_entries(operator) if by_products else operator
     ends = cv.extremal_eigenvalues(
-        operator, num_largest=4, num_smallest=2, verify=True, generator=torch.Generator().manual_seed(seed)
+        operator, num_largest=4, num_smallest=2, verify=True, seed=torch.Generator().manual_seed(seed)
     )
     truth = np.concatenate([values[:2], values[-4:]])
     for k, exact in enumerate(truth):
@@ -251,7 +254,7 @@ def test_values_that_nobody_counted_are_bounds():
         given_matrix(np.linspace(0.1, 2, 80), positive_semidefinite=True),
         num_largest=1,
         num_smallest=1,
-        generator=torch.Generator().manual_seed(0),
+        seed=torch.Generator().manual_seed(0),
     )
     small, large = ends.eigenvalue(0), ends.eigenvalue(1)
     assert (small.status, large.status) == ("upper_bound_only", "lower_bound")
@@ -271,7 +274,7 @@ def test_a_null_space_ends_below_the_floor_not_in_a_small_number():
         num_largest=0,
         num_smallest=3,
         verify=True,
-        generator=torch.Generator().manual_seed(1),
+        seed=torch.Generator().manual_seed(1),
     )
     assert {ends.eigenvalue(k).status for k in range(3)} <= {"below_noise_floor", "upper_bound_only"}
     assert cv.damped_condition_number(ends).high == math.inf
@@ -281,7 +284,7 @@ def test_damping_gives_a_singular_matrix_a_finite_interval_and_an_unproven_one_n
     values = [0.0, 0.0, 1e-3, 1.0]
     proven = cv.spectrum(given_matrix(values, positive_semidefinite=True)).condition_numbers().damped
     assert all(math.isfinite(kappa.high) and kappa.status == "resolved" for kappa, _ in proven.values())
-    seen = Spectrum("matrix", "given", "-", np.array([1e-3, 1.0]), False, "dense", 1e-2, 1, "by hand")
+    seen = Spectrum(Where("matrix"), np.array([1e-3, 1.0]), False, "dense", 1e-2, 1, "by hand")
     last = seen.condition_numbers().damped
     assert {kappa.status for kappa, _ in last.values()} == {"resolved", "lower_bound"}
 
@@ -324,10 +327,10 @@ def test_what_the_formula_does_not_know_is_not_counted_into_the_rank():
     """Twenty images: directions that only few of them reach. By the singular values of the factor 61, not 67."""
     problem = zoo.digits_problem(20, widths=(2,), seed=0)
     operator = cv.ggn(problem)
-    singular = torch.linalg.svdvals(torch.cat(list(operator.factor_blocks()), dim=1))
+    singular = torch.linalg.svdvals(oracles.factor_of(operator))
     truth = int((singular > 1e-11 * singular[0]).sum())
     assert singular[truth] < 1e-3 * singular[truth - 1]
-    formula, _ = operator.structural_rank(operator)
+    formula, _ = formula_rank(operator)
     assert truth < formula
     found = cv.spectrum(operator, method="dense")
     assert found.possible_ranks == (truth, truth)
@@ -339,7 +342,7 @@ def test_what_the_formula_does_not_know_is_not_counted_into_the_rank():
     assert kappa.low <= float(exact) <= kappa.high
     for chart in (cv.WeightNorm(), cv.WeightNorm(stretch=16.0)):
         for effective in (True, False):
-            assert cv.spectrum(operator, chart=chart, effective=effective).possible_ranks == (truth, truth)
+            assert cv.spectrum(in_chart(operator, chart, effective=effective)).possible_ranks == (truth, truth)
 
 
 @pytest.mark.parametrize("chunks", [1, 7])
@@ -372,9 +375,8 @@ def test_an_open_rank_is_bounded_by_every_rank_that_is_possible(few, hidden, see
     rng = np.random.default_rng(seed)
     many = few + hidden
     values = np.sort(np.concatenate([10 ** rng.uniform(-12, 0, few), 10 ** rng.uniform(-18, -16, hidden)]))
-    record = Spectrum(
-        "ggn", "standard", "-", values, True, "dense", 1e-15, many, "formula; unresolved", rank_bounds=(few, many)
-    )
+    where = Where("ggn", "standard")
+    record = Spectrum(where, values, True, "dense", 1e-15, many, "formula; unresolved", rank_bounds=(few, many))
     numbers = record.condition_numbers()
     for percent in (50, 80, 95):
         found = numbers[f"kappa_{percent}"]
@@ -391,8 +393,8 @@ def test_an_open_rank_is_bounded_by_every_rank_that_is_possible(few, hidden, see
 
 
 def test_a_formula_that_the_spectrum_contradicts_is_an_error():
-    operator = given_matrix([1e-3, 0.5, 1.0])
-    wrong = replace(operator, structural_rank=lambda _: (2, "formula: by decree"))
+    nothing = NullSpace(torch.zeros(3, 0, dtype=torch.float64), {})
+    wrong = given_matrix([1e-3, 0.5, 1.0], facts=Facts(rank_bound=2, null_space=lambda: nothing))
     with pytest.raises(cv.SelfCheckError, match=r"rank of matrix in given is at most 2 .*eigenvalue 3 is 0\.001"):
         cv.spectrum(wrong)
 
@@ -409,15 +411,15 @@ def test_gradient_descent_does_not_wait_for_what_is_zero():
 
 def test_the_gauge_is_among_the_origins_of_the_rank_and_verified(monkeypatch):
     operator = cv.ggn(zoo.digits_problem(20, widths=(2,), seed=0))
-    found = cv.spectrum(operator, chart=cv.WeightNorm(stretch=2.0))
+    found = cv.spectrum(cv.pullback(operator, cv.WeightNorm(stretch=2.0)))
     assert "besides, 12 verified directions of the weight-norm gauge" in found.rank_rule
-    assert "gauge" not in cv.spectrum(operator, chart=cv.WeightNorm(stretch=2.0), effective=True).rank_rule
+    assert "gauge" not in cv.spectrum(cv.effective(operator, cv.WeightNorm(stretch=2.0))).rank_rule
     assert "verified directions of the weight-norm gauge" in found._repr_html_()
     kind = type(cv.WeightNorm().at(*(getattr(zoo.digits_problem(20, widths=(2,)), n) for n in ("layout", "weights"))))
     right = kind.push
     monkeypatch.setattr(kind, "push", lambda self, block: right(self, block + 1e-6 * block.roll(1, 0)))
     with pytest.raises(cv.SelfCheckError, match=r"gauge of weight-norm .* moves the weights"):
-        cv.spectrum(operator, chart=cv.WeightNorm(stretch=2.0))
+        cv.spectrum(cv.pullback(operator, cv.WeightNorm(stretch=2.0)))
 
 
 # --------------------------------------------------------------------------------------------------------- small cases
@@ -452,9 +454,16 @@ def open_spectrum():
     """Ten eigenvalues, of which four are above the floor and up to eight are not zero."""
     values = np.array([0.0, 1e-20, 1e-18, 1e-17, 1e-17, 1e-16, 1e-3, 1e-2, 0.1, 1.0])
     return Spectrum(
-        "ggn", "standard", "-", values, True, "dense", 1e-15, 8, "formula: 10 - 2; unresolved", rank_bounds=(4, 8),
-        floor_rule="10 units of rounding of the norm", num_examples=5,
-    )  # fmt: skip
+        Where("ggn", "standard", num_examples=5),
+        values,
+        True,
+        "dense",
+        1e-15,
+        8,
+        "formula: 10 - 2; unresolved",
+        rank_bounds=(4, 8),
+        floor_rule="10 units of rounding of the norm",
+    )
 
 
 def test_a_saved_spectrum_keeps_its_bounds_and_an_older_one_has_none(tmp_path):
