@@ -244,7 +244,7 @@ def top(scale: Scale) -> Iterator[Case]:
 
 
 def spectrum(scale: Scale) -> Iterator[Case]:
-    """Every eigenvalue, exactly, beside approximate densities."""
+    """Every eigenvalue, exactly, compared with approximate densities."""
     net = network(scale, "small", torch.float64)
 
     def exact() -> truth.Density:

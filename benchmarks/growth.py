@@ -20,7 +20,7 @@ AXES = {"N": "num_examples", "P": "dim"}
 
 
 def growth(scale: Scale, threads: int) -> list[dict]:
-    """One row per point, each measured in a process of its own."""
+    """One row per point, each measured in its own process."""
     largest = scale.growth_examples[-1]
     lines: dict[tuple[int, tuple[int, ...]], str] = {}  # the corner lies on both lines
     for axis, points in (
@@ -74,7 +74,7 @@ def resident_bytes(*, peak: bool = False, forget_peak: bool = False) -> int:
 
 
 def exponents(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Slopes in log-log, by least squares, beside those of the operation count."""
+    """Slopes in log-log, by least squares, and those of the operation count."""
     fits = {}
     for axis, key in AXES.items():
         points = [row for row in rows if axis in row.get("along", "")]

@@ -369,12 +369,12 @@ def side_effects() -> Question:
         before = [p.grad.clone() for p in module.parameters()]
         state = torch.get_rng_state()
         spectrum_by(tool, module, criterion, loader(inputs, targets))
-        kept = [
+        unchanged = [
             p.grad is not None and torch.equal(p.grad, old) for p, old in zip(module.parameters(), before, strict=True)
         ]
         changed = {
             "mode": not module.training,
-            "gradients": not all(kept),
+            "gradients": not all(unchanged),
             "global random state": not torch.equal(state, torch.get_rng_state()),
         }
         names = [name for name, is_changed in changed.items() if is_changed]

@@ -1,8 +1,8 @@
-r"""How fast are exact curvature matrices here, beside the same work by other packages and by plain PyTorch?
+r"""How fast are exact curvature matrices here, in other packages and in plain PyTorch?
 
 Claim tested: matrices, spectra and products that a study needs cost a fraction of what curvlinops, PyHessian,
 hessian-eigenthings, BackPACK, ``torch.func`` and ``torch.autograd.functional`` need for the same numbers. An answer
-is a table of times on one machine, each beside the error of its result and the distance from what the hardware allows.
+is a table of times on one machine, each with the error of its result and the distance from what the hardware allows.
 
     python -m benchmarks.peer_benchmark --out results/peer_benchmark [--only hessian --only top] [--fast]
     python -m benchmarks.peer_benchmark --against ../older-checkout --out results/against [--only hessian] [--fast]

@@ -30,7 +30,7 @@ SLOWER = 1.05  # a ratio above this is a loss of speed
 ROW_SECONDS = 20.0  # rounds of one row stop after about this long, within ROUNDS
 ROUNDS = (5, 31)
 FAST_ROUNDS = 3
-# `curvature` comes from PYTHONPATH, the other checkout; `benchmarks` is this one, whatever the other contains.
+# `curvature` comes from PYTHONPATH, the other checkout; `benchmarks` is always this one.
 BOOTSTRAP = "import sys, curvature; sys.path.insert(0, sys.argv[1]); import benchmarks.versions as v; v.serve()"
 
 

@@ -46,10 +46,10 @@ hessian = cv.hessian(problem).materialized()
 stretches = (0.25, 0.5, 1.0, 2.0, 4.0)  # ||v|| / |g| = rho ** -0.5
 standard = cv.spectrum(ggn)
 effective = {s: cv.spectrum(cv.effective(ggn, cv.WeightNorm(stretch=s))) for s in stretches}
-kept = standard.rank // 2  # the upper half: far from rounding
+half = standard.rank // 2  # the upper half: far from rounding
 moved = {}
 for stretch, spectrum in effective.items():
-    ratios = spectrum.eigenvalues[-kept:] / standard.eigenvalues[-kept:]
+    ratios = spectrum.eigenvalues[-half:] / standard.eigenvalues[-half:]
     moved[stretch] = ratios
     rho = stretch**-2
     print(f"stretch {stretch:4}: eigenvalues times {ratios.min():.3f} to {ratios.max():.3f}; rho = {rho:.3f}")
@@ -58,7 +58,7 @@ for stretch, spectrum in effective.items():
 figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
 styles = (("#D55E00", "--"), ("#E69F00", "-."), ("#000000", "-"), ("#56B4E9", ":"), ("#0072B2", "--"))
 for (stretch, ratios), (color, line) in zip(moved.items(), styles, strict=True):
-    ax.plot(range(1, kept + 1), ratios[::-1], color=color, linestyle=line, label=f"stretch {stretch:g}")
+    ax.plot(range(1, half + 1), ratios[::-1], color=color, linestyle=line, label=f"stretch {stretch:g}")
 ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue over its standard value")
 ax.set_title("The gauge moves the spectrum of the GGN; the function is the same", loc="left", fontsize="medium")
 ax.legend(fontsize="small")

@@ -59,11 +59,11 @@ def rows_of(ran):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_writes_its_numbers_and_its_figure(name, ran):
-    found = ran(name)
-    assert {".json", ".svg"} <= {path.suffix for path in found.folder.iterdir()}
-    assert found.document["rows"]
-    assert found.document["fast"] is True
-    assert found.printed
+    result = ran(name)
+    assert {".json", ".svg"} <= {path.suffix for path in result.folder.iterdir()}
+    assert result.document["rows"]
+    assert result.document["fast"] is True
+    assert result.printed
     documentation = importlib.import_module(f"analyses.{name}").__doc__
     assert documentation.splitlines()[0].endswith("?")
     assert f"python -m analyses.{name} --out" in documentation
@@ -124,18 +124,20 @@ def test_mean_field_of_one_hidden_layer_is_what_paper_and_pencil_give():
     from analyses.conditioning_at_init import mean_field
 
     inputs, width, examples = 7, 30, 11
-    found = mean_field((inputs, width, 3), examples)
-    one = (width + 1) + (inputs + 1)  # E relu(z)^2 = 1 at variance 2; derivatives: 2 * 1/2
-    two = (width / math.pi + 1) + 0.5  # E relu(x) relu(y) = 2 / (2 pi); 2 * 1/4 for the bias, inputs are independent
-    assert found["trace"] == pytest.approx(3 * one)
-    assert found["largest"] == pytest.approx(((examples - 1) * two + one) / examples)
+    plain = mean_field((inputs, width, 3), examples)
+    same = (width + 1) + (inputs + 1)  # E relu(z)^2 = 1 at variance 2; derivatives: 2 * 1/2
+    different = (
+        width / math.pi + 1
+    ) + 0.5  # E relu(x) relu(y) = 2 / (2 pi); 2 * 1/4 for the bias, inputs are independent
+    assert plain["trace"] == pytest.approx(3 * same)
+    assert plain["largest"] == pytest.approx(((examples - 1) * different + same) / examples)
     scaled = mean_field((inputs, width, 3), examples, gauge="paper")
     rhos = [2 / (0.05**2 * fan_in) for fan_in in (inputs, width)]
     assert scaled["trace"] == pytest.approx(3 * (rhos[1] * width + 1 + rhos[0] * inputs + 1))
     centred = mean_field((inputs, width, 3), examples, centred=True)
     variance = 1 / (0.5 - 0.5 / math.pi)  # of the second layer's weights; the first has 1
-    one = (width / 2 + 1) + variance / 2 * (inputs + 1)
-    assert centred["trace"] == pytest.approx(3 * one)
+    same = (width / 2 + 1) + variance / 2 * (inputs + 1)
+    assert centred["trace"] == pytest.approx(3 * same)
 
 
 @pytest.mark.parametrize(("centred", "room"), [(False, 0.15), (True, 0.3)])
@@ -202,13 +204,13 @@ def test_gradient_covariance_at_the_start_is_that_of_plain_eigenvectors(rows_of)
     cosines, means, befores, afters = [], [], [], []
     mean = problem.inputs.mean(dim=0).numpy()
     for neuron in range(4):  # the first layer: 64 weights each, one row after the other
-        where = slice(64 * neuron, 64 * neuron + 64)
-        values, vectors = np.linalg.eigh(matrix[where, where])
-        w = problem.weights[where].numpy()
+        rows = slice(64 * neuron, 64 * neuron + 64)
+        values, vectors = np.linalg.eigh(matrix[rows, rows])
+        w = problem.weights[rows].numpy()
         cosines.append(abs(w @ vectors[:, -1]) / np.linalg.norm(w))
         means.append(abs(mean @ vectors[:, -1]) / np.linalg.norm(mean))
-        for found, kept in ((befores, values.clip(0)), (afters, values[:-1].clip(0))):
-            found.append(1 - np.sqrt(kept).sum() ** 2 / (len(kept) * kept.sum()))
+        for distances, spectrum in ((befores, values.clip(0)), (afters, values[:-1].clip(0))):
+            distances.append(1 - np.sqrt(spectrum).sum() ** 2 / (len(spectrum) * spectrum.sum()))
     place = {"arm": "standard", "epoch": 0, "layer": "0"}
     rows = {row["direction"]: row for row in rows_of("gradient_covariance", **place)}
     assert rows["w"]["cosine"] == pytest.approx(np.median(cosines), rel=1e-9)

@@ -64,11 +64,11 @@ def edge():
 
 
 def test_descent_hovers_at_two_over_the_rate_in_its_own_coordinates(edge):
-    late = {row["arm"]: row for row in script("edge_of_stability").summary(edge)}
-    for arm in late:
-        assert late[arm]["own_at_start"] < 2  # it sharpens first
-        assert 1.9 < late[arm]["own"] < 2.4
-    assert late["weight-norm-paper"]["weights"] < 1  # while the weights are far from the edge
+    second_half = {row["arm"]: row for row in script("edge_of_stability").summary(edge)}
+    for arm in second_half:
+        assert second_half[arm]["own_at_start"] < 2  # it sharpens first
+        assert 1.9 < second_half[arm]["own"] < 2.4
+    assert second_half["weight-norm-paper"]["weights"] < 1  # while the weights are far from the edge
 
 
 def test_standard_chart_is_the_weights_and_the_canonical_gauge_starts_there(edge):
@@ -148,9 +148,9 @@ def test_outliers_are_read_off_the_exact_spectrum(outliers):
 
 
 def test_density_has_the_moments_of_the_exact_spectrum(outliers):
-    for kept in outliers["spectra"].values():
-        values = torch.tensor(kept["eigenvalues"])
-        nodes, weights = torch.tensor(kept["nodes"]), torch.tensor(kept["weights"])
+    for spectrum in outliers["spectra"].values():
+        values = torch.tensor(spectrum["eigenvalues"])
+        nodes, weights = torch.tensor(spectrum["nodes"]), torch.tensor(spectrum["weights"])
         assert torch.allclose(weights.sum(dim=1), torch.ones(len(weights), dtype=weights.dtype))
         assert float(nodes.max()) == pytest.approx(float(values[-1]), rel=1e-3)  # extremes converge first
         each = (weights * nodes).sum(dim=1)

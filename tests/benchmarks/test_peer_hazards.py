@@ -58,15 +58,15 @@ def test_truth_of_a_hazard_is_the_hessian_of_torch_func():
         return torch.nn.functional.cross_entropy(torch.func.functional_call(network, named, (inputs,)), targets)
 
     expected = torch.linalg.eigvalsh(torch.func.hessian(loss)(point))
-    found = hazard_questions.exact(network, torch.nn.CrossEntropyLoss(), inputs, targets)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-13)
+    spectrum = hazard_questions.exact(network, torch.nn.CrossEntropyLoss(), inputs, targets)
+    assert torch.allclose(spectrum, expected, rtol=0, atol=1e-13)
 
 
 def test_quadratic_of_given_spectrum_has_it():
     values = torch.tensor([5.0, 2.0, 1.0], dtype=torch.float64)
     network, criterion, batches = hazard_questions.quadratic(values)
-    found = hazard_questions.exact(network, criterion, *batches.dataset.tensors)
-    assert torch.allclose(found.flip(0), values, rtol=1e-12)
+    spectrum = hazard_questions.exact(network, criterion, *batches.dataset.tensors)
+    assert torch.allclose(spectrum.flip(0), values, rtol=1e-12)
 
 
 def test_peer_that_is_not_installed_is_shown_as_such(monkeypatch):
@@ -95,6 +95,6 @@ def test_page_of_hazards_has_a_row_for_every_question_of_the_script_and_its_outc
     cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     questions = hazard_questions.HAZARDS.values()
     assert [(row[0], row[1]) for row in cells] == [(question.title, question.truth) for question in questions]
-    words = {"right": "right, ", "raises": "raises `", "wrong": "**wrong**: "}
+    beginnings = {"right": "right, ", "raises": "raises `", "wrong": "**wrong**: "}
     for row, key in zip(cells, hazard_questions.HAZARDS, strict=True):
-        assert row[2].startswith(words[hazards[key, "curvature"]["outcome"]])
+        assert row[2].startswith(beginnings[hazards[key, "curvature"]["outcome"]])
