@@ -87,7 +87,7 @@ _HOMES = {
         "preconditioner",
         "whitening",
     ),
-    "studies": ("compare",),
+    "studies": ("measure", "study"),
 }
 _MODULES = {"figures": "report.figures", "zoo": "models.zoo"}
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
@@ -100,6 +100,11 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"curvature.{_NAMES[name]}"), name)
     if name in _MODULES:
         return import_module(f"curvature.{_MODULES[name]}")
+    if name == "compare":
+        raise AttributeError(
+            "curvature.compare has two names now. Write cv.measure(problem) to measure one problem in several charts, "
+            "and cv.study(build) to train with and without weight normalization, as 'curvature compare' does."
+        )
     raise AttributeError(f"module 'curvature' has no attribute {name!r}")
 
 

@@ -985,7 +985,7 @@ def in_use():
 
 
 def wrote(problem, folder):
-    return report.write_run(cv.compare(problem, matrices=("ggn",)), folder / "run")
+    return report.write_run(cv.measure(problem, matrices=("ggn",)), folder / "run")
 
 
 ENTRIES = {
@@ -1000,7 +1000,7 @@ ENTRIES = {
     "log_determinant": lambda p, _: cv.log_determinant(cv.ggn(p), 1.0, seed=seed()),
     "monte_carlo_fisher": lambda p, _: cv.monte_carlo_fisher(p, 2, seed()).dense(),
     "blocks": lambda p, _: {n: cv.spectrum(b) for n, b in cv.blocks(cv.empirical_fisher(p), "layer").items()},
-    "compare": lambda p, _: cv.compare(p, matrices=("hessian",)),
+    "measure": lambda p, _: cv.measure(p, matrices=("hessian",)),
     "efficiency": lambda p, _: cv.efficiency(p, cv.WeightNorm()),
     "natural_gradient_step": lambda p, _: cv.natural_gradient_step(p, relative_damping=1e-3),
     "preconditioner": lambda p, _: cv.preconditioner(p, "kfac"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from curvature.cli.configuration import MATRICES, CompareConfiguration
-from curvature.cli.full import full_settings, measured_parts, parts_beside
+from curvature.cli.full import full_study_settings, measured_parts, parts_beside, problem_of
 from curvature.cli.preparation import (
     Prepared,
     add_provenance,
@@ -20,12 +20,12 @@ from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
     from curvature.records import Study
-    from curvature.studies import CompareSettings
+    from curvature.studies import StudySettings
 
 __all__ = ["compare_settings", "measure_compare"]
 
 
-def compare_settings(config: CompareConfiguration) -> CompareSettings:
+def compare_settings(config: CompareConfiguration) -> StudySettings:
     """Settings of the comparison that a configuration asks for.
 
     Parameters
@@ -35,13 +35,13 @@ def compare_settings(config: CompareConfiguration) -> CompareSettings:
 
     Returns
     -------
-    CompareSettings
+    StudySettings
         With the seeds 0, 1, ..., ``num_seeds - 1``.
     """
-    from curvature.studies import CompareSettings
+    from curvature.studies import quick_settings
 
-    return CompareSettings(
-        seeds=tuple(range(config.num_seeds)),
+    return quick_settings(
+        seeds=range(config.num_seeds),
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -87,30 +87,33 @@ def measure_compare(config: CompareConfiguration, terminal: Terminal, started: f
 def _quick(config: CompareConfiguration, prepared: Prepared, terminal: Terminal) -> Study:
     import torch
 
-    from curvature.studies import run_compare
+    from curvature.models import Problem
+    from curvature.studies import run_study
+
+    dtype = getattr(torch, config.dtype)
+
+    def build(seed: int) -> Problem:
+        return Problem.from_module(prepared.build(seed), loss=prepared.loss, data=prepared.data, dtype=dtype)
 
     terminal.note(
         f"plan:  {count(config.num_seeds, 'paired seed')} x 2 arms (standard, weight-norm), {config.epochs} epochs of "
         f"SGD at {config.learning_rate:g}; {count(len(config.matrix), 'matrix', 'matrices')} at 3 checkpoints each"
     )
     with terminal.progress() as progress:
-        return run_compare(
-            prepared.build,
-            prepared.data,
-            prepared.loss,
+        return run_study(
+            build,
             compare_settings(config),
-            dtype=getattr(torch, config.dtype),
             model=describe_model(config),
-            data_name=describe_data(config, prepared.data),
+            data=describe_data(config, prepared.data),
             config=written_configuration("compare", config),
             progress=progress,
         )
 
 
 def _full(config: CompareConfiguration, prepared: Prepared, terminal: Terminal, out: Path | None) -> Study:
-    from curvature.studies.full import combined
+    from curvature.studies import combined
 
-    settings = full_settings(config)
+    settings = full_study_settings(config)
     terminal.note(
         f"plan:  {count(config.num_seeds, 'paired seed')} x {count(len(settings.arms), 'arm')}, each tuned over "
         f"{len(settings.training.rates)} or more learning rates of {config.tuning_epochs} epochs, then trained for "
@@ -121,7 +124,8 @@ def _full(config: CompareConfiguration, prepared: Prepared, terminal: Terminal, 
     return combined(
         parts,
         settings,
+        problem_of(prepared, settings.seeds[0]),
         model=describe_model(config),
-        data_name=describe_data(config, prepared.data),
+        data=describe_data(config, prepared.data),
         config=written_configuration("compare", config),
     )

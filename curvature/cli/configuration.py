@@ -240,7 +240,7 @@ class SpectrumConfiguration(Configuration):
 
 
 class CompareConfiguration(Configuration):
-    """Configuration of ``curvature compare``; the defaults are those of ``curvature.studies.CompareSettings``."""
+    """Configuration of ``curvature compare``; the defaults are those of ``curvature.studies.quick_settings``."""
 
     matrix: Matrices = ("hessian", "ggn", "gradient-covariance")
     full: Annotated[

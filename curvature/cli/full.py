@@ -13,15 +13,16 @@ from curvature.cli.preparation import Prepared, prepare
 from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
+    from curvature.models import Problem
     from curvature.records import Study
-    from curvature.studies import FullSettings
+    from curvature.studies import StudySettings
 
-__all__ = ["forget_parts", "full_settings", "measured_parts", "parts_beside"]
+__all__ = ["forget_parts", "full_study_settings", "measured_parts", "parts_beside", "problem_of"]
 
 Progress = Callable[[str, float], None]
 
 
-def full_settings(config: CompareConfiguration) -> FullSettings:
+def full_study_settings(config: CompareConfiguration) -> StudySettings:
     """Settings of the study that a configuration asks for.
 
     Parameters
@@ -31,25 +32,42 @@ def full_settings(config: CompareConfiguration) -> FullSettings:
 
     Returns
     -------
-    FullSettings
+    StudySettings
         With the seeds 0, 1, ..., ``num_seeds - 1``.
     """
-    from curvature.studies import FullSettings
-    from curvature.studies.training import SGD, TrajectorySettings
+    from curvature.studies import full_settings
 
-    return FullSettings(
-        seeds=tuple(range(config.num_seeds)),
-        training=TrajectorySettings(
-            optimizer=SGD(config.learning_rate, momentum=config.momentum),
-            tuning_epochs=config.tuning_epochs,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-        ),
+    return full_settings(
+        seeds=range(config.num_seeds),
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        tuning_epochs=config.tuning_epochs,
         matrices=tuple(MATRICES[name] for name in config.matrix),
-        relative_dampings=(config.relative_damping,),
         relative_damping=config.relative_damping,
         threshold=config.threshold,
     )
+
+
+def problem_of(prepared: Prepared, seed: int) -> Problem:
+    """The problem at the initial weights of a seed, in float64.
+
+    Parameters
+    ----------
+    prepared
+        The loaded model, data and loss.
+    seed
+        The seed.
+
+    Returns
+    -------
+    Problem
+        The start of all arms.
+    """
+    from curvature.models import Problem
+
+    return Problem.from_module(prepared.build(seed), loss=prepared.loss, data=prepared.data)
 
 
 def parts_beside(out: Path | None) -> Path | None:
@@ -116,7 +134,7 @@ def measured_parts(
     """
     from curvature import report
 
-    settings = full_settings(config)
+    settings = full_study_settings(config)
     paths = _part_paths(settings, prepared, folder)
     parts = {seed: report.load_part(path) for seed, path in paths.items() if path.is_file()}
     total = len(settings.seeds)
@@ -148,24 +166,23 @@ def measured_parts(
     return [parts[seed] for seed in settings.seeds]
 
 
-def _part_paths(settings: FullSettings, prepared: Prepared, folder: Path | None) -> dict[int, Path]:
+def _part_paths(settings: StudySettings, prepared: Prepared, folder: Path | None) -> dict[int, Path]:
     """Map each seed to the file in which it is kept."""
     from curvature import report
-    from curvature.models import Problem
-    from curvature.studies.full import fingerprint
+    from curvature.studies import fingerprint
 
     if folder is None:
         return {}
     report.check_parts(folder)
     paths = {}
     for seed in settings.seeds:
-        start = Problem.from_module(prepared.build(seed), loss=prepared.loss, data=prepared.data)
-        paths[seed] = folder / f"seed-{seed}-{fingerprint(start, settings, seed)}.nc"
+        digest = fingerprint(problem_of(prepared, seed), settings, seed)
+        paths[seed] = folder / f"seed-{seed}-{digest}.nc"
     return paths
 
 
 def _in_sequence(
-    settings: FullSettings, prepared: Prepared, seeds: Sequence[int], progress: Progress
+    settings: StudySettings, prepared: Prepared, seeds: Sequence[int], progress: Progress
 ) -> Iterator[tuple[int, Study]]:
     for seed in seeds:
         yield seed, _measured(settings, prepared, seed, progress)
@@ -180,10 +197,10 @@ def _in_parallel(config: CompareConfiguration, seeds: Sequence[int]) -> Iterator
         yield from parallel(joblib.delayed(_measured_in_a_process)(config, seed) for seed in seeds)
 
 
-def _measured(settings: FullSettings, prepared: Prepared, seed: int, progress: Progress | None = None) -> Study:
-    from curvature.studies.full import measure_seed
+def _measured(settings: StudySettings, prepared: Prepared, seed: int, progress: Progress | None = None) -> Study:
+    from curvature.studies import measure_seed
 
-    return measure_seed(prepared.build(seed), prepared.data, prepared.loss, settings, seed=seed, progress=progress)
+    return measure_seed(problem_of(prepared, seed), settings, seed=seed, progress=progress)
 
 
 def _measured_in_a_process(config: CompareConfiguration, seed: int) -> tuple[int, Study]:
@@ -193,4 +210,4 @@ def _measured_in_a_process(config: CompareConfiguration, seed: int) -> tuple[int
 
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        return seed, _measured(full_settings(config), prepare(config, Terminal(quiet=True)), seed)
+        return seed, _measured(full_study_settings(config), prepare(config, Terminal(quiet=True)), seed)

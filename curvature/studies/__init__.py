@@ -1,16 +1,23 @@
-"""From problems to a :class:`~curvature.records.Study`: which matrices, charts, points and seeds."""
+"""Studies: from problems to a :class:`~curvature.records.Study`, by matrices, charts, points of training and seeds."""
 
-from curvature.studies.full import FullSettings, run_full
-from curvature.studies.quick import CompareSettings, compare, run_compare
+from curvature.studies.compare import combined, run_study, study
+from curvature.studies.pointwise import measure
+from curvature.studies.seeds import fingerprint, measure_seed, measured_seeds
+from curvature.studies.settings import StudySettings, full_settings, quick_settings
 from curvature.studies.spectrum import SpectrumSettings, plan_spectrum, run_spectrum
 
 __all__ = [
-    "CompareSettings",
-    "FullSettings",
     "SpectrumSettings",
-    "compare",
+    "StudySettings",
+    "combined",
+    "fingerprint",
+    "full_settings",
+    "measure",
+    "measure_seed",
+    "measured_seeds",
     "plan_spectrum",
-    "run_compare",
-    "run_full",
+    "quick_settings",
     "run_spectrum",
+    "run_study",
+    "study",
 ]

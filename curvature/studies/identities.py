@@ -17,8 +17,23 @@ LEARNING_RATE = 0.1  # of C5; the identity holds at every rate
 
 
 def claimed_identities(problem: Problem, *, seed: int, batch_size: int) -> tuple[list[Check], list[str]]:
-    """C5 and C6 for one initialization, and why one of them could not be measured on this model."""
-    checks, missing = [], []
+    """Measure C5 and C6 for one initialization.
+
+    Parameters
+    ----------
+    problem
+        The model at its initial weights.
+    seed
+        Draws the single layer of C5, and the initialization of C6.
+    batch_size
+        Of the batch that the initialization of C6 sees.
+
+    Returns
+    -------
+    tuple
+        The deviations, and why one of them could not be measured on this model.
+    """
+    checks, reasons = [], []
     for claim, measure in (
         ("C5", lambda: one_layer_identity(problem, seed)),
         ("C6", lambda: start_check(paper_start(problem, seed=seed, batch_size=batch_size), batch_size)),
@@ -26,22 +41,37 @@ def claimed_identities(problem: Problem, *, seed: int, batch_size: int) -> tuple
         try:
             checks.append(measure())
         except (ConfigurationError, InputError, NonFiniteError) as error:
-            missing.append(f"{claim} is not tested on this model: {error}")
-    return checks, missing
+            reasons.append(f"{claim} is not tested on this model: {error}")
+    return checks, reasons
 
 
 def one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
     r"""C5: one layer on whitened inputs, trained with batch normalization and with weight normalization, side by side.
 
-    Whole batches, so that the inputs of every batch are white; $\epsilon$ of batch normalization next to 0. Inputs are
-    the problem's own, with the directions in which they vary; classes or values likewise.
+    Parameters
+    ----------
+    problem
+        Gives the inputs, in the directions in which they vary, and the targets.
+    seed
+        Draws the weights of the layer.
+    steps
+        Of gradient descent.
+
+    Returns
+    -------
+    Check
+        The largest difference of the weights after training.
+
+    Notes
+    -----
+    Whole batches, so that the inputs of every batch are white; $\epsilon$ of batch normalization next to 0.
     """
     flat = problem.inputs.flatten(1).double()
     targets = problem.targets.double() if problem.targets.is_floating_point() else problem.targets
     left, values, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     white = left[:, values > 1e-8 * values[0]] * len(flat) ** 0.5
     generator = torch.Generator().manual_seed(seed)
-    # Without an initialization of its own, which would draw from the global generator.
+    # The default initialization would draw from the global generator.
     layer = nn.utils.skip_init(nn.Linear, white.shape[1], problem.num_outputs, dtype=torch.float64)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
@@ -52,7 +82,7 @@ def one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
     runs = [train(single, arm, schedule, arm="one layer", seed=seed, optimizer=SGD(LEARNING_RATE)) for arm in arms]
     weights = [run.require_finite().checkpoints[0].weights for run in runs]
     return Check(
-        f"one layer with whitened inputs: batch normalization is weight normalization (seed {seed})",
+        f"one layer with whitened inputs: batch normalization equals weight normalization (seed {seed})",
         float((weights[0] - weights[1]).abs().max() / weights[1].abs().max()),
         1e-10,
         f"largest difference of weights after {steps} steps, over the largest weight",

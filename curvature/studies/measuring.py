@@ -1,54 +1,108 @@
-"""Measure one point: every matrix in every chart, gauges, noise and steps, collected with their place."""
+"""Measure one point: every matrix in every chart, gauges, gradient noise and steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from curvature.charts import LinearChart, Parameterization, Placebo, Standard, WeightNorm
-from curvature.errors import ConfigurationError, SelfCheckError
+from curvature.errors import SelfCheckError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import MATRICES, effective, fisher, pullback
 from curvature.models import Problem
-from curvature.natural_gradient import Controls, compare_charts, control_charts
-from curvature.records import Check, GaugeState, Measured, Spectrum, Study
-from curvature.records.conditioning import condition_numbers
+from curvature.natural_gradient import Controls, alignments, compare_charts, control_charts, whitening
+from curvature.records import Check, GaugeState, Spectrum
+from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import LINEAR_PART
+from curvature.studies.settings import StudySettings
 
-__all__ = [
-    "CANONICAL_TOLERANCE",
-    "Collector",
-    "Place",
-    "Progress",
-    "efficiencies",
-    "gauge_state",
-    "known_matrices",
-    "linear_part",
-    "matrix_of",
-    "measured_spectra",
-]
-
-Progress = Callable[[str, float], None]
+__all__ = ["CANONICAL_TOLERANCE", "gauge_state", "linear_part", "matrix_of", "measure_point", "measured_spectra"]
 
 CANONICAL_TOLERANCE = 1e-10  # of the largest eigenvalue: rounding leaves about 1e-15
+_ENDS = ("init", "late")
 _SECOND_MOMENTS = ("ggn", "fisher", "monte_carlo_fisher", "empirical_fisher", "gradient_covariance")
 
 
+def measure_point(
+    collector: Collector, place: Place, problem: Problem, chart: Parameterization, settings: StudySettings
+) -> None:
+    """Measure one checkpoint of one arm.
+
+    Parameters
+    ----------
+    collector
+        Receives the records.
+    place
+        Of the checkpoint.
+    problem
+        At the weights of the checkpoint.
+    chart
+        In which the arm was trained, at the gauge that it reached.
+    settings
+        What is measured. Arms that are not followed: at the first and the last checkpoint, the GGN in the standard
+        chart and in their own.
+    """
+    followed = place.arm in settings.followed
+    if not followed and place.checkpoint not in _ENDS:
+        return
+    charts: list[Parameterization] = [Standard()]
+    charts += [WeightNorm(), WeightNorm("paper")] if followed else []
+    charts += [] if isinstance(chart, Standard) else [chart]
+    operators = measured_spectra(collector, place, problem, settings.matrices if followed else ("ggn",), charts)
+    for measured_chart in charts:
+        gauge_state(collector, place, problem, measured_chart)
+        if "hessian" in operators and type(measured_chart) is WeightNorm:
+            _second_order(collector, place, problem, operators["hessian"], measured_chart, settings)
+    if followed and settings.stretches:
+        ggn = operators.get("ggn") or MATRICES["ggn"](problem).materialized()
+        for stretch in settings.stretches:
+            collector.add(place, spectrum(effective(ggn, WeightNorm(stretch=stretch))))
+    if followed and place.checkpoint in settings.steps_at:
+        _noise_and_steps(collector, place, problem, chart, operators.get("gradient_covariance"), settings)
+
+
 def measured_spectra(
-    found: Collector,
+    collector: Collector,
     place: Place,
     problem: Problem,
     matrices: Sequence[str],
     charts: Sequence[Parameterization],
-    on_weights: bool,
-    gradient: bool,
+    *,
+    on_weights: bool = True,
+    gradient: bool = True,
 ) -> dict[str, SymmetricOperator]:
-    """Every matrix once on the weights, then in every chart; check what the canonical gauge must leave alone."""
+    """Measure every matrix in every chart, and check what the canonical gauge must not change.
+
+    Parameters
+    ----------
+    collector
+        Receives the spectra, their condition numbers and the checks.
+    place
+        Of the point.
+    problem
+        At the weights of the point.
+    matrices
+        Names from ``curvature.matrices.MATRICES``.
+    charts
+        The standard chart first, for the check.
+    on_weights
+        ``K^(1/2) A K^(1/2)`` on the weights instead of the coordinates of the chart.
+    gradient
+        Also how the gradient is distributed over the eigenvectors, for matrices that are the metric of a step.
+
+    Returns
+    -------
+    dict
+        Each matrix on the weights, with its entries.
+
+    Raises
+    ------
+    SelfCheckError
+        If a spectrum at the canonical gauge differs from the standard one by more than rounding.
+    """
     operators = {}
     for name in matrices:
         operator = operators[name] = matrix_of(problem, name, place.seed, 1).materialized()
@@ -62,175 +116,145 @@ def measured_spectra(
             # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
             move = effective if on_weights and not canonical else pullback
             record = spectrum(operator if plain else move(operator, chart), gradient=with_gradient)
-            found.add(place, record)
+            collector.add(place, record)
             standard = record if plain else standard
             if canonical and standard is not None and name in _SECOND_MOMENTS:
-                _check_canonical(found, place, standard, record)
+                _check_canonical(collector, place, standard, record)
     return operators
 
 
-def _check_canonical(found: Collector, place: Place, standard: Spectrum, canonical: Spectrum) -> None:
+def _check_canonical(collector: Collector, place: Place, standard: Spectrum, canonical: Spectrum) -> None:
     """At ``v = w, g = ||w||`` the map is an isometry onto the weights: non-zero spectra are identical."""
-    extra = canonical.dim - standard.dim
-    words = standard.matrix.replace("_", " ").replace("ggn", "GGN")
-    values = np.sort(np.abs(canonical.eigenvalues))[extra:]
+    num_extra = canonical.dim - standard.dim
+    matrix = standard.matrix.replace("_", " ").replace("ggn", "GGN")
+    values = np.sort(np.abs(canonical.eigenvalues))[num_extra:]
     reference = np.sort(np.abs(standard.eigenvalues))
-    deviation = float(np.abs(values - reference).max() / max(reference[-1], np.finfo(float).tiny))
-    tolerance = CANONICAL_TOLERANCE if standard.dtype == "float64" else 1e-4
-    found.checks.append(
-        Check(
-            f"canonical gauge leaves the {words} spectrum unchanged ({place.words})",
-            deviation,
-            tolerance,
-            "largest difference of eigenvalues over the largest eigenvalue",
-        )
+    check = Check(
+        f"canonical gauge leaves the {matrix} spectrum unchanged ({place})",
+        float(np.abs(values - reference).max() / max(reference[-1], np.finfo(float).tiny)),
+        CANONICAL_TOLERANCE if standard.dtype == "float64" else 1e-4,
+        "largest difference of eigenvalues over the largest eigenvalue",
     )
-    if not found.checks[-1].passed:
+    collector.checks.append(check)
+    if not check.passed:
         raise SelfCheckError(
-            f"the {standard.matrix} spectrum at the canonical gauge differs from the standard one by {deviation:.1e} "
-            "of its largest eigenvalue; the two are identical by theory, so one of them is wrong."
+            f"the {standard.matrix} spectrum at the canonical gauge differs from the standard one by {check.value:.1e} "
+            "of its largest eigenvalue; in theory the two are identical, so one of them is wrong. Please report this."
         )
 
 
-def efficiencies(
-    found: Collector,
+def _second_order(
+    collector: Collector,
     place: Place,
     problem: Problem,
-    own: Parameterization,
-    settings: CompareSettings | FullSettings,
-    covariance: SymmetricOperator,
+    hessian: SymmetricOperator,
+    chart: WeightNorm,
+    settings: StudySettings,
 ) -> None:
-    """Compare the step of every control chart, and of the chart that training used, with the natural gradient."""
+    """What the second-order term of weight norm adds to a Hessian: with the metric alone, and in the other form."""
+    if chart.gauge == "paper":
+        return
+    if settings.both_hessians:
+        # Only the other form was measured with the other matrices.
+        other = effective if chart.gauge == "canonical" else pullback
+        collector.add(place, spectrum(other(hessian, chart)))
+    if chart.gauge != "canonical":
+        collector.add(place, spectrum(effective(hessian, linear_part(problem, chart))))
+
+
+def _noise_and_steps(
+    collector: Collector,
+    place: Place,
+    problem: Problem,
+    chart: Parameterization,
+    covariance: SymmetricOperator | None,
+    settings: StudySettings,
+) -> None:
+    """Gradient noise of every neuron, and the step of weight norm against the natural gradient."""
+    covariance = covariance or MATRICES["gradient_covariance"](problem).materialized()
+    generator = torch.Generator().manual_seed(place.seed)
+    collector.extend(place, alignments(problem, seed=generator, covariance=covariance))
+    collector.extend(place, whitening(problem, seed=generator, covariance=covariance))
+    if not isinstance(chart, Standard) and type(chart) is not WeightNorm:
+        return
     if not problem.loss.likelihood:
-        found.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
+        collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
         return
     controls = Controls(problem, fisher(problem), covariance)
     for relative_damping in settings.relative_dampings:
         charts = control_charts(problem, relative_damping=relative_damping, seed=place.seed, controls=controls)
-        if (own.name, own.gauge) not in {(chart.name, chart.gauge) for chart in charts}:
-            charts.insert(3, own)
-        found.extend(
-            place,
-            compare_charts(
-                problem,
-                charts,
-                relative_dampings=(relative_damping,),
-                controls=controls,
-                closeness=relative_damping == settings.relative_damping and place.checkpoint != "early",
-            ),
+        if (chart.name, chart.gauge) not in {(control.name, control.gauge) for control in charts}:
+            charts.insert(3, chart)
+        comparisons = compare_charts(
+            problem,
+            charts,
+            relative_dampings=(relative_damping,),
+            controls=controls,
+            closeness=relative_damping == settings.relative_damping and place.checkpoint in _ENDS,
         )
+        collector.extend(place, comparisons)
 
 
-def gauge_state(found: Collector, place: Place, problem: Problem, chart: Parameterization) -> None:
-    """Say what a gauge is in numbers, where there is one."""
+def gauge_state(collector: Collector, place: Place, problem: Problem, chart: Parameterization) -> None:
+    """Record the stretches of a gauge, if the chart has one.
+
+    Parameters
+    ----------
+    collector
+        Receives the record.
+    place
+        Of the point.
+    problem
+        At the weights of the point.
+    chart
+        Any; charts other than weight norm have no gauge.
+    """
     if not isinstance(chart, WeightNorm) or isinstance(chart, Placebo):
         return
     stretches = chart.at(problem.layout, problem.weights).stretches.cpu().numpy()
-    found.extend(
-        place,
-        [
-            GaugeState(
-                chart.name,
-                chart.gauge,
-                float(stretches.min()),
-                float(np.median(stretches)),
-                float(stretches.max()),
-                len(stretches),
-            )
-        ],
-    )
+    smallest, median, largest = float(stretches.min()), float(np.median(stretches)), float(stretches.max())
+    collector.extend(place, [GaugeState(chart.name, chart.gauge, smallest, median, largest, len(stretches))])
 
 
 def linear_part(problem: Problem, chart: WeightNorm) -> LinearChart:
-    """Linear chart with the metric of weight norm at this point, to show what its second-order term adds."""
+    """Linear chart with the metric of weight norm at this point, to show what its second-order term adds.
+
+    Parameters
+    ----------
+    problem
+        At the weights of the point.
+    chart
+        Weight norm at some gauge.
+
+    Returns
+    -------
+    LinearChart
+        ``K^(1/2)``, neuron by neuron.
+    """
     identity = torch.eye(problem.dim, dtype=problem.dtype, device=problem.device)
     root = chart.at(problem.layout, problem.weights).metric_root(identity)
     neurons = [indices.to(problem.device) for indices in problem.layout.blocks("neuron").values()]
-    return LinearChart([(where, root[where][:, where]) for where in neurons], name=LINEAR_PART, gauge=chart.gauge)
+    factors = [(indices, root[indices][:, indices]) for indices in neurons]
+    return LinearChart(factors, name=LINEAR_PART, gauge=chart.gauge)
 
 
 def matrix_of(problem: Problem, name: str, seed: int, num_samples: int) -> SymmetricOperator:
-    """Build a matrix by its name; the seed and the number of samples are for the Monte Carlo Fisher."""
+    """Build a matrix by its name.
+
+    Parameters
+    ----------
+    problem
+        The model, its weights, loss and data.
+    name
+        From ``curvature.matrices.MATRICES``.
+    seed, num_samples
+        For the labels of the Monte Carlo Fisher.
+
+    Returns
+    -------
+    SymmetricOperator
+        On the weights.
+    """
     if name == "monte_carlo_fisher":
         return MATRICES[name](problem, num_samples, torch.Generator().manual_seed(seed))
     return MATRICES[name](problem)
-
-
-def known_matrices(names: Sequence[str]) -> tuple[str, ...]:
-    """Refuse names of matrices that do not exist."""
-    unknown = [name for name in names if name not in MATRICES]
-    if unknown or not names:
-        raise ConfigurationError(f"matrices must be among {', '.join(MATRICES)}, got {', '.join(unknown) or 'none'}.")
-    return tuple(names)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a number was taken: whose weights, which seed, which point of training."""
-
-    arm: str
-    seed: int
-    checkpoint: str
-    step: int
-
-    @property
-    def words(self) -> str:
-        return f"{self.arm} arm, seed {self.seed}, {self.checkpoint}"
-
-
-@dataclass
-class Collector:
-    """What has been measured so far."""
-
-    progress: Progress | None = None
-    measurements: list[Measured] = field(default_factory=list)
-    curves: list = field(default_factory=list)
-    sweeps: list = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    warnings: dict[str, None] = field(default_factory=dict)
-
-    def say(self, message: str, fraction: float) -> None:
-        if self.progress is not None:
-            self.progress(message, fraction)
-
-    def warn(self, message: str) -> None:
-        self.warnings[message] = None
-
-    def extend(self, place: Place, records: Sequence[Any]) -> None:
-        self.measurements += [
-            Measured(place.arm, place.seed, place.checkpoint, place.step, record) for record in records
-        ]
-
-    def add(self, place: Place, record: Spectrum) -> None:
-        self.extend(place, [record, condition_numbers(record)])
-
-    def study(self, command: str, problem: Problem, config: dict[str, Any], *, model: str, data: str) -> Study:
-        if problem.unused:
-            self.warn(
-                f"the loss does not depend on {', '.join(problem.unused)}: zero rows, counted as null directions."
-            )
-        if problem.frozen:
-            self.warn(f"left out, because frozen: {', '.join(problem.frozen)}.")
-        if problem.dtype != torch.float64:
-            self.warn("computed in float32: condition numbers above about 1e6 cannot be resolved.")
-        near, total = problem.kinks()
-        if total and any(getattr(m.record, "matrix", "") == "hessian" for m in self.measurements):
-            self.warn(
-                "the Hessian of a piecewise linear network is its almost-everywhere second derivative: it leaves out "
-                f"what the gradient jumps by at a kink. {near} of {total} pre-activations lie at one (within 1e-8 of "
-                "the largest) at the first point measured. The GGN is not affected."
-            )
-        self.say("done", 1.0)
-        return Study(
-            command=command,
-            config=config,
-            model=model,
-            data=data,
-            num_weights=problem.dim,
-            num_examples=problem.num_examples,
-            measurements=tuple(self.measurements),
-            curves=tuple(self.curves),
-            sweeps=tuple(self.sweeps),
-            checks=tuple(self.checks),
-            warnings=tuple(self.warnings),
-        )

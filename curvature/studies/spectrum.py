@@ -19,14 +19,9 @@ from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import ExtremalEigenvalues, Study
-from curvature.studies.measuring import (
-    Collector,
-    Place,
-    Progress,
-    gauge_state,
-    known_matrices,
-    matrix_of,
-)
+from curvature.studies.collector import Collector, Place, Progress, with_warnings
+from curvature.studies.measuring import gauge_state, matrix_of
+from curvature.studies.settings import known_matrices
 
 __all__ = ["SpectrumSettings", "plan_spectrum", "run_spectrum"]
 
@@ -171,7 +166,7 @@ def run_spectrum(
                 _measure(collector, part, next(remaining), settings, name)
     for chart in settings.charts:
         gauge_state(collector, _PLACE, problem, chart)
-    return collector.study("spectrum", problem, dict(config or {}), model=model, data=data)
+    return with_warnings(collector.study("spectrum", problem, config, model=model, data=data), problem)
 
 
 _PLACE = Place("given", 0, "given", 0)

@@ -140,7 +140,7 @@ def test_help_documents_every_exit_code_and_key(command):
 def test_names_and_defaults_are_those_of_the_library():
     assert set(configuration.MATRICES.values()) == set(matrices.MATRICES)
     assert set(configuration.SpectrumConfiguration.model_fields["method"].annotation.__args__) == set(planning.METHODS)
-    ours, theirs = configuration.CompareConfiguration(), study.CompareSettings()
+    ours, theirs = configuration.CompareConfiguration(), study.quick_settings()
     assert tuple(configuration.MATRICES[name] for name in ours.matrix) == theirs.matrices
     assert tuple(range(ours.num_seeds)) == theirs.seeds
     assert compare.compare_settings(ours) == theirs
@@ -149,7 +149,7 @@ def test_names_and_defaults_are_those_of_the_library():
         assert re.search(rf"--{name.replace('_', '-')} .*? Default: {getattr(ours, name):g}\. ", text), name
     full = configuration.CompareConfiguration(full=True)
     assert f"Default: {ours.num_seeds}, with --full {full.num_seeds}." in text
-    assert tuple(range(full.num_seeds)) == study.FullSettings().seeds
+    assert tuple(range(full.num_seeds)) == study.full_settings().seeds
 
 
 # --- results and streams

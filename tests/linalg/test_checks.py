@@ -357,10 +357,10 @@ def test_a_product_that_is_not_finite_names_example_and_parameters():
 
 def test_a_study_of_a_piecewise_linear_network_says_what_its_hessian_leaves_out(mlp):
     rectified = classification(mlp(3, 4, 2, activation=nn.ReLU))
-    (words,) = (w for w in cv.compare(rectified, matrices=("hessian",)).warnings if "piecewise linear" in w)
-    assert "0 of 48 pre-activations lie at one" in words
-    assert not cv.compare(rectified, matrices=("ggn",)).warnings
-    assert not cv.compare(classification(mlp(3, 4, 2)), matrices=("hessian",)).warnings
+    (words,) = (w for w in cv.measure(rectified, matrices=("hessian",)).warnings if "piecewise linear" in w)
+    assert "0 of 48 pre-activations are at a kink" in words
+    assert not cv.measure(rectified, matrices=("ggn",)).warnings
+    assert not cv.measure(classification(mlp(3, 4, 2)), matrices=("hessian",)).warnings
     assert classification(mlp(3, 4, 2)).kinks() == (0, 0)
 
 
@@ -385,7 +385,7 @@ def test_every_record_carries_the_checks_it_passed(mlp, tmp_path):
 
 
 def test_a_study_shows_the_worst_of_each_check(mlp):
-    study = cv.compare(classification(mlp(3, 4, 2)), matrices=("hessian", "ggn"))
+    study = cv.measure(classification(mlp(3, 4, 2)), matrices=("hessian", "ggn"))
     found = {check.name: check for check in study.self_checks}
     assert len(found) == len(study.self_checks)
     assert {"hessian: symmetry", "ggn: definiteness", "ggn: agreement with finite differences of the outputs"} <= set(

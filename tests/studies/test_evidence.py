@@ -24,7 +24,7 @@ from curvature.natural_gradient import alignments, compare_charts, control_chart
 from curvature.records import Check, ConditionNumbers, LearningRateSweep, Measured, Quantity, TrainingCurve, Verdict
 from curvature.records.marchenko_pastur import marchenko_pastur_bures
 from curvature.records.sphericity import sphericity
-from curvature.studies import CompareSettings, run_compare
+from curvature.studies import quick_settings, run_study
 from curvature.studies.evidence import (
     LINEAR_PART,
     SOURCES,
@@ -69,8 +69,10 @@ def measured(records, arm="weight-norm", checkpoint="late"):
 
 
 def numbers(problem, chart=None, *, effective=True):
-    chart = None if isinstance(chart, Standard) else chart
-    return cv.spectrum(cv.ggn(problem), chart=chart, effective=effective and chart is not None).condition_numbers()
+    ggn = cv.ggn(problem)
+    if chart is not None:
+        ggn = cv.effective(ggn, chart) if effective else cv.pullback(ggn, chart)
+    return cv.spectrum(ggn).condition_numbers()
 
 
 def pool(direction):
@@ -656,8 +658,13 @@ def test_states_that_make_no_path_are_refused(states, words):
 def study():
     inputs, targets = zoo.digits(60)
     inputs, targets = inputs[:, 18:26], targets % 3
-    settings = CompareSettings(seeds=(0, 1, 2), epochs=3, batch_size=10, stretches=(1.0,), relative_dampings=(1e-3,))
-    return run_compare(lambda seed: zoo.mlp((8, 3, 3), seed=seed), (inputs, targets), "cross-entropy", settings)
+    settings = quick_settings(seeds=(0, 1, 2), epochs=3, batch_size=10, stretches=(1.0,), relative_dampings=(1e-3,))
+
+    def build(seed):
+        module = zoo.mlp((8, 3, 3), seed=seed)
+        return cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, targets))
+
+    return run_study(build, settings)
 
 
 def test_a_study_has_a_verdict_or_a_reason_for_every_claim(study):
@@ -714,7 +721,7 @@ def test_the_linear_part_of_a_hessian_lacks_the_second_order_term_alone(study):
     chart = WeightNorm(stretch=0.4)
     root = chart.at(problem.layout, problem.weights).metric_root(torch.eye(problem.dim).double())
     expected = torch.linalg.eigvalsh(root @ cv.hessian(problem).dense() @ root)
-    found = cv.spectrum(cv.hessian(problem), chart=_linear_part(problem, chart), effective=True)
+    found = cv.spectrum(cv.effective(cv.hessian(problem), _linear_part(problem, chart)))
     assert np.allclose(found.eigenvalues, expected, atol=1e-12)
     places = study.of(ConditionNumbers, chart=LINEAR_PART)
     assert {(m.arm, m.record.gauge, m.record.matrix) for m in places} == {("weight-norm", "checkpoint", "hessian")}

@@ -11,8 +11,9 @@ from curvature.models import Problem, zoo
 from curvature.records import Alignment, ConditionNumbers, Spectrum, StepComparison
 from curvature.report import load_study, write_run
 from curvature.report.drawings import drawings_of
-from curvature.studies import FullSettings, run_full
-from curvature.studies.full import PUBLISHED, WHOLE, combined, fingerprint, measure_seed
+from curvature.studies import StudySettings, combined, fingerprint, measure_seed, run_study
+from curvature.studies.seeds import WHOLE
+from curvature.studies.settings import PUBLISHED
 from curvature.studies.training import SGD, Adam, Arm, TrajectorySettings, start, start_check
 
 ARMS = (
@@ -30,18 +31,18 @@ TRAINING = TrajectorySettings(
     batch_size=20,
     levels=(2.0, 1e-6),
 )
-SETTINGS = FullSettings(seeds=(0, 1, 2), arms=ARMS, training=TRAINING)
+SETTINGS = StudySettings(seeds=(0, 1, 2), arms=ARMS, training=TRAINING)
 DATA = zoo.digits(60)
 
 
 def build(seed):
-    return zoo.mlp((64, 4, 10), seed=seed)
+    return Problem.from_module(zoo.mlp((64, 4, 10), seed=seed), loss="cross-entropy", data=DATA)
 
 
 @pytest.fixture(scope="module")
 def study():
     said = []
-    found = run_full(build, DATA, "cross-entropy", SETTINGS, progress=lambda words, share: said.append((share, words)))
+    found = run_study(build, SETTINGS, progress=lambda words, share: said.append((share, words)))
     assert [share for share, _ in said] == sorted(share for share, _ in said)
     assert said[-1][0] == 1
     return found
@@ -127,14 +128,14 @@ def test_the_five_sources_add_up_to_the_whole(study):
 
 
 def test_seeds_do_not_know_of_each_other(study):
-    alone = measure_seed(build(1), DATA, "cross-entropy", SETTINGS, seed=1)
+    alone = measure_seed(build(1), SETTINGS, seed=1)
     together = [m for m in study.measurements if m.seed == 1]
     assert len(alone.measurements) == len(together)
     for first, second in zip(alone.measurements, together, strict=True):
         assert (first.arm, first.checkpoint, first.step) == (second.arm, second.checkpoint, second.step)
         if isinstance(first.record, Spectrum):
             assert np.array_equal(first.record.eigenvalues, second.record.eigenvalues)
-    joined = combined([alone], SETTINGS)
+    joined = combined([alone], SETTINGS, build(1))
     assert {v.outcome for v in joined.verdicts if v.claim not in ("C5", "C6")} == {"inconclusive"}  # one pair
 
 
@@ -150,7 +151,7 @@ def test_the_study_comes_back_from_its_directory(study, tmp_path):
 
 
 def test_a_start_that_is_not_data_dependent_fails_its_check():
-    problem = Problem.from_module(build(0), loss="cross-entropy", data=DATA)
+    problem = build(0)
     assert start_check(start(problem, "paper", seed=0, batch_size=20), 20).passed
     other = start(problem, "paper", seed=0, batch_size=30)
     assert not start_check(other, 20).passed
@@ -183,9 +184,9 @@ def test_the_fingerprint_changes_with_whatever_the_numbers_follow_from():
 
 def test_impossible_settings_are_refused():
     with pytest.raises(ConfigurationError, match="seeds must be distinct"):
-        FullSettings(seeds=(1, 1))
+        StudySettings(seeds=(1, 1))
     with pytest.raises(cv.ConfigurationError, match="matrices must be among"):
-        FullSettings(matrices=("hesse",))
+        StudySettings(matrices=("hesse",))
 
 
 def test_a_legend_of_thirteen_arms_covers_no_panel(study):

@@ -26,12 +26,21 @@ from curvature.records import (
     TrainingCurve,
     Whitening,
 )
-from curvature.studies import CompareSettings, SpectrumSettings, compare, measuring, run_compare, run_spectrum
+from curvature.studies import (
+    SpectrumSettings,
+    full_settings,
+    measure,
+    measuring,
+    quick_settings,
+    run_spectrum,
+    run_study,
+)
+from curvature.studies.training import SGD
 from oracles import drawn
 
 WIDTHS = (3, 4, 3)
 NEURONS = 7
-SETTINGS = CompareSettings(
+SETTINGS = quick_settings(
     seeds=(0, 4),
     epochs=2,
     batch_size=8,
@@ -54,8 +63,8 @@ def problem_of(module=None, loss="cross-entropy", dtype=torch.float64):
     return cv.Problem.from_module(module or build(0), loss=loss, data=data(), dtype=dtype)
 
 
-def run(settings=SETTINGS, make=build, **options):
-    return run_compare(make, data(), "cross-entropy", settings, **options)
+def run(settings=SETTINGS, make=build, dtype=torch.float64, **options):
+    return run_study(lambda seed: problem_of(make(seed), dtype=dtype), settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -228,8 +237,10 @@ def test_a_loss_without_likelihood_is_compared_without_natural_gradient_and_says
         return ((output - target) ** 4).sum()
 
     targets = drawn(20, 3, seed=2)
-    settings = dataclasses.replace(SETTINGS, seeds=(0,), learning_rate=0.01)
-    found = run_compare(build, (data()[0], targets), quartic, settings)
+    training = dataclasses.replace(SETTINGS.training, optimizer=SGD(0.01))
+    settings = dataclasses.replace(SETTINGS, seeds=(0,), training=training)
+    problem = cv.Problem.from_module(build(0), loss=quartic, data=(data()[0], targets))
+    found = run_study(lambda _seed: problem, settings)
     assert found.of(StepComparison) == []
     assert "no natural-gradient comparison: the loss 'quartic' has no Fisher." in found.warnings
     (other,) = (words for words in found.warnings if "natural-gradient" not in words)
@@ -271,10 +282,10 @@ def leave_self_checks_out(monkeypatch):
 def test_a_wrong_pullback_fails_the_canonical_check(matrix, monkeypatch):
     make_pullbacks_wrong(monkeypatch)
     with pytest.raises(SelfCheckError, match=matrix):
-        compare(problem_of(), matrices=(matrix,))
+        measure(problem_of(), matrices=(matrix,))
     leave_self_checks_out(monkeypatch)
     with pytest.raises(SelfCheckError, match=f"the {matrix} spectrum at the canonical gauge differs"):
-        compare(problem_of(), matrices=(matrix,))
+        measure(problem_of(), matrices=(matrix,))
 
 
 def test_a_wrong_pullback_fails_the_study_too(monkeypatch):
@@ -328,16 +339,16 @@ def test_the_global_generator_is_not_moved(study):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("command", ["compare", "run_compare", "run_spectrum"])
+@pytest.mark.parametrize("command", ["measure", "run_study", "run_spectrum"])
 def test_progress_goes_from_zero_to_one_without_turning_back(command):
     said = []
 
     def progress(message, fraction):
         said.append((message, fraction))
 
-    if command == "compare":
-        compare(problem_of(), progress=progress)
-    elif command == "run_compare":
+    if command == "measure":
+        measure(problem_of(), progress=progress)
+    elif command == "run_study":
         run(dataclasses.replace(SETTINGS, relative_dampings=(1e-3,)), progress=progress)
         assert any("seed 4: training the weight-norm arm" in message for message, _ in said)
     else:
@@ -350,11 +361,11 @@ def test_progress_goes_from_zero_to_one_without_turning_back(command):
     assert said[-1] == ("done", 1.0)
 
 
-# ------------------------------------------------------------------------------------------ compare and run_spectrum
+# ------------------------------------------------------------------------------------------ measure and run_spectrum
 
 
 def test_compare_measures_the_standard_chart_and_two_gauges():
-    found = compare(problem_of())
+    found = measure(problem_of())
     assert [(m.record.matrix, m.record.chart, m.record.gauge) for m in found.of(Spectrum)] == [
         (matrix, chart, gauge)
         for matrix in ("hessian", "ggn", "gradient_covariance")
@@ -367,14 +378,14 @@ def test_compare_measures_the_standard_chart_and_two_gauges():
 def test_compare_adds_the_modules_own_gauge():
     module = build(0)
     weight_norm(module[0])
-    gauges = [m.record.gauge for m in compare(problem_of(module), matrices=("ggn",)).of(Spectrum)]
+    gauges = [m.record.gauge for m in measure(problem_of(module), matrices=("ggn",)).of(Spectrum)]
     assert gauges == ["-", "canonical", "paper", "checkpoint"]
 
 
 @pytest.mark.parametrize("effective", [True, False])
 def test_compare_measures_given_charts_as_asked(effective):
     problem, chart = problem_of(), cv.WeightNorm(stretch=3.0)
-    found = compare(problem, [cv.Standard(), chart], matrices=("ggn",), effective=effective, gradient=False)
+    found = measure(problem, [cv.Standard(), chart], matrices=("ggn",), effective=effective, gradient=False)
     moved = (cv.effective if effective else cv.pullback)(cv.ggn(problem), chart).dense()
     standard, stretched = (m.record for m in found.of(Spectrum))
     assert stretched.eigenvalues == pytest.approx(np.linalg.eigvalsh(moved.numpy()), rel=1e-9, abs=1e-14)
@@ -462,9 +473,9 @@ def test_of_filters_by_kind_place_and_the_records_own_fields():
 @pytest.mark.parametrize(("names", "said"), [(("ggn", "kfac"), "got kfac"), ((), "got none")])
 def test_unknown_matrices_are_refused_with_the_names_there_are(names, said):
     for call in (
-        lambda: compare(problem_of(), matrices=names),
+        lambda: measure(problem_of(), matrices=names),
         lambda: SpectrumSettings(names, (cv.Standard(),)),
-        lambda: CompareSettings(matrices=names),
+        lambda: quick_settings(matrices=names),
     ):
         with pytest.raises(ConfigurationError, match=f"matrices must be among hessian, ggn, fisher, .*{said}"):
             call()
@@ -473,14 +484,14 @@ def test_unknown_matrices_are_refused_with_the_names_there_are(names, said):
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
 def test_seeds_must_be_distinct(seeds):
     with pytest.raises(ConfigurationError, match="seeds must be distinct and at least one"):
-        CompareSettings(seeds=seeds)
+        quick_settings(seeds=seeds)
 
 
 def test_one_epoch_is_too_few_for_three_checkpoints():
     with pytest.raises(ConfigurationError, match="epochs must be at least 2"):
-        CompareSettings(epochs=1)
-    assert CompareSettings(epochs=2).checkpoints == {"init": 0, "early": 1, "late": 2}
-    assert CompareSettings(epochs=30).checkpoints == {"init": 0, "early": 3, "late": 30}
+        quick_settings(epochs=1)
+    assert quick_settings(epochs=2).training.checkpoints == {"init": 0, "early": 1, "late": 2}
+    assert quick_settings(epochs=30).training.checkpoints == {"init": 0, "early": 3, "late": 30}
 
 
 def test_a_model_that_weight_norm_cannot_touch_is_refused():
@@ -494,3 +505,85 @@ def test_a_model_that_weight_norm_cannot_touch_is_refused():
 
     with pytest.raises(ConfigurationError, match="no linear or convolutional layer"):
         run(make=lambda _seed: Scale())
+
+
+# --------------------------------------------------------------------------------------------------------- cv.study
+
+OPTIONS = {"epochs": 2, "batch_size": 8, "matrices": ("ggn",), "stretches": (), "relative_dampings": (1e-3,)}
+
+
+@pytest.fixture(scope="module")
+def public():
+    return cv.study(lambda seed: problem_of(build(seed)), num_seeds=3, **OPTIONS)
+
+
+def test_the_public_study_is_the_quick_study_of_the_command(public):
+    again = run(quick_settings(**OPTIONS))
+    assert comparable(public.measurements) == comparable(again.measurements)
+    assert comparable(public.verdicts) == comparable(again.verdicts)
+    assert [curve.seed for curve in public.curves] == [0, 0, 1, 1, 2, 2]
+    assert public.command == "compare"
+
+
+def test_verdicts_and_decomposition_have_a_public_source(public):
+    assert comparable(cv.verdicts(public)) == comparable(public.verdicts)
+    stricter = cv.verdicts(public, threshold=10.0)
+    assert {verdict.threshold for verdict in stricter if verdict.name == "C1, own training"} == {10.0}
+    (ours,) = public.decompositions
+    assert comparable(cv.decomposition(public)) == comparable(ours)
+
+
+def test_seeds_measured_in_parallel_give_the_same_bits(public):
+    parallel = cv.study(lambda seed: problem_of(build(seed)), num_seeds=3, jobs=2, **OPTIONS)
+    assert comparable(parallel.measurements) == comparable(public.measurements)
+    assert comparable(parallel.curves) == comparable(public.curves)
+
+
+def test_one_problem_starts_every_seed_and_the_study_says_so(public):
+    same = cv.study(problem_of(build(0)), num_seeds=2, **OPTIONS)
+    first, second = same.curves[0], same.curves[2]
+    assert (first.seed, second.seed) == (0, 1)
+    assert first.losses[0] == second.losses[0] == public.curves[0].losses[0]
+    assert first.losses[-1] != second.losses[-1]  # another order of the data
+    warning = "every seed starts from the same weights: the seeds differ only in the order of the data."
+    assert warning in same.warnings
+    assert warning not in public.warnings
+    assert warning not in cv.study(problem_of(build(0)), num_seeds=1, **OPTIONS).warnings
+
+
+def test_the_full_study_has_its_own_settings_and_options():
+    settings = full_settings(seeds=range(3), relative_damping=1e-2, tuning_epochs=3)
+    assert (settings.seeds, settings.relative_dampings, settings.training.tuning_epochs) == ((0, 1, 2), (1e-2,), 3)
+    assert len(settings.arms) == 13
+    assert settings.published is not None
+    assert quick_settings().published is None
+    with pytest.raises(ConfigurationError, match="epochs must be at least 4 for the checkpoints init, early, middle"):
+        cv.study(problem_of(), full=True, epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"learningrate": 0.1},
+            "study\\(\\) has no option learningrate. Its options are full, num_seeds, jobs, .* epochs",
+        ),
+        ({"tuning_epochs": 3}, "tuning_epochs, which needs full=True"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused_with_those_that_do(options, message):
+    with pytest.raises(TypeError, match=message):
+        cv.study(problem_of(), **options)
+
+
+@pytest.mark.parametrize("build_module", [build(0), build], ids=["module", "function"])
+def test_a_study_of_a_module_is_refused_with_the_call_that_works(build_module):
+    with pytest.raises(ConfigurationError, match=r"needs a Problem or a function build\(seed\).*Problem.from_module"):
+        cv.study(build_module, num_seeds=1, **OPTIONS)
+
+
+def test_the_old_name_shows_the_two_new_ones():
+    with pytest.raises(AttributeError, match=r"cv\.measure\(problem\).*cv\.study\(build\)"):
+        cv.compare  # noqa: B018
+    assert not hasattr(cv, "compare")
+    assert {"measure", "study"} <= set(dir(cv))

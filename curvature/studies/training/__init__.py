@@ -4,7 +4,7 @@
 """
 
 from curvature.studies.training.arms import METHODS, STARTS, Arm, start
-from curvature.studies.training.design import DEFAULT_ARMS, Trajectory, TrajectorySettings, lifts, trajectories
+from curvature.studies.training.design import DEFAULT_ARMS, Trajectory, TrajectorySettings, trajectories
 from curvature.studies.training.initialization import Start, paper_start, start_check
 from curvature.studies.training.loop import Checkpoint, Run, train
 from curvature.studies.training.optimizers import SGD, Adam, Optimizer
@@ -32,7 +32,6 @@ __all__ = [
     "TrajectorySettings",
     "Whitened",
     "learning_rate_sweep",
-    "lifts",
     "paper_start",
     "start",
     "start_check",

@@ -1,0 +1,121 @@
+"""What a study has measured so far, each record with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from curvature.models import Problem
+from curvature.records import Check, LearningRateSweep, Measured, Spectrum, Study, TrainingCurve
+from curvature.records.conditioning import condition_numbers
+
+__all__ = ["Collector", "Place", "Progress", "with_warnings"]
+
+Progress = Callable[[str, float], None]
+"""``progress(message, share)``: what is being done, and which share of the work is done."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a number was taken: whose weights, which seed, which point of training."""
+
+    arm: str
+    seed: int
+    checkpoint: str
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.arm} arm, seed {self.seed}, {self.checkpoint}"
+
+
+@dataclass
+class Collector:
+    """Measurements, curves, sweeps, checks and warnings, in the order in which they were made."""
+
+    progress: Progress | None = None
+    measurements: list[Measured[Any]] = field(default_factory=list)
+    curves: list[TrainingCurve] = field(default_factory=list)
+    sweeps: list[LearningRateSweep] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    warnings: dict[str, None] = field(default_factory=dict)
+
+    def say(self, message: str, share: float) -> None:
+        """Report progress, if anybody listens."""
+        if self.progress is not None:
+            self.progress(message, share)
+
+    def warn(self, message: str) -> None:
+        """Add a warning once."""
+        self.warnings[message] = None
+
+    def extend(self, place: Place, records: Iterable[Any]) -> None:
+        """Add records that were taken at one place."""
+        self.measurements += [
+            Measured(place.arm, place.seed, place.checkpoint, place.step, record) for record in records
+        ]
+
+    def add(self, place: Place, spectrum: Spectrum) -> None:
+        """Add a spectrum and its condition numbers."""
+        self.extend(place, [spectrum, condition_numbers(spectrum)])
+
+    def study(
+        self,
+        command: str,
+        problem: Problem,
+        config: Mapping[str, Any] | None = None,
+        *,
+        model: str = "given model",
+        data: str = "given data",
+    ) -> Study:
+        """Everything as a :class:`Study`; ``problem`` gives the numbers of weights and examples."""
+        self.say("done", 1.0)
+        return Study(
+            command=command,
+            config=dict(config or {}),
+            model=model,
+            data=data,
+            num_weights=problem.dim,
+            num_examples=problem.num_examples,
+            measurements=tuple(self.measurements),
+            curves=tuple(self.curves),
+            sweeps=tuple(self.sweeps),
+            checks=tuple(self.checks),
+            warnings=tuple(self.warnings),
+        )
+
+
+def with_warnings(study: Study, problem: Problem) -> Study:
+    """Add what a reader must know about the problem before quoting a number.
+
+    Parameters
+    ----------
+    study
+        The measurements.
+    problem
+        At the first point that was measured.
+
+    Returns
+    -------
+    Study
+        The same study with more warnings: unused and frozen parameters, single precision, kinks under a Hessian.
+    """
+    warnings = list(study.warnings)
+    if problem.unused:
+        warnings.append(
+            f"the loss does not depend on {', '.join(problem.unused)}: zero rows, counted as null directions."
+        )
+    if problem.frozen:
+        warnings.append(f"left out, because frozen: {', '.join(problem.frozen)}.")
+    if problem.dtype != torch.float64:
+        warnings.append("computed in float32: condition numbers above about 1e6 cannot be resolved.")
+    near, total = problem.kinks()
+    if total and any(getattr(m.record, "matrix", "") == "hessian" for m in study.measurements):
+        warnings.append(
+            "the Hessian of a piecewise linear network is its almost-everywhere second derivative, without the jumps "
+            f"of the gradient at kinks. {near} of {total} pre-activations are at a kink (within 1e-8 of the largest) "
+            "at the first point measured. The GGN is not affected."
+        )
+    return replace(study, warnings=tuple(dict.fromkeys(warnings)))

@@ -1,0 +1,223 @@
+"""Every arm trained and measured at one seed, and many seeds in sequence or in parallel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+
+from curvature._version import __version__
+from curvature.charts import Parameterization, Standard
+from curvature.errors import ConfigurationError
+from curvature.models import Problem
+from curvature.precision import full_precision
+from curvature.records import Study
+from curvature.studies.collector import Collector, Place, Progress
+from curvature.studies.identities import claimed_identities
+from curvature.studies.measuring import measure_point, measured_spectra
+from curvature.studies.settings import PUBLISHED, StudySettings
+from curvature.studies.training import Schedule, Trajectory, train, trajectories
+
+__all__ = ["WHOLE", "fingerprint", "measure_seed", "measured_seeds"]
+
+WHOLE = "{}, whole batches"
+
+
+def fingerprint(problem: Problem, settings: StudySettings, seed: int) -> str:
+    """Hash of everything the numbers of a seed follow from: package, settings, model, loss and data.
+
+    Parameters
+    ----------
+    problem
+        The model as this seed initialized it.
+    settings
+        Of the study; its list of seeds does not matter.
+    seed
+        The seed.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
+    """
+    training = asdict(settings.training) | {"rule": type(settings.training.optimizer).__name__}
+    facts = {
+        "version": __version__,
+        "settings": {name: value for name, value in asdict(settings).items() if name != "seeds"} | training,
+        "seed": seed,
+        "model": str(problem.model),
+        "loss": repr(problem.loss),
+        "parameters": [(entry.name, entry.shape) for entry in problem.layout.entries],
+    }
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for tensor in (problem.weights, problem.inputs, problem.targets):
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+@full_precision()
+def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress: Progress | None = None) -> Study:
+    r"""Train and measure every arm at one seed.
+
+    Parameters
+    ----------
+    start
+        The model as this seed initialized it.
+    settings
+        What is trained and measured.
+    seed
+        Draws the order of the data, and everything else that is random.
+    progress
+        Called with a message and the share of the work that is done.
+
+    Returns
+    -------
+    Study
+        The measurements of this seed, without verdicts. Independent of all other seeds.
+
+    Raises
+    ------
+    ConfigurationError
+        If the model has no layer that weight norm could normalize.
+    NonFiniteError
+        If training diverges at a learning rate that was not tuned.
+
+    Notes
+    -----
+    All arms of one start begin at the same weights and see the data in one order. At each checkpoint of each arm:
+
+    * every matrix in the standard chart and in weight norm at the canonical, the paper's and the gauge that training
+      has reached, as effective matrices;
+    * the check that the canonical gauge leaves GGN, Fisher, empirical Fisher and gradient covariance unchanged;
+    * alignment and whitening of each neuron's gradient covariance;
+    * efficiency of every chart's step against the natural gradient, with controls;
+
+    and at the initialization the two claims that are identities (C5, C6).
+    """
+    if not any(entry.normalized for entry in start.layout.entries):
+        raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
+    collector = Collector(progress)
+    identities, untested = claimed_identities(start, seed=seed, batch_size=settings.training.batch_size)
+    collector.checks += identities
+    for reason in untested:
+        collector.warn(reason)
+    # Tuning takes a third of the time; training alone next to none. The last hundredth is for whole batches.
+    training_share = 1 / 3 if settings.training.rates else 0.0
+    trained = trajectories(
+        start,
+        settings.arms,
+        settings.training,
+        seed=seed,
+        say=lambda message, share: collector.say(message, training_share * share),
+    )
+    for number, trajectory in enumerate(trained):
+        begun = training_share + (0.98 - training_share) * number / len(trained)
+        _measure_trajectory(collector, trajectory, settings, begun, (0.98 - training_share) / len(trained))
+    for trajectory in trained if settings.whole_batches else ():
+        if trajectory.arm.name in PUBLISHED and trajectory.run is not None:
+            collector.say(f"seed {seed}: {trajectory.arm.name}, whole batches", 0.99)
+            _without_noise(collector, trajectory.start.problem, trajectory, settings)
+    return collector.study("compare", start)
+
+
+def measured_seeds(
+    build: Callable[[int], Problem],
+    settings: StudySettings,
+    seeds: Sequence[int],
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Study]]:
+    """Measure seeds, each as soon as one of the jobs is free.
+
+    Parameters
+    ----------
+    build
+        From a seed to the problem at its initial weights. With several jobs it is sent to other processes.
+    settings
+        What is trained and measured.
+    seeds
+        Which.
+    jobs
+        Number of processes, with one thread each; 1: this process.
+    progress
+        Called with a message and the share of the seeds that is done.
+
+    Yields
+    ------
+    tuple
+        A seed and its measurements, in the order in which they are finished.
+    """
+    if jobs == 1:
+        for number, seed in enumerate(seeds):
+            yield seed, measure_seed(build(seed), settings, seed=seed, progress=_part(progress, number, len(seeds)))
+        return
+    import joblib
+
+    parallel = joblib.Parallel(min(jobs, max(len(seeds), 1)), return_as="generator_unordered")
+    finished = parallel(joblib.delayed(_measured_in_a_process)(build, settings, seed) for seed in seeds)
+    for number, (seed, study) in enumerate(finished, start=1):
+        if progress is not None:
+            progress(f"seed {seed} is done", number / len(seeds))
+        yield seed, study
+
+
+def _part(progress: Progress | None, number: int, total: int) -> Progress | None:
+    """Progress of one part of several."""
+    if progress is None:
+        return None
+    return lambda message, share: progress(message, (number + share) / total)
+
+
+def _measured_in_a_process(build: Callable[[int], Problem], settings: StudySettings, seed: int) -> tuple[int, Study]:
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    torch.set_num_threads(1)
+    with threadpool_limits(1):
+        return seed, measure_seed(build(seed), settings, seed=seed)
+
+
+def _measure_trajectory(
+    collector: Collector, trajectory: Trajectory, settings: StudySettings, begun: float, share: float
+) -> None:
+    """Measure the checkpoints of one arm; ``begun`` and ``share`` of the work of this seed."""
+    name, seed, run = trajectory.arm.name, trajectory.start.seed, trajectory.run
+    collector.checks += trajectory.checks
+    if trajectory.sweep is not None:
+        collector.sweeps.append(trajectory.sweep)
+    if run is None:
+        collector.warn(f"{name}, seed {seed}: every learning rate diverged.")
+        return
+    collector.curves.append(run.curve)
+    for number, point in enumerate(run.checkpoints):
+        collector.say(f"seed {seed}: {name}, {point.name}", begun + share * number / len(run.checkpoints))
+        place = Place(name, seed, point.name, point.step)
+        measure_point(collector, place, trajectory.start.problem.at(point.weights), point.chart, settings)
+    if name in settings.followed:
+        for checkpoint in run.missing:  # without the seed, so that it is one warning for all of them
+            collector.warn(f"{name}: some seeds did not reach the checkpoint {checkpoint!r}.")
+
+
+def _without_noise(collector: Collector, problem: Problem, trajectory: Trajectory, settings: StudySettings) -> None:
+    """The same arm by whole batches: the same rate, as many steps; its last checkpoint is measured by the GGN."""
+    steps = int(trajectory.run.curve.steps[-1])
+    name, seed = WHOLE.format(trajectory.arm.name), trajectory.start.seed
+    run = train(
+        problem,
+        trajectory.arm.begin(trajectory.start),
+        Schedule(steps, problem.num_examples, {"late": steps}, evaluate_every=steps),
+        arm=name,
+        seed=seed,
+        optimizer=settings.training.optimizer.at_rate(trajectory.run.curve.learning_rate),
+    )
+    if run.diverged:
+        collector.warn(f"{name}, seed {seed}: {run.diverged}")
+        return
+    (point,) = run.checkpoints
+    charts: list[Parameterization] = [Standard()]
+    charts += [] if isinstance(point.chart, Standard) else [point.chart]
+    place = Place(name, seed, point.name, point.step)
+    measured_spectra(collector, place, problem.at(point.weights), ("ggn",), charts, gradient=False)
