@@ -74,8 +74,9 @@ def table_text(
         for row in (header, *rows):
             kept = row if len(row) == 1 else [_padded(row[k], widths[k], left=k in left) for k in part]
             lines.append((" " * _GAP).join(kept).rstrip())
-    note = [fill(line, min(width, _LONGEST_LINE)) for line in printable(table.note).splitlines()]
-    return "\n".join([*lines, *([""] if note else []), *note])
+    room = min(width, _LONGEST_LINE)
+    notes = [fill(one_line(note), room, subsequent_indent="  ", break_on_hyphens=False) for note in table.notes]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def _parts(columns: Sequence[int], widths: Sequence[int], width: int) -> list[list[int]]:
@@ -127,7 +128,7 @@ def table_html(table: Table, most_rows: int | None = None) -> str:
     Parameters
     ----------
     table
-        What to show; its note becomes the caption, its title is left to the page.
+        What to show; its notes become the caption, its title is left to the page.
     most_rows
         Rows after which it ends with a count of the others.
 
@@ -143,7 +144,7 @@ def table_html(table: Table, most_rows: int | None = None) -> str:
     )
     lines = [
         "<table>",
-        *([f"<caption>{_escaped(table.note)}</caption>"] if table.note else []),
+        *([f"<caption>{'<br>'.join(map(_escaped, table.notes))}</caption>"] if table.notes else []),
         f"<thead><tr>{names}</tr></thead>",
         "<tbody>",
     ]

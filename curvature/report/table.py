@@ -61,8 +61,8 @@ class Table:
     rows
         As many entries as columns; a row of one entry is a heading over the rows that follow it. The first entry names
         the row.
-    note
-        How to read it.
+    notes
+        How to read it, one paragraph each.
     folded
         Whether a page shows it only to who asks.
     """
@@ -70,7 +70,7 @@ class Table:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
-    note: str = ""
+    notes: tuple[str, ...] = ()
     folded: bool = False
 
     def only(self, names: Collection[str]) -> Table:

@@ -95,7 +95,7 @@ def ends_table(title: str, items: Sequence[Measured]) -> Table:
         )
     reading = "Some eigenvalue lies within the error bound of each value; a multiple eigenvalue is found once."
     header = ("weights", "block", "matrix", "chart", "end", "rank", "eigenvalue", "error bound")
-    return Table(title, header, tuple(rows), "\n".join([reading, *states]))
+    return Table(title, header, tuple(rows), (reading, *states))
 
 
 def extreme_table(study: Study) -> Table:
@@ -130,8 +130,10 @@ def extreme_table(study: Study) -> Table:
         "Ends of the spectrum",
         ("matrix", "chart (gauge)", "size", *names),
         tuple(rows),
-        "Lanczos: some eigenvalue lies within the error bound of each value. Converged: to the tolerance, given the "
-        "gaps that were seen.",
+        (
+            "Lanczos: some eigenvalue lies within the error bound of each value. Converged: to the tolerance, given "
+            "the gaps that were seen.",
+        ),
     )
 
 
@@ -192,9 +194,11 @@ def density_table(items: Sequence[Measured]) -> Table:
         "Density of eigenvalues",
         ("matrix", "chart (gauge)", "dim", *names, "below 0", "near 0", "above 0", "seconds"),
         tuple(map(_density_entries, items)),
-        "Stochastic Lanczos quadrature: products with each of several random probes. ±: one standard error over the "
-        "probes. Resolution: (highest - lowest) / products; nothing finer can be read. Near 0: within half the "
-        "resolution. The nodes are Ritz values, not eigenvalues.",
+        (
+            "Stochastic Lanczos quadrature: products with each of several random probes. ±: one standard error over "
+            "the probes. Resolution: (highest - lowest) / products; nothing finer can be read. Near 0: within half the "
+            "resolution. The nodes are Ritz values, not eigenvalues.",
+        ),
     )
 
 

@@ -18,7 +18,7 @@ __all__ = ["equality_rows", "equality_table", "ratio_rows", "ratio_tables"]
 
 _READING = (
     "Natural logarithm of each number over its value in the standard chart{seeds}. Above 0 is worse conditioned; "
-    "+0.69 is a factor of 2. "
+    "+0.69 is a factor of 2."
 )
 _SEEDS = ", seed by seed: the median, with the smallest and the largest"
 _PLACE = ("matrix", "block", "arm", "checkpoint", "chart", "gauge", "effective")
@@ -81,7 +81,7 @@ def equality_table(document: Row) -> Table:
         "Spectra at the canonical gauge (||v|| = |g|) against those of the standard chart",
         ("matrix", "pairs of spectra", "largest difference"),
         tuple(rows),
-        "difference of two eigenvalues, over the largest eigenvalue; in theory 0",
+        ("Difference of two eigenvalues, over the largest eigenvalue; in theory 0.",),
     )
 
 
@@ -201,14 +201,14 @@ def _ratio_table(rows: Sequence[Row], checkpoint: str, folded: bool) -> Table:
         entries = (_ratio_cell(cells.get(quantity)) for quantity in names)
         by_design.setdefault(_design_words(design, arm), []).append((name, chart_label(chart, gauge), *entries))
     several = any(row["pairs"] > 1 for row in rows)
-    reading = "" if folded else _READING.format(seeds=_SEEDS if several else "")
+    reading = () if folded else (_READING.format(seeds=_SEEDS if several else ""),)
     notes = [f"{capital(reason)}: {'; '.join(dict.fromkeys(places))}." for reason, places in left_out.items()]
     lines = [line for heading, members in by_design.items() for line in ((heading,), *members)]
     return Table(
         "Condition numbers, log of the ratio to the standard chart" + (f", {checkpoint}" * (checkpoint != "given")),
         ("matrix", "chart (gauge)", *names),
         tuple(lines) or (("equal or not comparable throughout",),),
-        reading + " ".join(notes),
+        (*reading, *notes),
         folded,
     )
 

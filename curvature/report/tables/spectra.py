@@ -122,7 +122,7 @@ def _matrix_table(rows: Sequence[Row], every_number: bool) -> Table:
         f"{matrix_name(first['matrix'])} ({', '.join(filter(None, facts))})",
         ("chart", "dim", "rank", "smallest", "largest", "< 0", "= 0", "> 0", *names),
         tuple(lines),
-        "\n".join([*_status_notes(rows, every_number), *_rank_notes(rows, every_number), _floor_note(rows)]),
+        (*_status_notes(rows, every_number), *_rank_notes(rows, every_number), _floor_note(rows)),
     )
 
 

@@ -89,7 +89,7 @@ def _efficiency_table(rows: list[Row], checkpoint: str, damping: float, folded: 
         f"Efficiency of one step (damping {damping:g})" + (f", {checkpoint}" * (checkpoint != "given")),
         ("chart (gauge)", *(f"{symbol}, {arm_words(arm)}" for arm in arms for symbol in "ER")),
         tuple((chart_label(*key), *(cell for arm in arms for cell in _cells(cells.get(arm)))) for key, cells in lines),
-        _READING if not folded else "",
+        () if folded else (_READING,),
         folded,
     )
 

@@ -128,7 +128,10 @@ def gauge_table(document: Row) -> Table:
         "Gauges",
         ("weights", "checkpoint", "chart (gauge)", "rows", "smallest", "median", "largest"),
         tuple(rows),
-        "Stretch ‖v‖ / |g| of the normalized rows: smallest, median and largest over rows and seeds; 1 is canonical.",
+        (
+            "Stretch ‖v‖ / |g| of the normalized rows: smallest, median and largest over rows and seeds; 1 is "
+            "canonical.",
+        ),
     )
 
 
@@ -201,8 +204,12 @@ def arm_table(document: Row) -> Table:
         "Arms",
         ("arm", "seeds", "learning rate", "width", "last loss", "κ₈₀, standard chart", "κ₈₀, own chart"),
         tuple(rows),
-        "Each arm at its own learning rate, the best of its grid at a short budget: median over seeds, below it the "
-        "smallest and the largest. Width: decades of learning rates that end within 10 % of the best loss; both by the "
-        "mean loss of the last three epochs there. Last loss: of the training that followed. κ₈₀ of the GGN at the "
-        "last checkpoint of the arm's own training, in the standard chart and in the arm's own chart and gauge.",
+        (
+            "Each arm at its own learning rate, the best of its grid at a short budget: median over seeds, with the "
+            "smallest and the largest.",
+            "Width: decades of learning rates that end within 10 % of the best loss; both by the mean loss of the last "
+            "three epochs there. Last loss: of the training that followed.",
+            "κ₈₀ of the GGN at the last checkpoint of the arm's own training, in the standard chart and in the "
+            "arm's own chart and gauge.",
+        ),
     )

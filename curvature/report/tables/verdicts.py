@@ -90,8 +90,10 @@ def decomposition_table(document: Row) -> Table:
         "Where the difference between the arms comes from",
         ("number", "whole", *sources, "seeds"),
         tuple(lines),
-        "Log of each number of one arm, in its own chart and gauge, over that of the other: mean over seeds, with its "
-        "95 % interval (Student t). The parts of a row add up to its whole.",
+        (
+            "Log of each number of one arm, in its own chart and gauge, over that of the other: mean over seeds, with "
+            "its 95 % interval (Student t). The parts of a row add up to its whole.",
+        ),
     )
 
 
