@@ -21,8 +21,10 @@ from pydantic import (
 from curvature.cli.wording import nearest
 
 __all__ = [
+    "DATA",
     "KINDS",
     "MATRICES",
+    "MODEL",
     "PANELS",
     "RENAMED",
     "CompareConfiguration",
@@ -200,8 +202,8 @@ class SpectrumConfiguration(Configuration):
         Shown(
             COMPUTE,
             "WHICH",
-            "all parameters, each layer or each neuron separately, or a regular expression that matches parameter "
-            "names.",
+            "all: the whole matrix. layer or neuron: the block of each layer or of each neuron. Otherwise a regular "
+            "expression for the names of parameters, which form one block.",
         ),
     ] = "all"
     method: Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from curvature.cli import tables
 from curvature.cli.compare import measure_compare
 from curvature.cli.configuration import CompareConfiguration, Configuration, SpectrumConfiguration
 from curvature.cli.full import forget_parts
-from curvature.cli.options import RunOptions
+from curvature.cli.options import RunOptions, model_and_data
 from curvature.cli.preparation import limited_threads
-from curvature.cli.sources import resolve
+from curvature.cli.sources import names_code, resolve
 from curvature.cli.spectrum import measure_spectrum, plan_spectrum
 from curvature.cli.terminal import Terminal, short_warnings
 from curvature.errors import ExitCode
@@ -131,11 +132,12 @@ def _print_notes(study: Study, terminal: Terminal) -> None:
 def _print_next_steps(command: str, config: Configuration, terminal: Terminal, out: Path | None) -> None:
     if out is not None:
         terminal.note(f"report: {out / 'report.html'}")
-        terminal.note(f"next: curvature {command} --config {out / 'config.toml'} --out {out}-again repeats this run")
+        paths = shlex.join(["--config", f"{out / 'config.toml'}", "--out", f"{out}-again"])
+        trust = " --trust-config" if names_code(config) else ""
+        terminal.note(f"next: curvature {command} {paths}{trust} repeats this run")
     elif command == "spectrum":
-        changed = config.model_dump(exclude_defaults=True, include={"model", "weights", "data", "loss"})
-        options = "".join(f" --{name} {value}" for name, value in changed.items())
-        terminal.note(f"next: add --out runs/NAME for a report with figures, or train: curvature compare{options}")
+        compare = shlex.join(["curvature", "compare", *model_and_data(config)])
+        terminal.note(f"next: add --out runs/NAME for a report with figures, or train: {compare}")
     else:
         terminal.note("next: add --out runs/NAME for a report with figures and every number")
 

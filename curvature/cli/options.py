@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from curvature.cli.configuration import PANELS, Configuration, Shown, option_name
+from curvature.cli.configuration import DATA, MODEL, PANELS, Argument, Configuration, Shown, option_name
 
-__all__ = ["RunOptions", "signature"]
+__all__ = ["RunOptions", "model_and_data", "signature"]
 
 _OUTPUT, _RUN = "Output", "Run"
 
@@ -91,27 +91,61 @@ def signature(kind: type[Configuration], *, without: Collection[str] = ()) -> in
     """
     hints = typing.get_type_hints(RunOptions, include_extras=True)
     run_options = [_keyword(name, hint, getattr(RunOptions, name)) for name, hint in hints.items()]
-    return inspect.Signature([*_shown_fields(kind), *(option for option in run_options if option.name not in without)])
+    kept = [option for option in run_options if option.name not in without]
+    return inspect.Signature([*_configuration_options(kind), *kept])
+
+
+def model_and_data(config: Configuration) -> list[str]:
+    """Options that name the model and the data of a configuration; those with their defaults are left out.
+
+    Parameters
+    ----------
+    config
+        Of any command.
+
+    Returns
+    -------
+    list of str
+        Words of a command line, e.g. ``["--model", "net.py:make", "--arg", "widths=2"]``.
+    """
+    words = []
+    for name, field, mark in _shown_fields(type(config)):
+        value = getattr(config, name)
+        if mark.panel not in (MODEL, DATA) or value == field.default:
+            continue
+        for item in [f"{key}={_argument_text(entry)}" for key, entry in value.items()] if name == "arg" else [value]:
+            words += [option_name(name), str(item)]
+    return words
+
+
+def _argument_text(value: Argument | list[Argument]) -> str:
+    """Write an argument of the model in the form that ``--arg`` reads; a list of one ends in a comma."""
+    if not isinstance(value, list):
+        return str(value)
+    return ",".join(map(str, value)) + ("," if len(value) == 1 else "")
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _shown_fields(kind: type[Configuration]) -> list[inspect.Parameter]:
-    shown = [
+def _shown_fields(kind: type[Configuration]) -> list[tuple[str, FieldInfo, Shown]]:
+    """Fields of a configuration that are options, in the order of their panels."""
+    fields = [
         (name, field, mark)
         for name, field in kind.model_fields.items()
         for mark in field.metadata
         if isinstance(mark, Shown)
     ]
-    keywords = []
-    for name, field, mark in sorted(shown, key=lambda row: PANELS.index(row[2].panel)):
+    return sorted(fields, key=lambda row: PANELS.index(row[2].panel))
+
+
+def _configuration_options(kind: type[Configuration]) -> Iterator[inspect.Parameter]:
+    for name, field, mark in _shown_fields(kind):
         names = [option_name(name), *([mark.short] if mark.short else [])]
         option = _option(mark.panel, mark.metavar, mark.help + _default_text(field), *names)
         # None, so that an option that was not used does not hide the value of a file.
-        keywords.append(_keyword(name, Annotated[_parsed_type(field.annotation), option], None))
-    return keywords
+        yield _keyword(name, Annotated[_parsed_type(field.annotation), option], None)
 
 
 def _default_text(field: FieldInfo) -> str:

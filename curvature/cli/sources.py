@@ -16,13 +16,16 @@ from curvature.cli.configuration import KINDS, RENAMED, Configuration, option_na
 from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError
 
-__all__ = ["resolve"]
+__all__ = ["names_code", "resolve"]
 
 _MAX_TOML = 2**20  # bytes; a configuration has some hundreds
 _SHOWN = 100  # characters of a wrong value in a message
 
 _ENVIRONMENT = "CURVATURE_"
 _OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
+
+# Fields that can name code to run, and the prefixes of names that do not.
+_CODE: dict[str, tuple[str, ...]] = {"model": ("builtin:",), "data": ("builtin:", "mnist:", "cifar10:"), "loss": ()}
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,22 @@ def resolve(
         raise ConfigurationError("; ".join(messages) + ".") from error
 
 
+def names_code(config: Configuration) -> bool:
+    """Whether a configuration names code, so that ``--config`` needs ``--trust-config`` to repeat it.
+
+    Parameters
+    ----------
+    config
+        Any configuration.
+
+    Returns
+    -------
+    bool
+        False if the model, the data and the loss are built in or read from files.
+    """
+    return any(_names_code(key, getattr(config, key)) for key in _CODE)
+
+
 def _file_entries(file: Path | None, command: str) -> Iterator[_Entry]:
     if file is None:
         return
@@ -157,8 +176,7 @@ def _refuse_code_from_files(entries: Iterable[_Entry]) -> None:
 
 
 def _names_code(key: str, value: str) -> bool:
-    prefixes = {"model": ("builtin:",), "data": ("builtin:", "mnist:", "cifar10:"), "loss": ()}
-    if key not in prefixes or value.startswith(prefixes[key]):
+    if key not in _CODE or value.startswith(_CODE[key]):
         return False
     return key == "model" or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
 

@@ -26,7 +26,7 @@ def choice(name: str, known: Mapping[str, Value], kind: str, prefix: str = "") -
     name
         What was typed, without the prefix.
     known
-        What each name stands for.
+        Value of each name.
     kind
         What is chosen, for the message: ``loss``, ``built-in model``.
     prefix

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from typer.testing import CliRunner
 import curvature as cv
 from curvature import cli, matrices, report
 from curvature import studies as study
-from curvature.cli import commands, compare, configuration, sources, tables
+from curvature.cli import commands, compare, configuration, options, sources, tables
 from curvature.errors import ConfigurationError, ExitCode, ResourceError
 from curvature.linalg import memory, planning, routes
 from curvature.linalg.extremal import KrylovSpace
@@ -271,6 +272,25 @@ def test_spectrum_configuration_repeats_the_numbers(here):
     assert numbers(document("spectrum", "--config", "a/config.toml")) == numbers(first)
     changed = document("spectrum", "--config", "a/config.toml", "--seed", "6")
     assert numbers(changed) != numbers(first)
+
+
+def test_the_next_command_is_one_that_works(here):
+    arguments = ["--model", "net.py:make", "--arg", "hidden=3", "--data", "good.npz", "-m", "ggn", "--threads", "1"]
+    stderr = run("spectrum", *arguments).stderr
+    assert "train: curvature compare --model net.py:make --arg hidden=3 --data good.npz\n" in stderr
+    stderr = run("spectrum", *arguments, "--out", "a folder/run").stderr
+    (command,) = re.findall(r"next: curvature (.*) repeats this run", stderr)
+    assert "--trust-config" in command
+    run(*shlex.split(command))
+    assert (here / "a folder" / "run-again" / "report.html").exists()
+    assert "--trust-config" not in run("spectrum", *SMALL, "--out", "b").stderr
+
+
+def test_arguments_of_the_model_are_written_as_they_are_read():
+    read = sources.resolve("spectrum", {"arg": ["widths=4,", "sizes=1,2", "rate=0.5", "bias=true"]}, environment={})
+    written = options.model_and_data(read)
+    assert written[::2] == ["--arg"] * 4
+    assert sources.resolve("spectrum", {"arg": written[1::2]}, environment={}) == read
 
 
 def test_compare_takes_a_model_of_the_users(here):
@@ -618,9 +638,9 @@ def test_environment_writes_lists_with_commas_and_warns_of_what_is_no_option():
 )
 def test_a_field_under_its_old_name_is_refused_with_the_new_one(here, old, new):
     (here / "c.toml").write_text(f"{old} = 1")
-    for options in ({"file": Path("c.toml")}, {"settings": [f"{old}=1"]}, {"environment": {f"CURVATURE_{old}": "1"}}):
+    for source in ({"file": Path("c.toml")}, {"settings": [f"{old}=1"]}, {"environment": {f"CURVATURE_{old}": "1"}}):
         with pytest.raises(ConfigurationError, match=f"'{old}' is now called '{new}'; its meaning is the same"):
-            resolve(**options)
+            resolve(**source)
     if old != "dampings":  # which was never an option
         words = f"--{old} is now called --{new.replace('_', '-')}; its meaning is the same."
         assert words in run("compare", f"--{old}", "1", code=2).stderr

@@ -79,7 +79,7 @@ def test_file_is_executed_with_a_message_of_path_and_hash(here):
     assert model[0].out_features == 5
     assert f"executing {here / 'net.py'} (SHA-256 {provenance.hash_file('net.py')})" in said
     assert not model.training
-    assert any("layers 1 switched to eval mode" in line for line in said)
+    assert any("to eval mode (no dropout, running statistics): 1." in line for line in said)
 
 
 def test_every_factory_is_seeded_and_leaves_the_global_generator_alone(here):  # noqa: ARG001

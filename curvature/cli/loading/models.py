@@ -208,5 +208,5 @@ def _in_eval_mode(model: nn.Module, say: Say) -> nn.Module:
     kinds = nn.modules.dropout._DropoutNd | nn.modules.batchnorm._NormBase
     switched = [name for name, layer in model.named_modules() if isinstance(layer, kinds) and layer.training]
     if switched:
-        say(f"note: layers {listed(switched)} switched to eval mode (no dropout, running statistics).")
+        say(f"note: switched these layers to eval mode (no dropout, running statistics): {listed(switched)}.")
     return model.eval()
