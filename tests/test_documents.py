@@ -34,3 +34,14 @@ def test_contributing_names_files_that_exist():
     missing = {name for name in names if not (ROOT / name).exists()}
     assert all(re.search(r"sinh|log_cosh|jacobian_gram|MODULE", name) for name in missing)
     assert len(names - missing) > 8
+
+
+def test_architecture_names_modules_that_exist():
+    """In the table of wings a file lies in the wing of its row; elsewhere it has its path in the package."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", text, re.MULTILINE)
+    listed = {f"{wing}/{name}" for wing, cell in rows for name in re.findall(r"`(\w+\.py)`", cell)}
+    paths = set(re.findall(r"`([a-z_]+/[\w/]+\.py)`", text)) - {"tests/test_architecture.py", "tests/test_walks.py"}
+    assert len(listed) > 8
+    assert len(paths) > 12
+    assert not [name for name in listed | paths if not (ROOT / "curvature" / name).exists()]
