@@ -94,13 +94,15 @@ def sum_routes(first: Routes, second: Routes) -> Routes:
     return Routes(entries, factor, cost, first.numpy_blas and second.numpy_blas)
 
 
-def sum_facts(first: Facts, second: Facts) -> Facts:
+def sum_facts(first: Facts, second: Facts, scale: Callable[[], float]) -> Facts:
     """Facts of ``A + B``.
 
     Parameters
     ----------
     first, second
         Facts of the terms.
+    scale
+        Gives the norm of the terms: a difference keeps their rounding however small it is.
 
     Returns
     -------
@@ -110,7 +112,7 @@ def sum_facts(first: Facts, second: Facts) -> Facts:
     bound = None
     if first.rank_bound is not None and second.rank_bound is not None:
         bound = first.rank_bound + second.rank_bound
-    return Facts(first.positive_semidefinite and second.positive_semidefinite, rank_bound=bound)
+    return Facts(first.positive_semidefinite and second.positive_semidefinite, rank_bound=bound, scale=scale)
 
 
 def scaled_routes(routes: Routes, scale: float) -> Routes:
@@ -158,6 +160,7 @@ def scaled_facts(facts: Facts, scale: float) -> Facts:
         rank_bound=facts.rank_bound,
         null_space=facts.null_space,
         num_null_directions=facts.num_null_directions,
+        scale=_times(facts.scale, abs(scale)),
         diagnose=facts.diagnose,
     )
 
@@ -207,6 +210,7 @@ def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
     return Facts(
         facts.positive_semidefinite,
         rank_bound=bound,
+        scale=_times(facts.scale, float(torch.linalg.matrix_norm(map_)) ** 2),
         witnesses=tuple(witness.through(lambda block: map_ @ block) for witness in facts.witnesses),
         diagnose=None if facts.diagnose is None else _through(facts.diagnose, lambda block: map_ @ block),
     )
@@ -268,6 +272,7 @@ def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
         facts.positive_semidefinite,
         rank_bound=None if facts.rank_bound is None else min(facts.rank_bound, len(index)),
         gradient=None if gradient is None else lambda: gradient()[index],
+        scale=facts.scale,
         centred=facts.centred,
         witnesses=tuple(witness.through(pad) for witness in facts.witnesses),
         diagnose=None if facts.diagnose is None else _through(facts.diagnose, pad),
@@ -276,6 +281,10 @@ def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
 
 def _through(diagnose: Callable[[Tensor], str], map_: Map) -> Callable[[Tensor], str]:
     return lambda block: diagnose(map_(block))
+
+
+def _times(scale: Callable[[], float] | None, factor: float) -> Callable[[], float] | None:
+    return None if scale is None else lambda: factor * scale()
 
 
 def _added(first: float | None, second: float | None) -> float | None:

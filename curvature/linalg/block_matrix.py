@@ -93,6 +93,7 @@ class BlockMatrix:
                 torch.empty(0, dtype=self.dtype, device=self.device),
                 positive_semidefinite=self.facts.positive_semidefinite,
                 cancelled=cancelled,
+                scale=0.0 if self.facts.scale is None else self.facts.scale(),
                 witnesses=witnesses,
             )
 
@@ -147,6 +148,22 @@ class BlockMatrix:
     def one_pool(self) -> AbstractContextManager[None]:
         """Keep torch on one thread where products go through NumPy's BLAS; a loop of products belongs inside."""
         return one_pool(self.routes.numpy_blas)
+
+    def norm_estimate(self) -> float:
+        """Order of magnitude of the largest absolute eigenvalue, by a few power steps from a fixed vector."""
+        vector = torch.ones(self.dim, dtype=self.dtype, device=self.device)
+        vector[::2] = -0.5
+        length = torch.linalg.vector_norm(vector)
+        for _ in range(5):
+            vector = self @ (vector / length)
+            length = torch.linalg.vector_norm(vector)
+            if length == 0:
+                return 0.0
+        return float(length)
+
+    def rounding_scale(self) -> float:
+        """What rounding is relative to, at least: that of the parts of a sum, else about the norm."""
+        return self.norm_estimate() if self.facts.scale is None else self.facts.scale()
 
     @property
     def dense_bytes(self) -> float:

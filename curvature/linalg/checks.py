@@ -118,6 +118,7 @@ def self_checks(
     *,
     positive_semidefinite: bool = False,
     cancelled: float = 0.0,
+    scale: float = 0.0,
     witnesses: Sequence[Witness] = (),
 ) -> tuple[Check, ...]:
     r"""Check that products belong to one symmetric matrix that agrees with its witnesses.
@@ -146,6 +147,8 @@ def self_checks(
     cancelled
         Length of the mean that was taken out of the columns of the factor of a covariance. Rounding is relative to it
         times the root of the norm, where that is more than the norm.
+    scale
+        Norm of the terms of a sum or a difference, which rounding is relative to where that is more than the norm.
     witnesses
         Other ways to ``V^T A V``.
 
@@ -181,8 +184,8 @@ def self_checks(
     size = float(vector_norms(images, 0).max())
     form = vectors.T @ images[:, :_COLUMNS]
     # A random unit vector has a share 1 / sqrt(D) of its image along another one.
-    scale = max(float(form.abs().max()), size / dim**0.5)
-    amplified = max(1.0, cancelled / size**0.5) if size > 0 else 1.0
+    along = max(float(form.abs().max()), size / dim**0.5)
+    amplified = max(1.0, cancelled / size**0.5, scale / size) if size > 0 else 1.0
     rounding = 100 * eps * amplified
 
     def required(check: str, difference: Tensor | float, tolerance: float, blame: str) -> Check:
@@ -204,7 +207,7 @@ def self_checks(
     ]
     # Before symmetry: where a second derivative is wrong, finite differences know more about the cause.
     for witness in witnesses:
-        check = _agreement(witness, vectors[:, :2], images[:, :2], scale, eps * amplified)
+        check = _agreement(witness, vectors[:, :2], images[:, :2], along, eps * amplified)
         checks.append(_required(name, check, witness.blame))
     checks.append(
         required(

@@ -240,7 +240,7 @@ def _singular_triples(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _record(operator: SymmetricOperator, result: _Decomposition, method: str, started: float) -> Spectrum:
     values, definite = result.values, operator.facts.positive_semidefinite
     eps, norm = torch.finfo(operator.dtype).eps, float(np.abs(values).max())
-    size = max(norm, result.scale)
+    size = max(norm, result.scale, 0.0 if operator.facts.scale is None else operator.facts.scale())
     formula = formula_rank(operator)
     floor, floor_rule = noise_floor(operator, values, method, size, result.checks, formula)
     allowed = 100 * max(1.0, len(values) ** 0.5) * eps * size

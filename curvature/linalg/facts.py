@@ -55,6 +55,9 @@ class Facts:
         What a line about the rank of this matrix adds to that of ``same_rank``.
     gradient
         Gives the gradient of the loss in the same coordinates, ``(D,)``.
+    scale
+        Gives what rounding is relative to, where that may be more than the norm: the terms of a difference are larger
+        than what they leave.
     centred
         Whether the columns of the factor had the gradient, their mean, taken out: the cancellation amplifies rounding.
     witnesses
@@ -69,6 +72,7 @@ class Facts:
     num_null_directions: int = 0
     rank_note: str = ""
     gradient: Callable[[], Tensor] | None = field(default=None, repr=False)
+    scale: Callable[[], float] | None = field(default=None, repr=False)
     centred: bool = False
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     diagnose: Callable[[Tensor], str] | None = field(default=None, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,7 @@ class SymmetricOperator(BlockMatrix):
             return NotImplemented
         if (other.dim, other.dtype, other.device) != (self.dim, self.dtype, self.device):
             raise ConfigurationError(f"{self!r} and {other!r} do not fit together: a sum needs one size and precision.")
+        scale = cache(lambda: self.rounding_scale() + other.rounding_scale())
         return SymmetricOperator(
             where=algebra.sum_where(self.where, other.where),
             dim=self.dim,
@@ -233,7 +235,9 @@ class SymmetricOperator(BlockMatrix):
             dtype=self.dtype,
             device=self.device,
             routes=algebra.sum_routes(self.routes, other.routes),
-            facts=algebra.sum_facts(self.facts, other.facts),
+            facts=algebra.sum_facts(
+                self.facts, other.facts, cache(lambda: self.rounding_scale() + other.rounding_scale())
+            ),
             layout=self.layout or other.layout,
         )
 

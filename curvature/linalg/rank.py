@@ -111,7 +111,7 @@ def verified(space: NullSpace, operator: BlockMatrix) -> tuple[int, str]:
     """
     count, reasons = 0, ""
     if space.dim:
-        allowed = 1e3 * torch.finfo(operator.dtype).eps * _norm(operator)
+        allowed = 1e3 * torch.finfo(operator.dtype).eps * operator.norm_estimate()
         count = space.dim
         if count <= 2 * _COMBINATIONS or not _all_null(space.basis, operator, allowed):
             count = int((torch.linalg.vector_norm(operator @ space.basis, dim=0) <= allowed).sum())
@@ -135,19 +135,6 @@ def _all_null(basis: Tensor, operator: BlockMatrix, allowed: float) -> bool:
     weights = torch.randn(basis.shape[1], _COMBINATIONS, generator=generator, dtype=torch.float64)
     images = operator @ (basis @ weights.to(basis))
     return bool((torch.linalg.vector_norm(images, dim=0) <= allowed / 2).all())
-
-
-def _norm(operator: BlockMatrix) -> float:
-    """A few power steps: the order of magnitude of the largest eigenvalue."""
-    vector = torch.ones(operator.dim, dtype=operator.dtype, device=operator.device)
-    vector[::2] = -0.5
-    length = torch.linalg.vector_norm(vector)
-    for _ in range(5):
-        vector = operator @ (vector / length)
-        length = torch.linalg.vector_norm(vector)
-        if length == 0:
-            return 0.0
-    return float(length)
 
 
 def decide_rank(

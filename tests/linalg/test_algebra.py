@@ -118,3 +118,27 @@ def test_scipy_finds_the_eigenvalues_of_a_sum():
     operator = cv.SymmetricOperator.from_dense(with_spectrum(np.arange(1.0, DIM + 1))) + operator_of(IDENTITY)
     values = scipy.sparse.linalg.eigsh(operator.to_scipy(), k=3, which="LA", return_eigenvectors=False)
     assert np.allclose(np.sort(values), [DIM - 1, DIM, DIM + 1])
+
+
+def test_a_difference_keeps_the_rounding_of_its_terms():
+    """Softmax regression is linear: its Hessian is its GGN, and what their difference leaves is rounding alone."""
+    problem = cv.zoo.softmax_regression(60, 5, 4)
+    difference = cv.hessian(problem, method="structured") - cv.ggn(problem, method="generic")
+    spectrum = cv.spectrum(difference)
+    assert np.abs(spectrum.eigenvalues).max() > 0  # there is something to be fooled by
+    assert spectrum.num_resolved == 0
+    assert spectrum.noise_floor > 10 * torch.finfo(torch.float64).eps * float(
+        cv.spectrum(cv.ggn(problem)).trace / problem.dim
+    )
+
+
+@pytest.mark.parametrize("factor", [3.0, -0.5])
+def test_multiples_congruences_and_blocks_of_a_difference_keep_it_too(factor):
+    whole = cv.SymmetricOperator.from_dense(PSD) * 1e6
+    small = whole - whole.shifted(-1.0)  # the identity, off by the rounding of a million
+    expected = 1e6 * torch.finfo(torch.float64).eps
+    map_ = IDENTITY[:, :5]
+    for operator, scale in ((small, 1.0), (factor * small, abs(factor)), (small.congruence(map_), 1.0)):
+        assert cv.spectrum(operator).noise_floor > scale * expected
+    block = small.principal(torch.arange(4), "first")
+    assert cv.spectrum(block).noise_floor > expected
