@@ -235,9 +235,7 @@ class SymmetricOperator(BlockMatrix):
             dtype=self.dtype,
             device=self.device,
             routes=algebra.sum_routes(self.routes, other.routes),
-            facts=algebra.sum_facts(
-                self.facts, other.facts, cache(lambda: self.rounding_scale() + other.rounding_scale())
-            ),
+            facts=algebra.sum_facts(self.facts, other.facts, scale),
             layout=self.layout or other.layout,
         )
 
