@@ -141,7 +141,7 @@ def _print_verdict(verdict: Verdict, verbose: bool) -> None:
     if verdict.control:
         value = "" if math.isnan(verdict.control_estimate) else f" {verdict.control_estimate:+.2g}"
         passed = (
-            "" if verdict.control_passed is None else ", as it must" if verdict.control_passed else ", NOT as it must"
+            "" if verdict.control_passed is None else ", as expected" if verdict.control_passed else ", NOT as expected"
         )
         _echo(f"    control, {verdict.control}:{value}{passed}")
     if verbose and verdict.note:

@@ -23,6 +23,7 @@ __all__ = ["page_number", "table_csv", "table_html", "table_text"]
 _GAP = 2  # characters between columns
 _SIGNS = {"lower_bound": "> {}", "upper_bound_only": "< {}", "below_noise_floor": "< {}"}
 _LONGEST_LINE = 120  # of a note in a terminal
+_NARROW = 9  # columns up to which the page has room for the usual size
 _WRAPPED = 40  # characters from which on a text in the page may be broken
 
 
@@ -143,7 +144,7 @@ def table_html(table: Table, most_rows: int | None = None) -> str:
         for index, name in enumerate(table.header)
     )
     lines = [
-        "<table>",
+        '<table class="dense">' if len(table.header) > _NARROW else "<table>",
         *([f"<caption>{'<br>'.join(map(_escaped, table.notes))}</caption>"] if table.notes else []),
         f"<thead><tr>{names}</tr></thead>",
         "<tbody>",
@@ -200,8 +201,8 @@ def _html_entry(entry: Entry) -> str:
         write = signed if cell.signed else page_number
         text = _escaped(_SIGNS.get(cell.status, "{}").format(write(cell.value)))
         if cell.low is not None and cell.high is not None and write(cell.low) != write(cell.high):
-            small.insert(0, f"{write(cell.low)} to {write(cell.high)}")
-        small += [f"± {page_number(cell.error)}"] if cell.error is not None else []
+            small.insert(0, f"{write(cell.low)}&nbsp;to&nbsp;{write(cell.high)}")
+        small += [f"±&nbsp;{page_number(cell.error)}"] if cell.error is not None else []
     text = _escaped(cell.prefix) + text + "".join(f"<small>{line}</small>" for line in small)
     if cell.status in ("lower_bound", "unresolved"):
         share = f" ({_escaped(cell.share)})" if cell.share else ""

@@ -346,13 +346,13 @@ def _summary_entries(row: Row, names: Sequence[str], rules: Sequence[str]) -> tu
         Cell(chart_label(row["chart"], row["gauge"]), details=indefinite),
         row["dim"],
         *(_extreme(row.get(end), row["noise_floor"]) for end in ("smallest", "largest")),
-        spread_cell(row["rank"], details=(f"rule {numbers}",)),
+        spread_cell(row["rank"], details=(f"rule\N{NO-BREAK SPACE}{numbers}",)),
         Cell(" / ".join(map(page_number, signs)) or None, details=(page_number(row["noise_floor"]["median"]),)),
         spread_cell(row.get("trace")),
         *(spread_cell(item, prefix="|κ| " if absolute else "") for item, absolute in (_kappa(row, n) for n in names)),
         Cell(
             ", ".join(row["methods"]),
-            details=(f"{page_number(seconds['median'])} s",) if seconds and seconds["count"] else (),
+            details=(f"{page_number(seconds['median'])}\N{NO-BREAK SPACE}s",) if seconds and seconds["count"] else (),
         ),
     )
 
