@@ -57,7 +57,7 @@ def study(
         data (and a warning in the study says so). An initialization cannot be drawn again from a problem.
     full
         False: two arms, ``"standard"`` and ``"weight-norm"``, at one learning rate. True: thirteen arms with their
-        controls, each at the best learning rate of its own sweep, from PyTorch's and from the paper's initialization.
+        controls, each at a learning rate that was tuned for it, from PyTorch's and from the paper's initialization.
     num_seeds
         Paired seeds; the arms share each. None: 3, which show what to expect; with ``full`` 10, which can decide
         about training.
@@ -103,14 +103,16 @@ def study(
     >>> study.verdicts[0].name, study.verdicts[0].outcome
     ('C1, own training', 'inconclusive')
     """
-    preset = full_settings if full else quick_settings
-    unknown = options.keys() - StudyOptions.__annotations__.keys()
-    if unknown or ("tuning_epochs" in options and not full):
-        names = ", ".join(name for name in StudyOptions.__annotations__ if full or name != "tuning_epochs")
-        wrong = ", ".join(sorted(unknown)) or "tuning_epochs, which needs full=True"
-        raise TypeError(f"study() has no option {wrong}. Its options are full, num_seeds, jobs, progress, {names}.")
-    seeds = {} if num_seeds is None else {"seeds": range(num_seeds)}
-    settings = preset(**seeds, **options)
+    known = [name for name in StudyOptions.__annotations__ if full or name != "tuning_epochs"]
+    unknown = ", ".join(sorted(options.keys() - set(known)))
+    if unknown:
+        needs_full = " (tuning_epochs needs full=True)" if "tuning_epochs" in options else ""
+        raise TypeError(
+            f"study() has no option {unknown}{needs_full}. Its options are full, num_seeds, jobs, progress, "
+            f"{', '.join(known)}."
+        )
+    preset: Callable[..., StudySettings] = full_settings if full else quick_settings
+    settings = preset(**({} if num_seeds is None else {"seeds": range(num_seeds)}), **options)
     result = run_study(
         _Same(problem) if isinstance(problem, Problem) else problem, settings, jobs=jobs, progress=progress
     )

@@ -17,7 +17,7 @@ from curvature.studies.collector import Collector, Place, Progress
 from curvature.studies.identities import claimed_identities
 from curvature.studies.measuring import measure_point, measured_spectra
 from curvature.studies.settings import PUBLISHED, StudySettings
-from curvature.studies.training import Schedule, Trajectory, train, trajectories
+from curvature.studies.training import Run, Schedule, Trajectory, train, trajectories
 
 __all__ = ["WHOLE", "fingerprint", "measure_seed", "measured_seeds"]
 
@@ -113,12 +113,12 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
         say=lambda message, share: collector.say(message, training_share * share),
     )
     for number, trajectory in enumerate(trained):
-        begun = training_share + (0.98 - training_share) * number / len(trained)
-        _measure_trajectory(collector, trajectory, settings, begun, (0.98 - training_share) / len(trained))
+        done = training_share + (0.98 - training_share) * number / len(trained)
+        _measure_trajectory(collector, trajectory, settings, done, (0.98 - training_share) / len(trained))
     for trajectory in trained if settings.whole_batches else ():
         if trajectory.arm.name in PUBLISHED and trajectory.run is not None:
             collector.say(f"seed {seed}: {trajectory.arm.name}, whole batches", 0.99)
-            _without_noise(collector, trajectory.start.problem, trajectory, settings)
+            _without_noise(collector, trajectory, trajectory.run, settings)
     return collector.study("compare", start)
 
 
@@ -181,9 +181,9 @@ def _measured_in_a_process(build: Callable[[int], Problem], settings: StudySetti
 
 
 def _measure_trajectory(
-    collector: Collector, trajectory: Trajectory, settings: StudySettings, begun: float, share: float
+    collector: Collector, trajectory: Trajectory, settings: StudySettings, done: float, share: float
 ) -> None:
-    """Measure the checkpoints of one arm; ``begun`` and ``share`` of the work of this seed."""
+    """Measure the checkpoints of one arm; ``done`` is the share of the work before it, ``share`` its own."""
     name, seed, run = trajectory.arm.name, trajectory.start.seed, trajectory.run
     collector.checks += trajectory.checks
     if trajectory.sweep is not None:
@@ -193,7 +193,7 @@ def _measure_trajectory(
         return
     collector.curves.append(run.curve)
     for number, point in enumerate(run.checkpoints):
-        collector.say(f"seed {seed}: {name}, {point.name}", begun + share * number / len(run.checkpoints))
+        collector.say(f"seed {seed}: {name}, {point.name}", done + share * number / len(run.checkpoints))
         place = Place(name, seed, point.name, point.step)
         measure_point(collector, place, trajectory.start.problem.at(point.weights), point.chart, settings)
     if name in settings.followed:
@@ -201,9 +201,9 @@ def _measure_trajectory(
             collector.warn(f"{name}: some seeds did not reach the checkpoint {checkpoint!r}.")
 
 
-def _without_noise(collector: Collector, problem: Problem, trajectory: Trajectory, settings: StudySettings) -> None:
+def _without_noise(collector: Collector, trajectory: Trajectory, noisy: Run, settings: StudySettings) -> None:
     """The same arm by whole batches: the same rate, as many steps; its last checkpoint is measured by the GGN."""
-    steps = int(trajectory.run.curve.steps[-1])
+    problem, steps = trajectory.start.problem, int(noisy.curve.steps[-1])
     name, seed = WHOLE.format(trajectory.arm.name), trajectory.start.seed
     run = train(
         problem,
@@ -211,7 +211,7 @@ def _without_noise(collector: Collector, problem: Problem, trajectory: Trajector
         Schedule(steps, problem.num_examples, {"late": steps}, evaluate_every=steps),
         arm=name,
         seed=seed,
-        optimizer=settings.training.optimizer.at_rate(trajectory.run.curve.learning_rate),
+        optimizer=settings.training.optimizer.at_rate(noisy.curve.learning_rate),
     )
     if run.diverged:
         collector.warn(f"{name}, seed {seed}: {run.diverged}")

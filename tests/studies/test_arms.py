@@ -395,7 +395,7 @@ def test_the_recursion_is_false_under_momentum_decay_and_adam(nets, optimizer):
 
 def test_the_recursion_needs_a_v_and_a_step(nets):
     _, problem = nets["mlp"]
-    with pytest.raises(ConfigurationError, match="has no v whose length"):
+    with pytest.raises(ConfigurationError, match="has no v, so no length"):
         NormRecursion(Trainable(problem, cv.Standard()), SGD(0.1))
     assert not NormRecursion(Trainable(problem, cv.WeightNorm()), SGD(0.1)).check().passed
 
@@ -525,9 +525,9 @@ def test_a_constant_pre_activation_has_no_data_dependent_scale():
 
 def test_impossible_arms_are_refused(nets):
     _, problem = nets["mlp"]
-    with pytest.raises(ConfigurationError, match=r"the method of an arm is one of standard, .* got 'adam'"):
+    with pytest.raises(ConfigurationError, match=r"the method of an arm must be one of standard, .* got 'adam'"):
         Arm("adam")
-    with pytest.raises(ConfigurationError, match="the start of an arm is one of module, paper, got 'zero'"):
+    with pytest.raises(ConfigurationError, match="the start of an arm must be one of module, paper, got 'zero'"):
         Arm("standard", start="zero")
     with pytest.raises(ConfigurationError, match="starts at 'paper' weights, got 'module'"):
         Arm("standard", start="paper").begin(start(problem, "module", seed=0))

@@ -568,7 +568,7 @@ def test_the_full_study_has_its_own_settings_and_options():
             {"learningrate": 0.1},
             "study\\(\\) has no option learningrate. Its options are full, num_seeds, jobs, .* epochs",
         ),
-        ({"tuning_epochs": 3}, "tuning_epochs, which needs full=True"),
+        ({"tuning_epochs": 3}, r"no option tuning_epochs \(tuning_epochs needs full=True\)"),
     ],
 )
 def test_options_that_do_not_exist_are_refused_with_those_that_do(options, message):

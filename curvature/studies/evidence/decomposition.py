@@ -39,7 +39,7 @@ LINEAR_PART = "weight-norm, linear part"  # the linear chart with the metric of 
 SOURCES = ("initialization", "trajectory", "gauge", "second-order term", "noise")
 
 Changes = frozenset[str]
-States = Mapping[Changes, Sequence[float]]
+States = Mapping[Changes, Sequence[float] | np.ndarray]
 
 
 def decompose(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from curvature.records import Alignment, Check, ConditionNumbers, Measured, StepComparison, Study, Verdict, Whitening
 from curvature.studies.evidence.claims import (
@@ -22,6 +22,8 @@ from curvature.studies.evidence.inference import LEVEL, THRESHOLD, adjust
 from curvature.studies.evidence.pairs import last_checkpoint, matched_checkpoint
 
 __all__ = ["verdicts"]
+
+RecordT = TypeVar("RecordT")
 
 
 def verdicts(
@@ -92,10 +94,10 @@ class _Tests:
             case = f"own training, at the same loss of {matched.split()[-1]}"
             yield self.conditioning(normed, plain, case, checkpoint=matched)
         yield self.conditioning(normed, normed, "same weights")
-        aligned, whitened, steps = (self.measured(kind, normed) for kind in (Alignment, Whitening, StepComparison))
+        aligned, steps = self.measured(Alignment, normed), self.measured(StepComparison, normed)
         yield alignment(aligned)
         yield alignment(aligned, against="mean input", threshold=self.threshold)
-        yield sphericity(whitened, threshold=self.threshold)
+        yield sphericity(self.measured(Whitening, normed), threshold=self.threshold)
         yield self.own_gauge(normed)
         yield self.self_stabilizing(self.arms, self.checks("C4"))
         yield identity("C5", self.checks("C5"))
@@ -152,12 +154,16 @@ class _Tests:
     def training_speed(self, arms: tuple[str, str]) -> Verdict:
         return training_speed(self.study.curves, self.study.sweeps, threshold=self.threshold, loss=self.loss, arms=arms)
 
-    def measured(self, kind: type, arm: str, checkpoint: str | None = None, **fields: Any) -> list[Measured]:
+    def measured(
+        self, kind: type[RecordT], arm: str, checkpoint: str | None = None, **fields: Any
+    ) -> list[Measured[RecordT]]:
         """Records of one arm at a checkpoint, the last one if None."""
         checkpoint = checkpoint or last_checkpoint(self.study)
         return self.study.of(kind, arm=arm, checkpoint=checkpoint, **fields)
 
-    def numbers(self, arm: str, matrix: str, chart: str, gauge: str, checkpoint: str | None = None) -> list[Measured]:
+    def numbers(
+        self, arm: str, matrix: str, chart: str, gauge: str, checkpoint: str | None = None
+    ) -> list[Measured[ConditionNumbers]]:
         """Condition numbers of effective matrices; at the canonical gauge, of the chart's own coordinates."""
         rows = self.measured(ConditionNumbers, arm, checkpoint, matrix=matrix, chart=chart, gauge=gauge, block="all")
         return [m for m in rows if chart == "standard" or m.record.effective or gauge == "canonical"]

@@ -34,13 +34,15 @@ from curvature.records import Verdict
 
 __all__ = ["LEVEL", "MIN_PAIRS", "THRESHOLD", "adjust", "decide", "holm", "median_interval", "paired_interval"]
 
+Numbers = Sequence[float] | np.ndarray
+
 THRESHOLD = math.log(1.1)  # the smallest effect that counts: 10 % in a condition number
 LEVEL = 0.95  # 1 minus the chance of one wrong decision in a family
 MIN_PAIRS = 3  # two pairs leave one degree of freedom: the interval is 12.7 standard errors to each side
 MOST_MISSING = 0.1  # with a larger share of pairs without a number, the missing ones could change the mean
 
 
-def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float]:
+def paired_interval(differences: Numbers, level: float = LEVEL) -> tuple[float, float]:
     r"""Confidence interval of the mean of paired differences: $\bar d \pm t_{n-1} s/\sqrt n$ (Student's t).
 
     Parameters
@@ -78,9 +80,7 @@ def paired_interval(differences: Sequence[float], level: float = LEVEL) -> tuple
     return mean - half_width, mean + half_width
 
 
-def median_interval(
-    lows: Sequence[float], highs: Sequence[float] | None = None, level: float = LEVEL
-) -> tuple[float, float]:
+def median_interval(lows: Numbers, highs: Numbers | None = None, level: float = LEVEL) -> tuple[float, float]:
     r"""Distribution-free interval of the median.
 
     Parameters
@@ -115,7 +115,7 @@ def median_interval(
     return (float(left[k - 1]), float(right[len(right) - k])) if k else (-math.inf, math.inf)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
+def holm(p_values: Numbers) -> np.ndarray:
     r"""Holm's (1979) step-down adjustment: $\max_{j \le k} \min(1, (m - j + 1)\, p_{(j)})$.
 
     Parameters
@@ -274,7 +274,7 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / len(values) ** 0.5
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def _finite(values: Numbers) -> np.ndarray:
     vector = np.asarray(values, dtype=float)
     if vector.ndim != 1 or not np.isfinite(vector).all():
         raise ConfigurationError(

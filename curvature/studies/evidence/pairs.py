@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def log_of_ratio(numerator: float, denominator: float) -> float:
     return math.log(ratio) if 0 < ratio < math.inf else math.log(numerator) - math.log(denominator)
 
 
-def by_seed(measured: Iterable[Measured]) -> dict[int, ConditionNumbers]:
+def by_seed(measured: Iterable[Measured[ConditionNumbers]]) -> dict[int, ConditionNumbers]:
     """Condition numbers by seed.
 
     Parameters
@@ -99,7 +99,7 @@ def by_seed(measured: Iterable[Measured]) -> dict[int, ConditionNumbers]:
     return {m.seed: m.record for m in measured}
 
 
-def by_place(measured: Iterable[Measured]) -> dict[tuple[str, int, str], ConditionNumbers]:
+def by_place(measured: Iterable[Measured[ConditionNumbers]]) -> dict[tuple[str, int, str], ConditionNumbers]:
     """Condition numbers by arm, seed and checkpoint.
 
     Parameters
@@ -154,7 +154,7 @@ def matched_checkpoint(study: Study, arms: tuple[str, str]) -> str:
     return max(counts, key=lambda name: (counts[name], -float(name.removeprefix(MATCHED))), default="")
 
 
-def averages(measured: Iterable[Measured], name: str) -> dict[int, float]:
+def averages(measured: Iterable[Measured[Any]], name: str) -> dict[int, float]:
     """Mean of one field over the records of each seed, which are those of its neurons.
 
     Parameters
@@ -199,14 +199,14 @@ def paired(
 
 
 def steps_at(
-    measured: Iterable[Measured], chart: str, gauge: str | None, relative_damping: float | None
-) -> list[Measured]:
+    measured: Iterable[Measured[StepComparison]], chart: str, gauge: str | None, relative_damping: float | None
+) -> list[Measured[StepComparison]]:
     """Step comparisons of one chart at one damping.
 
     Parameters
     ----------
     measured
-        Any records.
+        Of whole steps and of the steps of blocks.
     chart
         Name of the chart.
     gauge
@@ -219,7 +219,7 @@ def steps_at(
     list
         Comparisons of whole steps, not of the steps of a block.
     """
-    whole_steps = [m for m in measured if isinstance(m.record, StepComparison) and m.record.block == "all"]
+    whole_steps = [m for m in measured if m.record.block == "all"]
     with_closeness = {m.record.relative_damping for m in whole_steps if math.isfinite(m.record.kappa)}
     dampings = with_closeness or {m.record.relative_damping for m in whole_steps}
     if relative_damping is None and dampings:
@@ -247,7 +247,7 @@ def final_loss(curve: TrainingCurve) -> float:
     return float(curve.losses[-1]) if len(curve.losses) and np.isfinite(curve.losses[-1]) else math.inf
 
 
-def learning_rate_width(rates: Sequence[float], losses: Sequence[float]) -> Quantity:
+def learning_rate_width(rates: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> Quantity:
     """Decades of learning rates around the best that end within 10 % of its loss (C4).
 
     Parameters

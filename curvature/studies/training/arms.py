@@ -1,9 +1,11 @@
-"""The arms of the study: a method and the weights where it starts, each a name and a line."""
+"""The arms of the study: each is a method and the weights at which it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from curvature.charts import Placebo, ScaledStandard, Standard, WeightNorm
 from curvature.charts.rows import row_norms
@@ -17,9 +19,9 @@ __all__ = ["METHODS", "STARTS", "Arm", "start"]
 
 
 def _scaled_standard(start: Start) -> Trainable:
-    if start.g is None:
-        return Trainable(start.problem, ScaledStandard())
-    return Trainable(start.problem, ScaledStandard({name: 1 / part for name, part in _stretches(start).items()}))
+    stretches = _stretches(start)
+    scale = None if stretches is None else {name: 1 / stretch for name, stretch in stretches.items()}
+    return Trainable(start.problem, ScaledStandard(scale))
 
 
 def _weight_norm_at_the_papers_gauge(start: Start) -> Trainable:
@@ -28,11 +30,16 @@ def _weight_norm_at_the_papers_gauge(start: Start) -> Trainable:
 
 
 def _placebo_at_the_papers_gauge(start: Start) -> Trainable:
-    gauge = {"gauge": "paper"} if start.g is None else {"stretch": _stretches(start)}
-    return Trainable(start.problem, Placebo(**gauge, seed=start.seed))
+    stretches = _stretches(start)
+    if stretches is None:
+        return Trainable(start.problem, Placebo("paper", seed=start.seed))
+    return Trainable(start.problem, Placebo(stretch=stretches, seed=start.seed))
 
 
-def _stretches(start: Start) -> dict:
+def _stretches(start: Start) -> dict[str, Tensor] | None:
+    """Stretches of the ``v`` and ``g`` that the initialization chose; None if it chose none."""
+    if start.v is None or start.g is None:
+        return None
     entries = {entry.name: entry for entry in start.problem.layout.entries}
     return {name: row_norms(entries[name].rows(v.reshape(-1))) / start.g[name] for name, v in start.v.items()}
 
@@ -67,13 +74,27 @@ class Arm:
     ``mean-only-batch-norm``          batch means subtracted
     ``weight-norm+mean-only-batch-norm``  both, PyTorch's gauge
     ``batch-norm``                    batch means subtracted, divided by batch deviations
-    ``prong``                         every layer's input whitened, refreshed: the positive control
+    ``prong``                         every layer's input whitened, again every few steps: the positive control
     ``placebo``, ``placebo-paper``    weight norm about random directions, at either gauge: the negative control
     ================================  =============================================================================
 
-    With ``start="paper"`` the weights are those of the data-dependent initialization, in every method: initialization
-    and trajectory can be told apart.
+    With ``start="paper"`` the weights are those of the data-dependent initialization, in every method, so that the
+    effects of initialization and trajectory can be separated.
 
+    Attributes
+    ----------
+    method
+        One of the names above.
+    start
+        ``"module"`` or ``"paper"``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the method or the start is unknown.
+
+    Examples
+    --------
     >>> Arm("weight-norm"), Arm("standard", start="paper").name
     (Arm(method='weight-norm', start='module'), 'standard, paper start')
     """
@@ -83,17 +104,17 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigurationError(f"the method of an arm is one of {', '.join(METHODS)}, got {self.method!r}.")
+            raise ConfigurationError(f"the method of an arm must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if self.start not in STARTS:
-            raise ConfigurationError(f"the start of an arm is one of {', '.join(STARTS)}, got {self.start!r}.")
+            raise ConfigurationError(f"the start of an arm must be one of {', '.join(STARTS)}, got {self.start!r}.")
 
     @property
     def name(self) -> str:
-        """Method, and start where it is not the module's own."""
+        """Method, and start unless it is the module's."""
         return self.method if self.start == "module" else f"{self.method}, {self.start} start"
 
     def begin(self, start: Start) -> Trainable:
-        """Give what the optimizer moves, at the start; anew for each run."""
+        """What the optimizer moves, at the start; a new one for each run."""
         if start.name != self.start:
             raise ConfigurationError(f"the arm {self.name!r} starts at {self.start!r} weights, got {start.name!r}.")
         return METHODS[self.method](start)
@@ -101,7 +122,22 @@ class Arm:
 
 @full_precision()
 def start(problem: Problem, name: str, *, seed: int, batch_size: int | None = None) -> Start:
-    """Give the module's own weights, or the paper's initialization by the first batch of this seed."""
+    """The weights at which arms start.
+
+    Parameters
+    ----------
+    problem
+        The model as it was initialized for this seed.
+    name
+        ``"module"``: its weights. ``"paper"``: the data-dependent initialization by the first batch of this seed.
+    seed, batch_size
+        As in :func:`~curvature.studies.training.paper_start`.
+
+    Returns
+    -------
+    Start
+        Shared by all arms with this start.
+    """
     if name == "paper":
         return paper_start(problem, seed=seed, batch_size=batch_size)
     return Start("module", problem, seed)

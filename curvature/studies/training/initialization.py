@@ -1,4 +1,4 @@
-"""Where arms start: the module's own weights, or the data-dependent initialization of Salimans & Kingma (2016)."""
+"""Where arms start: the module's weights, or the data-dependent initialization of Salimans & Kingma (2016)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Start:
     problem
         At these weights.
     seed
-        Of whatever an arm draws for itself (the placebo's directions).
+        Draws the order of the data, and what an arm needs to draw (the directions of the placebo).
     v, g
-        By weight name, where the initialization chose them; else None and the gauge is the arm's choice.
+        By weight name, where the initialization chose them; otherwise None, and the arm chooses the gauge.
     """
 
     name: str
@@ -49,16 +49,23 @@ def paper_start(problem: Problem, *, seed: int, batch_size: int | None = None) -
     r"""Initialize by data: $v \sim N(0, 0.05^2)$, then $g$ and $b$ layer by layer from one batch.
 
     With $t = v \cdot x / \|v\|$ on the batch, $g = 1/\sigma[t]$ and $b = -\mu[t]/\sigma[t]$, so that every
-    pre-activation of the batch has mean 0 and variance 1 (claim C6; section 3 of arXiv:1602.07868); a convolution's
-    over batch and positions. The layers above see what the initialized layers below give. Parameters of no such layer
-    stay as they are.
+    pre-activation of the batch has mean 0 and variance 1 (claim C6; section 3 of arXiv:1602.07868); for a convolution,
+    over batch and positions. Each layer is initialized on the outputs of the initialized layers below it. All other
+    parameters keep their values.
 
     Parameters
     ----------
+    problem
+        The model at any weights.
     seed
         Draws $v$, and the batch: the first one that training with this seed sees.
     batch_size
         Examples in the batch; None: all.
+
+    Returns
+    -------
+    Start
+        The weights, with the ``v`` and ``g`` that they were made of.
 
     Raises
     ------
@@ -75,23 +82,36 @@ def paper_start(problem: Problem, *, seed: int, batch_size: int | None = None) -
         named[weight].copy_(PAPER_SCALE * drawn)
         named[bias].zero_()
     batch = _first_batch(problem, seed, batch_size)
-    found = network.statistics(vector, batch)
-    for path, statistics in found.items():
+    layers = network.statistics(vector, batch)
+    for path, statistics in layers.items():
         floor = 1e3 * torch.finfo(vector.dtype).eps * statistics.mean.abs()
         constant = (statistics.deviation <= floor).nonzero().flatten().tolist()
         if constant:
             raise InputError(
                 f"data-dependent initialization: pre-activation {constant[0]} of layer {path!r} is constant on the "
-                "batch, so no scale gives it variance 1. Take a larger batch, or inputs that vary."
+                "batch, so no scale gives it variance 1. Use a larger batch, or inputs that vary."
             )
-    by_weight = {statistics.weight: statistics for statistics in found.values()}
+    by_weight = {statistics.weight: statistics for statistics in layers.values()}
     v = {name: named[name].clone() for name in by_weight}
     g = {name: row_norms(part.flatten(1)) / by_weight[name].deviation for name, part in v.items()}
     return Start("paper", problem.at(network.folded(vector, by_weight)), seed, v, g)
 
 
 def start_check(start: Start, batch_size: int | None = None) -> Check:
-    """C6: mean 0 and variance 1 of every pre-activation of the first batch, observed in the network as it runs."""
+    """C6: mean 0 and variance 1 of every pre-activation of the first batch, observed in the running network.
+
+    Parameters
+    ----------
+    start
+        The data-dependent initialization.
+    batch_size
+        Of its batch; None: all examples.
+
+    Returns
+    -------
+    Check
+        The largest deviation of a mean or a variance.
+    """
     problem = start.problem
     model = copy.deepcopy(problem.model)
     observed: dict[str, Tensor] = {}
@@ -109,8 +129,8 @@ def start_check(start: Start, batch_size: int | None = None) -> Check:
         torch.func.functional_call(
             model, problem.unflatten(problem.weights), (_first_batch(problem, start.seed, batch_size),)
         )
-    means = [float(found.mean(dim=0).abs().max()) for found in observed.values()]
-    variances = [float((found.var(dim=0, correction=0) - 1).abs().max()) for found in observed.values()]
+    means = [float(values.mean(dim=0).abs().max()) for values in observed.values()]
+    variances = [float((values.var(dim=0, correction=0) - 1).abs().max()) for values in observed.values()]
     return Check(
         f"data-dependent start: pre-activations of the first batch have mean 0 and variance 1 (seed {start.seed})",
         max(means + variances),

@@ -57,7 +57,7 @@ class BatchNormNetwork(Network):
     Raises
     ------
     ConfigurationError
-        For a layer without a bias, transposed, tied, or run more than once.
+        If a layer has no bias, is transposed, shares its weight, or runs more than once.
     """
 
     def __init__(self, problem: Problem, *, mean_only: bool = False, epsilon: float = 1e-5):
@@ -77,12 +77,13 @@ class BatchNormNetwork(Network):
         weight, bias = self.targets[path]
         axis = -1 if isinstance(self.model.get_submodule(path), nn.Linear) else 1
 
-        def normalize(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+        def normalize(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            shift = layer.get_parameter("bias")
             axes = [other for other in range(output.ndim) if other != axis % output.ndim]
             if output.numel() == output.shape[axis]:
                 raise InputError(
-                    f"layer {path!r} has one value per unit in a batch: there is nothing to normalize over. Choose a "
-                    "batch_size that leaves no batch of one example."
+                    f"layer {path!r} has one value per neuron in a batch, so there is nothing to normalize over. "
+                    "Choose a batch_size that leaves no batch of one example."
                 )
             mean = output.mean(axes, keepdim=True)
             centred = output - mean
@@ -92,18 +93,20 @@ class BatchNormNetwork(Network):
                 deviation = (centred.square().mean(axes, keepdim=True) + self.epsilon).sqrt()
             if self._seen is not None:
                 if path in self._seen:
-                    raise ConfigurationError(f"layer {path!r} runs more than once: batch normalization has no fold.")
-                self._seen[path] = Statistics(weight, bias, mean.reshape(-1) - layer.bias, deviation.reshape(-1))
+                    raise ConfigurationError(
+                        f"layer {path!r} runs more than once, so batch normalization cannot be folded into its weights."
+                    )
+                self._seen[path] = Statistics(weight, bias, mean.reshape(-1) - shift, deviation.reshape(-1))
             if not self._normalizing:
                 return output
             if not self.mean_only:
                 centred = centred * (self.scales[weight].view(shape) / deviation)
-            return centred + layer.bias.view(shape)
+            return centred + shift.view(shape)
 
         return normalize
 
     def statistics(self, vector: Tensor, inputs: Tensor, *, normalizing: bool = True) -> dict[str, Statistics]:
-        """Statistics of every layer on these inputs, by the layer's path; each sees what the layers below give.
+        """Statistics of every layer on these inputs, by the layer's path; each on the outputs of the layers below.
 
         With all data these are the population statistics. ``normalizing=False``: those of the plain network.
         """
@@ -117,7 +120,7 @@ class BatchNormNetwork(Network):
             self._seen, self._normalizing = None, True
 
     def live(self, vector: Tensor) -> Tensor:
-        """Weights at population statistics as a function of the vector, *through* the statistics; differentiable."""
+        """Weights at population statistics as a differentiable function of the vector, *through* the statistics."""
         named = self.layout.unflatten(vector)
         plain, self.scales = self.scales, {weight: named[scale_name(weight)] for weight in self.scales}
         self._seen = {}
@@ -129,14 +132,14 @@ class BatchNormNetwork(Network):
             self._seen, self.scales = None, plain
 
     def matched(self) -> Tensor:
-        r"""Give the vector of the problem's own function at population statistics: $\gamma=\sigma$, $\beta=b+\mu$."""
+        r"""The vector of the problem's own function at population statistics: $\gamma=\sigma$, $\beta=b+\mu$."""
         weights = torch.cat([self.problem.weights, self.vector.new_ones(self.layout.dim - self.problem.dim)])
         vector = weights.clone()
         named = self.layout.unflatten(vector)
-        for found in self.statistics(weights, self.problem.inputs, normalizing=False).values():
-            named[found.bias] += found.mean
+        for statistics in self.statistics(weights, self.problem.inputs, normalizing=False).values():
+            named[statistics.bias] += statistics.mean
             if not self.mean_only:
-                named[scale_name(found.weight)].copy_(found.deviation)
+                named[scale_name(statistics.weight)].copy_(statistics.deviation)
         return vector
 
     def folded(self, vector: Tensor, statistics: Mapping[str, Statistics]) -> Tensor:
@@ -146,7 +149,7 @@ class BatchNormNetwork(Network):
 
 def _normalizable(problem: Problem) -> dict[str, tuple[str, str]]:
     """Path of each layer with a normalizable weight, with the names of its weight and bias."""
-    found = {}
+    targets: dict[str, tuple[str, str]] = {}
     uses = [id(parameter) for _, parameter in problem.model.named_parameters(remove_duplicate=False)]
     for entry in problem.layout.entries:
         if not entry.normalized:
@@ -157,9 +160,10 @@ def _normalizable(problem: Problem) -> dict[str, tuple[str, str]]:
         if not plain or tied or entry.norm_axis != 0 or bias not in problem.layout.slices:
             raise ConfigurationError(
                 f"layer {entry.layer!r} ({type(layer).__name__}) cannot be batch-normalized here: it must be a linear "
-                "or convolutional layer with a trainable bias and a weight of its own, normalized per output."
+                "or convolutional layer with a trainable bias and a weight that no other layer shares, normalized per "
+                "output."
             )
-        found[entry.layer] = (entry.name, bias)
-    if not found:
+        targets[entry.layer] = (entry.name, bias)
+    if not targets:
         raise ConfigurationError("the model has no linear or convolutional layer that could be batch-normalized.")
-    return found
+    return targets

@@ -1,4 +1,4 @@
-"""Optimizers on a flat vector of coordinates: a rule is a frozen setting, its state lives in what it returns."""
+"""Optimizers on a flat vector of coordinates: a rule is a frozen setting; ``begin`` returns an update with state."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Optimizer:
             raise ConfigurationError(f"weight_decay must be >= 0 and finite, got {self.weight_decay}.")
 
     def at_rate(self, learning_rate: float) -> Self:
-        """Give the same rule at another learning rate."""
+        """The same rule at another learning rate."""
         return replace(self, learning_rate=learning_rate)
 
     def begin(self, coordinates: Tensor) -> Update:
-        """Start with no memory; the coordinates say shape, dtype and device."""
+        """An update without memory, for coordinates of this shape, dtype and device."""
         raise NotImplementedError
 
     def _decay(self, coordinates: Tensor) -> None:

@@ -30,14 +30,14 @@ class NormRecursion:
 
     def __init__(self, trainable: Trainable, optimizer: Optimizer):
         if not hasattr(trainable.chart, "squared_lengths"):
-            raise ConfigurationError(f"the chart {trainable.chart.name!r} has no v whose length could be followed.")
+            raise ConfigurationError(f"the chart {trainable.chart.name!r} has no v, so no length can be followed.")
         self._lengths, self._square = trainable.chart.squared_lengths, optimizer.learning_rate**2
         self._tolerance = _TOLERANCES[trainable.coordinates.dtype]
         self.deviation, self.growth, self.steps = 0.0, 0.0, 0
 
     @staticmethod
     def applies(trainable: Trainable, optimizer: Optimizer) -> bool:
-        """Whether theory promises the recursion here."""
+        """Whether the recursion holds in theory."""
         plain = isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
         return plain and hasattr(trainable.chart, "squared_lengths")
 
@@ -48,10 +48,10 @@ class NormRecursion:
         self.growth = max(self.growth, float((growth / new).max()))
         self.steps += 1
 
-    def check(self, where: str = "") -> Check:
-        """Give the largest deviation of all steps; NaN (not passed) if there was none."""
+    def check(self, run: str = "") -> Check:
+        """The largest deviation of all steps; NaN (not passed) if there was no step. ``run`` is named in the check."""
         return Check(
-            "squared length of v grows by the squared step" + (f" ({where})" if where else ""),
+            "squared length of v grows by the squared step" + (f" ({run})" if run else ""),
             self.deviation if self.steps else float("nan"),
             self._tolerance,
             f"largest deviation over |v|^2 in {self.steps} steps; the largest growth in one step is {self.growth:.1e}",

@@ -27,6 +27,7 @@ class Trainable:
     """
 
     refresh_every: int | None = None
+    network: Network
 
     def __init__(self, problem: Problem, parameterization: Parameterization):
         self.problem, self.network = problem, Network(problem)
@@ -53,7 +54,7 @@ class Trainable:
         return self.chart.moved(coordinates)
 
     def refresh(self, coordinates: Tensor) -> Tensor:
-        """Change the chart where the coordinates are; give the new coordinates of the same weights."""
+        """Change the chart at these coordinates; return the new coordinates of the same weights."""
         raise NotImplementedError
 
 
@@ -61,7 +62,7 @@ class BatchNormalized(Trainable):
     r"""Batch normalization, full or mean-only, of every normalizable layer, over a chart of its weights.
 
     Training normalizes by the statistics of each batch. Everything else is at *population statistics*, those of all
-    data: the network is then an ordinary one, and :meth:`weights` are its effective weights
+    data: the network is then an ordinary network, and :meth:`weights` are its effective weights
     ($\frac\gamma\sigma \hat w$ and $\beta - \frac\gamma\sigma \mu$). Full-batch training follows exactly the loss
     that is evaluated there.
 
@@ -80,7 +81,14 @@ class BatchNormalized(Trainable):
         Subtract the mean, do not divide.
     epsilon
         Added to the variance, as in PyTorch.
+
+    Raises
+    ------
+    ConfigurationError
+        If a chart other than ``Standard()`` is below full batch normalization, or a layer cannot be normalized.
     """
+
+    network: BatchNormNetwork
 
     def __init__(
         self,
@@ -93,8 +101,8 @@ class BatchNormalized(Trainable):
         inner = parameterization or Standard()
         if not mean_only and not isinstance(inner, Standard):
             raise ConfigurationError(
-                f"batch normalization divides by the deviation, so {inner.name} below it changes nothing but the "
-                "gauge: use mean_only=True."
+                f"batch normalization divides by the deviation, so {inner.name} below it changes only the gauge. Use "
+                "mean_only=True."
             )
         self.problem, self.mean_only = problem, mean_only
         self.network = BatchNormNetwork(problem, mean_only=mean_only, epsilon=epsilon)
@@ -110,14 +118,14 @@ class BatchNormalized(Trainable):
     def parameterization(self, coordinates: Tensor) -> Parameterization:
         if not self.mean_only:
             vector, statistics = self._population(coordinates)
-            return FrozenBatchNorm(vector.clone(), {found.weight: found for found in statistics.values()})
+            return FrozenBatchNorm(vector.clone(), {layer.weight: layer for layer in statistics.values()})
         chart = copy.copy(self.chart.moved(coordinates))
         chart.name = "mean-only-batch-norm" + ("" if isinstance(chart, Standard) else f", {chart.name}")
         chart.gauge = ("" if chart.gauge == "-" else f"{chart.gauge}, ") + FrozenBatchNorm.gauge
         return chart
 
     def full_batch_parameterization(self, coordinates: Tensor) -> Parameterization:
-        r"""Chart of a checkpoint *through* the statistics of all data, which move with the coordinates.
+        r"""Chart of a checkpoint *through* the statistics of all data, which change with the coordinates.
 
         The loss with the statistics of the full batch is $L(w(\theta))$ on the ordinary network, so its GGN is
         $J^T A J$ and its Hessian has the chart's second derivatives, as for any other chart. Gradient descent on the
@@ -146,8 +154,8 @@ class _FullBatch(Parameterization):
 class Whitened(Trainable):
     """PRONG: every layer's input whitened on all data, the chart refreshed every few steps (Desjardins et al. 2015).
 
-    A refresh keeps the weights, sets the coordinates to zero, and the optimizer starts without memory. The chart of a
-    checkpoint is the whitening *at the checkpoint's weights*, as fresh as the one a step would use after a refresh.
+    A refresh keeps the weights, sets the coordinates to zero, and restarts the optimizer without memory. The chart of a
+    checkpoint is the whitening *at the checkpoint's weights*, the one that a step would use after a refresh.
 
     Parameters
     ----------

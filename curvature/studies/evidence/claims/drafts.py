@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from curvature.records import Check, Verdict
 from curvature.studies.evidence.inference import MIN_PAIRS, decide, paired_interval
 
 __all__ = ["decided", "with_control", "with_zero_control", "worst_check"]
+
+Key = TypeVar("Key")
 
 CONTROL_SHARE = 0.01  # of the threshold: how far a control that must be zero may deviate by rounding
 
@@ -60,7 +63,7 @@ def decided(
     )
 
 
-def with_control(draft: Verdict, name: str, values: Mapping[int, float], passes: Callable[[float], bool]) -> Verdict:
+def with_control(draft: Verdict, name: str, values: Mapping[Key, float], passes: Callable[[float], bool]) -> Verdict:
     """Add a control to a draft: its mean over seeds, its interval, and whether it passed.
 
     Parameters
@@ -87,7 +90,7 @@ def with_control(draft: Verdict, name: str, values: Mapping[int, float], passes:
     )
 
 
-def with_zero_control(draft: Verdict, name: str, values: Mapping[int, float]) -> Verdict:
+def with_zero_control(draft: Verdict, name: str, values: Mapping[Key, float]) -> Verdict:
     """Add a control that must be zero up to rounding in every pair.
 
     Parameters

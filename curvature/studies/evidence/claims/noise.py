@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from curvature.errors import ConfigurationError
-from curvature.records import Measured, Verdict
+from curvature.records import Alignment, Measured, Verdict, Whitening
 from curvature.records.marchenko_pastur import marchenko_pastur_bures
 from curvature.studies.evidence.claims.drafts import decided, with_control
 from curvature.studies.evidence.inference import MIN_PAIRS, THRESHOLD
@@ -18,7 +18,9 @@ __all__ = ["alignment", "sphericity"]
 CLOSE = 2**-0.5  # within 45 degrees: closer to the direction than to its complement
 
 
-def alignment(measured: Sequence[Measured], *, against: str = "random", threshold: float = THRESHOLD) -> Verdict:
+def alignment(
+    measured: Sequence[Measured[Alignment]], *, against: str = "random", threshold: float = THRESHOLD
+) -> Verdict:
     r"""C2: $|\cos(w, e_1)|$, mean over neurons, $e_1$ the top eigenvector of the neuron's gradient covariance.
 
     Parameters
@@ -77,7 +79,7 @@ def alignment(measured: Sequence[Measured], *, against: str = "random", threshol
     return decided(draft, effects, note=f"mean |cos| with e1: {_means(cosines, '.2f')}")
 
 
-def sphericity(measured: Sequence[Measured], *, threshold: float = THRESHOLD) -> Verdict:
+def sphericity(measured: Sequence[Measured[Whitening]], *, threshold: float = THRESHOLD) -> Verdict:
     r"""C3: how much closer to $cI$ removing $w$ brings a neuron's gradient covariance than removing a random direction.
 
     Parameters

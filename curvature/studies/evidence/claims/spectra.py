@@ -13,12 +13,12 @@ __all__ = ["conditioning"]
 
 
 def conditioning(
-    ours: Sequence[Measured],
-    theirs: Sequence[Measured],
+    ours: Sequence[Measured[ConditionNumbers]],
+    theirs: Sequence[Measured[ConditionNumbers]],
     *,
     quantity: str = "kappa_80",
     threshold: float = THRESHOLD,
-    control: tuple[Sequence[Measured], Sequence[Measured]] = ((), ()),
+    control: tuple[Sequence[Measured[ConditionNumbers]], Sequence[Measured[ConditionNumbers]]] = ((), ()),
     claim: str = "C1",
     case: str = "",
     sentence: str = "",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from curvature.records import Measured, Verdict
+from curvature.records import Measured, StepComparison, Verdict
 from curvature.studies.evidence.claims.drafts import decided, with_control, with_zero_control
 from curvature.studies.evidence.inference import MIN_PAIRS, THRESHOLD
 from curvature.studies.evidence.pairs import averages, log_of_ratio, paired, steps_at
@@ -18,7 +18,7 @@ RESEMBLES = 0.5  # of the way from gradient descent to neuron-block natural grad
 
 
 def resemblance(
-    measured: Sequence[Measured], *, gauge: str = "checkpoint", relative_damping: float | None = None
+    measured: Sequence[Measured[StepComparison]], *, gauge: str = "checkpoint", relative_damping: float | None = None
 ) -> Verdict:
     r"""C7: the index $R = (E - E_\text{SGD})/(E_\text{neuron-block} - E_\text{SGD})$ of weight norm's step.
 
@@ -70,7 +70,7 @@ def resemblance(
 
 
 def efficiency(
-    measured: Sequence[Measured],
+    measured: Sequence[Measured[StepComparison]],
     *,
     gauge: str = "paper",
     threshold: float = THRESHOLD,
@@ -120,7 +120,7 @@ def efficiency(
 
 
 def closeness(
-    measured: Sequence[Measured],
+    measured: Sequence[Measured[StepComparison]],
     *,
     gauge: str = "checkpoint",
     threshold: float = THRESHOLD,
