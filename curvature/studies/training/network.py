@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class BatchNormNetwork(Network):
         axis = -1 if isinstance(self.model.get_submodule(path), nn.Linear) else 1
 
         def normalize(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            shift = layer.get_parameter("bias")
+            shift = cast(Tensor, layer.bias)  # under functional_call not a Parameter
             axes = [other for other in range(output.ndim) if other != axis % output.ndim]
             if output.numel() == output.shape[axis]:
                 raise InputError(
