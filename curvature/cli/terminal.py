@@ -16,28 +16,39 @@ _LONGEST = 4000  # characters of a message; a name or a wrong value in it may be
 
 
 class Terminal:
-    """Standard error: notes, warnings, progress."""
+    """Standard error: notes, warnings, progress.
+
+    Parameters
+    ----------
+    quiet
+        Whether to leave out notes and progress.
+    verbose
+        Whether commands print more.
+    """
 
     def __init__(self, quiet: bool = False, verbose: bool = False):
         self.quiet, self.verbose = quiet, verbose
         self.console = Console(stderr=True, markup=False, highlight=False, emoji=False, soft_wrap=True)
-        self.said: set[str] = set()
+        self._printed: set[str] = set()
 
     def note(self, text: str) -> None:
+        """Print a line, unless only warnings and errors are wanted."""
         if not self.quiet:
             self._print(text)
 
     def warn(self, text: str) -> None:
+        """Print a warning."""
         self._label("warning", "yellow", text)
 
     def error(self, text: str) -> None:
+        """Print an error."""
         self._label("error", "bold red", text)
 
     def say(self, text: str) -> None:
-        """Tell what loading did: that code runs is said even to those who want quiet."""
-        if text in self.said:
+        """Print once what loading did; that code is executed is printed even when quiet."""
+        if text in self._printed:
             return
-        self.said.add(text)
+        self._printed.add(text)
         if text.startswith("warning: "):
             self.warn(text.removeprefix("warning: "))
         elif text.startswith(("executing", "loading")):
@@ -50,7 +61,7 @@ class Terminal:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        """Indent what follows a line break: one in a name cannot begin a message of ours. And an end has a message."""
+        """Indent what follows a line break, so that a name cannot begin a message; cut what is too long."""
         shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters in all)"
         self.console.print(printable(shown).replace("\n", "\n  "))
 
@@ -85,7 +96,20 @@ class Terminal:
 
 @contextlib.contextmanager
 def short_warnings(terminal: Terminal, debug: bool) -> Iterator[None]:
-    """Make a warning of a library one line, and leave out what only its authors can act on."""
+    """Make a warning of a library one line, and leave out what only its authors can act on.
+
+    Parameters
+    ----------
+    terminal
+        Where warnings are printed.
+    debug
+        Whether to show every warning.
+
+    Yields
+    ------
+    None
+        While warnings are redirected.
+    """
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("default")

@@ -10,25 +10,34 @@ from typing import Any, TypeVar
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curvature.records import Measured
-from curvature.report.spread import grouped, spread
-from curvature.report.table import Table
-from curvature.report.words import chart_label
+from curvature.records import ConditionNumbers, Measured
+from curvature.report.spread import grouped
+from curvature.report.table import Entry, Table
+from curvature.report.words import chart_label, layer_of, matrix_name
 
 __all__ = [
     "MAX_PANELS",
-    "SPREAD_HEADER",
     "Drawing",
     "chart_of",
     "finished",
+    "numbers_table",
     "panels",
     "same_limits",
-    "spread_rows",
     "usable",
 ]
 
 MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
-SPREAD_HEADER = ("median", "smallest", "largest", "status")
+_PLACES: Mapping[str, Callable[[Measured[Any]], str | float]] = {
+    "weights": lambda m: m.arm,
+    "checkpoint": lambda m: m.checkpoint,
+    "matrix": lambda m: matrix_name(m.record.matrix),
+    "block": lambda m: m.record.block,
+    "chart": lambda m: chart_of(m),
+    "damping": lambda m: m.record.relative_damping,
+    "layer": lambda m: layer_of(m.record.neuron),
+    "direction": lambda m: m.record.direction,
+    "projection": lambda m: m.record.projection,
+}
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -170,7 +179,36 @@ def chart_of(m: Measured) -> str:
     return chart_label(m.record.chart, m.record.gauge)
 
 
-def usable(m: Measured, quantity: str) -> bool:
+def numbers_table(
+    title: str,
+    items: Sequence[Measured[Any]],
+    places: Sequence[str],
+    numbers: Callable[[Sequence[Measured[Any]]], Mapping[str, Entry]],
+) -> Table:
+    """The numbers in a figure, one row for each group of measurements.
+
+    Parameters
+    ----------
+    title
+        Of the figure.
+    items
+        What is drawn; at least one.
+    places
+        First columns, by which the measurements are grouped.
+    numbers
+        Computes the other columns of a group, by their names.
+
+    Returns
+    -------
+    Table
+        In order of appearance.
+    """
+    groups = grouped(items, lambda m: tuple(_PLACES[place](m) for place in places))
+    rows = [(key, numbers(members)) for key, members in groups.items()]
+    return Table(title, (*places, *rows[0][1]), tuple((*key, *columns.values()) for key, columns in rows))
+
+
+def usable(m: Measured[ConditionNumbers], quantity: str) -> bool:
     """Whether condition numbers hold a quantity with a value.
 
     Parameters
@@ -186,29 +224,3 @@ def usable(m: Measured, quantity: str) -> bool:
         False where it is undefined.
     """
     return quantity in m.record.values and m.record.values[quantity].has_value
-
-
-def spread_rows(
-    items: Sequence[Measured], quantity: str, key: Callable[[Measured], tuple[Any, ...]]
-) -> tuple[tuple[Any, ...], ...]:
-    """Rows of a table with median, range and status of one quantity.
-
-    Parameters
-    ----------
-    items
-        Measurements of condition numbers.
-    quantity
-        Its name.
-    key
-        The first entries of the row that a measurement belongs to.
-
-    Returns
-    -------
-    tuple of rows
-        The key, then the columns of ``SPREAD_HEADER``.
-    """
-    rows = []
-    for place, members in grouped(items, key).items():
-        values = spread(m.record.values[quantity] for m in members)
-        rows.append((*place, values.median, values.low, values.high, values.status.replace("_", " ")))
-    return tuple(rows)

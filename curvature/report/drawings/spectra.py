@@ -7,23 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from curvature.records import GaugeState, Measured, Spectrum, Study
+from curvature.records import ConditionNumbers, GaugeState, Measured, Spectrum, Study
 from curvature.report import figures
 from curvature.report.drawings.layout import (
     MAX_PANELS,
-    SPREAD_HEADER,
     Drawing,
     chart_of,
     finished,
+    numbers_table,
     panels,
     same_limits,
-    spread_rows,
     usable,
 )
 from curvature.report.selection import in_one_form, numbers_of, without_sweep
-from curvature.report.spread import grouped
+from curvature.report.spread import grouped, spread
 from curvature.report.table import Entry, Table
-from curvature.report.words import arm_words, block_words, matrix_name, point_words, stretch_of, subject
+from curvature.report.words import arm_words, block_words, point_words, stretch_of, subject
 from curvature.studies.evidence import last_checkpoint
 
 __all__ = ["draw_along_training", "draw_eigenvalues", "draw_layers", "draw_sweep"]
@@ -118,9 +117,8 @@ def draw_along_training(study: Study) -> Drawing | None:
         "coordinates alone. An arrow marks a lower bound. Where a matrix is indefinite it has no condition number and "
         "no point here."
     )
-    rows = spread_rows(numbers, _QUANTITY, lambda m: (m.arm, matrix_name(m.record.matrix), chart_of(m), m.checkpoint))
-    header = ("weights", "matrix", "chart", "checkpoint", *SPREAD_HEADER)
-    table = Table("Condition number along training", header, rows)
+    places = ("weights", "matrix", "chart", "checkpoint")
+    table = numbers_table("Condition number along training", numbers, places, _condition_numbers)
     return Drawing("training-conditions", caption, finished(figure), table)
 
 
@@ -162,8 +160,8 @@ def draw_sweep(study: Study) -> Drawing | None:
         "a bar over all rows."
     )
     listed = [m for m in numbers if stretch_of(m.record.gauge) is not None or m.record.chart == "standard"]
-    rows = spread_rows(listed, _QUANTITY, lambda m: (m.arm, matrix_name(m.record.matrix), chart_of(m)))
-    table = Table("Condition number against the gauge", ("weights", "matrix", "chart", *SPREAD_HEADER), rows)
+    places = ("weights", "matrix", "chart")
+    table = numbers_table("Condition number against the gauge", listed, places, _condition_numbers)
     return Drawing("gauge-sweep", caption, finished(figure), table)
 
 
@@ -194,6 +192,12 @@ def draw_layers(study: Study) -> Drawing | None:
         "Condition number κ₉₅ of every diagonal block, darker is better conditioned; the number in a cell is the "
         "median over seeds. A matrix can be worse conditioned than each of its blocks."
     )
-    rows = spread_rows(blocks, _QUANTITY, lambda m: (matrix_name(m.record.matrix), m.record.block, m.arm, chart_of(m)))
-    table = Table("Condition number by block", ("matrix", "block", "weights", "chart", *SPREAD_HEADER), rows)
+    places = ("matrix", "block", "weights", "chart")
+    table = numbers_table("Condition number by block", blocks, places, _condition_numbers)
     return Drawing("layers", caption, figure, table)
+
+
+def _condition_numbers(members: Sequence[Measured[ConditionNumbers]]) -> dict[str, Entry]:
+    values = spread(m.record.values[_QUANTITY] for m in members)
+    ends = {"median": values.median, "smallest": values.low, "largest": values.high}
+    return ends | {"status": values.status.replace("_", " ")}

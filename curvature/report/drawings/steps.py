@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 
 from curvature.records import Measured, StepComparison, Study
 from curvature.report import figures
-from curvature.report.drawings.layout import Drawing, chart_of, finished, panels
+from curvature.report.drawings.layout import Drawing, chart_of, finished, numbers_table, panels
 from curvature.report.spread import grouped
-from curvature.report.table import Table
+from curvature.report.table import Entry
 from curvature.report.words import point_words
 from curvature.studies.evidence import last_checkpoint
 
@@ -55,12 +55,8 @@ def draw_efficiency(study: Study) -> Drawing | None:
         "gradient descent; dashed: neuron-block natural gradient, which inverts the Fisher neuron by neuron. The "
         "placebo has the multipliers of weight norm around random directions."
     )
-    rows = [
-        (arm, label, *_efficiencies(members), float(np.median([m.record.index for m in members])))
-        for (arm, label), members in grouped(steps, lambda m: (m.arm, chart_of(m))).items()
-    ]
-    header = ("weights", "chart", "median E", "smallest", "largest", "median index R")
-    table = Table("From gradient descent to the natural gradient", header, tuple(rows))
+    title = "From gradient descent to the natural gradient"
+    table = numbers_table(title, steps, ("weights", "chart"), lambda members: _efficiencies(members) | _index(members))
     return Drawing("efficiency", caption, finished(figure, outer_labels=False), table)
 
 
@@ -92,12 +88,7 @@ def draw_damping(study: Study) -> Drawing | None:
         "at one damping only is a statement about that damping. Left out: the canonical gauge, which is equal to "
         "standard, and the natural gradient, which is 1."
     )
-    rows = [
-        (*place, *_efficiencies(members))
-        for place, members in grouped(steps, lambda m: (m.arm, chart_of(m), m.record.relative_damping)).items()
-    ]
-    header = ("weights", "chart", "damping", "median E", "smallest", "largest")
-    table = Table("Efficiency against damping", header, tuple(rows))
+    table = numbers_table("Efficiency against damping", steps, ("weights", "chart", "damping"), _efficiencies)
     return Drawing("efficiency-damping", caption, finished(figure), table)
 
 
@@ -106,7 +97,10 @@ def _last_steps(study: Study) -> tuple[str, list[Measured]]:
     return last, study.of(StepComparison, block="all", checkpoint=last)
 
 
-def _efficiencies(members: Sequence[Measured]) -> tuple[float, float, float]:
-    """Median, smallest and largest."""
+def _efficiencies(members: Sequence[Measured[StepComparison]]) -> dict[str, Entry]:
     values = [m.record.efficiency for m in members]
-    return float(np.median(values)), min(values), max(values)
+    return {"median E": float(np.median(values)), "smallest": min(values), "largest": max(values)}
+
+
+def _index(members: Sequence[Measured[StepComparison]]) -> dict[str, Entry]:
+    return {"median index R": float(np.median([m.record.index for m in members]))}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from curvature.records import Alignment, Measured, Study, TrainingCurve, Whitening
 from curvature.report import figures
-from curvature.report.drawings.layout import Drawing, finished, panels
-from curvature.report.spread import grouped
-from curvature.report.table import Table
-from curvature.report.tables.neurons import neuron_table
+from curvature.report.drawings.layout import Drawing, finished, numbers_table, panels
+from curvature.report.spread import grouped, quartiles
+from curvature.report.table import Entry, Table
 from curvature.report.words import point_words
 from curvature.studies.evidence import last_checkpoint
 
@@ -40,8 +40,8 @@ def draw_alignment(study: Study) -> Drawing | None:
         "neuron's gradient covariance. The dotted lines are the mean for a random direction in as many dimensions. If "
         "w were the dominant direction of the gradient noise, its dots would lie near 1 and above the mean input."
     )
-    table = neuron_table("Where the weights lie in the gradient noise", items, "direction", "cosine")
-    return _neurons("alignment", items, figures.plot_alignment, caption, table)
+    title = "Where the weights lie in the gradient noise"
+    return _neurons(items, figures.plot_alignment, title, caption, ("alignment", "direction", "cosine"))
 
 
 def draw_whitening(study: Study) -> Drawing | None:
@@ -63,22 +63,27 @@ def draw_whitening(study: Study) -> Drawing | None:
         "multiple of the identity, before and after one direction is projected out; lower is whiter. Projecting out "
         "any direction helps a little, so w has to be compared with a random direction (dotted), not with nothing."
     )
-    table = neuron_table("Whiteness of the gradient noise", items, "projection", "bures")
-    return _neurons("whitening", items, figures.plot_whitening, caption, table)
+    title = "Whiteness of the gradient noise"
+    return _neurons(items, figures.plot_whitening, title, caption, ("whitening", "projection", "bures"))
 
 
 def _neurons(
-    name: str, items: Sequence[Measured], draw: Callable[..., Axes], caption: str, table: Table
+    items: Sequence[Measured[Any]], draw: Callable[..., Axes], title: str, caption: str, fields: tuple[str, str, str]
 ) -> Drawing | None:
-    """One panel per arm."""
+    """One panel per arm; the fields name the file, the columns of the figure and the quantity that is drawn."""
+    name, columns, quantity = fields
     if not items:
         return None
 
-    def plot(ax: Axes, arm: str, members: Sequence[Measured]) -> None:
+    def plot(ax: Axes, arm: str, members: Sequence[Measured[Any]]) -> None:
         draw(members, ax, legend=False, title=point_words(arm, members[0].checkpoint))
 
+    def numbers(members: Sequence[Measured[Any]]) -> dict[str, Entry]:
+        values = quartiles([getattr(m.record, quantity) for m in members])
+        return {"neurons": len(members)} | {key.replace("_", " "): value for key, value in values.items()}
+
     figure, _ = panels(grouped(items, lambda m: m.arm), plot, height=3.2)
-    return Drawing(name, caption, finished(figure), table)
+    return Drawing(name, caption, finished(figure), numbers_table(title, items, ("weights", "layer", columns), numbers))
 
 
 def draw_training(study: Study) -> Drawing | None:

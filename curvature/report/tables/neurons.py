@@ -9,10 +9,9 @@ import numpy as np
 
 from curvature.records import Alignment, Measured, Study, Whitening
 from curvature.report.spread import grouped, quartiles
-from curvature.report.table import Table
 from curvature.report.words import layer_of
 
-__all__ = ["alignment_rows", "neuron_table", "whitening_rows"]
+__all__ = ["alignment_rows", "whitening_rows"]
 
 
 def alignment_rows(study: Study) -> list[dict[str, Any]]:
@@ -60,36 +59,3 @@ def _layers(items: Sequence[Measured], by: str) -> list[tuple[dict[str, Any], li
     groups = grouped(items, lambda m: (m.arm, m.checkpoint, layer_of(m.record.neuron), getattr(m.record, by)))
     keys = ("arm", "checkpoint", "layer", by)
     return [(dict(zip(keys, key, strict=True)) | {"neurons": len(members)}, members) for key, members in groups.items()]
-
-
-def neuron_table(title: str, items: Sequence[Measured], by: str, quantity: str) -> Table:
-    """Quartiles of one quantity, layer by layer: the numbers in a figure.
-
-    Parameters
-    ----------
-    title
-        Of the figure.
-    items
-        Measurements of one kind at one checkpoint.
-    by
-        Field of the record that tells the columns of the figure apart.
-    quantity
-        Field of the record that is drawn.
-
-    Returns
-    -------
-    Table
-        One row per arm, layer and column.
-    """
-    rows = [
-        (
-            row["arm"],
-            row["layer"],
-            row[by],
-            row["neurons"],
-            *quartiles([getattr(m.record, quantity) for m in members]).values(),
-        )
-        for row, members in _layers(items, by)
-    ]
-    header = ("weights", "layer", by, "neurons", "median", "lower quartile", "upper quartile")
-    return Table(title, header, tuple(rows))

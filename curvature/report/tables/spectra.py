@@ -56,20 +56,10 @@ def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
     row = place_of(m) | {name: getattr(record, name) for name in shared}
     row |= {"lowest_rank": ranks[0], "highest_rank": ranks[-1], "noise_floor": record.noise_floor}
     if spectrum is not None:
-        negative, zero, positive = spectrum.inertia
-        row |= {
-            "num_samples": spectrum.num_samples,
-            "positive_semidefinite": spectrum.positive_semidefinite,
-            "negative": negative,
-            "zero": zero,
-            "positive": positive,
-            "smallest": float(spectrum.eigenvalues[0]),
-            "largest": float(spectrum.eigenvalues[-1]),
-            "trace": spectrum.trace,
-            "floor_rule": spectrum.floor_rule,
-            "dtype": spectrum.dtype,
-            "seconds": spectrum.seconds,
-        }
+        row |= {name: getattr(spectrum, name) for name in ("num_samples", "positive_semidefinite")}
+        row |= dict(zip(("negative", "zero", "positive"), spectrum.inertia, strict=True))
+        row |= {"smallest": float(spectrum.eigenvalues[0]), "largest": float(spectrum.eigenvalues[-1])}
+        row |= {name: getattr(spectrum, name) for name in ("trace", "floor_rule", "dtype", "seconds")}
     row["method"] = record.method
     row["numbers"] = {name: asdict(quantity) for name, quantity in record.values.items()}
     row["damped"] = [[delta, kappa.value, dimension.value] for delta, (kappa, dimension) in record.damped.items()]
@@ -242,13 +232,12 @@ def _summary_row(members: Sequence[Measured], spectra: Sequence[Spectrum]) -> di
         "noise_floor": asdict(spread(Quantity(record.noise_floor) for record in records)),
     }
     if spectra:
+        signs = zip(*(spectrum.inertia for spectrum in spectra), strict=True)
         row |= {
             "smallest": _spread_of(spectrum.eigenvalues[0] for spectrum in spectra),
             "largest": _spread_of(spectrum.eigenvalues[-1] for spectrum in spectra),
             "trace": _spread_of(spectrum.trace for spectrum in spectra),
-            "negative": _spread_of(spectrum.inertia[0] for spectrum in spectra),
-            "zero": _spread_of(spectrum.inertia[1] for spectrum in spectra),
-            "positive": _spread_of(spectrum.inertia[2] for spectrum in spectra),
+            **{name: _spread_of(counts) for name, counts in zip(("negative", "zero", "positive"), signs, strict=True)},
             "seconds": _spread_of(spectrum.seconds for spectrum in spectra),
         }
     row["numbers"] = {}
