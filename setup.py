@@ -18,7 +18,7 @@ REQUIRES = [
     "joblib",
     "typer",
     "rich",
-    "pydantic>=2",
+    "pydantic>=2.10",  # a default that depends on another field
     "pandas",
     "xarray>=2024.10",  # the first with DataTree
     "h5netcdf",
