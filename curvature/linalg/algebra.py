@@ -1,4 +1,4 @@
-"""Routes and facts of sums, multiples, congruences and principal blocks, from those of their parts."""
+"""Routes and facts of sums, multiples, congruences and principal blocks, derived from those of their parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 def sum_where(first: Where, second: Where) -> Where:
-    """Header of ``A + B``.
+    """Derive the header of ``A + B``.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def sum_where(first: Where, second: Where) -> Where:
     Returns
     -------
     Where
-        With both names; ``"given"`` coordinates fit any others.
+        With both names. Coordinates of the chart ``"given"`` are compatible with all others.
 
     Raises
     ------
@@ -48,18 +48,17 @@ def sum_where(first: Where, second: Where) -> Where:
         If the terms are written in different coordinates.
     """
     for part in ("chart", "gauge", "block", "effective"):
-        one, other = getattr(first, part), getattr(second, part)
-        if one != other and "given" not in (first.chart, second.chart):
+        if getattr(first, part) != getattr(second, part) and "given" not in (first.chart, second.chart):
             raise ConfigurationError(
                 f"{first.label} and {second.label} are written in different coordinates, so their sum means nothing. "
-                "Pull both back to one chart, and take the same block of both."
+                "Pull both back to the same chart, and take the same block of both."
             )
     base = second if first.chart == "given" else first
     return replace(base, matrix=f"{first.matrix} + {second.matrix}")
 
 
 def sum_routes(first: Routes, second: Routes) -> Routes:
-    """Routes of ``A + B``: those that both have.
+    """Derive the routes of ``A + B``: those that both terms have.
 
     Parameters
     ----------
@@ -69,15 +68,15 @@ def sum_routes(first: Routes, second: Routes) -> Routes:
     Returns
     -------
     Routes
-        Entries add, factors stand side by side.
+        Entries are added; the factor is ``[B, C]`` for ``A = B B^T + C C^T``.
     """
     entries = factor = None
     if first.entries is not None and second.entries is not None:
-        one, other = first.entries, second.entries
+        summand, addend = first.entries, second.entries
         entries = EntriesRoute(
-            lambda: one.compute().add_(other.compute()),
-            _added(one.multiplications, other.multiplications),
-            one.peak_bytes + other.peak_bytes,
+            lambda: summand.compute().add_(addend.compute()),
+            _added(summand.multiplications, addend.multiplications),
+            summand.peak_bytes + addend.peak_bytes,
         )
     if first.factor is not None and second.factor is not None:
         left, right = first.factor, second.factor
@@ -95,19 +94,19 @@ def sum_routes(first: Routes, second: Routes) -> Routes:
 
 
 def sum_facts(first: Facts, second: Facts, scale: Callable[[], float]) -> Facts:
-    """Facts of ``A + B``.
+    """Derive the facts of ``A + B``.
 
     Parameters
     ----------
     first, second
         Facts of the terms.
     scale
-        Gives the norm of the terms: a difference keeps their rounding however small it is.
+        Returns the norm of the terms, whose rounding a difference keeps however small it is.
 
     Returns
     -------
     Facts
-        Definiteness, and the sum of the rank bounds.
+        Semidefinite if both terms are; the rank bound is the sum of the bounds.
     """
     bound = None
     if first.rank_bound is not None and second.rank_bound is not None:
@@ -116,19 +115,19 @@ def sum_facts(first: Facts, second: Facts, scale: Callable[[], float]) -> Facts:
 
 
 def scaled_routes(routes: Routes, scale: float) -> Routes:
-    """Routes of ``c A``.
+    """Derive the routes of ``c A``.
 
     Parameters
     ----------
     routes
         Routes of ``A``.
     scale
-        ``c``; a negative one, or zero, leaves no factor.
+        ``c``.
 
     Returns
     -------
     Routes
-        The same routes.
+        The scaled entries and, for a positive ``c``, the scaled factor.
     """
     entries, factor = routes.entries, None
     if entries is not None:
@@ -141,7 +140,7 @@ def scaled_routes(routes: Routes, scale: float) -> Routes:
 
 
 def scaled_facts(facts: Facts, scale: float) -> Facts:
-    """Facts of ``c A``.
+    """Derive the facts of ``c A``.
 
     Parameters
     ----------
@@ -153,7 +152,7 @@ def scaled_facts(facts: Facts, scale: float) -> Facts:
     Returns
     -------
     Facts
-        The null space and the rank bound stay.
+        Null space and rank bound of ``A``; semidefinite only if ``c`` is positive.
     """
     return Facts(
         facts.positive_semidefinite and scale > 0,
@@ -166,7 +165,7 @@ def scaled_facts(facts: Facts, scale: float) -> Facts:
 
 
 def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
-    """Routes of ``M^T A M``.
+    """Derive the routes of ``M^T A M``.
 
     Parameters
     ----------
@@ -178,7 +177,7 @@ def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
     Returns
     -------
     Routes
-        Those of ``A``.
+        Entries and factor of ``A``, multiplied by ``M``. The work is not counted.
     """
     entries, factor = routes.entries, None
     if entries is not None:
@@ -192,7 +191,7 @@ def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
 
 
 def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
-    """Facts of ``M^T A M``.
+    """Derive the facts of ``M^T A M``.
 
     Parameters
     ----------
@@ -204,7 +203,7 @@ def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
     Returns
     -------
     Facts
-        Definiteness, the bound of the rank, and the same witnesses through ``M``.
+        Definiteness, a bound of the rank, and the witnesses of ``A`` applied to ``M V``.
     """
     bound = min(map_.shape) if facts.rank_bound is None else min(*map_.shape, facts.rank_bound)
     return Facts(
@@ -219,7 +218,7 @@ def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
 def restricted_routes(
     routes: Routes, index: Tensor, dim: int, dtype: torch.dtype, shared: Callable[[], Tensor] | None
 ) -> Routes:
-    """Routes of the principal block of some coordinates.
+    """Derive the routes of the principal block of some coordinates.
 
     Parameters
     ----------
@@ -228,14 +227,14 @@ def restricted_routes(
     index
         Coordinates of the block, ``(d,)``.
     dim, dtype
-        Of the whole matrix.
+        Dimension and precision of the whole matrix.
     shared
-        Gives the entries of the whole matrix, where several blocks share them; None: its own route.
+        Returns the entries of the whole matrix, if several blocks share them; None: the route of the whole matrix.
 
     Returns
     -------
     Routes
-        Entries and factor, rows picked.
+        Rows (and columns) ``index`` of the entries and of the factor.
     """
     entries, factor = None, None
     compute = shared or (None if routes.entries is None else routes.entries.compute)
@@ -251,7 +250,7 @@ def restricted_routes(
 
 
 def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
-    """Facts of the principal block of some coordinates.
+    """Derive the facts of the principal block of some coordinates.
 
     Parameters
     ----------
@@ -260,12 +259,13 @@ def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
     index
         Coordinates of the block, ``(d,)``.
     pad
-        Fills a block of columns up with zeros, ``(d, K)`` to ``(D, K)``.
+        Pads columns with zeros outside the block, ``(d, K)`` to ``(D, K)``.
 
     Returns
     -------
     Facts
-        Definiteness, rank bound, gradient and witnesses of the block.
+        Definiteness, rank bound, gradient and witnesses of the block. Null directions of the whole matrix are not null
+        directions of a block.
     """
     gradient = facts.gradient
     return Facts(

@@ -1,4 +1,4 @@
-"""A symmetric matrix known by its block products: products, entries, self-checks, memory."""
+"""A symmetric matrix that is known by its products with blocks of vectors."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _TWO_ROUTES = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BlockMatrix:
-    r"""A real symmetric matrix $A \in \mathbb{R}^{D \times D}$, known by its block products.
+    r"""A real symmetric matrix $A \in \mathbb{R}^{D \times D}$ that is known by its products with blocks of vectors.
 
-    The fields, products and entries of :class:`~curvature.linalg.operator.SymmetricOperator`, which adds the algebra.
+    The base class of :class:`~curvature.linalg.operator.SymmetricOperator`, which documents the fields and adds the
+    algebra: here are products, entries and self-checks.
     """
 
     where: Where
@@ -49,21 +50,21 @@ class BlockMatrix:
 
     @property
     def name(self) -> str:
-        """What matrix this is."""
+        """Name of the matrix."""
         return self.where.matrix
 
     @property
     def shape_text(self) -> str:
-        """Name and size, as messages quote them: ``"ggn (610 x 610)"``."""
+        """Name and size for messages: ``"ggn (610 x 610)"``."""
         return f"{self.name} ({self.dim} x {self.dim})"
 
     @cached_property
     def checks(self) -> tuple[Check, ...]:
-        """Self-checks that the products pass, made once; the first that fails is an error. A few products."""
+        """Self-checks of the products, computed once; a failure is a ``SelfCheckError``. Costs a few products."""
         return self._checked(self.__matmul__, self.facts.witnesses)
 
     def checks_of(self, multiply: Callable[[Tensor], Tensor]) -> tuple[Check, ...]:
-        """Check what claims to be this matrix; its own products are one more witness.
+        """Run the self-checks on another implementation of the products, and compare it with this one.
 
         Parameters
         ----------
@@ -73,7 +74,12 @@ class BlockMatrix:
         Returns
         -------
         tuple of Check
-            All passed; the first that fails is a ``SelfCheckError``.
+            The checks, all passed.
+
+        Raises
+        ------
+        SelfCheckError
+            If a check fails.
         """
         return self._checked(multiply, (self._product_witness(), *self.facts.witnesses))
 
@@ -82,7 +88,7 @@ class BlockMatrix:
 
     @full_precision()
     def _checked(self, multiply: Callable[[Tensor], Tensor], witnesses: tuple[Witness, ...]) -> tuple[Check, ...]:
-        cancelled = 0.0
+        cancelled = 0.0  # length of the mean that a covariance subtracts: its rounding stays behind
         if self.facts.centred and self.facts.gradient is not None:
             cancelled = float(torch.linalg.vector_norm(self.facts.gradient()))
         with self.one_pool():
@@ -105,7 +111,9 @@ class BlockMatrix:
     def __matmul__(self, block: Tensor) -> Tensor:
         """Multiply a vector ``(D,)`` or a block of columns ``(D, K)``."""
         if not isinstance(block, Tensor):
-            raise ConfigurationError(f"{self.name} multiplies torch tensors, got {type(block).__name__}.")
+            raise ConfigurationError(
+                f"{self.name} multiplies torch tensors, got {type(block).__name__}. Convert it with torch.as_tensor."
+            )
         if block.ndim not in (1, 2) or block.shape[0] != self.dim:
             raise ConfigurationError(
                 f"{self.name} is {self.dim} x {self.dim}: it multiplies shape ({self.dim},) or ({self.dim}, K), "
@@ -127,17 +135,17 @@ class BlockMatrix:
         return product[:, 0] if block.ndim == 1 else product
 
     def diagnosis(self, block: Tensor | None = None) -> str:
-        """Say where NaN or infinity comes from.
+        """Explain where NaN or infinity comes from.
 
         Parameters
         ----------
         block
-            The columns whose product is not finite; None: a product with ones.
+            Columns whose product is not finite, ``(D, K)``; None: a vector of ones.
 
         Returns
         -------
         str
-            The end of a sentence.
+            The second half of an error message.
         """
         if self.facts.diagnose is None:
             return "look at the model and the data at this point."
@@ -146,11 +154,17 @@ class BlockMatrix:
         return self.facts.diagnose(block)
 
     def one_pool(self) -> AbstractContextManager[None]:
-        """Keep torch on one thread where products go through NumPy's BLAS; a loop of products belongs inside."""
+        """Keep torch on one thread where products use NumPy's BLAS; wrap a whole loop of products in it."""
         return one_pool(self.routes.numpy_blas)
 
     def norm_estimate(self) -> float:
-        """Order of magnitude of the largest absolute eigenvalue, by a few power steps from a fixed vector."""
+        """Estimate the order of magnitude of the largest absolute eigenvalue.
+
+        Returns
+        -------
+        float
+            A lower bound, by five steps of the power method from a fixed vector.
+        """
         vector = torch.ones(self.dim, dtype=self.dtype, device=self.device)
         vector[::2] = -0.5
         length = torch.linalg.vector_norm(vector)
@@ -162,20 +176,37 @@ class BlockMatrix:
         return float(length)
 
     def rounding_scale(self) -> float:
-        """What rounding is relative to, at least: that of the parts of a sum, else about the norm."""
+        """Estimate the scale of rounding.
+
+        Returns
+        -------
+        float
+            That of the terms for a sum or a difference, otherwise about the norm.
+        """
         return self.norm_estimate() if self.facts.scale is None else self.facts.scale()
 
     @property
     def dense_bytes(self) -> float:
-        """Upper bound of the memory that :meth:`dense` holds at its peak."""
+        """Upper bound of the peak memory of :meth:`dense`, in bytes."""
         return self.routes.dense_bytes(self.dim, self.dtype)
 
     @full_precision()
     def dense(self) -> Tensor:
-        """All entries, ``(D, D)``, exactly symmetric.
+        """Compute all entries, by the cheapest route that is known, otherwise by ``D`` products.
 
-        Built by the cheapest route the operator knows, else by ``D`` products. Asymmetry beyond
-        rounding means wrong derivatives, and is an error rather than averaged away.
+        Returns
+        -------
+        Tensor
+            ``(D, D)``, exactly symmetric.
+
+        Raises
+        ------
+        ResourceError
+            If the matrix does not fit in memory; raised before anything is allocated.
+        NonFiniteError
+            If an entry is NaN or infinite.
+        SelfCheckError
+            If the entries are not symmetric up to rounding: a derivative is wrong. This is never averaged away.
         """
         ensure_memory(self.dense_bytes, f"the dense {self.shape_text}", self.device)
         if self.routes.entries is not None:
@@ -194,19 +225,31 @@ class BlockMatrix:
 
     @property
     def kept(self) -> Tensor | None:
-        """The entries, where :meth:`materialized` has computed and kept them."""
+        """The entries, if :meth:`materialized` has computed and stored them; otherwise None."""
         return None if self.routes.entries is None else self.routes.entries.kept
 
     def entries(self) -> Tensor:
-        """All entries, for reading only: what :meth:`materialized` kept, else :meth:`dense`."""
+        """Return all entries, which must not be changed: those that are stored, otherwise :meth:`dense`.
+
+        Returns
+        -------
+        Tensor
+            ``(D, D)``.
+        """
         return self.dense() if self.kept is None else self.kept
 
     @full_precision()
     def materialized(self) -> Self:
-        """The same matrix with its entries computed now and kept: many charts, blocks or products follow cheaply."""
+        """Compute the entries now and store them.
+
+        Returns
+        -------
+        Self
+            The same matrix, which multiplies by its entries. Many charts, blocks or products then cost little.
+        """
         matrix = self.dense()
         witnesses = self.facts.witnesses
-        if self.routes.entries is not None:  # the entries came by another route than products
+        if self.routes.entries is not None:  # then products are an independent computation
             witnesses = (self._product_witness(), *witnesses)
         return replace(
             self,
@@ -221,21 +264,56 @@ class BlockMatrix:
         )
 
     def entries_pay(self, num_products: int) -> bool:
-        """Whether so many products with single vectors take longer than the entries and products with these."""
+        """Decide whether to compute the entries first, by counted work.
+
+        Parameters
+        ----------
+        num_products
+            Products with single vectors that are needed.
+
+        Returns
+        -------
+        bool
+            True if the entries and products with them take less work than the products alone.
+        """
         return self.routes.entries_pay(self.dim, self.dtype, self.device, num_products)
 
     def gram(self) -> Tensor:
-        r"""Gram matrix $B^T B$ of the factor $A = B B^T$, ``(r, r)``: the eigenvalues of $A$ but for zeros.
+        r"""Compute the Gram matrix $B^T B$ of the factor $A = B B^T$, which has the non-zero eigenvalues of $A$.
 
-        Eigenvalues below about $u \|A\|$ are rounding, as in $A$ itself; the factor resolves those down to
-        $u^2 \|A\|$. Without the factor where the matrix knows how, otherwise from its blocks.
+        Returns
+        -------
+        Tensor
+            ``(r, r)``, exactly symmetric.
+
+        Raises
+        ------
+        ConfigurationError
+            If the matrix has no factor.
+
+        Notes
+        -----
+        Eigenvalues below about $u \|A\|$ are lost to rounding, as in $A$ itself; the factor resolves those down to
+        $u^2 \|A\|$. Computed without the factor if there is a closed form, otherwise from its blocks.
         """
         return self.scaled_gram()[0]
 
     @full_precision()
     def scaled_gram(self) -> tuple[Tensor, float]:
-        """Gram matrix, and what its rounding is relative to where that is larger than its norm (else 0)."""
+        """Compute the Gram matrix and the scale of its rounding.
+
+        Returns
+        -------
+        tuple of Tensor and float
+            The matrix of :meth:`gram`, and the number that its rounding is relative to if that is larger than its norm,
+            otherwise 0.
+
+        Raises
+        ------
+        ConfigurationError
+            If the matrix has no factor.
+        """
         if self.routes.factor is None:
-            raise ConfigurationError(f"{self.name} has no factor, so it has no Gram matrix; use the dense matrix.")
+            raise ConfigurationError(f"{self.name} has no factor, so it has no Gram matrix. Use the dense matrix.")
         with self.one_pool():
             return self.routes.factor.gram_matrix(self.name, self.dim)

@@ -1,9 +1,9 @@
-r"""Self-checks: what a matrix must pass before its numbers are believed.
+r"""Self-checks that a matrix must pass before its eigenvalues are reported.
 
 A matrix $A$ is multiplied by a few random vectors $X$. The small matrix $X^T A X$ is compared with itself (symmetry,
-linearity, definiteness) and with *witnesses*: other ways to the same $X^T A X$, such as finite differences of the
-gradient, which share no second derivative with the products. Any error in $A$ that is not tiny shows in random
-directions with probability one. This module knows numbers only; each matrix brings its own witnesses.
+linearity, definiteness) and with *witnesses*: independent computations of $X^T A X$, such as finite differences of the
+gradient, which share no second derivative with the products. An error in $A$ beyond the tolerance shows in random
+directions with probability one. This module knows numbers only: each matrix supplies its witnesses.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from curvature.records import Check
 
 __all__ = ["Testimony", "Witness", "same_form", "self_checks"]
 
-_COLUMNS = 3
-_ROUNDING = 1e5  # units of rounding between two routes to the same number: deep networks amplify
-_KINK = 1e-4  # share of a one-sided difference that must be gone at the smallest step
+_COLUMNS = 3  # random vectors
+_ROUNDING = 1e5  # units of rounding allowed between two computations: deep networks amplify rounding
+_KINK = 1e-4  # relative disagreement of one-sided differences, at the smallest step, that shows a kink
 
 
 @dataclass(frozen=True)
 class Testimony:
-    """What a witness says of ``A``, for vectors ``V`` of shape ``(D, K)``.
+    """Result of a witness for a matrix ``A`` and vectors ``V`` of shape ``(D, K)``.
 
     Attributes
     ----------
     form
         ``V^T A V``, ``(K, K)``.
     rounding
-        How far rounding may have moved an entry of it.
+        Bound of the rounding error of an entry of ``form``.
     roughness
-        How much its one-sided differences disagree, relative; 0 for a smooth function.
+        Relative disagreement of one-sided differences; 0 for a smooth function.
     image
-        ``A V``, where the witness computes it.
+        ``A V``, if the witness computes it.
     """
 
     form: Tensor
@@ -50,21 +50,21 @@ class Testimony:
 
 @dataclass(frozen=True)
 class Witness:
-    """Another way to ``V^T A V``.
+    """An independent computation of ``V^T A V``.
 
     Attributes
     ----------
     name
         Completes the sentence "agrees with ...".
     testify
-        ``(V, shrink) -> Testimony`` for ``V`` of shape ``(D, K)``; ``shrink`` makes a finite step smaller.
+        ``(V, shrink) -> Testimony`` for ``V`` of shape ``(D, K)``; ``shrink`` multiplies the step of differences.
     blame
-        What a disagreement means, and what to do.
+        End of the error message: what a disagreement means and what to do. Or a function that returns it.
     shrinks
-        Steps to try until one agrees, as shares of the usual step: a step that is right for a smooth function may cross
-        a kink, or be too long where the inputs are large.
+        Values of ``shrink`` to try until one agrees: the step for a smooth function may cross a kink, or be too long
+        where the inputs are large.
     tolerance
-        Largest difference, relative; None: rounding.
+        Largest relative difference that passes; None: that of rounding.
     """
 
     name: str
@@ -74,23 +74,23 @@ class Witness:
     tolerance: float | None = None
 
     def through(self, map_: Callable[[Tensor], Tensor]) -> Witness:
-        """Make it a witness of ``M^T A M`` for a linear map ``M``.
+        """Derive a witness of ``M^T A M`` for a linear map ``M``.
 
         Parameters
         ----------
         map_
-            ``V -> M V`` for blocks.
+            ``V -> M V`` for blocks of vectors.
 
         Returns
         -------
         Witness
-            Without an image.
+            Its testimony has no image.
         """
         return replace(self, testify=lambda block, shrink: replace(self.testify(map_(block), shrink), image=None))
 
 
 def same_form(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], Testimony]:
-    """Testify by another way to the products.
+    """Make the function of a witness from another implementation of the products.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def same_form(multiply: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float],
     Returns
     -------
     Callable
-        For :attr:`Witness.testify`; the step is not used.
+        For :attr:`Witness.testify`; the step does not matter.
     """
 
     def testify(block: Tensor, _: float) -> Testimony:
@@ -121,51 +121,51 @@ def self_checks(
     scale: float = 0.0,
     witnesses: Sequence[Witness] = (),
 ) -> tuple[Check, ...]:
-    r"""Check that products belong to one symmetric matrix that agrees with its witnesses.
+    r"""Check that products belong to a symmetric matrix that agrees with its witnesses.
 
     ======================  ===================================================================================
-    repetition              the same products twice
+    repetition              the same products, computed twice
     linearity               $A(u - 2v)$ against $A u - 2 A v$
     symmetry                $|u^T A v - v^T A u|$ for three pairs
-    definiteness            $v^T A v \ge 0$, where the definition says so
-    agreement with ...      $V^T A V$ against each witness; at a kink of the loss, where one-sided differences do
-                            not agree with each other, nothing is compared and the note says so
+    definiteness            $v^T A v \ge 0$, if the definition guarantees it
+    agreement with ...      $V^T A V$ against each witness; not compared at a kink of the loss, where one-sided
+                            differences disagree with each other (the note says so)
     ======================  ===================================================================================
 
     Parameters
     ----------
     name
-        Of the matrix, for messages.
+        Name of the matrix, for messages.
     multiply
         ``V -> A V`` for blocks ``(D, K)``.
     dim
-        $D$.
+        Dimension $D$.
     like
-        Gives precision and device.
+        A tensor with the precision and device of the matrix.
     positive_semidefinite
         Whether the definition guarantees it.
     cancelled
-        Length of the mean that was taken out of the columns of the factor of a covariance. Rounding is relative to it
-        times the root of the norm, where that is more than the norm.
+        Length of the mean that was subtracted from the columns of the factor of a covariance. Rounding is relative to
+        this length times the root of the norm, if that is more than the norm.
     scale
-        Norm of the terms of a sum or a difference, which rounding is relative to where that is more than the norm.
+        Norm of the terms of a sum or a difference. Rounding is relative to it, if that is more than the norm.
     witnesses
-        Other ways to ``V^T A V``.
+        Independent computations of ``V^T A V``.
 
     Returns
     -------
     tuple of Check
-        All of them passed.
+        The checks, all passed.
 
     Raises
     ------
     SelfCheckError
-        Names the check, the size of the failure and what it means.
+        If a check fails; the message names the check, its deviation and what it means.
 
     Notes
     -----
-    Costs two products with four vectors, and what the witnesses cost. The vectors are always the same, so a check can
-    be repeated.
+    Costs two products with four vectors, and the cost of the witnesses. The random vectors have a fixed seed, so a
+    check can be repeated.
 
     Examples
     --------
@@ -183,7 +183,7 @@ def self_checks(
     images = multiply(block)
     size = float(vector_norms(images, 0).max())
     form = vectors.T @ images[:, :_COLUMNS]
-    # A random unit vector has a share 1 / sqrt(D) of its image along another one.
+    # Two random unit vectors have an inner product of about 1 / sqrt(D), so v^T A w is about |A v| / sqrt(D).
     along = max(float(form.abs().max()), size / dim**0.5)
     amplified = max(1.0, cancelled / size**0.5, scale / size) if size > 0 else 1.0
     rounding = 100 * eps * amplified
@@ -196,16 +196,16 @@ def self_checks(
             "repetition",
             (multiply(block) - images).abs().max(),
             10 * eps * amplified,
-            "The same product gave two results: something in the model or the loss is random, or keeps a state.",
+            "The same product gave two results: something in the model or the loss is random or keeps a state.",
         ),
         required(
             "linearity",
             (images[:, -1] - images[:, 0] + 2 * images[:, 1]).abs().max(),
             rounding,
-            "The products do not belong to one matrix: something in the model or the loss changes between calls.",
+            "The products are not linear: something in the model or the loss changes between calls.",
         ),
     ]
-    # Before symmetry: where a second derivative is wrong, finite differences know more about the cause.
+    # Witnesses come before symmetry: of a wrong second derivative, finite differences tell more about the cause.
     for witness in witnesses:
         check = _agreement(witness, vectors[:, :2], images[:, :2], along, eps * amplified)
         checks.append(_required(name, check, witness.blame))
@@ -214,7 +214,7 @@ def self_checks(
             "symmetry",
             (form - form.T).abs().max(),
             rounding,
-            "A layer has a wrong or a random second derivative; freeze or replace it.",
+            "A layer has a wrong or a random second derivative: freeze or replace it.",
         )
     )
     if positive_semidefinite:
@@ -230,11 +230,12 @@ def self_checks(
 
 
 def _relative(difference: float, size: float) -> float:
-    """NaN stays NaN."""
+    """Difference in units of a size; NaN stays NaN."""
     return difference / size if size > 0 else (0.0 if difference == 0 else math.inf)
 
 
 def _agreement(witness: Witness, vectors: Tensor, images: Tensor, scale: float, eps: float) -> Check:
+    """Compare a witness with the products, with shorter and shorter steps until they agree."""
     tolerance = _ROUNDING * eps if witness.tolerance is None else witness.tolerance
     name = f"agreement with {witness.name}"
     form = vectors.T @ images
@@ -242,7 +243,7 @@ def _agreement(witness: Witness, vectors: Tensor, images: Tensor, scale: float, 
     for shrink in witness.shrinks:
         testimony = witness.testify(vectors, shrink)
         excess = float((testimony.form - form).abs().max()) - testimony.rounding
-        values.append(_relative(0.0 if excess <= 0 else excess, scale))  # NaN stays
+        values.append(_relative(0.0 if excess <= 0 else excess, scale))  # NaN stays NaN
         if values[-1] <= tolerance:
             note = "of V^T A V" if shrink == 1 else f"of V^T A V; with {shrink:.1g} of the usual step"
             if testimony.image is None:

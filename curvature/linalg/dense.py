@@ -1,4 +1,4 @@
-"""Dense symmetric matrices: products, symmetrization and mirroring in tiles that fit into cache."""
+"""Dense symmetric matrices: products, and symmetrization and mirroring in tiles that fit into cache."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from curvature.errors import NonFiniteError, SelfCheckError
 
 __all__ = ["empty_square", "mirrored", "symmetric_product", "symmetrized"]
 
-_TILE = 512  # rows and columns of a tile that fits into cache
+_TILE = 512  # rows and columns of a tile: 2 MB in float64, so a tile and its transposed partner fit into cache
 
 
 def symmetrized(matrix: Tensor, name: str) -> Tensor:
-    """Make a nearly symmetric matrix exactly symmetric, in place; refuse asymmetry beyond rounding, and NaN.
+    """Make a matrix that is symmetric up to rounding exactly symmetric, in place.
 
     Parameters
     ----------
     matrix
         ``(D, D)``; overwritten.
     name
-        Subject of the message.
+        Name of the matrix, for messages.
 
     Returns
     -------
@@ -39,13 +39,14 @@ def symmetrized(matrix: Tensor, name: str) -> Tensor:
 
     Notes
     -----
-    The tolerance is relative to the largest entry and grows with the square root of the dimension, as rounding in
-    sums of random signs does. One pass in tiles: the transposed tile is read while it is in cache.
+    The tolerance is relative to the largest entry and grows with the square root of the dimension, as the rounding of
+    sums with random signs does. The matrix is read once, in pairs of a tile and its transposed partner.
     """
     scale = matrix.new_zeros(())
     asymmetry = matrix.new_zeros(())
     for rows in _tiles(len(matrix)):
         for cols in _tiles(len(matrix), rows.start):
+            # Both tiles are in cache for the comparison, the maximum and the mean: one pass over memory for all three.
             upper, lower = matrix[rows, cols], matrix[cols, rows].T
             scale = torch.maximum(scale, torch.stack(upper.aminmax()).abs().max())  # NaN propagates
             if not torch.equal(upper, lower):
@@ -59,13 +60,13 @@ def symmetrized(matrix: Tensor, name: str) -> Tensor:
     if asymmetry > allowed:
         raise SelfCheckError(
             f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
-            f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative; freeze or replace it."
+            f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative: freeze or replace it."
         )
     return matrix
 
 
 def symmetric_product(matrix: Tensor, block: Tensor) -> Tensor:
-    """Multiply a symmetric matrix; on the CPU as rows times matrix by NumPy's BLAS, measured a third faster.
+    """Multiply a symmetric matrix by a block of columns.
 
     Parameters
     ----------
@@ -78,24 +79,34 @@ def symmetric_product(matrix: Tensor, block: Tensor) -> Tensor:
     -------
     Tensor
         ``(D, K)``.
+
+    Notes
+    -----
+    On the CPU as rows times matrix by NumPy's BLAS, which was measured a third faster than matrix times columns.
     """
-    if matrix.device.type != "cpu" or matrix.dtype.itemsize < 4 or block.requires_grad:  # NumPy's BLAS has neither
+    if (
+        matrix.device.type != "cpu" or matrix.dtype.itemsize < 4 or block.requires_grad
+    ):  # NumPy has no half precision and no graph
         return matrix @ block
     return torch.from_numpy(block.T.contiguous().numpy() @ matrix.numpy()).T
 
 
 def empty_square(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocate ``(dim, dim)`` without filling it; on the CPU in NumPy's huge pages (a tenth of the time).
+    """Allocate a square matrix without filling it.
 
     Parameters
     ----------
     dim, dtype, device
-        Of the tensor.
+        Dimension, precision and device of the matrix.
 
     Returns
     -------
     Tensor
-        Uninitialized.
+        Uninitialized, ``(dim, dim)``.
+
+    Notes
+    -----
+    On the CPU by NumPy, which asks for huge pages: measured a tenth of the time of ``torch.empty`` and its page faults.
     """
     if device.type != "cpu":
         return torch.empty(dim, dim, dtype=dtype, device=device)
@@ -103,7 +114,7 @@ def empty_square(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def mirrored(matrix: Tensor) -> Tensor:
-    """Copy the upper triangle into the lower one, in place.
+    """Copy the upper triangle into the lower one, in place, tile by tile.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The density of eigenvalues by stochastic Lanczos quadrature."""
+"""Spectral density by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
@@ -31,22 +31,23 @@ def spectral_density(
 
     $$p(\lambda) = \frac{1}{D} \sum_{i=1}^{D} \delta(\lambda - \lambda_i).$$
 
-    A random unit vector weighs the eigenvalues by its squared components in the eigenbasis; in expectation that is $p$.
-    Lanczos from it gives the Gauss quadrature of the weighted density.
+    The squared components of a random unit vector in the eigenbasis weight the eigenvalues; the expectation of this
+    weighted density is $p$. Lanczos, started at the vector, computes its Gauss quadrature.
 
     Parameters
     ----------
     operator
         The matrix, ``D x D``.
     num_matvecs
-        Lanczos steps $m$ per probe, ``1 <= m <= D``: the resolution; exact for polynomials up to degree $2m - 1$.
+        Lanczos steps $m$ per probe, ``1 <= m <= D``, which set the resolution: the quadrature of each probe is exact
+        for polynomials up to degree $2m - 1$.
     num_probes
-        Independent probes: the statistics.
+        Independent probes, which set the statistical error.
     seed
-        Of the probes, which are drawn on the CPU.
+        Seed or generator of the probes, which are drawn on the CPU.
     checks
-        Also make the self-checks of :mod:`curvature.linalg.checks`, once for each operator; of its entries where these
-        are what is multiplied, with the products as one more witness.
+        Also run the self-checks of :mod:`curvature.linalg.checks`, once for each operator. If products use the entries,
+        these are checked, with the original products as an additional witness.
 
     Returns
     -------
@@ -62,10 +63,10 @@ def spectral_density(
 
     Notes
     -----
-    Costs ``num_matvecs`` block products with ``num_probes`` columns; of a small matrix with its entries, where they are
-    computed in less time than they save. The middle of the spectrum is resolved to about
-    ``(max - min) / num_matvecs`` and nothing finer should be read from it; never take a smallest eigenvalue, hence a
-    condition number, from a density.
+    Costs ``num_matvecs`` block products with ``num_probes`` columns, and memory for ``num_matvecs * num_probes``
+    vectors. The products use the entries of a small matrix if these take less work than they save. The middle of the
+    spectrum is resolved to about ``(max - min) / num_matvecs``; the density has no information on a finer scale. Never
+    take a smallest eigenvalue, hence a condition number, from a density.
 
     References
     ----------

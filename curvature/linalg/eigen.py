@@ -1,4 +1,4 @@
-"""All eigenvalues of a symmetric matrix, with the floor below which they say nothing, and its eigenvectors."""
+"""All eigenvalues of a symmetric matrix, with noise floor and rank, and its eigenvectors."""
 
 from __future__ import annotations
 
@@ -37,40 +37,35 @@ def spectrum(
     vectors: bool = False,
     checks: bool = True,
 ) -> Spectrum:
-    r"""Compute every eigenvalue, exactly up to rounding.
+    r"""Compute all eigenvalues, exactly up to rounding.
 
     Parameters
     ----------
     operator
-        The matrix, ``D x D``; put it into a chart first with ``curvature.pullback``.
+        The matrix, ``D x D``. To measure it in a chart, first call ``curvature.pullback``.
     method
-        ``"dense"``: LAPACK on the entries, eigenvalues to about $u \|A\|$ absolutely. ``"factor"``: singular values of
-        $B$, $A = B B^T$, which resolves eigenvalues down to about $u^2 \|A\|$; a factor with more columns than rows is
-        first reduced by a streamed QR. ``"gram"``: eigenvalues of the smaller $B^T B$, by far the fastest where the
-        factor has few columns, to about $u \|A\|$ as the dense ones. ``"auto"``: the factor where it has at most
-        ``D`` columns and fits in memory, else dense.
+        ``"dense"``: LAPACK on the entries; absolute accuracy of about $u \|A\|$, $u$ the unit of rounding.
+
+        ``"factor"``: singular values of $B$ with $A = B B^T$, which resolves eigenvalues down to about $u^2 \|A\|$. A
+        factor with more columns than rows is first reduced by a QR decomposition, block by block.
+
+        ``"gram"``: eigenvalues of the smaller $B^T B$; by far the fastest for a factor with few columns, with the
+        accuracy of ``"dense"``.
+
+        ``"auto"``: the factor if it has at most ``D`` columns and fits in memory, otherwise dense.
     gradient
-        Also compute the squared components of the loss gradient along the eigenvectors, which ``gd_time`` needs;
-        costs the eigenvectors.
+        Also compute the squared components of the loss gradient along the eigenvectors, for ``gd_time``. The
+        eigenvectors have to be computed for it.
     vectors
-        Also give the eigenvectors, each with its residual; ``D**2`` numbers.
+        Also return the eigenvectors, ``D**2`` numbers, each with its residual.
     checks
-        Also make the self-checks of :mod:`curvature.linalg.checks` (a few products and gradients), which the record
-        then carries. Turn them off for a matrix whose twin has just passed them.
+        Also run the self-checks of :mod:`curvature.linalg.checks` (a few products and gradients), and record them. Turn
+        them off for a matrix that has passed them before, e.g. in another chart.
 
     Returns
     -------
     Spectrum
-        Eigenvalues ascending, unit loss / coordinate**2. The noise floor is the largest of
-
-        * 20 (or D / 12) units of rounding of the norm; by the factor, 20 (or D / 3) of singular values;
-        * the difference between two ways to the same products, with the examples in another order and those of single
-          precision in double (not for the factor);
-        * what the known null space shows, and (semidefinite) the most negative eigenvalue,
-
-        and ``floor_rule`` says of which. The rank is that of a formula where as many eigenvalues are above the floor,
-        else that of the factor, else what a gap across the floor shows and a second computation confirms, else
-        unresolved, between ``rank_bounds``.
+        Eigenvalues ascending, unit loss / coordinate**2, with noise floor and rank (see Notes).
 
     Raises
     ------
@@ -78,13 +73,24 @@ def spectrum(
         If a self-check fails, if a matrix that must be positive semidefinite has a negative eigenvalue beyond rounding,
         or if the eigenvalues do not add up to the trace.
     ResourceError
-        Before allocating, if it does not fit in memory: what it needs, what is free, and the ways out. A density or
-        the ends of the spectrum never stand in for it.
+        Before anything is allocated, if it does not fit in memory; the message says how much is needed and free, and
+        what to do instead. It is never replaced by a density or the ends of the spectrum.
 
     Notes
     -----
-    Dense: about $\tfrac43 D^3$ operations after the matrix, and memory for three of them. SVD is never replaced by the
-    Gram matrix of the factor, which would halve the digits.
+    The noise floor is the largest of these, and ``floor_rule`` says which:
+
+    * 20 (or D / 12) units of rounding of the norm; by the factor, 20 (or D / 3) units of the largest singular value;
+    * the difference between two computations of the same products: with the examples in another order, and in double
+      precision for a single-precision matrix (not for the factor);
+    * the largest eigenvalue that must be zero by formula;
+    * minus the smallest eigenvalue of a positive semidefinite matrix.
+
+    The rank is, in this order: that of a formula if as many eigenvalues are above the floor; that of the factor; that
+    of a gap across the floor which a second computation confirms. Otherwise it is unresolved, between ``rank_bounds``.
+
+    Dense: about $\tfrac43 D^3$ operations after the entries, and memory for three matrices. The singular values of the
+    factor are never computed by its Gram matrix, which would lose half of their digits.
 
     Examples
     --------
@@ -118,19 +124,35 @@ def spectrum(
 
 @dataclass(frozen=True)
 class _Decomposition:
-    """Ascending eigenvalues, and what came with them."""
+    """Result of one method.
+
+    Attributes
+    ----------
+    values
+        Ascending eigenvalues, ``(D,)``.
+    checks
+        Self-checks that were passed.
+    weights
+        Squared components of the gradient along the eigenvectors, ``(D,)``.
+    columns
+        Eigenvectors, ``(D, D)``.
+    scale
+        Scale of the rounding if that is more than the norm, otherwise 0.
+    second
+        Returns the non-zero eigenvalues by sums in another order, as a second computation.
+    """
 
     values: np.ndarray
     checks: tuple[Check, ...]
-    weights: np.ndarray | None = None  # squared components of the gradient
-    columns: np.ndarray | None = None  # eigenvectors
-    scale: float = 0.0  # what rounding is relative to, where that is more than the norm
-    second: Callable[[], np.ndarray] | None = None  # the non-zero eigenvalues by another order of the sums
+    weights: np.ndarray | None = None
+    columns: np.ndarray | None = None
+    scale: float = 0.0
+    second: Callable[[], np.ndarray] | None = None
 
 
 def _by_entries(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
     by_products = operator.routes.entries is None or operator.kept is not None
-    passed = operator.checks if checks and by_products else ()  # a wrong derivative is named before D products are made
+    passed = operator.checks if checks and by_products else ()  # before D products are computed with a wrong one
     matrix = operator.entries()
     if checks and not by_products:
         passed = operator.checks_of(lambda block: matrix @ block)
@@ -176,13 +198,13 @@ def _weights_on_rows(right: Tensor, slope: Tensor) -> np.ndarray:
     weights = np.zeros(dim, dtype=inside.cpu().numpy().dtype)
     weights[dim - rank :] = (inside**2).cpu().numpy()[::-1]
     if rank < dim:
-        # Any basis of the null space will do: one whose first vector is what the gradient has there.
+        # Eigenvectors of the null space are arbitrary: take the first along the gradient's projection on it.
         weights[0] = float(((slope - right.T @ inside) ** 2).sum())
     return weights
 
 
 def _completed(right: Tensor) -> Tensor:
-    """Orthonormal columns ``(D, D)``: the given rows first, then any basis of what they leave out."""
+    """Complete orthonormal rows ``(r, D)`` to orthonormal columns ``(D, D)``, the rows first."""
     rank, dim = right.shape
     if rank == dim:
         return right.T
@@ -191,7 +213,7 @@ def _completed(right: Tensor) -> Tensor:
 
 
 def _by_gram(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
-    del slope, vectors
+    del slope, vectors  # refused before: the Gram matrix has other eigenvectors
     passed = operator.checks if checks else ()
     matrix, scale = operator.scaled_gram()
     nonzero, retried = _converged(_eigenvalues, matrix, operator)
@@ -203,7 +225,7 @@ def _by_gram(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, c
 def _converged(
     decompose: Callable[[Tensor], Any], matrix: Tensor, operator: SymmetricOperator
 ) -> tuple[Any, tuple[Check, ...]]:
-    """LAPACK on a matrix; where it fails in float32 once more in float64, which a check records."""
+    """Run a LAPACK routine; repeat it in float64 if it fails in float32, and record that as a check."""
     try:
         return decompose(matrix), ()
     except (np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
@@ -214,7 +236,7 @@ def _converged(
                 "(curvature.extremal_eigenvalues)."
             ) from error
         result, _ = _converged(decompose, matrix.double(), operator)
-        note = f"failed and made in float64 instead: {error}"
+        note = f"failed, repeated in float64: {error}"
         return result, (Check("decomposition in float32", 1.0, math.inf, note),)
 
 
@@ -238,6 +260,7 @@ def _singular_triples(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _record(operator: SymmetricOperator, result: _Decomposition, method: str, started: float) -> Spectrum:
+    """Add noise floor and rank to the eigenvalues; a wrong sign beyond rounding is an error."""
     values, definite = result.values, operator.facts.positive_semidefinite
     eps, norm = torch.finfo(operator.dtype).eps, float(np.abs(values).max())
     size = max(norm, result.scale, 0.0 if operator.facts.scale is None else operator.facts.scale())

@@ -1,4 +1,4 @@
-"""Largest and smallest eigenvalues by thick-restart block Lanczos, with eigenvectors and error bounds."""
+"""Extremal eigenvalues by thick-restart block Lanczos, with eigenvectors and error bounds."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ __all__ = ["KrylovSpace", "extremal_eigenvalues"]
 
 @dataclass(frozen=True)
 class KrylovSpace:
-    """How a Krylov space grows, and where it ends.
+    """Size and budget of a Krylov space.
 
     Attributes
     ----------
     block_size
-        Vectors multiplied at once. One finds each multiple eigenvalue once; a block of ``b`` finds up to ``b`` copies.
-        One vector needs the fewest products.
+        Vectors multiplied at once. A block of ``b`` finds up to ``b`` copies of a multiple eigenvalue; a single vector
+        finds one copy, with the fewest products.
     max_basis
-        Basis vectors kept before a restart keeps only the best Ritz vectors. None: as many as fit, with their
-        products, in half a gigabyte, at least ``3 k + 20``.
+        Basis vectors at which a restart keeps only the best Ritz vectors. None: as many as fit, with their products, in
+        half a gigabyte, but at least ``3 k + 20`` for ``k`` eigenvalues.
     max_products
-        Budget; beyond it the values are returned with ``converged`` False where they are not. None: ``20 D``.
+        Budget of products with single vectors. At its end the values are returned, with ``converged`` False if they
+        are not. None: ``20 D``.
     """
 
     block_size: int = 1
@@ -66,36 +67,32 @@ def extremal_eigenvalues(
     checks: bool = True,
     seed: int | torch.Generator = 0,
 ) -> ExtremalEigenvalues:
-    r"""Largest and smallest (most negative) eigenvalues by thick-restart block Lanczos.
+    r"""Compute the largest and smallest (most negative) eigenvalues by thick-restart block Lanczos.
 
     Parameters
     ----------
     operator
         The matrix, ``D x D``.
     num_largest, num_smallest
-        How many at each end, algebraically; both ends come from the same basis.
+        Number of eigenvalues at each end, ordered with their signs; both ends come from the same basis.
     tolerance
-        Wanted error of each eigenvalue relative to the largest absolute Ritz value.
+        Requested error of each eigenvalue relative to the largest absolute Ritz value.
     space
         Block size, length of the basis and budget; None: one vector at a time, up to ``20 D`` products.
     verify
-        Look for missed eigenvalues. Where the operator knows its dense form and ``D`` is at most 4096, those beyond
-        the last value are counted (two factorizations at each end, a proof). Else Lanczos runs once more, from a
-        second random start orthogonal to what was found, with half as many products as were spent (at least 50).
+        Whether to look for missed eigenvalues. If a route to the entries is known and ``D`` is at most 4096, those
+        beyond the last value are counted by inertia, which is a proof (two factorizations at each end). Otherwise
+        Lanczos runs once more, from a second random start orthogonal to the Ritz vectors, with half as many products
+        (at least 50).
     checks
-        Also make the self-checks of :mod:`curvature.linalg.checks`, once for each operator.
+        Also run the self-checks of :mod:`curvature.linalg.checks`, once for each operator.
     seed
-        Of the start vectors, which are drawn on the CPU.
+        Seed or generator of the start vectors, which are drawn on the CPU.
 
     Returns
     -------
     ExtremalEigenvalues
-        For each Ritz pair the residual $r = \|A y - \theta y\|$, from products: some eigenvalue lies within $r$
-        (and rounding) of $\theta$. The iteration stops on the sharper $\min(r, r^2 / \delta)$, which holds *if* the
-        gap $\delta$ to the rest of the spectrum is what the other Ritz values say (Kato-Temple). Neither proves that
-        no eigenvalue was missed: one vector sees a double eigenvalue once, and a start vector orthogonal to an
-        eigenvector never sees it. ``verify`` does, and the record's ``complete`` says what came out; a set that
-        fails is not marked complete nor converged. ``vectors`` holds the Ritz vectors, smallest first.
+        Ritz values with residuals and error bounds, and their vectors in ``vectors``, smallest first.
 
     Raises
     ------
@@ -103,6 +100,16 @@ def extremal_eigenvalues(
         If a number is out of range.
     ResourceError
         If the basis does not fit in memory.
+
+    Notes
+    -----
+    The residual of a Ritz pair is $r = \|A y - \theta y\|$, from products: an eigenvalue lies within $r$ (and
+    rounding) of $\theta$. The iteration stops by the sharper $\min(r, r^2 / \delta)$, which holds *if* the gap $\delta$
+    to the rest of the spectrum is as the other Ritz values show it (Kato & Temple).
+
+    Neither bound proves that no eigenvalue was missed: a single vector finds one copy of a double eigenvalue, and a
+    start vector orthogonal to an eigenvector never finds it. ``verify=True`` looks for missing ones; the result is
+    ``complete`` of the record. A set with a missing eigenvalue is marked neither complete nor converged.
 
     References
     ----------
@@ -163,18 +170,24 @@ class _Search:
         self.extremes = (np.inf, -np.inf)
 
     def run(self) -> tuple[ExtremalEigenvalues, Tensor, np.ndarray]:
-        """Iterate until the wanted values have settled; the record, the Ritz vectors as rows, and all Ritz values."""
+        """Iterate until the wanted values no longer change.
+
+        Returns
+        -------
+        tuple
+            The record, its Ritz vectors as rows, and all Ritz values.
+        """
         dim, wanted = self.operator.dim, self.wanted
         start = torch.randn(dim, self.block_size, generator=self.generator, dtype=torch.float64).to(self.basis)
         block = torch.linalg.qr(start).Q.T
-        check = min(dim, max(20, 2 * wanted + self.block_size))  # Ritz values of a handful of steps show no gaps
+        check = min(dim, max(20, 2 * wanted + self.block_size))  # Ritz values of fewer steps show no gaps
         settled: np.ndarray | None = None
         while True:
             width = len(block)
             block, coupling = self._expanded(block)
             invariant = not len(block)
             if invariant and self.size < dim:
-                # An invariant subspace: whatever else there is, copies of its eigenvalues included, needs a new start.
+                # An invariant subspace: all other eigenvectors, copies of its eigenvalues included, need a new start.
                 block = new_start(self.basis[: self.size], min(self.block_size, dim - self.size), self.generator)
             self.exhausted = self.size >= dim
             block = block[: dim - self.size]
@@ -184,8 +197,8 @@ class _Search:
             values, vectors, residuals = self._ritz(width, None if self.exhausted or invariant else coupling)
             chosen = _end_indices(self.size, *self.ends)
             current, converged = values[chosen].numpy(), self._converged(values, residuals, chosen)
-            # A start vector with little of one eigenvector finds it late: what has converged must still be
-            # the answer a tenth of the work later.
+            # A start vector with a small component along an eigenvector finds it late: the converged values must be
+            # the same after a tenth more work.
             allowed = 2 * self.tolerance * float(values.abs().max())
             done = converged and settled is not None and bool(np.allclose(current, settled, rtol=0, atol=allowed))
             settled = current if converged else None
@@ -197,7 +210,7 @@ class _Search:
                 check = self.size + max(self.block_size, wanted // 4)
 
     def _expanded(self, block: Tensor) -> tuple[Tensor, Tensor]:
-        """Add orthonormal rows to the basis; the rows that continue it, and how they couple to the last ones."""
+        """Add orthonormal rows to the basis; return the next rows, and their coupling to the last ones."""
         size, width = self.size, len(block)
         self.basis[size : size + width] = block
         image = (self.operator @ block.T).T
@@ -205,6 +218,7 @@ class _Search:
         self.products += width
         self.scale = max(self.scale, float(vector_norms(image, 1).max()))
         span = self.basis[: size + width]
+        # Two passes of Gram-Schmidt keep the basis orthogonal to rounding (Giraud, Langou & Rozloznik 2005).
         inner = image @ span.T
         image = image - inner @ span
         again = image @ span.T
@@ -222,7 +236,7 @@ class _Search:
         return _next_block(image, span, rounding * max(self.scale, 1e-300))
 
     def _ritz(self, width: int, coupling: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values, ascending, their coefficients, and the residuals that the recursion gives (0: invariant)."""
+        """Ascending Ritz values, their coefficients in the basis, and residuals by the recursion (0 if invariant)."""
         small = self.projected[: self.size, : self.size]
         values, vectors = torch.linalg.eigh((small + small.T) / 2)
         self.extremes = min(self.extremes[0], float(values[0])), max(self.extremes[1], float(values[-1]))
@@ -236,9 +250,9 @@ class _Search:
         return self.size >= self.wanted and bool((bounds[chosen] <= 0.5 * self.tolerance * largest).all())
 
     def _restart(self, values: Tensor, vectors: Tensor) -> None:
-        """Keep the best Ritz vectors only."""
-        size, room = self.size, self.max_basis - 2 * self.block_size
-        keep = _end_indices(size, *_kept(*self.ends, room))
+        """Replace the basis by its best Ritz vectors, whose images need no new products."""
+        size, capacity = self.size, self.max_basis - 2 * self.block_size
+        keep = _end_indices(size, *_kept(*self.ends, capacity))
         ritz = vectors[:, keep].to(self.basis)
         count = len(keep)
         self.basis[:count], self.images[:count] = ritz.T @ self.basis[:size], ritz.T @ self.images[:size]
@@ -249,14 +263,14 @@ class _Search:
     def _result(
         self, values: Tensor, vectors: Tensor, estimates: Tensor, chosen: np.ndarray
     ) -> tuple[ExtremalEigenvalues, Tensor, np.ndarray]:
-        """Residuals are computed from the products themselves: those of the recursion can drift."""
+        """Make the record; residuals are computed from the products, since those of the recursion can drift."""
         operator, num_largest = self.operator, self.ends[0]
         basis, images = self.basis[: self.size], self.images[: self.size]
         coefficients, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)
         ritz = coefficients @ basis
         residuals = vector_norms(coefficients @ images - theta[:, None] * ritz, 1).cpu().numpy()
         largest = float(values.abs().max())
-        tighter = estimates.numpy().copy()  # the gap also depends on values that were not asked for
+        tighter = estimates.numpy().copy()  # the gaps also depend on the other Ritz values
         tighter[chosen] = residuals
         floor = 10 * torch.finfo(operator.dtype).eps * largest
         reached = np.minimum(residuals, _error_bounds(values.numpy(), tighter)[chosen])
@@ -281,7 +295,7 @@ class _Search:
             ),
         )
         if self.exhausted:
-            # Nothing is unseen but the Ritz values that were not asked for.
+            # The basis spans the whole space: the other Ritz values are all other eigenvalues.
             rest = np.delete(values.numpy(), chosen)
             radius = math.hypot(*estimates.numpy()) + floor
             unseen = (float(rest[0]) - radius, float(rest[-1]) + radius) if len(rest) else (math.inf, -math.inf)
@@ -290,13 +304,13 @@ class _Search:
 
 
 def _next_block(image: Tensor, span: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Orthonormal rows that continue the basis, and ``R`` with ``image = R^T block``; empty if nothing is left."""
+    """Orthonormal rows that continue the basis, and ``R`` with ``image = R^T rows``; empty if nothing is left."""
     if len(image) == 1:
         length = vector_norms(image, 1)[0]
         if length <= threshold:
             return image[:0], image.new_zeros(0, 1)
         return image / length, length.reshape(1, 1)
-    # Singular vectors, not columns of Q: where columns depend on each other, a small pivot hides a later direction.
+    # Singular vectors and not columns of Q: of dependent columns, a small pivot may hide a direction of a later one.
     q, r = torch.linalg.qr(image.T)
     left, values, _ = torch.linalg.svd(r)
     block = (q @ left[:, values > threshold]).T
@@ -314,10 +328,10 @@ def _end_indices(size: int, num_largest: int, num_smallest: int) -> np.ndarray:
     return np.concatenate([np.arange(low), np.arange(size - high, size)])
 
 
-def _kept(num_largest: int, num_smallest: int, room: int) -> tuple[int, int]:
-    """How many Ritz vectors survive a restart at each end: the wanted ones and half of what is left."""
+def _kept(num_largest: int, num_smallest: int, capacity: int) -> tuple[int, int]:
+    """Number of Ritz vectors that a restart keeps at each end: the wanted ones and half of the remaining capacity."""
     wanted = num_largest + num_smallest
-    extra = max(0, room // 2 - wanted)
+    extra = max(0, capacity // 2 - wanted)
     share = num_largest / wanted
     return num_largest + (round(extra * share) if num_largest else 0), num_smallest + (
         round(extra * (1 - share)) if num_smallest else 0
@@ -325,7 +339,7 @@ def _kept(num_largest: int, num_smallest: int, room: int) -> tuple[int, int]:
 
 
 def _error_bounds(values: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """``min(r, r^2 / gap)`` per ascending Ritz value; the gap reaches to the nearest other Ritz interval."""
+    """``min(r, r^2 / gap)`` of each ascending Ritz value, the gap that to the nearest interval of another one."""
     low, high = values - residuals, values + residuals
     gap = np.full(len(values), np.inf)
     gap[1:] = np.minimum(gap[1:], values[1:] - np.maximum.accumulate(high)[:-1])

@@ -1,7 +1,7 @@
-"""What is known of a matrix besides its products: data that its builder hands over, never a way back to the builder.
+"""Facts about a matrix that its builder supplies as data: definiteness, rank bounds, null directions, witnesses.
 
-Numbers, and thunks that give a tensor when it is first asked for. The linear algebra reads them and does not know what
-a model or a chart is.
+Facts are numbers, or functions without arguments that compute a tensor when it is first needed. Linear algebra reads
+them without knowing models or charts.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["Facts", "NullSpace"]
 
 @dataclass(frozen=True, eq=False)
 class NullSpace:
-    """Directions that are null by construction; each is verified by a product before it counts.
+    """Directions that should be null by construction; each is verified by a product before it counts.
 
     Attributes
     ----------
     basis
-        Orthonormal, ``(D, z)``.
+        Orthonormal columns, ``(D, z)``.
     reasons
-        How many directions each reason brought; a direction that two reasons share counts once.
+        Number of directions by reason; a direction with two reasons counts for the first only.
     """
 
     basis: Tensor = field(repr=False)
@@ -39,31 +39,32 @@ class NullSpace:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    r"""What the definition of a matrix guarantees.
+    r"""Properties that the definition of a matrix guarantees, and independent computations of it.
 
     Attributes
     ----------
     positive_semidefinite
-        True where the definition guarantees it.
+        True if the definition guarantees it.
     rank_bound
         An upper bound of the rank, e.g. ``N (C - 1)``.
     null_space
-        Gives the directions that are null by construction.
+        Returns the directions that should be null by construction.
     num_null_directions
-        How many these will probably be.
+        Estimate of their number, for the planning of work.
     rank_note
-        What a line about the rank of this matrix adds to that of ``same_rank``.
+        Addition to the rank rule of ``same_rank``, e.g. the null directions of a gauge.
     gradient
-        Gives the gradient of the loss in the same coordinates, ``(D,)``.
+        Returns the gradient of the loss in the same coordinates, ``(D,)``.
     scale
-        Gives what rounding is relative to, where that may be more than the norm: the terms of a difference are larger
-        than what they leave.
+        Returns the scale of rounding, if it may be more than the norm: the terms of a difference are larger than the
+        difference.
     centred
-        Whether the columns of the factor had the gradient, their mean, taken out: the cancellation amplifies rounding.
+        Whether the mean, which is the gradient, was subtracted from the columns of the factor: the cancellation
+        amplifies rounding.
     witnesses
-        Other ways to ``V^T A V`` that the products must agree with; see :mod:`curvature.linalg.checks`.
+        Independent computations of ``V^T A V`` that the products must agree with; see :mod:`curvature.linalg.checks`.
     diagnose
-        ``block -> sentence``: where a product that is NaN or infinite comes from.
+        ``block -> sentence`` that explains where NaN or infinity in the product with ``block`` comes from.
     """
 
     positive_semidefinite: bool = False

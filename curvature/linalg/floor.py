@@ -1,4 +1,4 @@
-"""The noise floor: how large rounding is in the eigenvalues of a matrix."""
+"""The noise floor: the size of rounding in the eigenvalues of a matrix."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from curvature.records import Check
 
 __all__ = ["noise_floor", "rounding_units", "singular_units"]
 
-# Units of rounding of the norm, a share of D if that is more: what LAPACK and the sums before it leave. Measured: 14
-# where all eigenvalues but one are equal. Rounding of one sign adds up: a matrix of ones has its zeros off by D / 20
-# (up to 1000), its factor's by D / 4.
+# Rounding by LAPACK and by the sums before it, in units of rounding of the norm: 20, or a share of D if that is more.
+# Measured: 14 units where all eigenvalues but one are equal. Rounding of equal sign adds up: the zero eigenvalues of a
+# matrix of ones are off by D / 20 units (D up to 1000), those from its factor by D / 4.
 _FLOOR, _SHARE, _SINGULAR_SHARE = 20, 1 / 12, 1 / 3
 
 
 def rounding_units(dim: int, dtype: torch.dtype) -> float:
-    """Rounding of eigenvalues, relative to the norm: what LAPACK and the sums before it leave.
+    """Estimate the rounding of eigenvalues by LAPACK and by the sums before it, relative to the norm.
 
     Parameters
     ----------
     dim, dtype
-        Of the matrix.
+        Dimension and precision of the matrix.
 
     Returns
     -------
     float
-        A multiple of the unit of rounding.
+        At least 20 units of rounding.
     """
     return max(_FLOOR, _SHARE * dim) * torch.finfo(dtype).eps
 
 
 def singular_units(dim: int, dtype: torch.dtype) -> float:
-    """Rounding of singular values, relative to the largest.
+    """Estimate the rounding of singular values, relative to the largest.
 
     Parameters
     ----------
     dim, dtype
-        Of the factor's longer side.
+        Longer side of the factor, and its precision.
 
     Returns
     -------
     float
-        A multiple of the unit of rounding.
+        At least 20 units of rounding.
     """
     return max(_FLOOR, _SINGULAR_SHARE * dim) * torch.finfo(dtype).eps
 
@@ -57,7 +57,7 @@ def noise_floor(
     checks: tuple[Check, ...],
     formula: tuple[int, str] | None,
 ) -> tuple[float, str]:
-    """Take the largest of everything that shows how large rounding is.
+    """Estimate the noise floor as the largest of several estimates of rounding.
 
     Parameters
     ----------
@@ -66,18 +66,18 @@ def noise_floor(
     values
         Its eigenvalues, ``(D,)``.
     method
-        How they were computed.
+        How they were computed: ``"dense"``, ``"factor"`` or ``"gram"``.
     size
-        What rounding is relative to: the norm, or more.
+        Scale of the rounding: the norm, or more.
     checks
-        Self-checks; those that compare two ways to the same products measure rounding.
+        Self-checks; those that compare two computations of the same products measure rounding.
     formula
-        Rank by formula and its rule, where there is one: what is known to be zero shows what zero looks like.
+        Rank by formula and its rule, if there is one: computed values of eigenvalues that must be zero are rounding.
 
     Returns
     -------
     tuple of float and str
-        The floor, and which of its parts was the largest.
+        The floor, and the estimate that set it.
 
     Raises
     ------
@@ -91,7 +91,8 @@ def noise_floor(
         parts = {f"{units / eps:.0f} units of rounding of the largest singular value": units**2 * size}
     else:
         units = rounding_units(len(values), operator.dtype)
-        # The same products by other sums: |E v| / |A v| of random vectors is the ratio of Frobenius norms.
+        # Two computations of the same products differ by E v: |E v| / |A v| of a random v estimates the ratio of the
+        # Frobenius norms of E and A, and the norm of E bounds the error of each eigenvalue (Weyl).
         apart = max((check.rounding or 0.0 for check in checks), default=0.0)
         frobenius = size * float(np.linalg.norm(values / (size or 1.0)))
         parts = {

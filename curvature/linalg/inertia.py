@@ -1,4 +1,4 @@
-"""How many eigenvalues lie on each side of a number, without computing any."""
+"""Numbers of eigenvalues below and above a shift, without computing any eigenvalue."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ __all__ = ["inertia"]
 
 @full_precision()
 def inertia(operator: SymmetricOperator, shift: float = 0.0) -> Inertia:
-    r"""Count the eigenvalues on each side of ``shift`` without computing any: Sylvester's law on the entries.
+    r"""Count the eigenvalues below and above a shift, by Sylvester's law of inertia.
 
-    A proof where a Krylov method gives evidence: no start vector, no convergence, copies counted. It says nothing
-    about eigenvalues within ``tolerance`` of ``shift``, so a count at 0 of a singular matrix is not its rank.
+    Unlike a Krylov method this is a proof: it needs no start vector and no convergence, and it counts copies. It says
+    nothing about eigenvalues within ``tolerance`` of ``shift``, so counts at 0 do not give the rank of a singular
+    matrix.
 
     Parameters
     ----------
     operator
         The matrix.
     shift
-        Unit loss / coordinate**2.
+        Number that eigenvalues are compared with, unit loss / coordinate**2.
 
     Returns
     -------
     Inertia
-        Counts, and how far from ``shift`` they are certain.
+        The counts, proven for eigenvalues farther from ``shift`` than ``tolerance``.
 
     Raises
     ------
+    ConfigurationError
+        If ``shift`` is not finite.
     ResourceError
         If the factorization does not fit in memory.
 
     Notes
     -----
-    Costs the dense matrix (``D`` products unless the operator knows a cheaper route), about $D^3$ operations and memory
-    for five of them.
+    Costs the entries (``D`` products unless a cheaper route is known), about $D^3$ operations, and memory for six
+    matrices.
 
     Examples
     --------
@@ -53,7 +56,7 @@ def inertia(operator: SymmetricOperator, shift: float = 0.0) -> Inertia:
     """
     require_operator(operator, "inertia")
     if not np.isfinite(shift):
-        raise ConfigurationError(f"shift must be a finite number, got {shift}.")
+        raise ConfigurationError(f"shift must be finite, got {shift}.")
     ensure_memory(6 * operator.dim**2 * 8, f"the factorization of {operator.shape_text}")
     below, above, tolerance = lapack.inertia(operator.entries().cpu().numpy(), shift)
     return Inertia(operator.where, operator.dim, float(shift), below, above, tolerance)

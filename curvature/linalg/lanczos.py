@@ -1,4 +1,4 @@
-"""Lanczos on block products, every basis kept orthogonal by full reorthogonalization."""
+"""Lanczos tridiagonalization with full reorthogonalization, for many start vectors at once."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ __all__ = ["lanczos"]
 
 
 def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
-    r"""Tridiagonalize a matrix on the Krylov space of each column of ``starts``.
-
-    The columns advance together: one block product per step.
+    r"""Tridiagonalize a matrix on the Krylov space of each start vector, with one block product per step.
 
     Parameters
     ----------
     operator
         The matrix, ``D x D``.
     starts
-        Start vectors, ``(D, P)``; none is zero.
+        Start vectors, ``(D, P)``, none of them zero.
     num_matvecs
-        Steps $m$.
+        Number of steps $m$.
 
     Returns
     -------
     tuple of Tensor
-        Diagonals, ``(P, m)``, and off-diagonals, ``(P, m - 1)``. A column whose Krylov space is exhausted goes on with
-        zeros, which decouple.
+        Diagonals, ``(P, m)``, and off-diagonals, ``(P, m - 1)``. Where a Krylov space is exhausted before step $m$, the
+        remaining entries are zero.
 
-    Notes
-    -----
-    Memory: ``m * P`` vectors of length ``D``.
+    Raises
+    ------
+    ResourceError
+        If the bases, ``m * P`` vectors of length ``D``, do not fit in memory.
     """
     with operator.one_pool():
         return _tridiagonalized(operator, starts, num_matvecs)
@@ -57,8 +56,9 @@ def _tridiagonalized(operator: SymmetricOperator, starts: Tensor, num_matvecs: i
         if step + 1 == num_matvecs:
             break
         span = basis[:, : step + 1]
-        # The three-term recurrence leaves little along the older vectors. Twice is enough (Giraud, Langou & Rozloznik
-        # 2005), and once is where the vector has not become much shorter (Daniel, Gragg, Kaufman & Stewart 1976).
+        # The three-term recurrence first: it leaves components along older vectors that are small, though not rounding.
+        # Then full projections. Two are enough (Giraud, Langou & Rozloznik 2005), and one is if the vector has not
+        # become much shorter (Daniel, Gragg, Kaufman & Stewart 1976).
         residual = residual - diagonal[:, step, None] * vectors
         if step:
             residual -= off_diagonal[:, step - 1, None] * basis[:, step - 1]
@@ -75,7 +75,7 @@ def _tridiagonalized(operator: SymmetricOperator, starts: Tensor, num_matvecs: i
 
 
 def _projected(span: Tensor, vectors: Tensor) -> Tensor:
-    """Project each of ``(P, D)`` onto its own orthonormal rows ``(P, k, D)``; measured five times faster by NumPy."""
+    """Project each vector of ``(P, D)`` on its orthonormal rows in ``(P, k, D)``; NumPy is five times as fast."""
     if span.device.type != "cpu":
         return torch.matmul(span.mT, torch.matmul(span, vectors[:, :, None]))[:, :, 0]
     rows = span.numpy()

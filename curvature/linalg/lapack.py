@@ -1,9 +1,9 @@
-"""Eigenvalues of large symmetric matrices by the fastest LAPACK routine available, and counts of them.
+"""Eigenvalues and inertia of dense symmetric matrices by LAPACK.
 
 Without eigenvectors the two-stage reduction (full to band to tridiagonal: Bischof, Lang & Sun 2000,
 doi:10.1145/365723.365735) replaces matrix-vector by matrix-matrix products. NumPy and SciPy call the one-stage driver
-only, but the OpenBLAS inside their wheels has the two stages. They are looked up here and called directly, with a wider
-band than OpenBLAS's driver, which takes a fifth more time.
+only, but the OpenBLAS in their wheels contains the routines of both stages. They are called directly here, with a wider
+band than OpenBLAS's two-stage driver, which takes a fifth more time.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from threadpoolctl import threadpool_info
 
 __all__ = ["eigenvalues", "inertia"]
 
-# Measured, two threads: one stage against two take 0.24 s and 0.31 s at 2000, 0.68 and 0.59 at 2410, 39 and 18 at 8970:
-# without the second stage the README's row of all eigenvalues of 8970 weights (22 s) would take twice as long.
+# Measured on two threads, one stage against two: 0.24 and 0.31 s at 2000, 0.68 and 0.59 s at 2410, 39 and 18 s at 8970.
+# With one stage the README's row of all eigenvalues of 8970 weights (22 s) would take twice as long.
 _TWO_STAGE_FROM = 2300
 _PREFIXES = {np.dtype(np.float64): ("d", ctypes.c_double), np.dtype(np.float32): ("s", ctypes.c_float)}
 
 
 def eigenvalues(matrix: np.ndarray, *, two_stage_from: int = _TWO_STAGE_FROM) -> np.ndarray:
-    r"""Return the eigenvalues of a symmetric matrix.
+    r"""Compute the eigenvalues of a symmetric matrix.
 
     Parameters
     ----------
     matrix
-        Shape ``(n, n)``, float64 or float32; it is not changed.
+        Shape ``(n, n)``, float64 or float32; not changed.
     two_stage_from
-        Size from which the two-stage reduction is tried.
+        Size from which the two-stage reduction is used, if it is available.
 
     Returns
     -------
     ndarray
-        Ascending, ``(n,)``, to about $u \|A\|$ absolutely; either driver is backward stable.
+        Ascending, ``(n,)``, with an absolute accuracy of about $u \|A\|$: both reductions are backward stable.
 
     Notes
     -----
@@ -49,35 +49,35 @@ def eigenvalues(matrix: np.ndarray, *, two_stage_from: int = _TWO_STAGE_FROM) ->
 
 
 def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
-    r"""Count the eigenvalues below and above ``shift`` by Sylvester's law of inertia.
+    r"""Count the eigenvalues below and above a shift by Sylvester's law of inertia.
 
     Parameters
     ----------
     matrix
         Symmetric, ``(n, n)``.
     shift
-        $t$.
+        The shift $t$.
 
     Returns
     -------
     tuple
-        How many are below, how many above, and the tolerance: no eigenvalue farther than it from ``shift`` is counted
-        on the wrong side (Weyl).
+        Number below, number above, and the tolerance: eigenvalues farther than this from ``shift`` are counted on the
+        right side (Weyl).
 
     Notes
     -----
-    The signs of $D$ in $A - t I = L D L^T$ (Bunch & Kaufman 1977) are those of the eigenvalues of $L D L^T$. That
-    differs from $A - t I$ by rounding, which is computed rather than estimated: the tolerance bounds its Frobenius
-    norm. Costs about $n^3$ operations and four matrices.
+    $A - t I = L D L^T$ (Bunch & Kaufman 1977), and by Sylvester's law the signs of $D$ are those of the eigenvalues of
+    $L D L^T$. The computed $L D L^T$ differs from $A - t I$ by rounding. The tolerance bounds the Frobenius norm of
+    this difference, which is computed and not estimated. Costs about $n^3$ operations and memory for four matrices.
     """
-    # Entries of ordinary size, exactly: sums of their squares must neither overflow nor vanish.
+    # A power of two brings the entries to ordinary size exactly: sums of squares must neither overflow nor underflow.
     scale = math.ldexp(1.0, math.frexp(max(float(np.abs(matrix).max()), abs(shift)))[1])
     shifted = matrix.astype(np.float64) / scale
     shifted[np.diag_indices(len(shifted))] -= shift / scale
     lower, blocks, _ = ldl(shifted, check_finite=False)
     signs = np.linalg.eigvalsh(_pairs(blocks))
     eps = np.finfo(np.float64).eps
-    # The difference itself is computed with an error of n units of rounding of the product of the sizes.
+    # The computed difference has an error of n units of rounding of the product of the norms.
     product = lower @ blocks
     error = float(np.linalg.norm(product @ lower.T - shifted))
     error += len(shifted) * eps * float(np.linalg.norm(product) * np.linalg.norm(lower))
@@ -85,7 +85,7 @@ def inertia(matrix: np.ndarray, shift: float) -> tuple[int, int, float]:
 
 
 def _pairs(blocks: np.ndarray) -> np.ndarray:
-    """The 2 x 2 blocks on the diagonal of ``D``, ``(k, 2, 2)``; a 1 x 1 block beside a zero, which has no sign."""
+    """Diagonal blocks of ``D`` as ``(k, 2, 2)``; a 1 x 1 block is padded with a zero, which has no sign."""
     coupling = np.append(np.diag(blocks, -1), 0.0)
     second = np.append(False, coupling[:-1] != 0)
     first = np.flatnonzero(~second)
@@ -98,16 +98,17 @@ def _pairs(blocks: np.ndarray) -> np.ndarray:
 
 
 def _two_stage(matrix: np.ndarray) -> np.ndarray | None:
-    """None where no OpenBLAS with the routines is loaded, or the last one did not converge."""
+    """Eigenvalues by two stages; None if OpenBLAS lacks the routines, or the QL iteration did not converge."""
     routines = _routines(matrix.dtype)
     if routines is None:
         return None
     to_band, to_tridiagonal, tridiagonal_eigenvalues, integer, real = routines
     size, band = len(matrix), _band(len(matrix))
-    full = np.array(matrix.T, order="F")  # symmetric, and in this order no transposition is needed
+    full = np.array(matrix.T, order="F")  # Fortran order, without a transposition
     banded = np.zeros((band + 1, size), matrix.dtype, order="F")
     diagonal, off_diagonal, reflectors = (np.zeros(size, matrix.dtype) for _ in range(3))
 
+    # Fortran takes every argument by reference: integers are wrapped, arrays give their data, characters are bytes.
     def by_reference(argument: Any) -> Any:
         if isinstance(argument, int):
             return ctypes.byref(integer(argument))
@@ -119,7 +120,7 @@ def _two_stage(matrix: np.ndarray) -> np.ndarray | None:
         return int(info.value)
 
     def call_with_workspace(routine: Any, num_arrays: int, *arguments: Any) -> None:
-        """Ask the routine how long its work arrays must be, then call it with arrays, each followed by its length."""
+        """Query the lengths of the work arrays (by -1), then call with the arrays, each followed by its length."""
         lengths = [np.zeros(1, matrix.dtype) for _ in range(num_arrays)]
         call(routine, *arguments, *(part for length in lengths for part in (length, -1)))
         arrays = [np.zeros(max(1, int(length[0])), matrix.dtype) for length in lengths]
@@ -131,12 +132,12 @@ def _two_stage(matrix: np.ndarray) -> np.ndarray | None:
 
 
 def _band(size: int) -> int:
-    """Width of the band between the stages: the first wants it wide, the second narrow (measured 2410 to 8970)."""
+    """Bandwidth: a wide band speeds up the first stage, a narrow one the second (measured from 2410 to 8970)."""
     return min(80, max(40, 8 * round(size / 800)))
 
 
 class _Routines(NamedTuple):
-    """Full to band, band to tridiagonal, eigenvalues of a tridiagonal matrix; the types of integers and entries."""
+    """The three routines of the two-stage reduction, and the C types of their integers and entries."""
 
     to_band: Any
     to_tridiagonal: Any
@@ -152,7 +153,7 @@ def _routines(dtype: np.dtype) -> _Routines | None:
     for library in threadpool_info():
         if library["internal_api"] != "openblas":
             continue
-        loaded = ctypes.CDLL(library["filepath"])  # it is loaded already: this only takes a handle
+        loaded = ctypes.CDLL(library["filepath"])  # a handle of the library that is already loaded
         for suffix, integer in (("_64_", ctypes.c_int64), ("_", ctypes.c_int32)):
             to_band, to_tridiagonal, by_ql = (getattr(loaded, f"scipy_{name}{suffix}", None) for name in names)
             if to_band and to_tridiagonal and by_ql:

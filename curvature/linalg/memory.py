@@ -1,4 +1,4 @@
-"""How much memory is free, and what to say where it is not enough."""
+"""Free memory, and the refusal of what does not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def free_memory(device: torch.device) -> float:
     Parameters
     ----------
     device
-        CPU or GPU.
+        A CPU or CUDA device.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def memory_text(num_bytes: float) -> str:
-    """Write an amount of memory with two digits.
+    """Format an amount of memory with two digits.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def memory_text(num_bytes: float) -> str:
     Returns
     -------
     str
-        Amount and unit.
+        Amount with its unit, MB or GB.
 
     Examples
     --------
@@ -55,16 +55,16 @@ def memory_text(num_bytes: float) -> str:
 
 
 def ensure_memory(num_bytes: float, what: str, device: torch.device | None = None) -> None:
-    """Refuse, before allocating, what does not fit into the memory that is free now.
+    """Raise an error, before any allocation, if the free memory is not enough.
 
     Parameters
     ----------
     num_bytes
-        Bytes that are needed at once.
+        Peak memory that is needed, in bytes.
     what
         Subject of the message, e.g. ``"the dense ggn (610 x 610)"``.
     device
-        Where; None is the CPU.
+        Device of the memory; None: the CPU.
 
     Raises
     ------

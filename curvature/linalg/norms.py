@@ -1,4 +1,4 @@
-"""Euclidean norms at any scale."""
+"""Euclidean norms that neither overflow nor underflow."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ __all__ = ["vector_norms"]
 
 
 def vector_norms(vectors: Tensor, dim: int) -> Tensor:
-    r"""Return $\|x\|$ along one axis; the squares neither overflow nor vanish.
+    r"""Compute $\|x\|$ along one axis, without overflow or underflow of the squares.
 
     Parameters
     ----------
     vectors
-        Any shape.
+        A tensor of any shape.
     dim
-        The axis.
+        Axis of the vectors.
 
     Returns
     -------
     Tensor
-        Without that axis.
+        The norms; the axis is removed.
 
     Notes
     -----
-    PyTorch's own norm of ``1e-200`` is zero, so a residual of that size would look like none. Costs one pass more, and
-    two where a norm is extreme.
+    ``torch.linalg.vector_norm`` of ``1e-200`` is zero, so a residual of that size would look like zero. The check of
+    the range costs little. Vectors are scaled first, in a few more passes, only if a norm is extreme.
 
     Examples
     --------

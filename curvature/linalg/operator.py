@@ -1,4 +1,4 @@
-"""The noun of the linear-algebra wing: a symmetric operator, with its algebra."""
+"""The symmetric operator: a matrix known by its products, with its algebra."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ __all__ = ["SymmetricOperator", "identity", "require_operator"]
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class SymmetricOperator(BlockMatrix):
-    r"""A real symmetric matrix $A \in \mathbb{R}^{D \times D}$, known by its products.
+    r"""A real symmetric matrix $A \in \mathbb{R}^{D \times D}$ that is known by its products.
 
     Attributes
     ----------
     where
-        Which matrix this is, and the coordinates it is written in.
+        Header: the matrix, and the coordinates it is written in.
     dim
-        $D$.
+        Dimension $D$.
     matmat
-        $V \mapsto A V$ for ``V`` of shape ``(D, K)``: the primitive; a single product is one column.
+        $V \mapsto A V$ for ``V`` of shape ``(D, K)``; use ``A @ V``, which checks shapes and results.
     dtype, device
-        Of the entries and of the vectors it multiplies.
+        Precision and device of the entries, and of the vectors that it multiplies.
     routes
         Cheaper ways to its entries or to a factor, with their counted cost.
     facts
-        What its definition guarantees, and second computations that its products must agree with.
+        Properties that its definition guarantees, and independent computations that its products must agree with.
     layout
-        Names of its coordinates; needed for blocks by layer, neuron or name.
+        Names of its coordinates, for blocks by layer, neuron or name; None if they have no names.
     same_rank
-        Another matrix that has the rank of this one, where that is known and this one's own is not.
+        Another matrix with the same rank, if the rank of that one is known by formula.
 
     Notes
     -----
-    ``A + B``, ``A - B``, ``c * A`` and ``-A`` are operators again, and so are :meth:`shifted`, :meth:`congruence` and
-    :meth:`block`. They multiply by their parts and keep the routes that all parts have.
+    ``A + B``, ``A - B``, ``c * A`` and ``-A`` are operators, and so are the results of :meth:`shifted`,
+    :meth:`congruence` and :meth:`block`. They multiply by their parts, and have the routes that all parts have.
 
     Examples
     --------
@@ -81,27 +81,29 @@ class SymmetricOperator(BlockMatrix):
         Parameters
         ----------
         matrix
-            ``(D, D)`` of a floating-point type; copied.
+            ``(D, D)``, of a floating-point type; copied.
         name
-            What to call it.
+            Name of the matrix.
         where
-            The whole header instead of a name.
+            The whole header, in place of ``name``.
         layout
             Names of the coordinates.
         facts
-            What is known of it; ``positive_semidefinite`` is the commonest, and has a keyword of its own.
+            Known properties of the matrix, in place of ``positive_semidefinite``.
         positive_semidefinite
-            Whether its definition guarantees that.
+            Whether the definition of the matrix guarantees it.
 
         Returns
         -------
         SymmetricOperator
-            With its entries as a route.
+            An operator with a route to its entries.
 
         Raises
         ------
         InputError
-            If it is not a square matrix of real floating-point numbers.
+            If ``matrix`` is not a square matrix of real floating-point numbers.
+        NonFiniteError
+            If an entry is NaN or infinite.
         SelfCheckError
             If it is not symmetric up to rounding.
         """
@@ -123,7 +125,13 @@ class SymmetricOperator(BlockMatrix):
         )
 
     def to_scipy(self) -> LinearOperator:
-        """Present as a SciPy ``LinearOperator`` of the same precision (ARPACK, LOBPCG, ...)."""
+        """Convert to a SciPy ``LinearOperator``, e.g. for ARPACK or LOBPCG.
+
+        Returns
+        -------
+        scipy.sparse.linalg.LinearOperator
+            Of the same precision; vectors are moved to the device of the matrix and back.
+        """
         numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
 
         def matmat(block: Any) -> Any:
@@ -136,41 +144,47 @@ class SymmetricOperator(BlockMatrix):
         return LinearOperator((self.dim, self.dim), matvec=matvec, rmatvec=matvec, matmat=matmat, dtype=numpy_dtype)
 
     def block(self, pattern: str) -> SymmetricOperator:
-        """Principal block of the parameters whose names match a regular expression.
+        """Take the principal block of the parameters whose names match a regular expression.
 
         Parameters
         ----------
         pattern
-            Searched in the names of ``layout``, e.g. ``"0.weight"``.
+            Regular expression, searched in the names of ``layout``, e.g. ``"0.weight"``.
 
         Returns
         -------
         SymmetricOperator
-            Rows and columns of these coordinates.
+            Rows and columns of the matching coordinates.
+
+        Raises
+        ------
+        ConfigurationError
+            If the coordinates have no names, no name matches, or the pattern is ``"layer"`` or ``"neuron"``, which
+            mean several blocks.
         """
         if self.layout is None:
             raise ConfigurationError(f"{self.name} has no named coordinates, so it has no block {pattern!r}.")
         (index,) = self.layout.blocks(pattern).values() if pattern not in ("layer", "neuron") else (None,)
         if index is None:
-            raise ConfigurationError(f"{pattern!r} means several blocks: use curvature.blocks(operator, {pattern!r}).")
+            raise ConfigurationError(f"{pattern!r} means several blocks. Use curvature.blocks(operator, {pattern!r}).")
         return self.principal(index, pattern)
 
     def principal(self, index: Tensor, name: str, *, entries: Callable[[], Tensor] | None = None) -> SymmetricOperator:
-        """Restrict to some coordinates.
+        """Take the principal block of some coordinates.
 
         Parameters
         ----------
         index
-            Rows and columns, ``(d,)``.
+            Rows and columns of the block, ``(d,)``.
         name
-            What the block is called in records.
+            Name of the block in records.
         entries
-            Gives the entries of the whole matrix, where several blocks share them.
+            Returns the entries of the whole matrix, if several blocks share them.
 
         Returns
         -------
         SymmetricOperator
-            ``(d, d)``.
+            The block, ``(d, d)``.
         """
         index = index.to(self.device)
 
@@ -190,19 +204,24 @@ class SymmetricOperator(BlockMatrix):
         )
 
     def congruence(self, map_: Tensor, name: str = "congruence") -> SymmetricOperator:
-        """``M^T A M`` for a dense ``M``; the chart of the result is called ``name``.
+        """Change the coordinates linearly: ``M^T A M`` for a dense ``M``.
 
         Parameters
         ----------
         map_
             ``M``, ``(D, Q)``.
         name
-            Of the new coordinates.
+            Name of the new coordinates, which records show as the chart.
 
         Returns
         -------
         SymmetricOperator
             ``(Q, Q)``.
+
+        Raises
+        ------
+        ConfigurationError
+            If ``M`` is not a matrix with ``D`` rows.
         """
         if map_.ndim != 2 or len(map_) != self.dim:
             raise ConfigurationError(f"{self.name} needs a map of shape ({self.dim}, Q), got {tuple(map_.shape)}.")
@@ -218,7 +237,18 @@ class SymmetricOperator(BlockMatrix):
         )
 
     def shifted(self, shift: float) -> SymmetricOperator:
-        """``A + shift * I``, in the same coordinates."""
+        """Add a multiple of the identity.
+
+        Parameters
+        ----------
+        shift
+            A finite number other than zero, in the unit of the eigenvalues.
+
+        Returns
+        -------
+        SymmetricOperator
+            ``A + shift * I``.
+        """
         return self + shift * identity(self)
 
     def __add__(self, other: SymmetricOperator) -> SymmetricOperator:
@@ -226,7 +256,9 @@ class SymmetricOperator(BlockMatrix):
         if not isinstance(other, SymmetricOperator):
             return NotImplemented
         if (other.dim, other.dtype, other.device) != (self.dim, self.dtype, self.device):
-            raise ConfigurationError(f"{self!r} and {other!r} do not fit together: a sum needs one size and precision.")
+            raise ConfigurationError(
+                f"{self!r} and {other!r} cannot be added: a sum needs one dimension, one precision and one device."
+            )
         scale = cache(lambda: self.rounding_scale() + other.rounding_scale())
         return SymmetricOperator(
             where=algebra.sum_where(self.where, other.where),
@@ -240,7 +272,7 @@ class SymmetricOperator(BlockMatrix):
         )
 
     def __mul__(self, scale: float) -> SymmetricOperator:
-        """Multiple ``c A`` by a finite number."""
+        """Multiple ``c A``, ``c`` a finite number other than zero."""
         if isinstance(scale, bool) or not isinstance(scale, int | float):
             return NotImplemented
         if not (math.isfinite(scale) and scale):
@@ -266,17 +298,17 @@ class SymmetricOperator(BlockMatrix):
 
 
 def identity(like: SymmetricOperator) -> SymmetricOperator:
-    """Identity matrix in the coordinates of another matrix: ``A + 1e-3 * identity(A)``.
+    """Make the identity matrix in the coordinates of another matrix, e.g. for ``A + 1e-3 * identity(A)``.
 
     Parameters
     ----------
     like
-        Gives size, precision, coordinates and their names.
+        The other matrix: dimension, precision, device, coordinates and their names are taken from it.
 
     Returns
     -------
     SymmetricOperator
-        $I$.
+        The identity, of the same dimension.
     """
 
     def entries() -> Tensor:
@@ -299,19 +331,19 @@ def identity(like: SymmetricOperator) -> SymmetricOperator:
 
 
 def require_operator(operator: object, function: str) -> None:
-    """Refuse what is not a matrix, and show the call that makes one.
+    """Raise an error for an argument that is not a matrix, and show the call that makes one.
 
     Parameters
     ----------
     operator
         The first argument of ``function``.
     function
-        Its public name.
+        Public name of the function, for the message.
 
     Raises
     ------
     ConfigurationError
-        If it is not a :class:`SymmetricOperator`.
+        If ``operator`` is not a :class:`SymmetricOperator`.
     """
     if not isinstance(operator, SymmetricOperator):
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""Principal blocks of a matrix by layer, by neuron, or by the names of parameters."""
+"""Principal blocks of a matrix by layer, by neuron, or by parameter name."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ __all__ = ["blocks"]
 
 
 def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]:
-    """Cut a matrix into principal blocks.
+    """Take the principal blocks of a matrix.
 
     Parameters
     ----------
     operator
-        With named coordinates.
+        A matrix with named coordinates.
     by
-        ``"all"``, ``"layer"``, ``"neuron"`` (one output row of a weight tensor together with its bias) or a regular
-        expression, whose matches form one block.
+        ``"all"``; ``"layer"``; ``"neuron"``, which is one output row of a weight tensor with its bias; or a regular
+        expression, whose matches form a single block.
 
     Returns
     -------
     dict
-        Name of the block to operator.
+        Operator by the name of the block.
 
     Raises
     ------
     ConfigurationError
-        If the coordinates have no names, or no name matches.
+        If the coordinates have no names, or no name matches the regular expression.
 
     Notes
     -----
-    The entries of the whole matrix are computed once, when the first block needs them, and shared; where they do not
-    fit in memory, each block is computed from its own products.
+    The entries of the whole matrix are computed once, when the first block needs them, and shared by all blocks. If
+    they do not fit in memory, each block is computed from its products.
     """
     require_operator(operator, "blocks")
     if operator.layout is None:

@@ -1,7 +1,8 @@
-r"""Choose how to compute a spectrum before anything is computed: what fits in memory, what it costs, what it resolves.
+r"""The choice of a method before anything is computed: what fits in memory, what it costs, and what it resolves.
 
-Memory and multiply-adds are counted (:mod:`curvature.linalg.work`), so the choice is the same on every machine. Seconds
-are that work over the rate of one timed matrix product, and a little for small calls: good to a factor of about three.
+Memory and multiply-adds are counted (:mod:`curvature.linalg.work`), so the choice is the same on every machine with the
+same memory. Times are estimated from the counted work and the speed of one matrix product, with a small constant for
+overhead; they are good to a factor of about three.
 """
 
 from __future__ import annotations
@@ -25,31 +26,31 @@ __all__ = ["EXACT", "METHODS", "Plan", "choose_exact", "plan", "plans", "summary
 
 EXACT = ("factor", "dense", "gram")
 METHODS = ("auto", "exact", *EXACT, "lanczos", "slq")
-_SECONDS = 0.02  # of hundreds of small calls, whatever the size
+_SECONDS = 0.02  # overhead of hundreds of small calls, at any size
 _KRYLOV = {"spectrum": (), "extremal": ("lanczos",), "density": ("slq",)}
 _NOUNS = {"spectrum": "all eigenvalues", "extremal": "ends of the spectrum", "density": "density"}
 
 
 @dataclass(frozen=True)
 class Plan(Located):
-    """One way to compute what is wanted of one matrix, with its cost.
+    """A method for one task on one matrix, with its cost.
 
     Attributes
     ----------
     where, dim
-        Of which matrix.
+        Header and dimension of the matrix.
     wanted
-        ``"spectrum"``, ``"extremal"`` or ``"density"``.
+        The task: ``"spectrum"``, ``"extremal"`` or ``"density"``.
     method
         ``"dense"``, ``"factor"``, ``"gram"``, ``"lanczos"`` or ``"slq"``.
     reason
-        Why this one.
+        Why this method was chosen.
     seconds, num_bytes
-        Estimated time; upper bound of the memory held at once.
+        Estimated time, and upper bound of the peak memory.
     resolves
-        What the result will say, and what not.
+        Accuracy of the result, and what it does not contain.
     rejected
-        The other methods, each with the reason.
+        The other methods, each with the reason against it.
     """
 
     where: Where
@@ -85,38 +86,41 @@ def plan(
     max_memory: float | None = None,
     max_seconds: float | None = None,
 ) -> Plan:
-    """Choose a method, or refuse what would not fit.
+    """Choose the method for a task, or raise an error if none fits.
 
     Parameters
     ----------
     operator
         The matrix.
     wanted
-        ``"spectrum"``: every eigenvalue, by the factor where it has at most ``D`` columns, else dense. ``"extremal"``
-        and ``"density"``: the ends or the density, by Krylov methods unless all eigenvalues cost no more.
+        ``"spectrum"``: every eigenvalue, by the factor if it has at most ``D`` columns, otherwise dense.
+        ``"extremal"`` or ``"density"``: the ends of the spectrum or its density, by a Krylov method unless all
+        eigenvalues cost no more.
     method
-        ``"dense"``, ``"factor"``, ``"gram"``, ``"lanczos"`` or ``"slq"`` instead of a choice.
+        ``"auto"``, or one of ``"dense"``, ``"factor"``, ``"gram"``, ``"lanczos"`` and ``"slq"``.
     counts
-        How many eigenvalues, probes and products are wanted, and whether with eigenvectors; None: the defaults.
+        Numbers of eigenvalues, probes and products, and whether eigenvectors are needed; None: the defaults.
     max_memory, max_seconds
-        Bytes and seconds that may be used; None: nine tenths of the memory that is free, and any time.
+        Limits in bytes and seconds; None: nine tenths of the free memory, and any time.
 
     Returns
     -------
     Plan
-        Printable in one line.
+        The chosen method with its cost; ``print`` shows it in one line.
 
     Raises
     ------
     ResourceError
-        If nothing that gives what is wanted fits: what is needed, what may be used, and the ways out. Before any
-        allocation.
+        If no method for the task fits. The message says how much is needed and allowed, and what to do instead. Nothing
+        has been allocated then.
+    ConfigurationError
+        If the task or the method is unknown, or the method does not fit the task or the matrix.
 
     Notes
     -----
-    Computes nothing but one product of two matrices and, where products with the operator are not counted, two of
-    those. The number of products by Lanczos is a guess: 20, 4 for each of the largest and 12 for each of the smallest
-    eigenvalues.
+    Computes one product of two small matrices to measure the speed and, if the work of the operator's products is not
+    counted, two of these. The number of products by Lanczos is an estimate: 20, and 4 for each of the largest and 12
+    for each of the smallest eigenvalues.
 
     Examples
     --------
@@ -166,27 +170,29 @@ def plan(
 def plans(
     operator: SymmetricOperator, method: str = "auto", *, counts: Counts | None = None, max_memory: float | None = None
 ) -> tuple[Plan, ...]:
-    """What one of ``METHODS`` means for a matrix: usually one plan.
+    """Plan the computation for one of ``METHODS``.
 
     Parameters
     ----------
     operator
         The matrix.
     method
-        ``"auto"``: every eigenvalue where that fits; else two plans, for the ends and for the density, which say so.
-        ``"exact"``: every eigenvalue, or a refusal. The others name the method.
+        ``"auto"``: every eigenvalue if that fits, otherwise the ends of the spectrum and its density. ``"exact"``:
+        every eigenvalue, or an error. The others name a method.
     counts, max_memory
-        As :func:`plan` takes them.
+        As for :func:`plan`.
 
     Returns
     -------
     tuple of Plan
-        In the order of the work.
+        One plan, or two for the ends and the density, whose ``reason`` says why not all eigenvalues.
 
     Raises
     ------
     ResourceError
-        If nothing fits.
+        If no method fits.
+    ConfigurationError
+        If the method is unknown.
     """
     if method not in METHODS:
         raise ConfigurationError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
@@ -208,7 +214,7 @@ def plans(
 
 
 def choose_exact(operator: SymmetricOperator, method: str, *, vectors: bool) -> str:
-    """Choose between the exact methods, and refuse what does not fit before anything is allocated.
+    """Choose between the exact methods, or raise an error before anything is allocated.
 
     Parameters
     ----------
@@ -228,6 +234,8 @@ def choose_exact(operator: SymmetricOperator, method: str, *, vectors: bool) -> 
     ------
     ResourceError
         If it does not fit in memory.
+    ConfigurationError
+        If the method is unknown, or the matrix has no factor for it.
     """
     if method not in ("auto", *EXACT):
         raise ConfigurationError(f"method must be one of auto, dense, factor, gram, got {method!r}.")
@@ -236,37 +244,37 @@ def choose_exact(operator: SymmetricOperator, method: str, *, vectors: bool) -> 
     return _fitting(operator, "spectrum", method, Counts(vectors=vectors), allowed)[0][0]
 
 
-def summary(made: Sequence[Plan]) -> str:
-    """Sum up several plans of one matrix (its charts, its blocks) in one line: the most memory, the total time.
+def summary(parts: Sequence[Plan]) -> str:
+    """Summarize the plans of several charts or blocks of one matrix in one line.
 
     Parameters
     ----------
-    made
+    parts
         At least one plan.
 
     Returns
     -------
     str
-        One line.
+        One line with the largest memory and the total time.
     """
-    methods = list(dict.fromkeys(part.method for part in made))
+    methods = list(dict.fromkeys(part.method for part in parts))
     exact = set(methods) <= set(EXACT)
-    subject = "exact" if exact else " and ".join(dict.fromkeys(_NOUNS[part.wanted] for part in made))
-    size = max(part.dim for part in made)
-    number = f"{len(made)} spectra" if len(made) > 1 and exact else ""
-    shape = f"up to {size} x {size}" if len(made) > 1 else f"{size} x {size}"
-    memory = memory_text(max(part.num_bytes for part in made))
-    cost = f"{memory}, about {seconds_text(sum(part.seconds for part in made))}"
+    subject = "exact" if exact else " and ".join(dict.fromkeys(_NOUNS[part.wanted] for part in parts))
+    size = max(part.dim for part in parts)
+    number = f"{len(parts)} spectra" if len(parts) > 1 and exact else ""
+    shape = f"up to {size} x {size}" if len(parts) > 1 else f"{size} x {size}"
+    memory = memory_text(max(part.num_bytes for part in parts))
+    cost = f"{memory}, about {seconds_text(sum(part.seconds for part in parts))}"
     return ", ".join(filter(None, (f"{subject} ({', '.join(methods)})", number, shape, cost)))
 
 
 def _require_factor(operator: BlockMatrix, method: str) -> None:
-    """Refuse the routes by the factor where there is none, and by its Gram matrix where that is the larger side."""
+    """Refuse the factor methods without a factor, and the Gram matrix if it is larger than the matrix."""
     factor = operator.routes.factor
     if method not in ("factor", "gram"):
         return
     if factor is None:
-        raise ConfigurationError(f"{operator.name} has no factor; use method='dense'.")
+        raise ConfigurationError(f"{operator.name} has no factor. Use method='dense'.")
     if method == "gram" and factor.num_columns > operator.dim:
         raise ConfigurationError(
             f"the Gram matrix of {operator.name} has {factor.num_columns} rows, the matrix itself {operator.dim}: "
@@ -277,7 +285,7 @@ def _require_factor(operator: BlockMatrix, method: str) -> None:
 def _fitting(
     operator: BlockMatrix, wanted: str, method: str, counts: Counts, allowed: float
 ) -> tuple[list[str], dict[str, str], dict[str, float]]:
-    """Methods that fit, reasons against the others, and what each needs; refuses where none fits."""
+    """Methods that fit, reasons against the others, and the memory of each; raises an error if none fits."""
     factor = operator.routes.factor
     short = factor is not None and factor.num_columns <= operator.dim
     candidates: Iterable[str] = (method,)
@@ -298,16 +306,16 @@ def _fitting(
 
 
 def _whole_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
-    """Multiply-adds, products included; those of autograd are four passes over every example and weight, or more."""
+    """Multiply-adds with all products; a product by autograd costs at least four passes over examples and weights."""
     each = operator.routes.products.multiplications
     if each is None:
         each = 4.0 * operator.dim * max(operator.where.num_examples or 0, operator.dim // 4, 1)
     products = num_products(operator, method, counts)
     entries = operator.routes.entries
-    made = 0.0
+    preparation = 0.0
     if method == "slq" and operator.entries_pay(products) and entries is not None:
-        made, each = entries.multiplications or 0.0, float(operator.dim**2)
-    return method_work(operator, method, counts) + made + SLOWER * products * each
+        preparation, each = entries.multiplications or 0.0, float(operator.dim**2)
+    return method_work(operator, method, counts) + preparation + SLOWER * products * each
 
 
 def _seconds(operator: SymmetricOperator, methods: Iterable[str], counts: Counts) -> dict[str, float]:
@@ -348,29 +356,29 @@ def _reason(operator: BlockMatrix, wanted: str, method: str, chosen: str) -> str
 
 
 def _refusal(operator: BlockMatrix, wanted: str, needed: dict[str, float], allowed: float) -> str:
-    """What is needed, what may be used, and the ways out."""
+    """Error message: the memory that is needed and allowed, and the alternatives."""
     method = min(needed, key=needed.__getitem__)
     if wanted == "spectrum":
-        how, ways = "", _ways_out(operator, allowed)
+        how, ways = "", _alternatives(operator, allowed)
     else:
         how, ways = f" by {method}", ["fewer probes, products or eigenvalues", "a block", "float32", "a smaller model"]
     verb = "need" if wanted != "density" else "needs"
     return (
         f"{_NOUNS[wanted]} of the {operator.shape_text} {verb} about {memory_text(needed[method])}{how}, "
-        f"{memory_text(allowed)} can be used of what is free. Ways out: {'; '.join(ways)}."
+        f"{memory_text(allowed)} can be used. Alternatives: {'; '.join(ways)}."
     )
 
 
-def _ways_out(operator: BlockMatrix, allowed: float) -> list[str]:
+def _alternatives(operator: BlockMatrix, allowed: float) -> list[str]:
     factor, count = operator.routes.factor, operator.where.num_examples
     ways = ["the ends of the spectrum (curvature.extremal_eigenvalues)", "its density (curvature.spectral_density)"]
     if operator.layout is not None:
         ways.append("one block at a time (curvature.blocks, --block layer)")
     if factor is not None and count:
-        # 4 r D fits for r columns, of which each example brings the same number.
+        # r columns need 4 r D numbers, and every example has the same number of columns.
         columns = min(allowed / (4 * operator.dtype.itemsize * operator.dim), operator.dim)
-        few = int(columns * count / factor.num_columns)
-        ways += [f"the first {few} examples, by the factor"] if 1 <= few < count else []
+        fitting = int(columns * count / factor.num_columns)
+        ways += [f"the first {fitting} examples, by the factor"] if 1 <= fitting < count else []
     if operator.dtype.itemsize == 8:
         ways.append("half the memory in float32, which resolves condition numbers up to about 1e6")
     return ways

@@ -1,4 +1,4 @@
-"""Where random numbers come from: an integer seed, or a generator that the caller owns."""
+"""Random generators from integer seeds."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ __all__ = ["generator_of"]
 
 
 def generator_of(seed: int | torch.Generator) -> torch.Generator:
-    """Turn a seed into a generator on the CPU, so that results agree across devices.
+    """Convert a seed to a generator on the CPU, so that results agree across devices.
 
     Parameters
     ----------
     seed
-        An integer makes a fresh generator; a ``torch.Generator`` is used as it is, and advances.
+        An integer, for a new generator; or a ``torch.Generator``, which is used and advances.
 
     Returns
     -------
     torch.Generator
-        On the CPU.
+        The generator of the caller, or a new one.
 
     Raises
     ------
     ConfigurationError
-        If ``seed`` is neither.
+        If ``seed`` is neither of these.
     """
     if isinstance(seed, torch.Generator):
         return seed

@@ -1,7 +1,8 @@
-r"""The rank of a matrix: by formula and verified null directions, by a gap, by the factor, or between two bounds.
+r"""The rank of a matrix: by formula, by the factor, by a gap, or between two bounds.
 
-A formula counts the null directions that it knows, so it bounds the rank from above; the eigenvalues above the noise
-floor bound it from below. Where the two differ, the factor is asked, which sees much smaller eigenvalues.
+A formula counts null directions that are known and verified, so it bounds the rank from above. The eigenvalues above
+the noise floor bound it from below. Where the two bounds differ, the factor is used, which resolves much smaller
+eigenvalues.
 """
 
 from __future__ import annotations
@@ -23,17 +24,27 @@ from curvature.records import Check
 
 __all__ = ["MAX_NULL_DIRECTIONS", "Rank", "decide_rank", "formula_rank", "rank_of_few", "verified"]
 
-MAX_NULL_DIRECTIONS = 4096  # that are looked for
-_COMBINATIONS = 32  # of null directions that are multiplied before each alone
+MAX_NULL_DIRECTIONS = 4096  # more are not collected: their basis would be as large as the matrix
+_COMBINATIONS = 32  # random combinations of null directions that are multiplied in place of each direction
 _BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
-_GAP, _CLEAR = 1e3, 10  # across the noise floor, and above it: what decides a rank that no formula knows
-_FACTOR_DIM = 4096  # up to here the rank of a factor is looked for,
-_SPARE, _SUMS = 50, 8  # in so many more sums of columns than it may have rank, each column in so many of them
+_GAP, _CLEAR = 1e3, 10  # width of a gap that decides a rank; distance of the smallest kept eigenvalue from the floor
+_FACTOR_DIM = 4096  # largest dimension at which the rank of the factor is computed
+_SPARE, _SUMS = 50, 8  # sums of columns beyond the bound of the rank; sums that each column is added to
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank, what it can be at least and at most, and where that comes from."""
+    """A rank with its bounds.
+
+    Attributes
+    ----------
+    rank
+        The likely rank.
+    low, high
+        Smallest and largest possible rank; equal where it is resolved.
+    rule
+        Where the rank comes from, as text.
+    """
 
     rank: int
     low: int
@@ -41,13 +52,14 @@ class Rank:
     rule: str
 
 
-# By matrix: a chart that maps onto the weights has the rank of the matrix there (Sylvester), so many charts ask.
+# Cached by matrix: a chart that maps onto the weights keeps the rank of the weight-space matrix (Sylvester), so many
+# charts need the same rank.
 _FORMULAS: WeakKeyDictionary[BlockMatrix, tuple[int, str]] = WeakKeyDictionary()
 _FACTORS: WeakKeyDictionary[BlockMatrix, Rank] = WeakKeyDictionary()
 
 
 def formula_rank(operator: BlockMatrix) -> tuple[int, str] | None:
-    """Rank by formula, verified by products with the operator.
+    """Compute the rank by formula, verified by products with the operator.
 
     Parameters
     ----------
@@ -57,7 +69,7 @@ def formula_rank(operator: BlockMatrix) -> tuple[int, str] | None:
     Returns
     -------
     tuple of int and str, or None
-        The rank and what was counted; None where no formula is known.
+        The rank and its rule; None if no formula is known.
     """
     if operator.same_rank is not None:
         formula = formula_rank(operator.same_rank)
@@ -71,7 +83,7 @@ def formula_rank(operator: BlockMatrix) -> tuple[int, str] | None:
 
 
 def rank_of_few(operator: BlockMatrix) -> tuple[int, str] | None:
-    """Bound the rank by the number of examples, where no count of null directions could lower it.
+    """Bound the rank by the number of examples, if counting null directions could not lower the bound.
 
     Parameters
     ----------
@@ -81,7 +93,7 @@ def rank_of_few(operator: BlockMatrix) -> tuple[int, str] | None:
     Returns
     -------
     tuple of int and str, or None
-        The bound and its rule.
+        The bound and its rule; None if null directions have to be counted.
     """
     bound = operator.facts.rank_bound
     if bound is None or bound > operator.dim - MAX_NULL_DIRECTIONS:
@@ -90,7 +102,7 @@ def rank_of_few(operator: BlockMatrix) -> tuple[int, str] | None:
 
 
 def verified(space: NullSpace, operator: BlockMatrix) -> tuple[int, str]:
-    """Rank by formula: dimension minus the directions that pass ``A n = 0``, and at most ``rank_bound``.
+    """Compute the rank as the dimension minus the directions that satisfy ``A n = 0``, at most ``rank_bound``.
 
     Parameters
     ----------
@@ -102,12 +114,12 @@ def verified(space: NullSpace, operator: BlockMatrix) -> tuple[int, str]:
     Returns
     -------
     tuple of int and str
-        The rank, and one line that says what was counted.
+        The rank and its rule, which says what was counted.
 
     Notes
     -----
-    Many directions are first multiplied in 32 random combinations, and one by one only if any of these is not null: a
-    direction that fails the test escapes with a probability below 1e-13.
+    Many directions are first multiplied in 32 random combinations, and one by one only if a combination is not null.
+    The probability that a direction that is not null passes is below 1e-13.
     """
     count, reasons = 0, ""
     if space.dim:
@@ -126,10 +138,11 @@ def verified(space: NullSpace, operator: BlockMatrix) -> tuple[int, str]:
 
 
 def _all_null(basis: Tensor, operator: BlockMatrix, allowed: float) -> bool:
-    """Whether random combinations of all directions are null, with normal weights.
+    """Whether random combinations of all directions, with normal weights, are null.
 
-    A direction longer than ``allowed`` after the product leaves one combination at half of that or less only if its
-    weight falls into an interval of length one: with a probability of at most 0.383, whatever the others do.
+    If the image of one direction is longer than ``allowed``, a combination has an image of at most half that length
+    only if the weight of this direction falls into an interval of length one. Its probability is at most 0.383 for any
+    weights of the other directions, hence 0.383**32 for all combinations.
     """
     generator = torch.Generator().manual_seed(0)
     weights = torch.randn(basis.shape[1], _COMBINATIONS, generator=generator, dtype=torch.float64)
@@ -146,7 +159,7 @@ def decide_rank(
     checks: tuple[Check, ...],
     second: Callable[[], np.ndarray] | None,
 ) -> Rank:
-    r"""Decide the rank of a matrix from its eigenvalues; what no formula and no gap decides is left open.
+    r"""Decide the rank of a matrix from its eigenvalues, or bound it where they do not decide.
 
     Parameters
     ----------
@@ -157,24 +170,24 @@ def decide_rank(
     floor
         Noise floor.
     threshold
-        Eigenvalues above it are counted where nothing better is known.
+        Eigenvalues above it are counted if nothing better is known.
     formula
-        See :func:`formula_rank`.
+        Result of :func:`formula_rank`.
     checks
-        Self-checks; a comparison of two products seconds a gap.
+        Self-checks; a comparison of two computations of the products confirms a gap.
     second
-        Gives the non-zero eigenvalues by another order of the factor's columns; None where there is no factor at hand.
+        Returns the non-zero eigenvalues with the columns of the factor in another order; None without a factor.
 
     Returns
     -------
     Rank
-        With bounds that agree where the rank is resolved.
+        With equal bounds if the rank is resolved.
 
     Notes
     -----
-    A gap decides if it is a thousand wide across the floor, the smallest eigenvalue kept is ten floors large, and a
-    second computation shows the same. Where eigenvalues pass through the floor without a gap, nothing speaks against
-    the formula: its rank stays the likely one.
+    A gap decides if it spans a factor of a thousand across the floor, the smallest eigenvalue above it is at least ten
+    times the floor, and a second computation confirms it. If eigenvalues pass through the floor without a gap, they do
+    not contradict the formula, whose rank stays the likely one.
     """
     if sizes[0] == 0:
         return Rank(0, 0, 0, "the matrix is zero")
@@ -193,8 +206,8 @@ def decide_rank(
             return Rank(by_factor.rank, by_factor.rank, by_factor.rank, f"{rule}{by_factor.rule}")
         reason, likely = by_factor.rule, bound if by_factor.rank == bound else counted
     elif _has_gap(sizes, above, floor):
-        if how := _seconded(sizes, above, checks, second):
-            return Rank(above, above, above, f"{rule}{_gap_text(sizes, above)}, {how}")
+        if confirmation := _seconded(sizes, above, checks, second):
+            return Rank(above, above, above, f"{rule}{_gap_text(sizes, above)}, {confirmation}")
         reason, likely = f"{_gap_text(sizes, above)}, but no second computation says so", above
     open_rank = f"unresolved: between {counted} and {bound}, {reason}"
     if formula is not None:
@@ -204,11 +217,11 @@ def decide_rank(
 
 
 def _seconded(sizes: np.ndarray, above: int, checks: tuple[Check, ...], second: Callable[[], np.ndarray] | None) -> str:
-    """How a second computation shows the same gap; empty where none does."""
+    """Which second computation confirms the gap; empty if none does."""
     if second is not None:
         again = int((second() > float(sizes[above - 1]) / _CLEAR).sum())
         return "as with the factor in another order" if again == above else ""
-    # Other products differ by less than the floor, so both have as many eigenvalues above the gap (Weyl).
+    # The two products differ by less than the floor, so both matrices have as many eigenvalues above the gap (Weyl).
     return "as by other products" if any(check.rounding is not None for check in checks) else ""
 
 
@@ -223,11 +236,11 @@ def _gap_text(sizes: np.ndarray, above: int) -> str:
 
 
 def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
-    r"""Rank of the factor, which no chart changes, computed once for all of them; None where that costs too much.
+    r"""Rank of the factor, cached for all charts, which do not change it; None if it would cost too much.
 
-    Where it has many more columns than it can have rank, they are added up at random, with signs, into a few more than
-    ``bound``, each into eight of them (into one, what few examples bring collides: measured, 4 of 1028 lost). No sum of
-    columns raises the rank, so what is counted is there.
+    If there are many more columns than the rank can have, they are added at random, with signs, into ``bound + 50``
+    sums, each column into eight of them. (With one sum for each column, columns of few examples collide: measured, 4 of
+    1028 dimensions lost.) Sums of columns never raise the rank, so the counted rank is a lower bound.
     """
     factor = operator.routes.factor
     if factor is None or operator.dim > _FACTOR_DIM:
@@ -248,8 +261,8 @@ def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
     if count == bound:
         rank = Rank(bound, bound, bound, f"the factor has rank {bound}")
     elif _has_gap(sizes, count, floor) or count == len(sizes):
-        how = _gap_text(sizes, count) if count < len(sizes) else f"all {count} columns"
-        rank = Rank(count, count, count, f"{how}, by the factor")
+        reason = _gap_text(sizes, count) if count < len(sizes) else f"all {count} columns"
+        rank = Rank(count, count, count, f"{reason}, by the factor")
     else:
         rank = Rank(bound, count, bound, f"the factor too has no gap of {_GAP:g}")
     _FACTORS[operator] = rank
@@ -257,7 +270,7 @@ def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
 
 
 def _summed_columns(operator: BlockMatrix, width: int) -> Tensor:
-    """Columns of the factor added up at random into ``width`` rows, ``(width, D)``."""
+    """Add the columns of the factor at random, with signs, into ``width`` rows, ``(width, D)``."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.zeros(width, operator.dim, dtype=operator.dtype, device=operator.device)
     assert operator.routes.factor is not None

@@ -1,7 +1,6 @@
-"""Routes to a matrix besides its products: its entries and its factor, each with its counted cost.
+"""Routes to a matrix besides its products: its entries and its factor, each with its cost.
 
-Costs are counted and not measured, so that a plan can be made before anything is computed and is the same on every
-machine.
+Costs are counted and not measured, so a plan can be made before anything is computed, and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -17,26 +16,28 @@ from curvature.linalg.memory import USABLE, ensure_memory, free_memory
 
 __all__ = ["COLUMNS_AT_ONCE", "SLOWER", "EntriesRoute", "FactorRoute", "ProductCost", "Routes"]
 
-COLUMNS_AT_ONCE = 256  # of the identity, when a dense matrix is built from products
-PRODUCT_BYTES = 2**28  # of the columns that are multiplied at once
-_ENTRIES_BYTES = 2**29  # that entries may take which nobody asked for
-SLOWER = 3.0  # products with a few vectors, by a network or by entries in memory, than large matrix products: measured
+COLUMNS_AT_ONCE = 256  # of the identity, when entries are computed by products
+PRODUCT_BYTES = 2**28  # limit for the columns that are multiplied at once
+_ENTRIES_BYTES = 2**29  # limit for entries that are computed only to save time
+SLOWER = (
+    3.0  # measured: a multiply-add in a product with few vectors takes 3 times as long as in a large matrix product
+)
 
 
 @dataclass(frozen=True, eq=False)
 class EntriesRoute:
-    """A cheaper way to the entries than ``D`` products.
+    """A computation of the entries that is cheaper than ``D`` products.
 
     Attributes
     ----------
     compute
-        Gives ``(D, D)``.
+        Returns the entries, ``(D, D)``.
     multiplications
-        Multiply-adds of ``compute``; None where nobody counted.
+        Multiply-adds of ``compute``; None if they are not counted.
     peak_bytes
-        Memory that ``compute`` holds at its peak, the result included.
+        Peak memory of ``compute``, with the result.
     kept
-        The entries, where they have been computed and kept.
+        The entries, if they have been computed and stored.
     """
 
     compute: Callable[[], Tensor] = field(repr=False)
@@ -47,19 +48,19 @@ class EntriesRoute:
 
 @dataclass(frozen=True, eq=False)
 class FactorRoute:
-    r"""A factor $A = B B^T$, column by column.
+    r"""A factor $B$ with $A = B B^T$, in blocks of columns.
 
     Attributes
     ----------
     blocks
         Yields blocks $B_k$ of shape ``(D, r_k)`` with $A = \sum_k B_k B_k^T$.
     num_columns
-        $r = \sum_k r_k$.
+        Number of columns of $B$, $r = \sum_k r_k$.
     block_bytes
-        Memory that is held while one block is made, the block included.
+        Peak memory while one block is computed, with the block.
     gram
-        Gives $B^T B$, ``(r, r)``, without $B$; and what its rounding is relative to where that is larger than its
-        norm, else 0.
+        Returns $B^T B$, ``(r, r)``, without computing $B$, and the scale of its rounding if that is larger than its
+        norm, otherwise 0. None if there is no such computation.
     """
 
     blocks: Callable[[], Iterator[Tensor]] = field(repr=False)
@@ -68,17 +69,23 @@ class FactorRoute:
     gram: Callable[[], tuple[Tensor, float]] | None = field(default=None, repr=False)
 
     def gram_matrix(self, name: str, dim: int) -> tuple[Tensor, float]:
-        """Gram matrix ``(r, r)``, and what its rounding is relative to where that is larger than its norm (else 0).
+        """Compute the Gram matrix of the factor, and the scale of its rounding.
 
         Parameters
         ----------
         name, dim
-            Of the matrix whose factor this is.
+            Name, for messages, and dimension of the matrix.
 
         Returns
         -------
         tuple of Tensor and float
-            Exactly symmetric.
+            The Gram matrix, ``(r, r)``, exactly symmetric; and the scale of its rounding if that is larger than its
+            norm, otherwise 0.
+
+        Raises
+        ------
+        ResourceError
+            If it does not fit in memory.
         """
         subject, size = f"the Gram matrix of {name} ({self.num_columns} x {self.num_columns})", self.num_columns
         if self.gram is not None:
@@ -93,14 +100,14 @@ class FactorRoute:
 
 @dataclass(frozen=True)
 class ProductCost:
-    """What products cost.
+    """Memory and work of a product.
 
     Attributes
     ----------
     fixed_bytes, column_bytes
-        Memory of a product: once, and for each column on top.
+        Memory of a product: a constant, and an amount for each column.
     multiplications
-        Multiply-adds of a product with one vector; None where nobody counted.
+        Multiply-adds of a product with one vector; None if they are not counted.
     """
 
     fixed_bytes: float = 0.0
@@ -109,37 +116,37 @@ class ProductCost:
 
     @property
     def columns_at_once(self) -> int:
-        """Columns that are multiplied at once, so that they take a quarter of a gigabyte at most."""
+        """Number of columns that are multiplied at once: they take at most a quarter of a gigabyte."""
         return max(1, int(PRODUCT_BYTES // max(1.0, self.column_bytes)))
 
     def memory(self, num_columns: int) -> float:
-        """Bound the memory of a product, the columns and their images not included.
+        """Bound the memory of a product, without the columns and their images.
 
         Parameters
         ----------
         num_columns
-            How many vectors are multiplied.
+            Number of vectors that are multiplied.
 
         Returns
         -------
         float
-            Bytes.
+            Upper bound in bytes.
         """
         return self.fixed_bytes + min(num_columns * self.column_bytes, PRODUCT_BYTES)
 
 
 @dataclass(frozen=True, eq=False)
 class Routes:
-    """All routes to one matrix; None where there is no such route.
+    """All routes to a matrix; a route that it does not have is None.
 
     Attributes
     ----------
     entries, factor
-        See there.
+        See :class:`EntriesRoute` and :class:`FactorRoute`.
     products
-        Cost of the operator's own products.
+        Cost of products with vectors.
     numpy_blas
-        Whether products and entries are matrix products by NumPy's BLAS: torch then stays on one thread.
+        Whether products and entries use NumPy's BLAS; torch is then kept on one thread.
     """
 
     entries: EntriesRoute | None = None
@@ -148,17 +155,17 @@ class Routes:
     numpy_blas: bool = False
 
     def dense_bytes(self, dim: int, dtype: torch.dtype) -> float:
-        """Bound the memory that all entries need at the peak of their computation.
+        """Bound the peak memory of the computation of all entries.
 
         Parameters
         ----------
         dim, dtype
-            Of the matrix.
+            Dimension and precision of the matrix.
 
         Returns
         -------
         float
-            Bytes.
+            Upper bound in bytes.
         """
         square = 3.0 * dim**2 * dtype.itemsize
         if self.entries is not None:
@@ -166,21 +173,21 @@ class Routes:
         return square + self.products.memory(COLUMNS_AT_ONCE)
 
     def entries_pay(self, dim: int, dtype: torch.dtype, device: torch.device, num_products: int) -> bool:
-        """Decide whether the entries, and products with these, take less time than the operator's own products.
-
-        By counted operations, hence the same on every machine; never where the entries are large, or do not fit.
+        """Decide whether to compute the entries first and multiply with them.
 
         Parameters
         ----------
         dim, dtype, device
-            Of the matrix.
+            Dimension, precision and device of the matrix.
         num_products
             Products with single vectors that are needed.
 
         Returns
         -------
         bool
-            Whether to compute and keep the entries first.
+            True if the entries and the products with them take less work than the other products. The work is
+            counted, so the answer is the same on every machine. Never true for entries of more than half a gigabyte,
+            or more than fit in memory.
         """
         each = self.products.multiplications
         if self.entries is None or self.entries.kept is not None:

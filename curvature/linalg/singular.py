@@ -1,4 +1,4 @@
-"""Singular values of a factor, and a factor reduced to at most as many rows as the matrix has."""
+"""Singular values of a factor, and its reduction by QR to at most as many rows as the matrix has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["short_factor", "singular_values"]
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values, descending, from the triangle of a QR: measured six times quicker than gesdd on all of it.
+    """Compute singular values by a QR decomposition and the singular values of its triangle.
 
     Parameters
     ----------
@@ -23,7 +23,11 @@ def singular_values(matrix: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        ``(min(m, n),)``.
+        Singular values, descending, ``(min(m, n),)``.
+
+    Notes
+    -----
+    Measured six times as fast as LAPACK's gesdd on the whole matrix. The triangle has the same singular values.
     """
     triangle = torch.linalg.qr(matrix.T if matrix.shape[0] < matrix.shape[1] else matrix, mode="r").R
     if triangle.device.type != "cpu":
@@ -32,22 +36,26 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def short_factor(operator: BlockMatrix) -> Tensor:
-    """Stack ``B^T`` of ``A = B B^T``, reduced by QR to at most ``D`` rows whenever it grows past twice that.
+    """Compute ``C`` with ``A = C^T C`` and at most ``D`` rows from a factor ``A = B B^T``.
 
     Parameters
     ----------
     operator
-        With a factor.
+        A matrix with a factor.
 
     Returns
     -------
     Tensor
-        ``C`` with ``A = C^T C``, ``(r, D)`` with ``r <= D``.
+        ``C``, ``(r, D)`` with ``r <= D``.
 
     Raises
     ------
     NonFiniteError
         If an entry is NaN or infinite.
+
+    Notes
+    -----
+    ``C`` is ``B^T``, replaced by the triangle of its QR decomposition whenever it has more than ``2 D`` rows.
     """
     assert operator.routes.factor is not None
     rows: list[Tensor] = []

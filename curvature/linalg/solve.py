@@ -1,4 +1,4 @@
-"""Linear solves by conjugate gradients."""
+"""Linear systems by conjugate gradients."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def conjugate_gradients(
     tolerance: float = 1e-10,
     max_products: int | None = None,
 ) -> Tensor:
-    r"""Solve $(A + \lambda I) X = B$ for a positive definite left side, all columns together.
+    r"""Solve $(A + \lambda I) X = B$ for a positive definite matrix $A + \lambda I$, all columns together.
 
     Parameters
     ----------
     operator
-        $A$, ``D x D``.
+        The matrix $A$, ``D x D``.
     right_hand_sides
         $B$, ``(D,)`` or ``(D, K)``.
     damping
-        $\lambda$, absolute, in the unit of the eigenvalues.
+        $\lambda$, in the unit of the eigenvalues.
     tolerance
-        Every true residual ends below it, relative to its right-hand side; the residual is recomputed before that is
-        believed.
+        Largest residual of each column at the end, relative to its right-hand side. The residual is recomputed by a
+        product before the iteration stops.
     max_products
         Budget of block products; None: ``10 D``.
 
@@ -47,10 +47,19 @@ def conjugate_gradients(
     Raises
     ------
     ConvergenceError
-        If the budget is not enough, or a direction of negative curvature shows that the matrix is not positive
+        If the budget is not enough, or a direction of negative curvature shows that $A + \lambda I$ is not positive
         definite.
     NonFiniteError
         If NaN or infinity appears.
+
+    Notes
+    -----
+    Costs one block product per iteration. The number of iterations grows with the root of the condition number.
+
+    References
+    ----------
+    .. [1] Hestenes, Stiefel (1952). Methods of conjugate gradients for solving linear systems. J. Res. Natl. Bur.
+       Stand. 49(6). doi:10.6028/jres.049.044
     """
     require_operator(operator, "conjugate_gradients")
     sides = right_hand_sides[:, None] if right_hand_sides.ndim == 1 else right_hand_sides
@@ -65,6 +74,7 @@ def _solved(operator: SymmetricOperator, sides: Tensor, damping: float, toleranc
     def apply(block: Tensor) -> Tensor:
         return operator @ block + damping * block
 
+    # Each column has its own step lengths; columns that have converged no longer move.
     solution = torch.zeros_like(sides)
     residual = sides.clone()
     direction = residual.clone()
@@ -73,7 +83,7 @@ def _solved(operator: SymmetricOperator, sides: Tensor, damping: float, toleranc
     used = 0
     while True:
         if (squares <= goal).all():
-            residual = sides - apply(solution)
+            residual = sides - apply(solution)  # the updated residual drifts from the true one
             squares = (residual**2).sum(dim=0)
             if (squares <= 4 * goal).all():
                 return solution

@@ -1,4 +1,4 @@
-"""Seconds from counted work: one timed matrix product, after a warm-up that is thrown away."""
+"""Speed of this machine: one timed matrix product, after an untimed first call."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from curvature.linalg.block_matrix import BlockMatrix
 
 __all__ = ["multiplication_rate", "product_seconds", "seconds_text"]
 
-_SIZE = 512  # of the matrices that are multiplied: a few milliseconds
+_SIZE = 512  # dimension of the multiplied matrices: a few milliseconds
 
 
 def multiplication_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure the multiply-adds per second of a matrix product here; remembered for each number of threads.
+    """Measure the multiply-adds per second of a matrix product; cached for each number of threads.
 
     Parameters
     ----------
     dtype, device
-        Of the matrices.
+        Precision and device of the matrices.
 
     Returns
     -------
@@ -42,7 +42,7 @@ def _rate(dtype: torch.dtype, device: torch.device, _threads: int) -> float:
 
 
 def product_seconds(operator: BlockMatrix) -> float:
-    """Time one product with one vector.
+    """Measure the time of one product with one vector.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def product_seconds(operator: BlockMatrix) -> float:
     Returns
     -------
     float
-        Seconds; what is computed once for all products is left out.
+        Seconds, without the work that is done once for all products.
     """
     vector = torch.ones(operator.dim, 1, dtype=operator.dtype, device=operator.device)
     return _timed(lambda: float((operator @ vector)[0, 0]))
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the second call: the first one loads libraries and fills caches."""
+    """Seconds of the second call; the first one loads libraries and fills caches."""
     work()
     started = time.perf_counter()
     work()
@@ -67,17 +67,17 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def seconds_text(seconds: float) -> str:
-    """Write a time that is known to one digit.
+    """Format a time that is known to about one digit.
 
     Parameters
     ----------
     seconds
-        The time.
+        The time in seconds.
 
     Returns
     -------
     str
-        With its unit.
+        The time with its unit: s, min or h.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""One pool of threads at a time: torch's, or that of NumPy's BLAS."""
+"""Thread pools: torch's is limited to one thread while NumPy's BLAS computes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ __all__ = ["one_pool"]
 
 @contextmanager
 def one_pool(numpy_blas: bool) -> Iterator[None]:
-    """Keep torch on one thread while NumPy's BLAS uses all; a loop of products belongs inside.
-
-    After a parallel region torch's threads spin for milliseconds on the cores that the BLAS waits for: measured on
-    two cores, 26 ms for a product that takes 0.9 ms so. The number of threads is restored, also after an exception.
+    """Limit torch to one thread while NumPy's BLAS uses all cores; wrap a whole loop of products in it.
 
     Parameters
     ----------
     numpy_blas
-        Whether products go through NumPy's BLAS; otherwise nothing changes.
+        Whether the products use NumPy's BLAS; if not, nothing changes.
 
     Yields
     ------
     None
-        Inside, torch has one thread.
+        Inside the context torch has one thread.
+
+    Notes
+    -----
+    After a parallel region torch's threads spin for some milliseconds on the cores that the BLAS needs: measured on two
+    cores, a product took 26 ms instead of 0.9 ms. The number of threads is restored at the end, also by an exception.
     """
     threads = torch.get_num_threads()
     if not numpy_blas or threads == 1:

@@ -1,4 +1,4 @@
-"""Eigenvectors as a record: residuals from products, names from the layout."""
+"""The record of eigenvectors, with residuals from products and names from the layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["eigenvectors"]
 
 
 def eigenvectors(operator: SymmetricOperator, values: np.ndarray, columns: np.ndarray) -> Eigenvectors:
-    r"""Pack orthonormal columns with their residuals.
+    r"""Make the record of eigenvectors from orthonormal columns.
 
     Parameters
     ----------
@@ -22,12 +22,12 @@ def eigenvectors(operator: SymmetricOperator, values: np.ndarray, columns: np.nd
     values
         Eigenvalues, ``(K,)``.
     columns
-        Their vectors, ``(D, K)``.
+        Eigenvectors, ``(D, K)``.
 
     Returns
     -------
     Eigenvectors
-        With $\|A q_k - \lambda_k q_k\|$ of each, from ``K`` products.
+        With the residuals $\|A q_k - \lambda_k q_k\|$, from ``K`` products.
     """
     block = torch.from_numpy(np.ascontiguousarray(columns)).to(operator.device, operator.dtype)
     shifts = torch.from_numpy(np.ascontiguousarray(values)).to(block)

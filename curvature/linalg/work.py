@@ -1,6 +1,6 @@
-r"""What each method costs: bytes held at once and multiply-adds, counted from the routes of a matrix.
+r"""Cost of each method: peak memory and multiply-adds, counted from the routes of a matrix.
 
-Multiply-adds are those of large matrix products; what runs slower counts more, by factors measured once.
+The unit of work is a multiply-add of a large matrix product. Slower operations count more, by measured factors.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from curvature.linalg.routes import SLOWER
 
 __all__ = ["Counts", "default_basis", "ends", "exact_bytes", "method_bytes", "method_work", "num_products"]
 
-# Measured on two threads, 300 to 2410: eigenvalues take 1.6 to 4.3 times n^3 multiply-adds of a matrix product,
-# eigenvectors 4 to 39, the R of a QR 0.3 to 1.1, singular values of a square matrix 3.6 to 7.
+# Measured on two threads for n from 300 to 2410, in units of n^3 multiply-adds of a matrix product: eigenvalues take
+# 1.6 to 4.3, eigenvectors 4 to 39, the triangle of a QR 0.3 to 1.1, singular values of a square matrix 3.6 to 7.
 _EIGENVALUES, _EIGENVECTORS, _QR, _SINGULAR_VALUES = 3.0, 10.0, 1.0, 6.0
-_FORMING = 200.0  # for each number of a factor: computed, newly allocated, copied, read by LAPACK
+_FORMING = 200.0  # for each number of a factor, which is computed, allocated, copied and read by LAPACK
 _COLLECTING = 600.0  # for each number of the known null directions
-_CHECKS, _COMBINATIONS = 50, 32  # products of the self-checks; combinations in which null directions are verified
+_CHECKS, _COMBINATIONS = 50, 32  # products of the self-checks; products that verify null directions
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much of an estimate is wanted.
+    """Size of the requested result.
 
     Attributes
     ----------
     num_eigenvalues
-        At each end of the spectrum; see :func:`ends`.
+        Eigenvalues at each end of the spectrum; see :func:`ends`.
     num_probes, num_matvecs
-        Of a density.
+        Probes of a density, and products with each.
     vectors
         Whether eigenvectors are needed too.
     """
@@ -42,21 +42,20 @@ class Counts:
 
 
 def ends(operator: BlockMatrix, num_eigenvalues: int = 10) -> tuple[int, int]:
-    """How many of the largest and of the smallest eigenvalues are worth asking for, at most the dimension in all.
-
-    The smallest of a semidefinite matrix are zero or next to it, where Krylov methods do not converge: none of them.
+    """Choose how many of the largest and of the smallest eigenvalues to compute.
 
     Parameters
     ----------
     operator
         The matrix.
     num_eigenvalues
-        Wanted at each end.
+        Requested number at each end.
 
     Returns
     -------
     tuple of int
-        Numbers of the largest and of the smallest.
+        Numbers of the largest and of the smallest eigenvalues, at most the dimension in all. No smallest ones of a
+        semidefinite matrix: they are close to zero, where Krylov methods do not converge.
     """
     if operator.facts.positive_semidefinite or operator.dim == 1:
         return min(num_eigenvalues, operator.dim), 0
@@ -65,7 +64,7 @@ def ends(operator: BlockMatrix, num_eigenvalues: int = 10) -> tuple[int, int]:
 
 
 def default_basis(operator: BlockMatrix, num_wanted: int) -> int:
-    """Basis vectors that thick-restart Lanczos keeps unless it is told otherwise.
+    """Choose the default number of basis vectors of thick-restart Lanczos.
 
     Parameters
     ----------
@@ -77,13 +76,13 @@ def default_basis(operator: BlockMatrix, num_wanted: int) -> int:
     Returns
     -------
     int
-        As many as fit, with their products, in half a gigabyte, at least ``3 k + 20``.
+        As many as fit, with their products, in half a gigabyte, but at least ``3 k + 20`` for ``k`` eigenvalues.
     """
     return min(operator.dim, max(3 * num_wanted + 20, 2**28 // (operator.dim * operator.dtype.itemsize)))
 
 
 def exact_bytes(operator: BlockMatrix, method: str, *, vectors: bool = False) -> float:
-    r"""Upper bound of the memory that all eigenvalues need at once.
+    r"""Bound the peak memory of the computation of all eigenvalues.
 
     Parameters
     ----------
@@ -97,18 +96,18 @@ def exact_bytes(operator: BlockMatrix, method: str, *, vectors: bool = False) ->
     Returns
     -------
     float
-        Bytes.
+        Upper bound in bytes.
 
     Notes
     -----
-    Dense: the entries as they are built (three matrices or more), or five and workspace where LAPACK computes
-    eigenvectors. Factor with $r$ columns: $4 r D$, or $3 \cdot 2 D^2$ and three chunks where it is reduced by QR;
+    Dense: the peak of the computation of the entries (three matrices or more), or six and a half matrices for
+    eigenvectors. Factor with $r$ columns: $4 r D$ numbers, or $3 \cdot 2 D^2$ and three blocks if it is reduced by QR;
     eigenvectors need another $3 \min(r, D) D$.
     """
     dim, item, factor = operator.dim, operator.dtype.itemsize, operator.routes.factor
     columns, block_bytes = (dim, 0.0) if factor is None else (factor.num_columns, factor.block_bytes)
     square = float(item * dim**2)
-    # Known null directions are multiplied when the matrix is gone: a basis of them, and its image.
+    # Known null directions are multiplied after the matrix has been freed: a basis of them, and its image.
     directions, checks = min(dim, MAX_NULL_DIRECTIONS), 0.0
     if operator.facts.null_space is not None or operator.same_rank is not None:
         checks = operator.routes.products.memory(directions) + 2.0 * item * dim * directions
@@ -124,7 +123,7 @@ def exact_bytes(operator: BlockMatrix, method: str, *, vectors: bool = False) ->
 
 
 def method_bytes(operator: BlockMatrix, method: str, counts: Counts) -> float:
-    """Upper bound of the memory of a method, exact or by Krylov spaces.
+    """Bound the peak memory of any method.
 
     Parameters
     ----------
@@ -133,19 +132,19 @@ def method_bytes(operator: BlockMatrix, method: str, counts: Counts) -> float:
     method
         ``"dense"``, ``"factor"``, ``"gram"``, ``"lanczos"`` or ``"slq"``.
     counts
-        What is wanted.
+        Size of the requested result.
 
     Returns
     -------
     float
-        Bytes.
+        Upper bound in bytes.
     """
     if method in ("dense", "factor", "gram"):
         return exact_bytes(operator, method, vectors=counts.vectors)
     vector, products = float(operator.dim * operator.dtype.itemsize), operator.routes.products
     if method == "lanczos":
         wanted = sum(ends(operator, counts.num_eigenvalues))
-        # The basis, its products and, at a restart, the Ritz vectors of both.
+        # The basis and its products, and at a restart the Ritz vectors of both.
         return (4 * default_basis(operator, wanted) + 4 * wanted + 8) * vector + products.memory(wanted)
     steps, probes = min(counts.num_matvecs, operator.dim), counts.num_probes
     entries = operator.dense_bytes if operator.entries_pay(steps * probes) else 0.0
@@ -153,7 +152,7 @@ def method_bytes(operator: BlockMatrix, method: str, counts: Counts) -> float:
 
 
 def num_products(operator: BlockMatrix, method: str, counts: Counts) -> int:
-    """Products with single vectors that a method makes; for Lanczos a guess and no bound.
+    """Count the products with single vectors of a method; for Lanczos this is an estimate.
 
     Parameters
     ----------
@@ -162,12 +161,12 @@ def num_products(operator: BlockMatrix, method: str, counts: Counts) -> int:
     method
         See :func:`method_bytes`.
     counts
-        What is wanted.
+        Size of the requested result.
 
     Returns
     -------
     int
-        0 where the method multiplies with the entries or the factor.
+        0 if the method uses the entries or the factor instead of products.
     """
     dim, entries = operator.dim, operator.routes.entries
     if method == "lanczos":
@@ -179,7 +178,7 @@ def num_products(operator: BlockMatrix, method: str, counts: Counts) -> int:
 
 
 def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
-    r"""Multiply-adds of a method without its products with the operator, in units of large matrix products.
+    r"""Count the multiply-adds of a method, without its products with the operator.
 
     Parameters
     ----------
@@ -188,19 +187,20 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
     method
         See :func:`method_bytes`.
     counts
-        What is wanted.
+        Size of the requested result.
 
     Returns
     -------
     float
-        Multiply-adds.
+        In multiply-adds of a large matrix product.
 
     Notes
     -----
-    Dense: the entries, and $3 D^3$ for eigenvalues or $10 D^3$ with eigenvectors. A factor with $r$ columns, $m$ and
-    $M$ the smaller and the larger of $r$ and $D$: 200 for each of its $r D$ numbers, $m^2 M$ for the QR, $6 m^3$ for
-    singular values. Krylov methods: $2 m^2 D$ for $m$ orthogonalized vectors, three times as slow. All exact methods:
-    50 products for the checks, and null directions: collected (600 for each number) and verified.
+    Dense: the entries, and $3 D^3$ for eigenvalues or $10 D^3$ with eigenvectors. A factor with $r$ columns, $m$ the
+    smaller and $M$ the larger of $r$ and $D$: 200 for each of its $r D$ numbers, $m^2 M$ for the QR, and $6 m^3$ for
+    singular values. Krylov methods: $2 m^2 D$ for $m$ orthogonalized vectors, at a third of the speed. Every exact
+    method: 50 products for the self-checks, and the collection (600 for each number) and verification of null
+    directions.
     """
     dim, factor, entries = operator.dim, operator.routes.factor, operator.routes.entries
     columns = dim if factor is None else factor.num_columns
@@ -212,8 +212,8 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
         return counts.num_probes * (2 * SLOWER * steps**2 * dim + _EIGENVECTORS * steps**3)
     checks = _checking(operator)
     if method == "dense":
-        made = entries.multiplications if entries is not None and entries.multiplications is not None else 0.0
-        return made + per_vector * dim**3 + checks
+        forming = entries.multiplications if entries is not None and entries.multiplications is not None else 0.0
+        return forming + per_vector * dim**3 + checks
     if method == "gram":
         return columns**2 * dim + _EIGENVALUES * columns**3 + checks
     short, long = min(columns, dim), max(columns, dim)
@@ -221,10 +221,10 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
 
 
 def _checking(operator: BlockMatrix) -> float:
-    """Multiply-adds of the self-checks, and of the null directions: collected, and verified by products."""
+    """Multiply-adds of the self-checks, and of the collection and verification of null directions."""
     directions, per_product = (
         operator.facts.num_null_directions,
         operator.dim * max(operator.where.num_examples or 0, 1),
     )
-    verified = 2 * SLOWER * min(directions, _COMBINATIONS)  # two passes forward and two backward
+    verified = 2 * SLOWER * min(directions, _COMBINATIONS)  # a product: two passes forward and two backward
     return (_CHECKS + verified) * per_product + _COLLECTING * directions * operator.dim

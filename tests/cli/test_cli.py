@@ -424,7 +424,7 @@ def test_what_does_not_fit_is_estimated_by_auto_and_refused_by_exact(monkeypatch
     assert any("estimated instead" in warning for warning in summary["warnings"])
     assert summary["spectra"] == []
     text = run(*arguments, "exact", code=7).stderr
-    assert "Ways out: the ends of the spectrum" in text
+    assert "Alternatives: the ends of the spectrum" in text
     assert run(*arguments, "exact", "--dry-run", code=7).stdout == ""
 
 

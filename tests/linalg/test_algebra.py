@@ -96,9 +96,9 @@ def test_names_say_what_was_combined_and_coordinates_must_agree(mlp, classificat
         ggn + moved
     other = cv.effective(hessian, cv.WeightNorm())
     assert distance((moved + other).dense(), moved.dense() + other.dense()) < 1e-14
-    with pytest.raises(cv.ConfigurationError, match="do not fit together"):
+    with pytest.raises(cv.ConfigurationError, match="cannot be added"):
         ggn + cv.SymmetricOperator.from_dense(torch.eye(3, dtype=torch.float64))
-    with pytest.raises(cv.ConfigurationError, match="do not fit together"):
+    with pytest.raises(cv.ConfigurationError, match="cannot be added"):
         ggn + cv.SymmetricOperator.from_dense(torch.eye(ggn.dim))
     for factor in (0, 0.0, float("nan"), float("inf")):
         with pytest.raises(cv.ConfigurationError, match="finite factor other than zero"):

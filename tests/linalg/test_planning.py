@@ -285,7 +285,7 @@ def test_memory_decides_at_its_boundary():
     found = operator(1000)
     needed = exact_bytes(found, "dense")
     assert plan(found, max_memory=needed).num_bytes == needed
-    with pytest.raises(ResourceError, match="Ways out"):
+    with pytest.raises(ResourceError, match="Alternatives"):
         plan(found, max_memory=needed * (1 - 1e-9))
 
 
