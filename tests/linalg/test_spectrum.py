@@ -270,7 +270,7 @@ def test_options_that_cannot_be_met_are_refused():
     given_matrix = cv.SymmetricOperator.from_dense(torch.eye(3, dtype=torch.float64))
     for options, message in [
         ({"method": "lanczos"}, "method must be one of auto, dense, factor, gram, got 'lanczos'"),
-        ({"method": "factor"}, "matrix has no factor; use method='dense'"),
+        ({"method": "factor"}, "matrix has no factor. Use method='dense'"),
         ({"gradient": True}, "matrix has no gradient: gradient=True needs a matrix made from a problem"),
     ]:
         with pytest.raises(cv.ConfigurationError, match=message):

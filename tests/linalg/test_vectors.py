@@ -72,10 +72,10 @@ def test_eigenvectors_in_single_precision_have_its_residuals():
 def test_what_has_no_eigenvectors_or_no_names_says_so():
     matrix = cv.SymmetricOperator.from_dense(with_spectrum(VALUES))
     vectors = cv.spectrum(matrix, vectors=True).vectors
-    with pytest.raises(cv.ConfigurationError, match="have no names: use flat"):
+    with pytest.raises(cv.ConfigurationError, match="have no names, so its eigenvectors"):
         vectors.vector(0)
     for k in (8, -9):
-        with pytest.raises(cv.ConfigurationError, match="there are 8 eigenvectors"):
+        with pytest.raises(cv.ConfigurationError, match="has 8 eigenvectors"):
             vectors.flat(k)
     with pytest.raises(cv.ConfigurationError, match="vectors=True needs eigenvectors"):
         cv.spectrum(factored(normal(1, 12, 3)), method="gram", vectors=True)
