@@ -48,11 +48,10 @@ def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> 
         table = estimates.ends_table(_estimate_title(ends[0].record, "ends", "lanczos"), ends)
         names = ("chart", "end", "rank", "eigenvalue", "error bound")
         _print_table(table.only(names), digits_of={"eigenvalue": 8, "error bound": 2})
-    for densities in grouped(study.of(SpectralDensity), lambda m: m.record.matrix).values():
-        first = densities[0].record
-        size = f"slq, {first.num_probes} probes x {first.num_matvecs} products"
-        table = estimates.density_table(densities)
-        table = replace(table, title=_estimate_title(first, "density", size))
+    for matrix, rows in grouped(document["densities"], lambda row: row["matrix"]).items():
+        (first, *_) = study.of(SpectralDensity, matrix=matrix)
+        size = f"slq, {first.record.num_probes} probes x {first.record.num_matvecs} products"
+        table = replace(estimates.density_table(rows), title=_estimate_title(first.record, "density", size))
         _print_table(table.only(set(table.header) - {"matrix", "probes × products"}))
     if document["gauges"]:
         _print_table(training.gauge_table(document).only(("chart (gauge)", "rows", "smallest", "median", "largest")))

@@ -266,7 +266,7 @@ def _contents(study: Study) -> dict[str, str]:
         "summary.json": json_text(document),
         "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),
         **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
-        "report.html": html_page(shown_part(study), document, drawings, svgs),
+        "report.html": html_page(document, drawings, svgs),
         **{f"figures/{name}.svg": text for name, text in svgs.items()},
     }
 

@@ -1,4 +1,4 @@
-"""One HTML page from a study, its summary and its figures: no script, nothing fetched, every text escaped."""
+"""One HTML page from the summary of a run and its figures: no script, nothing fetched, every text escaped."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from curvature._version import __version__
 from curvature.errors import ResourceError
-from curvature.records import SpectralDensity, Study
 from curvature.report.drawings import Drawing
 from curvature.report.figures import inline_svg
 from curvature.report.plain import toml_text
 from curvature.report.render import page_number, table_html
-from curvature.report.table import Row, Table
-from curvature.report.tables import estimates, ratios, spectra, steps, training, verdicts
+from curvature.report.table import Row
+from curvature.report.tables import tables_of
+from curvature.report.tables.spectra import rank_rules
 from curvature.text import printable
 
 __all__ = ["MAX_HTML", "html_page"]
@@ -23,15 +23,13 @@ MAX_HTML = 5_000_000
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
 
 
-def html_page(study: Study, document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str]) -> str:
+def html_page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str]) -> str:
     """Fill the template.
 
     Parameters
     ----------
-    study
-        What was measured.
     document
-        Its summary.
+        The summary of the run.
     drawings
         Its figures.
     svgs
@@ -48,7 +46,7 @@ def html_page(study: Study, document: dict[str, Any], drawings: Sequence[Drawing
         If it would be too large even so.
     """
     for shown, with_numbers in ((drawings, True), (drawings, False), ((), False)):
-        page = _page(study, document, shown, svgs, with_numbers)
+        page = _page(document, shown, svgs, with_numbers)
         if len(page.encode()) <= MAX_HTML:
             return page
     raise ResourceError(
@@ -57,23 +55,7 @@ def html_page(study: Study, document: dict[str, Any], drawings: Sequence[Drawing
     )
 
 
-def _tables(study: Study, document: dict[str, Any]) -> dict[str, list[Table]]:
-    """Tables of each section of the page, without those that have nothing to say."""
-    sections = {
-        "verdicts": [verdicts.decomposition_table(document)],
-        "arms": [training.arm_table(document)],
-        "findings": [*ratios.ratio_tables(document), *steps.efficiency_tables(document)[:1]],
-        "table": spectra.summary_tables(document),
-        "gauges": [training.gauge_table(document)],
-        "estimates": [estimates.extreme_table(study), estimates.density_table(study.of(SpectralDensity))],
-        "checks": [verdicts.check_table(document)],
-    }
-    return {name: [table for table in tables if table.rows] for name, tables in sections.items()}
-
-
-def _page(
-    study: Study, document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool
-) -> str:
+def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool) -> str:
     import jinja2
     from markupsafe import Markup
 
@@ -95,8 +77,8 @@ def _page(
         drawings=drawings,
         svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
         with_numbers=with_numbers,
-        tables=_tables(study, document),
-        rules=spectra.rank_rules(document),
+        tables=tables_of(document),
+        rules=rank_rules(document),
         versions=_versions(document["provenance"]),
         config=toml_text(document["config"]),
         max_rows=MAX_ROWS,

@@ -12,24 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from curvature import records
 from curvature.errors import ConfigurationError
 from curvature.records import (
-    Alignment,
     Check,
     ConditionNumbers,
     Decomposition,
     ExtremalEigenvalues,
-    GaugeState,
     LearningRateSweep,
     Measured,
     Quantity,
     SpectralDensity,
     Spectrum,
-    StepComparison,
     Study,
     TrainingCurve,
     Verdict,
-    Whitening,
 )
 from curvature.records.storage import from_plain, storable, to_plain
 from curvature.report.selection import place_of
@@ -46,7 +43,7 @@ Numbered: TypeAlias = tuple[int, Measured[Any]]  # a measurement with its place 
 
 SCHEMA = "curvature/1"
 MAX_BYTES = 4 * 2**30  # of the arrays of a result file; a study of every arm and seed has some megabytes
-_RECORDS = {kind.__name__: kind for kind in (StepComparison, Alignment, Whitening, GaugeState)}
+_RECORDS = {name: getattr(records, name) for name in records.__all__}
 _PLACE = {"arm": str, "seed": int, "checkpoint": str, "step": int, "order": int}
 # Records with arrays: by their folder, the dimensions of every array.
 _ARRAYS: Mapping[str, tuple[type, Dimensions]] = {

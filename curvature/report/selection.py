@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from curvature.records import ConditionNumbers, Measured, Spectrum, Study
@@ -12,6 +13,7 @@ from curvature.records.conditioning import condition_numbers
 __all__ = [
     "FIRST",
     "LAST",
+    "Selection",
     "checkpoints_of",
     "in_one_form",
     "key_of",
@@ -23,6 +25,34 @@ __all__ = [
 
 FIRST, LAST = "init", "late"
 _MOST_ARMS = 4  # that can be told apart in one picture
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A study, the part of it that a report shows, and the condition numbers of both.
+
+    Attributes
+    ----------
+    everything
+        All that was measured. Single spectra, arms and self-checks are those of all of it.
+    """
+
+    everything: Study
+
+    @cached_property
+    def study(self) -> Study:
+        """The part that tables and pictures show."""
+        return shown_part(self.everything)
+
+    @cached_property
+    def numbers(self) -> list[Measured[ConditionNumbers]]:
+        """Condition numbers of that part."""
+        return numbers_of(self.study)
+
+    @cached_property
+    def every_number(self) -> list[Measured[ConditionNumbers]]:
+        """Condition numbers of everything."""
+        return self.numbers if self.study is self.everything else numbers_of(self.everything)
 
 
 def shown_part(study: Study) -> Study:
@@ -135,7 +165,7 @@ def in_one_form(items: Sequence[Measured]) -> list[Measured]:
 
 
 def without_sweep(items: Sequence[Measured]) -> list[Measured]:
-    """Leave a sweep over gauges out: it has a figure of its own.
+    """Leave a sweep over gauges out: another figure shows it.
 
     Parameters
     ----------

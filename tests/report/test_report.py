@@ -818,7 +818,7 @@ def test_a_page_that_would_be_too_large_loses_tables_then_figures(monkeypatch):
     svgs = {drawing.name: render_svg(drawing.figure, drawing.title) for drawing in drawings}
 
     def write():
-        return pages.html_page(study, report.study_document(study), drawings, svgs)
+        return pages.html_page(report.study_document(study), drawings, svgs)
 
     whole = len(write().encode())
     monkeypatch.setattr(pages, "MAX_HTML", whole - 1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from curvature.records import ExtremalEigenvalues, Measured, SpectralDensity, Study
-from curvature.report.selection import place_of
-from curvature.report.table import Cell, Entry, Table
+from curvature.records import ExtremalEigenvalues, Measured, SpectralDensity
+from curvature.report.selection import Selection, place_of
+from curvature.report.table import Cell, Entry, Row, Table
 from curvature.report.words import chart_label, matrix_name
 
 __all__ = ["density_rows", "density_table", "ends_table", "extreme_rows", "extreme_table", "histogram_table"]
@@ -18,13 +17,13 @@ __all__ = ["density_rows", "density_table", "ends_table", "extreme_rows", "extre
 _SHARED = ("matrix", "chart", "gauge", "effective", "block", "dim", "num_examples", "num_samples", "dtype")
 
 
-def extreme_rows(study: Study) -> list[dict[str, Any]]:
+def extreme_rows(selection: Selection) -> list[dict[str, Any]]:
     """Ends of spectra, one row per matrix and chart.
 
     Parameters
     ----------
-    study
-        Where the ends are.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -32,7 +31,7 @@ def extreme_rows(study: Study) -> list[dict[str, Any]]:
         Flat, but for ``values`` with the error bound of each.
     """
     rows = []
-    for m in study.of(ExtremalEigenvalues):
+    for m in selection.study.of(ExtremalEigenvalues):
         record = m.record
         row = _estimate_row(m) | {"method": "lanczos", "converged": record.converged}
         row["values"] = [
@@ -98,38 +97,36 @@ def ends_table(title: str, items: Sequence[Measured]) -> Table:
     return Table(title, header, tuple(rows), (reading, *states))
 
 
-def extreme_table(study: Study) -> Table:
+def extreme_table(rows: Sequence[Row]) -> Table:
     """Ends of spectra, one row per matrix and chart.
 
     Parameters
     ----------
-    study
-        Where the ends are.
+    rows
+        ``extremes`` of the summary.
 
     Returns
     -------
     Table
         The outermost values, and whether all of them converged.
     """
-    rows = [
+    lines = [
         (
-            _name(m),
-            chart_label(m.record.chart, m.record.gauge),
-            m.record.dim,
-            *(float(values[0]) if len(values) else None for values in (m.record.largest, m.record.smallest)),
-            len(m.record.largest) + len(m.record.smallest),
-            float(m.record.error_bounds.max()),
-            "✓ yes" if m.record.converged else Cell("✗ no", status="failed"),
-            m.record.num_products,
-            m.record.seconds,
+            *_place(row),
+            *(row.get(name) for name in ("dim", "largest", "smallest")),
+            len(row["values"]),
+            row["largest_error_bound"],
+            "✓ yes" if row["converged"] else Cell("✗ no", status="failed"),
+            row["num_products"],
+            row["seconds"],
         )
-        for m in study.of(ExtremalEigenvalues)
+        for row in rows
     ]
     names = ("largest", "smallest", "values", "worst error bound", "converged", "products", "seconds")
     return Table(
         "Ends of the spectrum",
         ("matrix", "chart (gauge)", "size", *names),
-        tuple(rows),
+        tuple(lines),
         (
             "Lanczos: some eigenvalue lies within the error bound of each value. Converged: to the tolerance, given "
             "the gaps that were seen.",
@@ -137,94 +134,84 @@ def extreme_table(study: Study) -> Table:
     )
 
 
-def _name(m: Measured) -> str:
-    return ", ".join(filter(None, (matrix_name(m.record.matrix), m.record.block.removeprefix("all"))))
+def _place(row: Row) -> tuple[str, str]:
+    matrix = ", ".join(filter(None, (matrix_name(row["matrix"]), row["block"].removeprefix("all"))))
+    return matrix, chart_label(row["chart"], row["gauge"])
 
 
-def density_rows(study: Study) -> list[dict[str, Any]]:
+def density_rows(selection: Selection) -> list[dict[str, Any]]:
     """Densities of eigenvalues, one row per matrix and chart.
 
     Parameters
     ----------
-    study
-        Where the densities are.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
-        Range, resolution and moments.
+        Range, resolution, moments, and shares on both sides of zero.
     """
-    rows = []
-    for m in study.of(SpectralDensity):
-        record = m.record
-        (mean, mean_error), (square, square_error) = record.moment(1), record.moment(2)
-        rows.append(
-            _estimate_row(m)
-            | {
-                "method": "slq",
-                "num_probes": record.num_probes,
-                "num_matvecs": record.num_matvecs,
-                "lowest_node": float(record.nodes.min()),
-                "highest_node": float(record.nodes.max()),
-                "resolution": record.resolution,
-                "trace": record.dim * mean,
-                "trace_standard_error": record.dim * mean_error,
-                "mean_square": square,
-                "mean_square_standard_error": square_error,
-            }
-        )
-    return rows
+    return [_density_row(m) for m in selection.study.of(SpectralDensity)]
 
 
-def density_table(items: Sequence[Measured]) -> Table:
+def _density_row(m: Measured[SpectralDensity]) -> dict[str, Any]:
+    record = m.record
+    (mean, mean_error), (square, square_error) = record.moment(1), record.moment(2)
+    near = np.abs(record.nodes) <= record.resolution / 2
+    sides = {"below": ~near & (record.nodes < 0), "near": near, "above": ~near & (record.nodes > 0)}
+    return {
+        **_estimate_row(m),
+        "method": "slq",
+        "num_probes": record.num_probes,
+        "num_matvecs": record.num_matvecs,
+        "lowest_node": float(record.nodes.min()),
+        "highest_node": float(record.nodes.max()),
+        "resolution": record.resolution,
+        "trace": record.dim * mean,
+        "trace_standard_error": record.dim * mean_error,
+        "mean_square": square,
+        "mean_square_standard_error": square_error,
+        **{f"share_{side}_zero": float((record.weights * mask).sum(axis=1).mean()) for side, mask in sides.items()},
+    }
+
+
+def density_table(rows: Sequence[Row]) -> Table:
     """Densities of eigenvalues, one row per matrix and chart.
 
     Parameters
     ----------
-    items
-        Measurements of :class:`~curvature.records.SpectralDensity`.
+    rows
+        ``densities`` of the summary.
 
     Returns
     -------
     Table
         Range, resolution, moments with their standard errors, and shares on both sides of zero.
     """
+    lines = [
+        (
+            *_place(row),
+            row["dim"],
+            f"{row['num_probes']} × {row['num_matvecs']}",
+            *(row[name] for name in ("lowest_node", "highest_node", "resolution")),
+            *(Cell(row[name], error=row[f"{name}_standard_error"]) for name in ("trace", "mean_square")),
+            *(f"{row[f'share_{side}_zero']:.1%}" for side in ("below", "near", "above")),
+            row["seconds"],
+        )
+        for row in rows
+    ]
     names = ("probes × products", "lowest node", "highest node", "resolution", "trace", "mean square")
     return Table(
         "Density of eigenvalues",
         ("matrix", "chart (gauge)", "dim", *names, "below 0", "near 0", "above 0", "seconds"),
-        tuple(map(_density_entries, items)),
+        tuple(lines),
         (
             "Stochastic Lanczos quadrature: products with each of several random probes. ±: one standard error over "
             "the probes. Resolution: (highest - lowest) / products; nothing finer can be read. Near 0: within half the "
             "resolution. The nodes are Ritz values, not eigenvalues.",
         ),
     )
-
-
-def _density_entries(m: Measured) -> tuple[Entry, ...]:
-    record = m.record
-    (mean, mean_error), (square, square_error) = record.moment(1), record.moment(2)
-    near = np.abs(record.nodes) <= record.resolution / 2
-    sides = (~near & (record.nodes < 0), near, ~near & (record.nodes > 0))
-    shares = [float((record.weights * side).sum(axis=1).mean()) for side in sides]
-    return (
-        _name(m),
-        chart_label(record.chart, record.gauge),
-        record.dim,
-        f"{record.num_probes} × {record.num_matvecs}",
-        float(record.nodes.min()),
-        float(record.nodes.max()),
-        record.resolution,
-        Cell(record.dim * mean, error=_known(record.dim * mean_error)),
-        Cell(square, error=_known(square_error)),
-        *(f"{share:.1%}" for share in shares),
-        record.seconds,
-    )
-
-
-def _known(error: float) -> float | None:
-    return error if math.isfinite(error) else None
 
 
 def histogram_table(title: str, items: Sequence[Measured]) -> Table:

@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from curvature.records import Alignment, Measured, Study, Whitening
+from curvature.records import Alignment, Measured, Whitening
+from curvature.report.selection import Selection
 from curvature.report.spread import grouped, quartiles
 from curvature.report.words import layer_of
 
 __all__ = ["alignment_rows", "whitening_rows"]
 
 
-def alignment_rows(study: Study) -> list[dict[str, Any]]:
+def alignment_rows(selection: Selection) -> list[dict[str, Any]]:
     """How close directions are to the top eigenvector of the gradient covariance, layer by layer.
 
     Parameters
     ----------
-    study
-        Where the alignments are.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -28,19 +29,19 @@ def alignment_rows(study: Study) -> list[dict[str, Any]]:
         One per arm, checkpoint, layer and direction.
     """
     rows = []
-    for row, members in _layers(study.of(Alignment), "direction"):
+    for row, members in _layers(selection.study.of(Alignment), "direction"):
         row |= {name: quartiles([getattr(m.record, name) for m in members]) for name in ("cosine", "rayleigh")}
         rows.append(row | {"null_cosine": float(np.mean([m.record.null_cosine for m in members]))})
     return rows
 
 
-def whitening_rows(study: Study) -> list[dict[str, Any]]:
+def whitening_rows(selection: Selection) -> list[dict[str, Any]]:
     """How far gradient covariances are from multiples of the identity, layer by layer.
 
     Parameters
     ----------
-    study
-        Where the whitenings are.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -50,7 +51,7 @@ def whitening_rows(study: Study) -> list[dict[str, Any]]:
     names = ("bures", "am_gm_damped", "l1_over_mean")
     return [
         row | {name: quartiles([getattr(m.record, name) for m in members]) for name in names}
-        for row, members in _layers(study.of(Whitening), "projection")
+        for row, members in _layers(selection.study.of(Whitening), "projection")
     ]
 
 

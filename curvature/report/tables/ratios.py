@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from curvature.records import ConditionNumbers, Measured, Spectrum, Study
+from curvature.records import ConditionNumbers, Measured, Spectrum
+from curvature.report.selection import Selection
 from curvature.report.spread import grouped
 from curvature.report.table import Cell, Entry, Row, Table
 from curvature.report.words import EQUAL, HEADLINE, block_words, capital, chart_label, form_of, matrix_name
@@ -24,19 +25,20 @@ _SEEDS = ", seed by seed: the median, with the smallest and the largest"
 _PLACE = ("matrix", "block", "arm", "checkpoint", "chart", "gauge", "effective")
 
 
-def equality_rows(study: Study) -> list[dict[str, Any]]:
+def equality_rows(selection: Selection) -> list[dict[str, Any]]:
     """How far spectra at the canonical gauge are from the standard ones, in units of the largest eigenvalue.
 
     Parameters
     ----------
-    study
-        Where the spectra are.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         One per matrix and chart. The Hessian has none: it differs by the second-order term of the chart.
     """
+    study = selection.study
 
     def key(m: Measured) -> tuple[str, int, str, str, str]:
         return m.arm, m.seed, m.checkpoint, m.record.matrix, m.record.block
@@ -88,13 +90,13 @@ def equality_table(document: Row) -> Table:
 # --- log-ratios
 
 
-def ratio_rows(numbers: Sequence[Measured]) -> list[dict[str, Any]]:
+def ratio_rows(selection: Selection) -> list[dict[str, Any]]:
     """Log-ratios of condition numbers to the standard chart, seed by seed: at the same weights, and between arms.
 
     Parameters
     ----------
-    numbers
-        Measurements of condition numbers.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -104,7 +106,8 @@ def ratio_rows(numbers: Sequence[Measured]) -> list[dict[str, Any]]:
     places = {
         place: {m.seed: m for m in members}
         for place, members in grouped(
-            numbers, lambda m: tuple(getattr(m if name in ("arm", "checkpoint") else m.record, name) for name in _PLACE)
+            selection.numbers,
+            lambda m: tuple(getattr(m if name in ("arm", "checkpoint") else m.record, name) for name in _PLACE),
         ).items()
     }
     rows = []

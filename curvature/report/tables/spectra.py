@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from curvature.records import Measured, Quantity, Spectrum, Study
+from curvature.records import Measured, Quantity, Spectrum
 from curvature.report.render import page_number
-from curvature.report.selection import checkpoints_of, key_of, place_of
+from curvature.report.selection import Selection, checkpoints_of, key_of, place_of
 from curvature.report.spread import defined, grouped, spread
 from curvature.report.table import Cell, Entry, Row, Table, quantity_cell, spread_cell
 from curvature.report.words import (
@@ -30,23 +30,21 @@ _NOT_A_NUMBER = ("indefinite", "undefined")
 _STATUS_WORDS = {"lower_bound": "> x: at least x", "unresolved": "(x): not resolved"}
 
 
-def spectrum_rows(study: Study, numbers: Sequence[Measured]) -> list[dict[str, Any]]:
+def spectrum_rows(selection: Selection) -> list[dict[str, Any]]:
     """One row per spectrum, with its condition numbers.
 
     Parameters
     ----------
-    study
-        Where the spectra are.
-    numbers
-        Measurements of condition numbers; a spectrum that is not kept leaves its fields out.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         Flat, but for ``numbers`` and ``damped``.
     """
-    spectra = {key_of(m): m.record for m in study.of(Spectrum)}
-    return [_spectrum_row(m, spectra.get(key_of(m))) for m in numbers]
+    spectra = {key_of(m): m.record for m in selection.everything.of(Spectrum)}
+    return [_spectrum_row(m, spectra.get(key_of(m))) for m in selection.every_number]
 
 
 def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
@@ -159,20 +157,20 @@ def _floor_note(rows: Sequence[Row]) -> str:
     return f"= 0: not above the noise floor, {highest['noise_floor']:.1e} or less{cause}"
 
 
-def unresolved_counts(numbers: Sequence[Measured]) -> dict[str, int]:
-    """How many headline numbers there are, and how many of them cannot be quoted as they stand.
+def unresolved_counts(selection: Selection) -> dict[str, int]:
+    """How many headline numbers there are, and how many of them cannot be quoted as they are.
 
     Parameters
     ----------
-    numbers
-        Measurements of condition numbers.
+    selection
+        What was measured.
 
     Returns
     -------
     dict
         ``total``, and a count for each status.
     """
-    statuses = [quantity.status for m in numbers for quantity in m.record.headline.values()]
+    statuses = [quantity.status for m in selection.every_number for quantity in m.record.headline.values()]
     named = ("lower_bound", "unresolved", "indefinite", "undefined")
     return {"total": len(statuses)} | {name: statuses.count(name) for name in named}
 
@@ -180,24 +178,22 @@ def unresolved_counts(numbers: Sequence[Measured]) -> dict[str, int]:
 # --- over seeds
 
 
-def summary_rows(study: Study, numbers: Sequence[Measured]) -> list[dict[str, Any]]:
+def summary_rows(selection: Selection) -> list[dict[str, Any]]:
     """Aggregate spectra over seeds: one row per matrix, block, point, chart and form.
 
     Parameters
     ----------
-    study
-        Where the spectra are.
-    numbers
-        Their condition numbers.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         Arm by arm, the last checkpoint first.
     """
-    spectra = {key_of(m): m.record for m in study.of(Spectrum)}
+    spectra = {key_of(m): m.record for m in selection.study.of(Spectrum)}
     groups = grouped(
-        numbers,
+        selection.numbers,
         lambda m: (
             m.record.matrix,
             m.record.block,
@@ -212,7 +208,7 @@ def summary_rows(study: Study, numbers: Sequence[Measured]) -> list[dict[str, An
         _summary_row(members, [spectra[key_of(m)] for m in members if key_of(m) in spectra])
         for members in groups.values()
     ]
-    order = checkpoints_of(study)
+    order = checkpoints_of(selection.study)
     return sorted(rows, key=lambda row: (row["arm"], -order.index(row["checkpoint"]), row["form"] == "all coordinates"))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from curvature.records import StepComparison, Study
+from curvature.records import StepComparison
 from curvature.report.figures.steps import USUAL_DAMPING, nearest_damping
+from curvature.report.selection import Selection
 from curvature.report.spread import defined, grouped, spread
 from curvature.report.table import Cell, Row, Table, spread_cell
 from curvature.report.words import arm_words, chart_label, plain_gauge
@@ -20,13 +21,13 @@ _READING = (
 )
 
 
-def efficiency_rows(study: Study) -> list[dict[str, Any]]:
+def efficiency_rows(selection: Selection) -> list[dict[str, Any]]:
     """Aggregate comparisons of steps over seeds.
 
     Parameters
     ----------
-    study
-        Where the comparisons are.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -35,7 +36,7 @@ def efficiency_rows(study: Study) -> list[dict[str, Any]]:
     """
     keys = ("arm", "checkpoint", "block", "relative_damping", "chart", "gauge")
     groups = grouped(
-        study.of(StepComparison),
+        selection.study.of(StepComparison),
         lambda m: (
             m.arm,
             m.checkpoint,

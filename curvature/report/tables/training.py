@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curvature.records import ConditionNumbers, GaugeState, Quantity, Study
-from curvature.report.selection import LAST
+from curvature.report.selection import LAST, Selection
 from curvature.report.spread import grouped, spread
 from curvature.report.table import Cell, Row, Table, spread_cell
 from curvature.report.words import arm_words, chart_label
@@ -21,13 +21,13 @@ __all__ = ["arm_rows", "arm_table", "gauge_rows", "gauge_table", "training_rows"
 _QUANTITY = "kappa_80"  # that arms are compared by
 
 
-def training_rows(study: Study) -> list[dict[str, Any]]:
+def training_rows(selection: Selection) -> list[dict[str, Any]]:
     """Ends of every training run.
 
     Parameters
     ----------
-    study
-        Where the curves are.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def training_rows(study: Study) -> list[dict[str, Any]]:
             "last_loss": float(curve.losses[-1]),
             "last_accuracy": float(curve.accuracies[-1]),
         }
-        for curve in study.curves
+        for curve in selection.study.curves
         if len(curve.steps)
     ]
 
@@ -74,20 +74,20 @@ def _seeds(values: Iterable[float | None]) -> Cell:
     return spread_cell(asdict(known) if known.count else None)
 
 
-def gauge_rows(study: Study) -> list[dict[str, Any]]:
+def gauge_rows(selection: Selection) -> list[dict[str, Any]]:
     """Stretches of the normalized rows, over rows and seeds.
 
     Parameters
     ----------
-    study
-        Where the gauges were measured.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         One per arm, checkpoint, chart and gauge.
     """
-    groups = grouped(study.of(GaugeState), lambda m: (m.arm, m.checkpoint, m.record.chart, m.record.gauge))
+    groups = grouped(selection.study.of(GaugeState), lambda m: (m.arm, m.checkpoint, m.record.chart, m.record.gauge))
     return [
         {
             **dict(zip(("arm", "checkpoint", "chart", "gauge"), key, strict=True)),
@@ -135,19 +135,20 @@ def gauge_table(document: Row) -> Table:
     )
 
 
-def arm_rows(study: Study) -> list[dict[str, Any]]:
+def arm_rows(selection: Selection) -> list[dict[str, Any]]:
     """Arms whose learning rate was tuned, as medians over seeds.
 
     Parameters
     ----------
-    study
-        Sweeps of learning rates, curves and condition numbers.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         One per arm.
     """
+    study = selection.everything
     return [_arm_row(study, arm) for arm in dict.fromkeys(sweep.arm for sweep in study.sweeps)]
 
 

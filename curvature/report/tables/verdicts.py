@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from curvature.records import Decomposition, Study
+from curvature.records import Decomposition
+from curvature.report.selection import Selection
 from curvature.report.spread import grouped
 from curvature.report.table import Cell, Entry, Row, Table
 from curvature.report.words import matrix_name, quantity_symbol
@@ -17,13 +18,13 @@ from curvature.studies.evidence import part_intervals
 __all__ = ["check_rows", "check_table", "decomposition_rows", "decomposition_table", "verdict_rows"]
 
 
-def verdict_rows(study: Study) -> list[dict[str, Any]]:
+def verdict_rows(selection: Selection) -> list[dict[str, Any]]:
     """Verdicts on the claims, with their names in words.
 
     Parameters
     ----------
-    study
-        Where the claims were tested.
+    selection
+        What was measured.
 
     Returns
     -------
@@ -32,24 +33,24 @@ def verdict_rows(study: Study) -> list[dict[str, Any]]:
     """
     return [
         {"name": verdict.name, "icon": verdict.icon, "found": verdict.found} | asdict(verdict)
-        for verdict in study.verdicts
+        for verdict in selection.study.verdicts
     ]
 
 
-def decomposition_rows(study: Study) -> list[dict[str, Any]]:
+def decomposition_rows(selection: Selection) -> list[dict[str, Any]]:
     """Sources of the differences between two arms: means and intervals, and the parts of every seed.
 
     Parameters
     ----------
-    study
-        Where the differences were decomposed.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         One per matrix.
     """
-    return [_decomposition_row(item) for item in study.decompositions]
+    return [_decomposition_row(item) for item in selection.study.decompositions]
 
 
 def _decomposition_row(item: Decomposition) -> dict[str, Any]:
@@ -104,22 +105,23 @@ def _part(row: Row, source: str) -> Cell:
     return Cell(part["mean"], part["low"], part["high"], signed=True)
 
 
-def check_rows(everything: Study, shown: Study) -> list[dict[str, Any]]:
+def check_rows(selection: Selection) -> list[dict[str, Any]]:
     """Identities and self-checks with their values.
 
     Parameters
     ----------
-    everything
-        The whole study: every record has self-checks.
-    shown
-        The part of it that a report shows.
+    selection
+        What was measured.
 
     Returns
     -------
     list of dict
         One per check.
     """
-    return [asdict(check) | {"passed": check.passed} for check in (*everything.self_checks, *shown.checks)]
+    return [
+        asdict(check) | {"passed": check.passed}
+        for check in (*selection.everything.self_checks, *selection.study.checks)
+    ]
 
 
 def check_table(document: Row) -> Table:
