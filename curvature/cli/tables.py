@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum"]
 
 MOST_PICTURES = 12
+_APART = {"decompositions", "table", "ratios", "efficiencies", "gauges", "checks"}  # printed with options, or not
 _WIDTH = 160  # characters of a line where no terminal has a width of its own
 
 
@@ -85,7 +86,7 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
     verbose
         Whether to print gauges that equal the standard chart, the sweep over gauges, notes and all findings.
     """
-    from curvature.report.tables import ratios, spectra, steps, training, verdicts
+    from curvature.report.tables import KINDS, ratios, spectra, steps, training, verdicts
     from curvature.report.words import HEADLINE
 
     _print_verdicts(study.verdicts, verbose)
@@ -96,6 +97,7 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
     _print_tables(table.only(("chart (gauge)", *HEADLINE)) for table in spectra.summary_tables(document, shown))
     _print_tables(ratios.ratio_tables(document, shown))
     _print_tables([ratios.equality_table(document)])
+    _print_tables(table for kind in KINDS if kind.key not in _APART and kind.tables for table in kind.tables(document))
     _print_tables(steps.efficiency_tables(document, study.config.get("relative_damping", 1e-3)))
     for finding in document["findings"]:
         if finding["kind"] == "limit" or verbose:

@@ -175,7 +175,7 @@ def page_number(value: float | None) -> str:
     Returns
     -------
     str
-        A dash where there is no number.
+        A dash if the value is missing or not finite.
 
     Examples
     --------

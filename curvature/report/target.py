@@ -128,7 +128,7 @@ def write_error(out: Path, error: OSError) -> CurvatureError:
     message = f"could not write the run directory {shown_path(out)}: {reason}. Nothing was changed there. "
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOTEMPTY):
         return ConfigurationError(message + "Choose another --out.")
-    return ResourceError(message + "Make room, or choose an --out on another disk.")
+    return ResourceError(message + "Free some space, or choose an --out on another disk.")
 
 
 def shown_path(path: Path) -> str:

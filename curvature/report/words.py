@@ -148,7 +148,7 @@ def plain_gauge(gauge: str) -> str:
 
 
 def stretch_of(gauge: str) -> float | None:
-    """Stretch that a gauge stands for.
+    """The one stretch of a gauge.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def point_words(arm: str, checkpoint: str) -> str:
 
 
 def subject(matrix: str, *parts: str) -> str:
-    """A heading: the matrix, then whatever of the other parts is not empty.
+    """A heading: the matrix, then the other parts that are not empty.
 
     Parameters
     ----------

@@ -105,7 +105,7 @@ def render_svg(figure: Figure, title: str, *, salt: str = "curvature") -> str:
     figure
         What to write.
     title
-        Read aloud in place of the picture.
+        Text for screen readers.
     salt
         Enters the identifiers, so that two figures of one page do not share them.
 
