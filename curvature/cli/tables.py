@@ -23,6 +23,7 @@ __all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum"]
 
 MOST_PICTURES = 12
 _APART = {"decompositions", "table", "ratios", "efficiencies", "gauges", "checks"}  # printed with options, or not
+_WIDE = ("size", "smallest", "largest", "rank", "inertia (noise floor)", "trace", "method")  # for the page alone
 _WIDTH = 160  # characters of a line where no terminal has a width of its own
 
 
@@ -47,15 +48,16 @@ def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> 
         _print_pictures([m.record for m in study.of(Spectrum, matrix=matrix)], verbose)
     for ends in grouped(study.of(ExtremalEigenvalues), lambda m: m.record.matrix).values():
         table = estimates.ends_table(_estimate_title(ends[0].record, "ends", "lanczos"), ends)
-        names = ("chart", "end", "rank", "eigenvalue", "error bound")
-        _print_table(table.only(names), digits_of={"eigenvalue": 8, "error bound": 2})
+        unsaid = {"weights", "matrix"} | (set() if ends[0].record.block != "all" else {"block"})
+        _print_table(table.without(unsaid), digits_of={"eigenvalue": 8, "error bound": 2})
     for matrix, rows in grouped(document["densities"], lambda row: row["matrix"]).items():
         (first, *_) = study.of(SpectralDensity, matrix=matrix)
         size = f"slq, {first.record.num_probes} probes x {first.record.num_matvecs} products"
         table = replace(estimates.density_table(rows), title=_estimate_title(first.record, "density", size))
-        _print_table(table.only(set(table.header) - {"matrix", "probes × products"}))
+        unsaid = {"probes × products"} | (set() if rows[0]["block"] != "all" else {"matrix"})
+        _print_table(table.without(unsaid))
     if document["gauges"]:
-        _print_table(training.gauge_table(document).only(("chart (gauge)", "rows", "smallest", "median", "largest")))
+        _print_table(training.gauge_table(document).without(("weights", "checkpoint")))
 
 
 def _estimate_title(record: Any, kind: str, method: str) -> str:
@@ -87,14 +89,13 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
         Whether to print gauges that equal the standard chart, the sweep over gauges, notes and all findings.
     """
     from curvature.report.tables import KINDS, ratios, spectra, steps, training, verdicts
-    from curvature.report.words import HEADLINE
 
     _print_verdicts(study.verdicts, verbose)
     _print_tables([verdicts.decomposition_table(document)])
     _echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
     _print_table(training.training_table(document))
     shown = _shown_rows(document, verbose)
-    _print_tables(table.only(("chart (gauge)", *HEADLINE)) for table in spectra.summary_tables(document, shown))
+    _print_tables(table.without(_WIDE) for table in spectra.summary_tables(document, shown))
     _print_tables(ratios.ratio_tables(document, shown))
     _print_tables([ratios.equality_table(document)])
     _print_tables(table for kind in KINDS if kind.key not in _APART and kind.tables for table in kind.tables(document))

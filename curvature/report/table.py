@@ -73,20 +73,20 @@ class Table:
     notes: tuple[str, ...] = ()
     folded: bool = False
 
-    def only(self, names: Collection[str]) -> Table:
+    def without(self, names: Collection[str]) -> Table:
         """The same table with fewer columns.
 
         Parameters
         ----------
         names
-            Columns to keep; those that the table lacks are ignored.
+            Columns to leave out; those that the table lacks are ignored.
 
         Returns
         -------
         Table
             Headings stay.
         """
-        kept = [index for index, name in enumerate(self.header) if name in names]
+        kept = [index for index, name in enumerate(self.header) if name not in names]
         rows = (row if len(row) == 1 else tuple(row[index] for index in kept) for row in self.rows)
         return replace(self, header=tuple(self.header[index] for index in kept), rows=tuple(rows))
 

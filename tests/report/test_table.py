@@ -105,7 +105,7 @@ def test_names_are_escaped_everywhere():
 
 
 def test_fewer_columns_keep_headings():
-    shown = table(("GGN",), ("standard", 12, 0.5)).only({"chart", "kappa_95", "unknown"})
+    shown = table(("GGN",), ("standard", 12, 0.5)).without({"rank", "unknown"})
     assert (shown.header, shown.rows) == (("chart", "kappa_95"), (("GGN",), ("standard", 0.5)))
 
 
