@@ -513,7 +513,7 @@ def test_layers_that_cannot_be_batch_normalized_are_named(module, message, make)
 
 def test_a_batch_of_one_example_cannot_be_normalized():
     problem = problem_of(nn.Linear(3, 2).double(), drawn(5, 3))
-    with pytest.raises(InputError, match="one value per unit in a batch"):
+    with pytest.raises(InputError, match="one value per neuron in a batch"):
         run(problem, BatchNormalized(problem), batch_size=4)
 
 
@@ -531,7 +531,7 @@ def test_impossible_arms_are_refused(nets):
         Arm("standard", start="zero")
     with pytest.raises(ConfigurationError, match="starts at 'paper' weights, got 'module'"):
         Arm("standard", start="paper").begin(start(problem, "module", seed=0))
-    with pytest.raises(ConfigurationError, match="use mean_only=True"):
+    with pytest.raises(ConfigurationError, match="Use mean_only=True"):
         BatchNormalized(problem, cv.WeightNorm())
     with pytest.raises(ConfigurationError, match="refresh_every must be at least 1"):
         Whitened(problem, refresh_every=0)
