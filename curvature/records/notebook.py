@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping
 
+from curvature.text import one_line
+
 __all__ = ["html_rows", "html_table"]
 
 
@@ -46,10 +48,10 @@ def html_rows(title: str, rows: Iterable[tuple[str, ...]], beside: str = "") -> 
         A ``<div>`` element.
     """
     lines = (
-        f"<tr><th>{html.escape(first)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+        f"<tr><th>{html.escape(one_line(first))}</th>{''.join(f'<td>{html.escape(one_line(cell))}</td>' for cell in cells)}</tr>"
         for first, *cells in rows
     )
     table = f"<table>{''.join(lines)}</table>"
     if beside:
         table = f"<div style='display:flex;gap:1em;align-items:center'>{table}{beside}</div>"
-    return f"<div><b>{html.escape(title)}</b>{table}</div>"
+    return f"<div><b>{html.escape(one_line(title))}</b>{table}</div>"

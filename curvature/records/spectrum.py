@@ -21,6 +21,7 @@ from curvature.records.quantity import Check, Quantity
 from curvature.records.storage import from_plain, storable, to_json, to_plain
 from curvature.records.vectors import Eigenvectors
 from curvature.records.where import Located, Where
+from curvature.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,7 +303,7 @@ class Spectrum(Located):
             "method": f"{self.method}, {self.dtype}, N = {self.num_examples}",
             "self-checks": f"{len(self.checks)} passed" if self.checks else "none",
         }
-        title = html.escape(f"Eigenvalues of {self.label}")
+        title = html.escape(one_line(f"Eigenvalues of {self.label}"))
         return html_table(self.label, rows, spectrum_picture(self.eigenvalues, self.noise_floor, title))
 
 

@@ -464,10 +464,10 @@ def test_a_figure_in_a_page_is_small_and_the_same_every_time(count):
 
 def test_hostile_names_neither_break_a_picture_nor_become_mathematics(ax):
     record = spectrum(chart=HOSTILE, gauge=HOSTILE, matrix=HOSTILE)
-    drawn = picture(record)
-    assert "<script" not in drawn
-    assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", drawn)
-    ElementTree.fromstring(drawn.replace("xlink:href", "href"))
+    for drawn in (picture(record), record._repr_html_()):
+        assert "<script" not in drawn
+        assert not re.search("[\x00-\x08\x0b-\x1f\u202e\ud800-\udfff]", drawn)
+        ElementTree.fromstring(drawn.replace("xlink:href", "href"))
     assert "\x1b" not in figures.text_picture(record)
     figures.plot_spectra([record, spectrum()], ax)
     assert "<script" not in figures.render_svg(ax.figure, HOSTILE).replace(HOSTILE, "")
