@@ -47,10 +47,8 @@ def html_rows(title: str, rows: Iterable[tuple[str, ...]], beside: str = "") -> 
     str
         A ``<div>`` element.
     """
-    lines = (
-        f"<tr><th>{html.escape(one_line(first))}</th>{''.join(f'<td>{html.escape(one_line(cell))}</td>' for cell in cells)}</tr>"
-        for first, *cells in rows
-    )
+    escaped = ([html.escape(one_line(cell)) for cell in row] for row in rows)
+    lines = (f"<tr><th>{first}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for first, *cells in escaped)
     table = f"<table>{''.join(lines)}</table>"
     if beside:
         table = f"<div style='display:flex;gap:1em;align-items:center'>{table}{beside}</div>"
