@@ -62,7 +62,7 @@ class SpectralFunction:
         bool
             True where the whole spectrum is in the domain.
         """
-        return self.domain == "real" or (end > rounding if self.domain == "positive" else end >= -rounding)
+        return self.domain == "real" or bool(end > rounding if self.domain == "positive" else end >= -rounding)
 
     def rule(self, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Sum of weighted values at the nodes.

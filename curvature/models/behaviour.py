@@ -143,7 +143,7 @@ def generator_states(device: torch.device) -> dict[str, object]:
     return states
 
 
-def cuda_devices(module: nn.Module) -> list[int]:
+def cuda_devices(module: object) -> list[int]:
     """Find the CUDA devices that a module is on.
 
     Parameters

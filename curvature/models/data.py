@@ -15,7 +15,7 @@ from curvature.models.behaviour import generator_states
 
 __all__ = ["DataLike", "as_type", "materialize", "refuse_non_finite"]
 
-DataLike = tuple[Tensor, Tensor] | Dataset | DataLoader
+DataLike = tuple[Tensor, Tensor] | list[Tensor] | Dataset | DataLoader
 
 _CPU = torch.device("cpu")
 

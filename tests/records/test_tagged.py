@@ -18,7 +18,7 @@ from curvature.matrices import MATRICES
 from curvature.models import zoo
 from curvature.records import Measured, Quantity, Spectrum, Study, Where
 from curvature.report import figures
-from curvature.report.result import _decoded_numbers, _number_table, decoded_study, write_result
+from curvature.report.result import _number_table, _numbers, decoded_study, write_result
 from oracles import factored, in_chart, without_entries
 
 EPS = np.finfo(np.float64).eps
@@ -487,7 +487,7 @@ def test_a_run_keeps_intervals_and_a_run_of_an_older_version_is_read(tmp_path):
     assert back[1].record == numbers
     assert back[1].record["kappa_95"].high == math.inf
     older = _number_table([(0, places[1])]).drop_vars(["low", "high", "interval_method", "rank_bounds"])
-    ((_, measured),) = _decoded_numbers(older)
+    ((_, measured),) = _numbers(older)
     assert measured.record["kappa_80"] == replace(numbers["kappa_80"], low=None, high=None, method="")
 
 
