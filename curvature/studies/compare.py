@@ -247,11 +247,13 @@ def _decompositions(study: Study, settings: StudySettings) -> tuple[Decompositio
     """Of every matrix: between the two arms, and between those of the paper with their whole-batch pair."""
     results = []
     for matrix in settings.matrices:
+        # The second-order term changes the rank of a Hessian, and with it every ratio on the rank.
+        quantity = "stable_rank" if matrix == "hessian" else "kappa_80"
         pairs: list[tuple[tuple[str, ...], tuple[str, ...] | None]] = [(HEADLINE, None)]
         if settings.published is not None:
             clean = tuple(WHOLE.format(name) for name in settings.published)
             pairs.append((settings.published, clean if settings.whole_batches and matrix == "ggn" else None))
         for arms, noise_free in pairs:
-            sources = decomposition(study, matrix=matrix, arms=arms, noise_free=noise_free)
+            sources = decomposition(study, quantity=quantity, matrix=matrix, arms=arms, noise_free=noise_free)
             results += [replace(sources, arms=arms[:2])] if sources is not None and len(sources.seeds) else []
     return tuple(results)

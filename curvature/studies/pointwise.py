@@ -60,7 +60,7 @@ def measure(
     >>> import curvature as cv
     >>> study = cv.measure(cv.zoo.digits_problem(50, widths=(3,)), matrices=("ggn",))
     >>> [m.record.label for m in study.of(cv.Spectrum)]
-    ['ggn, standard', 'ggn, weight-norm (canonical)', 'ggn, weight-norm (paper), effective']
+    ['ggn, standard', 'ggn, weight-norm (canonical)', 'ggn, weight-norm (paper)']
     """
     if charts is None:
         charts = [Standard(), WeightNorm(), WeightNorm("paper")]

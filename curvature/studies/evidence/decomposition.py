@@ -151,7 +151,7 @@ def part_intervals(parts: Decomposition, level: float = LEVEL) -> dict[str, tupl
 def decomposition(
     study: Study,
     *,
-    quantity: str | None = None,
+    quantity: str = "kappa_80",
     matrix: str = "ggn",
     gauge: str = "checkpoint",
     checkpoint: str | None = None,
@@ -165,9 +165,8 @@ def decomposition(
     study
         Two arms with paired seeds, as :func:`curvature.study` gives it.
     quantity
-        One summary of the matrix. None: the 80 % condition number, and the stable rank for the Hessian. Its rank
-        changes with the chart, because the second-order term curves directions that are flat in the weights, and
-        condition numbers are ratios on the rank.
+        One summary of the matrix. For the Hessian take ``"stable_rank"``: its rank changes with the chart, because the
+        second-order term curves directions that are flat in the weights, and condition numbers are ratios on the rank.
     matrix
         Name of the matrix.
     gauge
@@ -189,9 +188,8 @@ def decomposition(
 
     Examples
     --------
-    >>> cv.decomposition(cv.study(build), matrix="hessian")  # doctest: +SKIP
+    >>> cv.decomposition(cv.study(build), matrix="hessian", quantity="stable_rank")  # doctest: +SKIP
     """
-    quantity = quantity or ("stable_rank" if matrix == "hessian" else "kappa_80")
     numbers = _Numbers(study, matrix, quantity, gauge, checkpoint or last_checkpoint(study))
     states = numbers.states(*arms)
     full = max(states, key=len, default=frozenset())

@@ -52,7 +52,7 @@ def alignment(
         effects, control, threshold = cosines["w"], cosines["random"], CLOSE
         case, sentence = (
             "within 45 degrees",
-            "A neuron's weights lie within 45 degrees of the top eigenvector of its gradient covariance",
+            "A neuron's weights are within 45 degrees of the top eigenvector of its gradient covariance",
         )
         unit, control_name = "|cos(w, e1)|, mean over neurons", "random direction"
     elif against == "mean input":
@@ -60,7 +60,7 @@ def alignment(
         control = paired(cosines["random"], cosines["mean input"], log_of_ratio)
         case, sentence = (
             "against the mean input",
-            "A neuron's weights lie closer to the top eigenvector of its gradient covariance than its mean input does",
+            "A neuron's weights are closer to the top eigenvector of its gradient covariance than its mean input is",
         )
         unit, control_name = "log(|cos(w, e1)| / |cos(mean input, e1)|)", "random direction in place of w"
     else:
