@@ -31,7 +31,7 @@ def identity(claim: str, checks: Sequence[Check], sentence: str = "") -> Verdict
     Returns
     -------
     Verdict
-        The deviation quoted is the largest in units of its own tolerance. One that is not finite decides nothing.
+        Quotes the largest deviation, in units of the tolerance of each. A deviation that is not finite decides nothing.
     """
     sentence = sentence or SENTENCES[claim]
     if not checks:
