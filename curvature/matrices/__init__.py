@@ -12,9 +12,14 @@ examples (see :mod:`curvature.models.losses`; all $1/N$ unless classes are weigh
 ``gradient_covariance``  $\sum_n \alpha_n (g_n - \bar g)(g_n - \bar g)^T$, $\bar g = \nabla L$
 =======================  =============================================================================
 
-The last five are $\sum_n J_n^T S_n S_n^T J_n$ with different factors $S_n$ in output space: one code path. Fisher,
-empirical Fisher and gradient covariance are three matrices (Kunstner, Hennig & Balles 2019, arXiv:1905.12558).
-Unit of the entries: loss / weight**2.
+The last five are $\sum_n J_n^T S_n S_n^T J_n$ with different factors $S_n$ in output space, so they share their code
+(:mod:`~curvature.matrices.output_space`). Fisher, empirical Fisher and gradient covariance are three different matrices
+(Kunstner, Hennig & Balles 2019, arXiv:1905.12558). The unit of the entries is loss / weight**2.
+
+Closed forms of known network structures are in :mod:`~curvature.matrices.fast`, autograd for all other models in
+:mod:`~curvature.matrices.autograd`. The facts that linear algebra verifies come from
+:mod:`~curvature.matrices.nullspace`, null directions by construction, and :mod:`~curvature.matrices.witnesses`,
+independent computations.
 """
 
 from collections.abc import Callable
@@ -38,7 +43,7 @@ __all__ = [
     "pullback",
 ]
 
-# By the names of the command line; a new matrix is entered here.
+# By name on the command line; a new matrix needs a row here.
 MATRICES: dict[str, Callable[..., WeightSpaceMatrix]] = {
     "hessian": hessian,
     "ggn": ggn,

@@ -23,17 +23,17 @@ __all__ = ["effective", "pullback"]
 
 @full_precision()
 def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
-    r"""Write a weight-space matrix in the coordinates of a chart at the same point; exact.
+    r"""Write a weight-space matrix in the coordinates of a chart at the same point, exactly.
 
-    $J^T A J$ with $J = \partial w / \partial \theta$; for the Hessian plus $\sum_k r_k\, \partial^2 w_k /
-    \partial\theta^2$ with $r = \nabla L$ the weight gradient.
+    This is $J^T A J$ with $J = \partial w / \partial \theta$. The Hessian has the additional term $\sum_k r_k\,
+    \partial^2 w_k / \partial\theta^2$ with $r = \nabla L$, the gradient in the weights.
 
     Parameters
     ----------
     operator
-        A matrix of a problem on its weights, as ``ggn(problem)`` gives it.
+        A matrix of a problem on its weights, e.g. ``ggn(problem)``.
     chart
-        Its gauge is taken at the weights of the problem.
+        The chart; its gauge is taken at the weights of the problem.
 
     Returns
     -------
@@ -45,12 +45,12 @@ def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricO
     ConfigurationError
         If the matrix was not made from a problem, or is already in a chart or a block.
     SelfCheckError
-        If the closed forms of the chart do not fit its map.
+        If the closed forms of the chart contradict its map.
 
     Notes
     -----
-    Nothing is differentiated a second time: the closed forms of the chart act on the matrix, which costs a few passes
-    over it for weight normalization.
+    The network is not differentiated again: the closed forms of the chart act on the matrix, which costs a few passes
+    over its entries for weight normalization.
 
     Examples
     --------
@@ -64,17 +64,17 @@ def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricO
 
 @full_precision()
 def effective(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
-    r"""The chart's curvature without its structural zeros: $K^{1/2} A K^{1/2}$ on the weights, ``P x P``.
+    r"""Write the curvature of a chart without its structural zeros: $K^{1/2} A K^{1/2}$ on the weights.
 
-    $K = J J^T$. Its non-zero eigenvalues are those of the pullback. For the Hessian it is the pullback, second-order
-    term included, restricted to the horizontal space $(\ker J)^\perp$ and written there in weight-space directions.
+    With $K = J J^T$ its non-zero eigenvalues are those of the pullback. For the Hessian it is the pullback, with the
+    second-order term, restricted to the horizontal space $(\ker J)^\perp$ and written there in weight-space directions.
 
     Parameters
     ----------
     operator
-        A matrix of a problem on its weights, as ``ggn(problem)`` gives it.
+        A matrix of a problem on its weights, e.g. ``ggn(problem)``.
     chart
-        Its gauge is taken at the weights of the problem.
+        The chart; its gauge is taken at the weights of the problem.
 
     Returns
     -------
@@ -91,7 +91,18 @@ def effective(operator: SymmetricOperator, chart: Parameterization) -> Symmetric
 
 @dataclass(frozen=True, eq=False)
 class _Move:
-    """A chart at the point of a matrix; ``horizontal``: written on the horizontal space, in weight-space directions."""
+    """A weight-space matrix and the chart that it is moved to.
+
+    Attributes
+    ----------
+    operator
+        The matrix on the weights.
+    chart
+        The chart at the same point.
+    horizontal
+        Whether it is written on the horizontal space in weight-space directions (``effective``), or in the coordinates
+        of the chart (``pullback``).
+    """
 
     operator: WeightSpaceMatrix
     chart: Chart
@@ -99,14 +110,14 @@ class _Move:
 
     @property
     def bends(self) -> bool:
-        """Whether the curvature of the chart adds a term: only to a matrix with second derivatives."""
+        """Whether the second derivatives of the chart add a term: only for a curved chart and the Hessian."""
         return self.operator.definition.second_order and not self.chart.flat
 
     @property
     def keeps_rank(self) -> bool:
-        """Whether the rank is that of the weight-space matrix: a map onto the weights keeps it (Sylvester).
+        """Whether the rank is that of the weight-space matrix.
 
-        A bent one adds to the Hessian what has no formula.
+        A map onto the weights keeps the rank (Sylvester). For the term that a curved chart adds there is no formula.
         """
         onto = self.chart.dim - self.chart.null_dim == self.operator.dim
         return self.operator.facts.null_space is not None and not self.bends and onto
@@ -118,7 +129,7 @@ class _Move:
         return self.chart.metric_root(block) if self.horizontal else self.chart.pull(block)
 
     def slope(self) -> Tensor:
-        """The weight gradient, for the second-order term."""
+        """The gradient in the weights, for the second-order term."""
         assert self.operator.facts.gradient is not None
         return self.operator.facts.gradient()
 
@@ -141,7 +152,7 @@ class _Move:
         return (self.chart.horizontal_transpose(pulled) if self.horizontal else pulled)[:, 0]
 
     def routes(self) -> Routes:
-        """The weight-space entries, pulled back through two or three copies; a bent chart acts on an identity too."""
+        """Routes by the weight-space ones; the entries need two or three copies, and more for a curved chart."""
         operator, routes = self.operator, self.operator.routes
         dim = operator.dim if self.horizontal else self.chart.dim
         square = operator.dtype.itemsize * max(dim, operator.dim) ** 2
@@ -164,7 +175,7 @@ class _Move:
         )
 
     def facts(self) -> Facts:
-        """Facts of the weight-space matrix in these coordinates; its second computation shares no closed form."""
+        """Facts of the matrix in these coordinates, with finite differences as the witness."""
         known, definition, chart = self.operator.facts, self.operator.definition, self.chart
         if definition.second_order:
             difference = gradient_witness(self.operator.problem, chart)
@@ -221,14 +232,14 @@ def _moved(
 
 
 def _verify_gauge(chart: Chart) -> None:
-    r"""Push random elements of $\ker J$ forward: one that moves the weights shows a wrong map (no rank then)."""
+    r"""Check that random elements of $\ker J$ do not move the weights, since the rank rule counts them as null."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(chart.dim, 2, generator=generator, dtype=torch.float64).to(chart.coordinates)
     inside = drawn - chart.horizontal(chart.horizontal_transpose(drawn))
     left, size = (float(torch.linalg.matrix_norm(chart.push(block))) for block in (inside, drawn))
     if not left <= 1e3 * torch.finfo(drawn.dtype).eps * size:
         raise SelfCheckError(
-            f"the gauge of {chart.name} ({chart.gauge}) moves the weights: {left:.1e} against {size:.1e} of a random "
-            "direction. Its closed forms do not fit its map. For a chart of this package that is a bug; please "
-            "report it."
+            f"the gauge of {chart.name} ({chart.gauge}) moves the weights: by {left:.1e}, a random direction by "
+            f"{size:.1e}. The closed forms of the chart contradict its map. For a chart of this package this is a bug; "
+            "please report it."
         )

@@ -18,9 +18,9 @@ __all__ = ["fisher", "ggn", "monte_carlo_fisher"]
 
 @full_precision()
 def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
-    r"""Generalized Gauss-Newton matrix $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$.
+    r"""Build the generalized Gauss-Newton matrix $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$.
 
-    Positive semidefinite for every named loss; for a user's loss only where that loss is convex in the outputs.
+    It is positive semidefinite for every named loss, and for a user-defined loss that is convex in the outputs.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
 
     Notes
     -----
-    A product costs one forward and one backward pass for each column, on all examples.
+    A product costs one forward and one backward pass over all examples for each column.
 
     References
     ----------
@@ -63,11 +63,11 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
 
 @full_precision()
 def fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
-    r"""Fisher information: exact expectation over the model's own labels, never the data's.
+    r"""Build the Fisher information, by the exact expectation over the labels of the model (not of the data).
 
-    $\frac1D \sum_n J_n^T \mathbb{E}_{y \sim p(\cdot | f_n)}[\nabla_f \ell\, \nabla_f \ell^T] J_n$. Equals the GGN for
-    the named losses (their likelihoods are natural exponential families), by a different formula: the second moment of
-    the score over all labels.
+    This is $\frac1D \sum_n J_n^T \mathbb{E}_{y \sim p(\cdot | f_n)}[\nabla_f \ell\, \nabla_f \ell^T] J_n$, computed as
+    the second moment of the score over all labels. It equals the GGN for the named losses, whose likelihoods are
+    natural exponential families.
 
     Parameters
     ----------
@@ -109,9 +109,9 @@ def fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
 def monte_carlo_fisher(
     problem: Problem, num_samples: int, seed: int | torch.Generator = 0, *, method: str = "auto"
 ) -> WeightSpaceMatrix:
-    """Fisher information with labels drawn from the model: unbiased, not exact.
+    """Build the Fisher information with labels drawn from the model: an unbiased estimate of :func:`fisher`.
 
-    The labels are drawn once, here, so the result is a fixed matrix.
+    The labels are drawn once, in this call, so the result is a fixed matrix.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def monte_carlo_fisher(
     num_samples
         Labels per example.
     seed
-        Of the labels.
+        Seed or generator of the labels.
     method
         ``"structured"``, ``"generic"`` or ``"auto"``, as for :func:`~curvature.hessian`.
 
@@ -133,6 +133,8 @@ def monte_carlo_fisher(
     ------
     NotDefinedError
         For a loss that is not a likelihood.
+    ConfigurationError
+        If ``num_samples`` is below 1.
     """
     require_problem(problem, "monte_carlo_fisher")
     if num_samples < 1:
@@ -152,5 +154,5 @@ def monte_carlo_fisher(
 
 
 def _require_likelihood(problem: Problem) -> None:
-    if not problem.loss.likelihood:
+    if not problem.loss.likelihood:  # the loss raises the error, which names it
         problem.loss.fisher_factor(problem.targets, problem.targets)

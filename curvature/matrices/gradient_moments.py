@@ -22,9 +22,9 @@ __all__ = ["empirical_fisher", "gradient_covariance"]
 
 @full_precision()
 def empirical_fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
-    r"""Second moment $\sum_n \alpha_n g_n g_n^T$ of the per-example gradients at the data's labels, uncentred.
+    r"""Build the uncentred second moment $\sum_n \alpha_n g_n g_n^T$ of the per-example gradients at the data's labels.
 
-    Neither the Fisher nor a covariance, though it is often called so.
+    It is neither the Fisher information nor a covariance, although both names are in use for it.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def empirical_fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMa
 
 @full_precision()
 def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
-    r"""Centred covariance $\sum_n \alpha_n (g_n - \bar g)(g_n - \bar g)^T$ of the per-example gradients.
+    r"""Build the covariance $\sum_n \alpha_n (g_n - \bar g)(g_n - \bar g)^T$ of the per-example gradients.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
 
     Notes
     -----
-    Built from centred gradients, not as a difference of matrices, which would cancel.
+    Built from centred gradients. The difference of the second moment and $\bar g \bar g^T$ would cancel digits.
     """
     require_problem(problem, "gradient_covariance")
     mean, roots = cache(problem.gradient), example_shares(problem).sqrt()
@@ -88,7 +88,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
 
 
 def _centred_gram(uncentred: FactorRoute, roots: Tensor) -> Callable[[], tuple[Tensor, float]] | None:
-    """Gram matrix of the columns ``B (I - s s^T)`` with the unit vector ``s`` of root weights."""
+    """Gram matrix of the centred columns ``B (I - s s^T)``, ``s`` the unit vector of root weights."""
     if uncentred.gram is None:
         return None
     gram = uncentred.gram
@@ -96,7 +96,8 @@ def _centred_gram(uncentred: FactorRoute, roots: Tensor) -> Callable[[], tuple[T
     def centred() -> tuple[Tensor, float]:
         matrix, _ = gram()
         scale = float(matrix.diagonal().sum())
-        # The mean taken out leaves its rounding behind, which is relative to what was there before, and not symmetric.
+        # Subtracting the mean leaves rounding relative to the size before, hence `scale`. (I - s s^T) G (I - s s^T) is
+        # computed by two updates of rank one, each the transpose of the other, so it is symmetric only up to rounding.
         along = matrix @ roots
         along -= 0.5 * (roots @ along) * roots
         matrix.addr_(roots, along, alpha=-1).addr_(along, roots, alpha=-1)
@@ -106,9 +107,11 @@ def _centred_gram(uncentred: FactorRoute, roots: Tensor) -> Callable[[], tuple[T
 
 
 def _gradient_factor(problem: Problem) -> OutputFactor:
+    """``S_n`` with a single column, the gradient of example ``n`` times its root weight."""
+
     def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
         share = problem.loss.denominators(outputs, targets)
-        # sqrt(alpha_n) g_n = grad l_n / sqrt(D_n D); an ignored example has weight zero.
+        # The column is sqrt(alpha_n) g_n = grad l_n / sqrt(D_n D); an ignored example has weight zero.
         scale = torch.where(share > 0, (share * problem.denominator).clamp(min=1e-300).rsqrt(), 0.0)
         return (problem.loss.gradient(outputs, targets) * scale[:, None])[:, :, None]
 

@@ -19,16 +19,16 @@ __all__ = ["hessian"]
 
 @full_precision()
 def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
-    r"""Hessian $\nabla^2 L$ of the mean loss in the weights. Indefinite in general.
+    r"""Build the Hessian $\nabla^2 L$ of the mean loss in the weights, which is indefinite in general.
 
     Parameters
     ----------
     problem
         Model, loss and data, at a point.
     method
-        How products and entries are computed: ``"structured"`` (closed forms for sequences of linear layers,
-        convolutions, pooling and elementwise activations, see :mod:`curvature.matrices.fast`), ``"generic"`` (autograd,
-        any module), or ``"auto"``.
+        How products and entries are computed. ``"structured"``: closed forms for sequences of linear layers,
+        convolutions, pooling and elementwise activations, see :mod:`curvature.matrices.fast`. ``"generic"``: autograd,
+        for any module. ``"auto"``: structured if the model allows it.
 
     Returns
     -------
@@ -38,13 +38,13 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     Raises
     ------
     ConfigurationError
-        If ``"structured"`` is asked of a model without that structure.
+        If ``method="structured"`` and the model has no such structure.
 
     Notes
     -----
-    Generic products cost one backward pass per column through the graph of the gradient (reverse over reverse), which
-    is kept from one product to the next where the data are few chunks. At a ReLU kink it is the almost-everywhere
-    second derivative.
+    A generic product costs one backward pass per column through the graph of the gradient (reverse over reverse). The
+    graph is kept from one product to the next if the data are few chunks. At a kink of a ReLU the result is the second
+    derivative that holds almost everywhere.
 
     References
     ----------
@@ -70,6 +70,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
 
 
 def _double_backward(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """Products by differentiating the gradient of each chunk."""
     batched = batches_backward(problem)
 
     def graph(examples: slice) -> tuple[list[Tensor], list[Tensor]]:

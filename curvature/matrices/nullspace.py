@@ -1,16 +1,17 @@
 r"""Directions in weight space along which a curvature matrix is zero by construction.
 
-They are found by formula, not by looking for small eigenvalues, and each is verified by a product before it counts:
+They follow from the network and the data, not from small eigenvalues, and each is verified by a product before it
+counts:
 
-* a parameter the loss does not depend on;
-* a combination of a layer's inputs (constant 1 included) that vanishes on all data: constant or duplicated pixels, dead
+* a parameter that the loss does not depend on;
+* a combination of a layer's inputs (with the constant 1) that vanishes on all data: constant or duplicated pixels, dead
   units (for the Hessian only in layers whose input does not depend on the weights);
-* a combination of a layer's outputs that never reaches the loss: dead units (not for the Hessian);
+* a combination of a layer's outputs that does not influence the loss: dead units (not for the Hessian);
 * the softmax shift: one vector added to every row of the last layer, ``fan_in + 1`` directions;
-* rescaling across a positively homogeneous activation, one per hidden unit, or across none at all between two linear
-  layers, ``H^2`` directions (not for the Hessian away from stationary points).
+* rescaling across a positively homogeneous activation, one direction per hidden unit, or across no activation between
+  two linear layers, ``H^2`` directions (not for the Hessian away from stationary points).
 
-The gauge of weight normalization is the chart's own business: ``chart.null_dim``.
+The null directions of a gauge belong to the chart: ``chart.null_dim``.
 """
 
 from __future__ import annotations
@@ -29,14 +30,29 @@ from curvature.models.losses import CrossEntropy
 
 __all__ = ["expected_directions", "known_null_space"]
 
-_MAX_ENTRIES = 2**26  # of a set of directions: more than half a gigabyte is not worth a rank
+_MAX_ENTRIES = 2**26  # numbers in a set of directions: half a gigabyte, beyond which a rank is not worth it
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
 
 
 def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
-    """Collect the null directions of the GGN family (``second_order=False``) or of the Hessian (True).
+    """Collect the directions that should be null by construction.
 
-    Cost: one forward pass, ``C`` backward passes for the GGN family, and small singular value decompositions.
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    second_order
+        True for the Hessian, False for the GGN and the matrices of its form.
+
+    Returns
+    -------
+    NullSpace
+        An orthonormal basis with the reasons; at most 4096 directions.
+
+    Notes
+    -----
+    Costs one forward pass, ``C`` backward passes unless it is for the Hessian, and singular value decompositions of the
+    size of the layers.
     """
     factor = None if second_order or not problem.loss.convex else problem.loss.hessian_factor
     traces = trace_layers(problem, factor)
@@ -53,7 +69,20 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
 
 
 def expected_directions(problem: Problem, *, second_order: bool) -> int:
-    """How many directions :func:`known_null_space` will probably find: by shapes and the number of examples alone."""
+    """Estimate the number of directions of :func:`known_null_space` from shapes and the number of examples.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data.
+    second_order
+        True for the Hessian, False for the GGN and the matrices of its form.
+
+    Returns
+    -------
+    int
+        An estimate for the planning of work; nothing is computed.
+    """
     entries = [entry for entry in problem.layout.entries if len(entry.shape) > 1]
     if not entries:
         return 0
@@ -68,18 +97,20 @@ def expected_directions(problem: Problem, *, second_order: bool) -> int:
 
 
 def _extend(basis: Tensor, vectors: Tensor) -> Tensor:
-    """Add what of ``vectors`` is independent of an orthonormal ``basis``, orthonormalized.
+    """Extend an orthonormal basis by the part of ``vectors`` that is independent of it.
 
-    Only where they and what they overlap with are not zero: mostly the rows of one layer.
+    The work is restricted to the coordinates where the vectors, and the basis vectors that overlap with them, are not
+    zero: mostly those of one layer.
     """
     lengths = torch.linalg.vector_norm(vectors, dim=0)
     vectors = vectors[:, lengths > 0] / lengths[lengths > 0]
     near = basis[(vectors != 0).any(dim=1)].any(dim=0)
     known = basis[:, near]
-    where = (vectors != 0).any(dim=1) | (known != 0).any(dim=1)
-    vectors, known = vectors[where], known[where]
-    for _ in range(2):
+    support = (vectors != 0).any(dim=1) | (known != 0).any(dim=1)
+    vectors, known = vectors[support], known[support]
+    for _ in range(2):  # the second pass removes the rounding of the first
         vectors = vectors - known @ (known.T @ vectors)
+    # Vectors of one kind are often orthonormal already, and keep their sparse form; otherwise an SVD finds their span.
     products = vectors.T @ vectors
     rounding = 50 * torch.finfo(vectors.dtype).eps
     if not torch.allclose(products, torch.eye(len(products)).to(products), rtol=0, atol=rounding):
@@ -87,16 +118,16 @@ def _extend(basis: Tensor, vectors: Tensor) -> Tensor:
         vectors = left[:, values > 1e-8]
         vectors = torch.linalg.qr(vectors - known @ (known.T @ vectors)).Q
     new = basis.new_zeros(len(basis), vectors.shape[1])
-    new[where] = vectors
+    new[support] = vectors
     return torch.cat([basis, new], dim=1)
 
 
 def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: bool) -> Iterator[tuple[str, Tensor]]:
-    identity_of = problem.layout.slices
+    """Sets of directions ``(P, k)``, each with its reason."""
     for name in problem.unused:
-        where = identity_of[name]
-        vectors = problem.weights.new_zeros(problem.dim, where.stop - where.start)
-        vectors[where] = torch.eye(where.stop - where.start).to(vectors)
+        span = problem.layout.slices[name]
+        vectors = problem.weights.new_zeros(problem.dim, span.stop - span.start)
+        vectors[span] = torch.eye(span.stop - span.start).to(vectors)
         yield "of unused parameters", vectors
     for trace in traces.values():
         rows = trace.rows(problem).to(problem.device)
@@ -114,8 +145,8 @@ def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: b
 
 
 def _left_null(samples: Tensor) -> Tensor:
-    """Orthonormal ``c`` with ``samples @ c = 0`` for samples ``(n, d)``: ``(d, k)``."""
-    if len(samples) > samples.shape[1]:
+    """Orthonormal basis ``(d, k)`` of the vectors ``c`` with ``samples @ c = 0``, for samples ``(n, d)``."""
+    if len(samples) > samples.shape[1]:  # the triangle has the same null space
         samples = torch.linalg.qr(samples, mode="r").R
     _, values, right = torch.linalg.svd(samples, full_matrices=True)
     rank = int((values > 1e-13 * max(samples.shape) ** 0.5 * values.max()).sum()) if len(values) else 0
@@ -123,7 +154,7 @@ def _left_null(samples: Tensor) -> Tensor:
 
 
 def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | None) -> Tensor:
-    """Weight vectors ``out (x) inner`` in one layer's augmented rows; None stands for every direction."""
+    """Weight vectors ``out (x) inner`` in the augmented rows of one layer; None means all directions."""
     fan_out, fan_in = rows.shape
     out = torch.eye(fan_out).to(problem.weights) if out is None else out
     inner = torch.eye(fan_in).to(problem.weights) if inner is None else inner
@@ -136,7 +167,7 @@ def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | No
 
 
 def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tuple[str, Tensor]]:
-    """``(W_1, W_2) -> ((I + eE) W_1, W_2 (I - eE))``, ``E`` diagonal across a homogeneous activation."""
+    """Directions of ``(W_1, W_2) -> ((I + eE) W_1, W_2 (I - eE))``, ``E`` diagonal across a homogeneous activation."""
     named = problem.unflatten(problem.weights)
     for container in problem.model.modules():
         if not isinstance(container, nn.Sequential):
@@ -164,7 +195,7 @@ def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tup
             reason = "of rescaling across an activation" if between else "of mixing between linear layers"
             yield reason, vectors
             if not between and first.bias is not None and second.bias is not None:
-                # The hidden units can also be shifted, and the next bias takes it back.
+                # A shift of the hidden units is undone by the bias of the next layer.
                 shifts = problem.weights.new_zeros(problem.dim, hidden)
                 shifts[rows_in[:, -1]] = torch.eye(hidden).to(shifts)
                 shifts[rows_out[:, -1]] -= problem.weights[rows_out[:, :hidden]]
@@ -172,7 +203,7 @@ def _rescalings(problem: Problem, traces: dict[str, LayerTrace]) -> Iterator[tup
 
 
 def _leaves(container: nn.Sequential) -> Iterator[nn.Module]:
-    """Modules in the order of their calls, nested containers opened."""
+    """Modules in the order of their calls, those of nested containers too."""
     for layer in container:
         if type(layer) is nn.Sequential:
             yield from _leaves(layer)

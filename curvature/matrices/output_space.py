@@ -1,4 +1,4 @@
-r"""The builder of $\sum_n J_n^T M_n J_n$: every matrix but the Hessian is one of these, with its own $M_n$."""
+r"""The builder of $\sum_n J_n^T M_n J_n$: every matrix except the Hessian has this form, with different $M_n$."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = ["Centre", "OutputSpace", "accumulated_route", "example_shares", "outp
 
 @dataclass(frozen=True, eq=False)
 class Centre:
-    """The mean that is taken out of the columns of a factor with one column for each example.
+    """The mean that is subtracted from the columns of a factor with one column for each example.
 
     Attributes
     ----------
     mean
-        Gives it, ``(P,)``.
+        Returns the mean, ``(P,)``.
     roots
-        Root weights $s_n$ of the examples, ``(N,)``: column $n$ loses $s_n$ times the mean.
+        Roots $s_n$ of the weights of the examples, ``(N,)``: $s_n$ times the mean is subtracted from column $n$.
     """
 
     mean: Callable[[], Tensor]
@@ -45,18 +45,18 @@ class Centre:
 
 @dataclass(frozen=True, eq=False)
 class OutputSpace:
-    r"""What stands between $J_n^T$ and $J_n$: a factor $S_n$ of $M_n$, or $D M_n$ itself.
+    r"""The matrices $M_n$ in output space, by a factor $S_n$ with $M_n = S_n S_n^T$ or by their entries.
 
     Attributes
     ----------
     factor
-        Gives $S_n$ with $M_n = S_n S_n^T$; None where $M_n$ may be indefinite.
+        Returns $S_n$; None if $M_n$ may be indefinite.
     matrix
-        Gives $D M_n$.
+        Returns $D M_n$.
     product
-        Multiplies by $D M_n$ where that is cheaper than with its entries.
+        Multiplies by $D M_n$, if there is a cheaper way than by its entries.
     centre
-        The mean that is taken out of the columns.
+        The mean that is subtracted from the columns of the whole factor.
     """
 
     factor: OutputFactor | None = None
@@ -65,7 +65,24 @@ class OutputSpace:
     centre: Centre | None = None
 
     def multiply(self, problem: Problem, outputs: Tensor, examples: slice, tangents: Tensor) -> Tensor:
-        """``M_n`` times tangents of the outputs, ``(n, C, K)``; the centre is left alone."""
+        """Multiply tangents of the outputs by ``M_n``.
+
+        Parameters
+        ----------
+        problem
+            Model, loss and data.
+        outputs
+            Outputs of the examples, ``(n, C)``.
+        examples
+            The examples.
+        tangents
+            ``(n, C, K)``.
+
+        Returns
+        -------
+        Tensor
+            ``(n, C, K)``, without the centre.
+        """
         targets = problem.targets[examples]
         if self.factor is not None:
             columns = self.factor(outputs, targets, examples)
@@ -74,7 +91,13 @@ class OutputSpace:
         return self.matrix(outputs, targets) @ tangents / problem.denominator
 
     def output_product(self) -> OutputProduct | None:
-        """Multiplication of rows by ``D M_n``; None where that is not known."""
+        """Choose how to multiply rows by ``D M_n``.
+
+        Returns
+        -------
+        Callable or None
+            ``(outputs, targets) -> (rows -> rows)``; None if neither the entries nor a product is known.
+        """
         matrix = self.matrix
         if self.product is not None or matrix is None:
             return self.product
@@ -102,20 +125,21 @@ def output_space(
     problem
         Model, loss and data, at a point.
     space
-        $M_n$.
+        The matrices $M_n$.
     name
-        Of the matrix.
+        Name of the matrix.
     rebuild
-        ``(problem, method=) -> matrix``: the same matrix of another problem, for the self-checks.
+        ``(problem, method=) -> matrix``: builds the same matrix for another problem, for the self-checks.
     method
         ``"structured"``, ``"generic"`` or ``"auto"``.
     num_samples
-        Sampled labels per example; None unless Monte Carlo.
+        Sampled labels per example; None for every matrix but the Monte Carlo Fisher.
 
     Returns
     -------
     WeightSpaceMatrix
-        With a centre, entries and factor are still those without it; products are not.
+        The matrix on the weights. With a centre, its products are centred, but its routes to entries and factor are
+        not yet: the caller replaces them.
     """
     path = chosen_path(problem, method)
 
@@ -150,7 +174,7 @@ def output_space(
 
 
 def _num_columns(problem: Problem, factor: OutputFactor) -> int:
-    """``R``, the columns that one example brings."""
+    """Number of columns of ``S_n``, from the first example."""
     with torch.no_grad():
         first = problem.predict(problem.weights, problem.inputs[:1])
         return factor(first, problem.targets[:1], slice(0, 1)).shape[2]
@@ -159,6 +183,8 @@ def _num_columns(problem: Problem, factor: OutputFactor) -> int:
 def _factor_route(
     problem: Problem, path: FastPath | None, factor: OutputFactor, num_columns: int, cost: ProductCost
 ) -> FactorRoute:
+    """The factor chunk by chunk, by closed forms or by autograd."""
+
     def blocks() -> Iterator[Tensor]:
         for examples in problem.chunks():
             if path is None:
@@ -166,7 +192,7 @@ def _factor_route(
             else:
                 yield path.factor_rows(examples, factor).T
 
-    # Rows of one chunk and a copy; by autograd vmap keeps what each row's own backward pass holds.
+    # The rows of one chunk and a copy; vmap over autograd also holds the tensors of a backward pass for every row.
     held = num_columns * min(problem.chunk_size, problem.num_examples)
     rows = 2.0 * problem.weights.element_size() * problem.dim * held
     rows = rows if path is not None else 2 * rows + num_columns * cost.fixed_bytes
@@ -175,19 +201,19 @@ def _factor_route(
 
 
 def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
-    """Entries as the product of a factor with itself, block by block.
+    """Make the route to the entries by ``B B^T``, block by block.
 
     Parameters
     ----------
     problem
-        Gives size and precision.
+        The problem, for dimension and precision.
     factor
-        Its blocks.
+        The factor ``B`` with ``r`` columns.
 
     Returns
     -------
     EntriesRoute
-        ``r P^2 / 2`` multiplications.
+        With ``r P^2 / 2`` multiplications.
     """
     square = 3.0 * problem.weights.element_size() * problem.dim**2
     return EntriesRoute(
@@ -198,23 +224,23 @@ def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
 
 
 def example_shares(problem: Problem) -> Tensor:
-    r"""Weights $\alpha_n = D_n / D$ of the examples.
+    r"""Compute the weights $\alpha_n = D_n / D$ of the examples in the mean.
 
     Parameters
     ----------
     problem
-        Loss and data.
+        Model, loss and data.
 
     Returns
     -------
     Tensor
-        ``(N,)``, adding up to one.
+        ``(N,)``, with sum one.
     """
     return problem.loss.denominators(problem.outputs(), problem.targets) / problem.denominator
 
 
 def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:
-    """Products by a push forward and a pull back through kept graphs."""
+    """Products by autograd: tangents ``J V`` of the outputs, ``M_n``, and a backward pass."""
     batched, centre = batches_backward(problem), space.centre
 
     def graph(examples: slice) -> tuple[slice, list[Tensor], Tensor, Tensor, list[Tensor]]:
@@ -223,7 +249,7 @@ def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Ten
         with torch.enable_grad():
             outputs = problem.predict(named, problem.inputs[examples])
             cotangent = torch.zeros_like(outputs, requires_grad=True)
-            # J^T c is linear in c; differentiating it in c gives J V without forward-mode rules.
+            # J^T c is linear in c, so reverse mode through it gives J V: no layer needs a forward-mode rule.
             pulled = torch.autograd.grad(
                 outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -239,7 +265,8 @@ def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Ten
             if centre is None:
                 weighted = space.multiply(problem, outputs.detach(), examples, pushed)
             else:
-                # Before the sum over examples: a difference of two products would cancel twice as many digits.
+                # The mean is subtracted before the sum over examples: the difference of two products would lose twice
+                # as many digits.
                 assert space.factor is not None
                 mean, roots = centre.mean(), centre.roots[examples]
                 directions = space.factor(outputs.detach(), problem.targets[examples], examples)

@@ -1,4 +1,4 @@
-"""Curvature matrices of a problem in its weights: what ``pullback`` moves into a chart."""
+"""Curvature matrices of a problem on its weights, which ``pullback`` and ``effective`` move to a chart."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ __all__ = ["Definition", "WeightSpaceMatrix", "chosen_path", "on_weights", "requ
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class WeightSpaceMatrix(SymmetricOperator):
-    """A matrix of a problem on its weights, which can be written in any chart at the same point.
+    """A curvature matrix of a problem on its weights.
 
     Attributes
     ----------
     problem
-        Whose matrix this is.
+        Model, loss and data, at a point.
     definition
-        How it was built, and whether it holds second derivatives of the model.
+        How the matrix was built.
+
+    Notes
+    -----
+    It can be written in any chart at the same point, by :func:`~curvature.pullback` or :func:`~curvature.effective`.
     """
 
     problem: Problem = field(repr=False)
@@ -42,22 +46,22 @@ class WeightSpaceMatrix(SymmetricOperator):
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """What makes a matrix on the weights.
+    """The definition of a matrix on the weights, independent of how it is computed.
 
     Attributes
     ----------
     name
         ``"hessian"``, ``"ggn"``, ...
     rebuild
-        ``(problem, method=) -> matrix``: the same matrix of another problem, for the self-checks.
+        ``(problem, method=) -> matrix``: builds the same matrix for another problem, for the self-checks.
     difference
-        The matrix by finite differences.
+        Witness by finite differences.
     second_order
-        Whether it holds second derivatives of the model, so that a curved chart adds a term.
+        Whether it contains second derivatives of the model, so that a curved chart adds a term.
     reversible
-        Whether it stays the same when the examples are reversed: not with labels sampled for each place.
+        Whether it stays the same if the examples are reversed; False if labels were sampled for each position.
     num_samples
-        Sampled labels per example; None unless Monte Carlo.
+        Sampled labels per example; None for every matrix but the Monte Carlo Fisher.
     """
 
     name: str
@@ -69,46 +73,46 @@ class Definition:
 
 
 def require_problem(problem: object, function: str) -> None:
-    """Refuse what is not a problem, and show the call that makes one.
+    """Raise an error for an argument that is not a problem, and show the call that makes one.
 
     Parameters
     ----------
     problem
         The first argument of ``function``.
     function
-        Its public name.
+        Public name of the function, for the message.
 
     Raises
     ------
     ConfigurationError
-        If it is not a :class:`~curvature.models.Problem`.
+        If ``problem`` is not a :class:`~curvature.models.Problem`.
     """
     if not isinstance(problem, Problem):
         raise ConfigurationError(
-            f"{function} needs a Problem, got {type(problem).__name__}. Make one from the model, its loss and its data "
-            'first: problem = cv.Problem.from_module(model, loss="cross-entropy", data=(X, y)).'
+            f"{function} needs a Problem, got {type(problem).__name__}. First make one from the model, its loss and "
+            'its data: problem = cv.Problem.from_module(model, loss="cross-entropy", data=(X, y)).'
         )
 
 
 def chosen_path(problem: Problem, method: str) -> FastPath | None:
-    """Choose between the closed forms of a known structure and autograd.
+    """Choose between closed forms and autograd.
 
     Parameters
     ----------
     problem
-        Whose model is read.
+        The problem, whose model is inspected.
     method
         ``"auto"``, ``"structured"`` or ``"generic"``.
 
     Returns
     -------
     FastPath or None
-        None: autograd.
+        The closed forms; None for autograd.
 
     Raises
     ------
     ConfigurationError
-        If ``"structured"`` is asked of another model.
+        If the method is unknown, or it is ``"structured"`` and the model has no known structure.
     """
     if method not in ("auto", "structured", "generic"):
         raise ConfigurationError(f"method must be 'auto', 'structured' or 'generic', got {method!r}.")
@@ -131,31 +135,32 @@ def on_weights(
     rank_bound: int | None = None,
     centred: bool = False,
 ) -> WeightSpaceMatrix:
-    """Build a matrix of a problem with everything that is known of it.
+    """Build a matrix of a problem with its header, routes and facts.
 
     Parameters
     ----------
     problem, definition
-        Which matrix.
+        The problem, and the definition of the matrix.
     matmat
-        Products.
+        Products ``V -> A V``.
     routes
-        Entries and factor.
+        Routes to entries and factor.
     positive_semidefinite, rank_bound, centred
         See :class:`~curvature.linalg.facts.Facts`.
 
     Returns
     -------
     WeightSpaceMatrix
-        With null directions, gradient and witnesses as facts that are computed when they are first needed.
+        The matrix. Null directions, gradient and witnesses are computed when they are first needed.
     """
     second_order, rebuild = definition.second_order, definition.rebuild
-    few = rank_bound is not None and rank_bound <= problem.dim - MAX_NULL_DIRECTIONS
+    # With so few examples the rank is their number, and null directions are never collected (linalg.rank.rank_of_few).
+    bound_decides = rank_bound is not None and rank_bound <= problem.dim - MAX_NULL_DIRECTIONS
     facts = Facts(
         positive_semidefinite=positive_semidefinite,
         rank_bound=rank_bound,
         null_space=cache(lambda: known_null_space(problem, second_order=second_order)),
-        num_null_directions=0 if few else expected_directions(problem, second_order=second_order),
+        num_null_directions=0 if bound_decides else expected_directions(problem, second_order=second_order),
         gradient=cache(problem.gradient),
         centred=centred,
         witnesses=(other_chunks_witness(problem, rebuild, definition.reversible), definition.difference),

@@ -1,8 +1,8 @@
-r"""Finite differences of a problem's outputs and gradient: witnesses that share no second derivative with a matrix.
+r"""Witnesses of a curvature matrix: finite differences of outputs and gradients, and autograd in another order.
 
-Central differences along unit vectors; the first step is $\epsilon^{1/3} \max(1, \|\theta\|)$ long, where truncation
-and rounding balance for functions of ordinary size, the others much shorter, for functions with kinks or on inputs of
-large numbers.
+They share no second derivative with the matrix. Differences are central, along unit vectors. The first step has the
+length $\epsilon^{1/3} \max(1, \|\theta\|)$, where truncation and rounding balance for functions of ordinary size. The
+next steps are much shorter, for functions with kinks and for inputs of large numbers.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from curvature.models.behaviour import graph_nodes
 
 __all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness"]
 
-_DIFFERENCE_ERROR = 1e-8  # relative, of a squared difference quotient of ordinary size
+_DIFFERENCE_ERROR = 1e-8  # relative error of a squared difference quotient of ordinary size
 _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
-_LEAP = 1e-3  # of the outputs, over the shortest step
-# Nodes of a graph whose own backward is wrong, or is missing; the name in the graph, and what to tell a user.
+_LEAP = 1e-3  # relative jump of the outputs over the shortest step that shows a discontinuity
+# Nodes of a graph with a wrong or missing second derivative: the name of the node, and the message for the user.
 _SUSPECTS = {
     "WeightNormInterfaceBackward": "torch._weight_norm is in the graph, whose double backward is wrong (write "
     "g * v / v.norm() instead, or use torch.nn.utils.parametrizations.weight_norm, which is unwrapped)",
@@ -36,10 +36,20 @@ _SUSPECTS = {
 
 
 def gradient_witness(problem: Problem, chart: Chart | None = None) -> Witness:
-    """Testify for a Hessian, on the weights or in the coordinates of a chart.
+    """Make the witness of a Hessian by differences of the gradient.
 
-    ``(G(x + h v) - G(x - h v)) / 2h`` along each vector, ``G`` the gradient in the same coordinates by one backward
-    pass. Cost: two gradients for each vector, as a rule.
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    chart
+        Coordinates of the Hessian; None: the weights.
+
+    Returns
+    -------
+    Witness
+        By ``(G(x + h v) - G(x - h v)) / 2h`` along each vector, ``G`` the gradient in the same coordinates by one
+        backward pass. Costs two gradients for each vector and step.
     """
     point = problem.weights if chart is None else chart.coordinates
 
@@ -51,9 +61,9 @@ def gradient_witness(problem: Problem, chart: Chart | None = None) -> Witness:
 
     def testify(block: Tensor, shrink: float) -> Testimony:
         slopes, rounding, roughness = _central(gradient, point, block, shrink)
-        if roughness > 0 and shrink == _SHRINKS[-1]:  # a kink may be; a jump of the outputs is no kink
+        if roughness > 0 and shrink == _SHRINKS[-1]:  # kinks are allowed, but jumps of the outputs are an error
             to_weights = (lambda weights: weights) if chart is None else chart.to_weights
-            _central(lambda at: problem.outputs(to_weights(at)), point, block, shrink, continuous=True)
+            _central(lambda position: problem.outputs(to_weights(position)), point, block, shrink, continuous=True)
         form = block.T @ slopes
         return Testimony(
             0.5 * (form + form.T), rounding * float(torch.linalg.vector_norm(block, dim=0).max()), roughness
@@ -71,14 +81,25 @@ def gradient_witness(problem: Problem, chart: Chart | None = None) -> Witness:
 def output_witness(
     problem: Problem, middle: Callable[[Tensor, slice, Tensor], Tensor], centre: Callable[[], Tensor] | None = None
 ) -> Witness:
-    """Testify for ``sum_n J_n^T M_n J_n``: tangents ``J_n v`` from differences of outputs, no backward pass at all.
+    """Make the witness of ``sum_n J_n^T M_n J_n`` by differences of the outputs, without any backward pass.
 
-    ``middle`` multiplies tangents ``(n, M, K)`` of the examples in a slice by ``M_n``, given their outputs; with
-    ``centre``, the outer product of that vector is taken off (a covariance). Cost: two forward passes for each vector.
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    middle
+        ``(outputs, examples, tangents) -> M_n tangents`` for tangents ``(n, C, K)`` of the examples in a slice.
+    centre
+        Returns the vector whose outer product is subtracted, for a covariance; None otherwise.
+
+    Returns
+    -------
+    Witness
+        With tangents ``J_n v`` by central differences. Costs two forward passes for each vector and step.
     """
 
     def testify(block: Tensor, shrink: float) -> Testimony:
-        at = problem.outputs()
+        outputs = problem.outputs()
         slopes, rounding, roughness = _central(
             lambda weights: problem.outputs(weights).reshape(-1),
             problem.weights,
@@ -86,30 +107,31 @@ def output_witness(
             shrink,
             continuous=shrink == _SHRINKS[-1],
         )
-        tangents = slopes.reshape(len(at), -1, block.shape[1])
+        tangents = slopes.reshape(len(outputs), -1, block.shape[1])
 
         def total(rows: Tensor) -> Tensor:
             form = block.new_zeros(rows.shape[2], rows.shape[2])
-            for where in problem.chunks():
-                part = rows[where]
-                form += torch.einsum("nmj, nmk -> jk", part, middle(at[where], where, part))
+            for examples in problem.chunks():
+                part = rows[examples]
+                form += torch.einsum("nmj, nmk -> jk", part, middle(outputs[examples], examples, part))
             return form
 
         form = total(tangents)
-        # Rounding of t is amplified by M: (t + e)^T M (t + e) moves by at most 2 sqrt(t M t * e M e) + e M e.
+        # Rounding e of the tangents t is amplified by M: (t + e)^T M (t + e) differs from t^T M t by at most
+        # 2 sqrt(t^T M t * e^T M e) + e^T M e (Cauchy & Schwarz).
         noise = abs(float(total(torch.full_like(tangents[:, :, :1], rounding))))
         moved = noise + 2 * (noise * float(form.abs().max())) ** 0.5
         if centre is not None:
             along = centre() @ block
-            moved += _DIFFERENCE_ERROR * float(form.abs().max())  # which does not cancel
+            moved += _DIFFERENCE_ERROR * float(form.abs().max())  # the error of the larger term does not cancel
             form = form - along[:, None] * along
         return Testimony(form, moved, roughness)
 
     return Witness(
         "finite differences of the outputs",
         testify,
-        "The derivative of the outputs that autograd computes is not what the outputs do: a layer has a wrong backward "
-        "pass. Replace or freeze that layer.",
+        "The derivative of the outputs by autograd differs from finite differences of the outputs: a layer has a wrong "
+        "backward pass. Replace or freeze that layer.",
         _SHRINKS,
         _tolerance(problem.weights),
     )
@@ -118,14 +140,14 @@ def output_witness(
 def _central(
     function: Callable[[Tensor], Tensor], point: Tensor, block: Tensor, shrink: float, *, continuous: bool = False
 ) -> tuple[Tensor, float, float]:
-    """Derivatives along each column, their rounding, and by how much one-sided differences disagree, relatively.
+    """Central differences along each column, their rounding, and the relative disagreement of one-sided differences.
 
-    With ``continuous``, a function whose values jump is an error.
+    With ``continuous=True``, a function whose values jump is an error.
     """
     eps = torch.finfo(point.dtype).eps
     length = shrink * eps ** (1 / 3) * max(1.0, float(torch.linalg.vector_norm(point)))
-    # Smooth functions do not need it: their first step agrees.
-    at = function(point) if shrink < 1 else None
+    # The value at the point is needed only to detect kinks and jumps, after the first step has disagreed.
+    value = function(point) if shrink < 1 else None
     slopes, largest, jump, change = [], 0.0, 0.0, 0.0
     for vector in block.T:
         size = torch.linalg.vector_norm(vector)
@@ -136,12 +158,12 @@ def _central(
         ahead, behind = function(point + step * vector), function(point - step * vector)
         slopes.append((ahead - behind) / (2 * step))
         largest = max(largest, float(ahead.abs().max()), float(behind.abs().max()))
-        if at is not None:
-            jump = max(jump, float(torch.linalg.vector_norm(ahead - 2 * at + behind)))
+        if value is not None:
+            jump = max(jump, float(torch.linalg.vector_norm(ahead - 2 * value + behind)))
         change = max(change, float(torch.linalg.vector_norm(ahead - behind)))
     if continuous and jump > _LEAP * largest:
         raise SelfCheckError(
-            f"the model is discontinuous at this point: a step of {length:.0e} in the weights moves its outputs by "
+            f"the model is discontinuous at this point: a step of {length:.0e} in the weights changes its outputs by "
             f"{jump / largest:.0e} (relative), so there is no derivative. Look for rounding, signs, comparisons or "
             "integer casts of weights in its layers."
         )
@@ -150,38 +172,37 @@ def _central(
 
 
 def _tolerance(point: Tensor) -> float:
-    """What truncation leaves at the first step, with room: 1e-5 in float64."""
+    """Truncation error of the first step, with a margin: 1e-5 in float64."""
     return 2.7e5 * torch.finfo(point.dtype).eps ** (2 / 3) if point.dtype == torch.float64 else 2e-2
 
 
 def _suspects(problem: Problem) -> str:
-    """Say what in the graph is known to have a wrong second derivative, or none."""
+    """Name the layers in the graph that are known to have a wrong second derivative, as the end of a message."""
     _, _, loss = problem.chunk_loss(slice(0, 1))
-    found = [words for node in graph_nodes(loss) for name, words in _SUSPECTS.items() if name in type(node).__name__]
-    known = "; ".join(dict.fromkeys(found))
+    kinds = [type(node).__name__ for node in graph_nodes(loss)]
+    advice = "; ".join(text for name, text in _SUSPECTS.items() if any(name in kind for kind in kinds))
     return "What autograd computes is not the derivative of the gradient: " + (
-        f"{known}." if known else "a layer or the loss has a wrong double backward; replace or freeze it."
+        f"{advice}." if advice else "a layer or the loss has a wrong double backward; replace or freeze it."
     )
 
 
 def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOperator], reversible: bool) -> Witness:
-    """Testify by autograd in double precision, on examples in the opposite order, cut in other places.
-
-    The difference is what the order of sums and single precision do to a product.
+    """Make the witness by autograd in double precision, with the examples in reverse order and other chunks.
 
     Parameters
     ----------
     problem
-        Whose matrix it is.
+        Model, loss and data, at a point.
     rebuild
-        ``(problem, method=) -> matrix``.
+        ``(problem, method=) -> matrix``: builds the same matrix for another problem.
     reversible
-        False where the examples have fixed places, as with sampled labels.
+        Whether the examples may be reversed; not with sampled labels, which belong to positions.
 
     Returns
     -------
     Witness
-        For a matrix on the weights.
+        Of a matrix on the weights. The difference of the products is the effect of the order of sums and, for a
+        single-precision matrix, of its precision.
     """
     size = max(1, 2 * min(problem.chunk_size, problem.num_examples) // 3)
 
@@ -194,8 +215,9 @@ def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOpera
     return Witness(
         "products by autograd in other chunks of examples",
         same_form(multiply),
-        "The model or the loss is random or keeps a state, treats an example differently in other company, or has a "
-        "layer that autograd and the formulas of this package disagree about (method='generic' leaves these out).",
+        "The model or the loss is random or keeps a state, or its result for an example depends on the other examples "
+        "of the batch, or autograd disagrees with the closed forms of this package for a layer (method='generic' "
+        "avoids these).",
     )
 
 
@@ -217,21 +239,21 @@ def _in_double(problem: Problem) -> Problem:
 
 
 def not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], block: Tensor) -> str:
-    """Say for which example and in which parameters a product is not finite, by bisection.
+    """Find the first example and the parameters for which a product is not finite, by bisection.
 
     Parameters
     ----------
     problem
-        Whose matrix it is.
+        Model, loss and data, at a point.
     rebuild
-        ``(problem, method=) -> matrix``.
+        ``(problem, method=) -> matrix``: builds the same matrix for another problem.
     block
-        Columns whose product is not finite.
+        Columns whose product is not finite, ``(P, K)``.
 
     Returns
     -------
     str
-        The end of a sentence.
+        The second half of an error message.
     """
 
     def product(start: int, stop: int) -> Tensor:
@@ -240,7 +262,7 @@ def not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], bloc
 
     start, stop = 0, problem.num_examples
     try:
-        problem.gradient()  # where that is not finite, it knows best
+        problem.gradient()  # if the gradient is not finite already, its error names the cause
         while stop - start > 1:
             half = (start + stop) // 2
             start, stop = (start, half) if not torch.isfinite(product(start, half)).all() else (half, stop)
@@ -249,5 +271,5 @@ def not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], bloc
         return str(error)
     names = [name for name, part in rows.items() if not torch.isfinite(part).all()]
     if not names:
-        return "each example alone is finite: a sum overflows. Scale the loss down."
+        return "each example alone is finite, so their sum overflows. Scale the loss down."
     return f"first for example {start}, in {', '.join(names)}; look at the model at this point."

@@ -1,15 +1,15 @@
-r"""Dense matrices of convolutional networks by contractions over examples and positions.
+r"""Entries of the matrices of convolutional networks, by contractions over examples and positions.
 
-A convolution is linear in its weights on patches: $z_l[t, o] = \sum_i W_l[o, i]\, a_l[t, i]$ with ``T_l`` positions
-``t``, one for a linear layer. Derivatives are first taken by the columns $c_k$ of each layer, its outputs $z_k$ or its
-weights, whichever are fewer. With tangents $J_{lk} = \partial z_l / \partial c_k$ carried forward and $B_{lk} =
-\partial g_l / \partial c_k$ carried backward, where $g_l = \partial \ell_n / \partial z_l$, for $k \le l$
+A convolution is linear in its weights on patches: $z_l[t, o] = \sum_i W_l[o, i]\, a_l[t, i]$ with $T_l$ positions $t$;
+a linear layer has one position. Derivatives are first taken by the columns $c_k$ of each layer, which are its outputs
+$z_k$ or its weights, whichever are fewer. Tangents $J_{lk} = \partial z_l / \partial c_k$ are carried forward, and
+$B_{lk} = \partial g_l / \partial c_k$ backward, where $g_l = \partial \ell_n / \partial z_l$. Then for $k \le l$
 
 $$\frac{\partial^2 \ell_n}{\partial W_l[o,i]\, \partial c_k} = \sum_t B_{lk}[t,o]\, a_l[t,i]
   + [l > k] \sum_t g_l[t,o]\, \frac{\partial a_l[t,i]}{\partial c_k} ,$$
 
-and where $c_k = z_k$ one more contraction with $a_k$ over the positions of layer ``k``. Without the terms that hold
-$\phi''$ or $g$ it is the GGN. About $N T_l P_l P_k$ multiplications for the block of two layers.
+and if $c_k = z_k$ this is contracted once more, with $a_k$ over the positions of layer $k$. Without the terms with
+$\phi''$ or $g$ it is the GGN. The block of two layers takes about $N T_l P_l P_k$ multiplications.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = [
     "pull",
 ]
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 64 * 2**20  # of a chunk of examples, unless a quarter of the result is more
 
 
 def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
-    r"""Dense Hessian or GGN-type matrix of the mean loss.
+    r"""Compute the entries of the Hessian, or of a matrix of the form of the GGN.
 
     Parameters
     ----------
     network
-        The steps, $P$ weights in all.
+        The network, with $P$ weights in all.
     output_hessian
-        ``(outputs, targets)`` to $\nabla_f^2 \ell_n$, or another symmetric matrix in output space, ``(n, C, C)``.
+        ``(outputs, targets)`` to $\nabla_f^2 \ell_n$ or another symmetric matrix in output space, ``(n, C, C)``.
     second_order
-        Whether the terms with $\phi''$ and with the gradient are there: the Hessian.
+        Whether to add the terms with $\phi''$ and with $g$, for the Hessian.
 
     Returns
     -------
@@ -55,8 +55,8 @@ def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tenso
 
     Notes
     -----
-    Streams the examples in chunks; memory is the result, its blocks before they are put in place (half of it), and a
-    bounded buffer.
+    The examples are processed in chunks. Memory is the result, the blocks before they are put in place (half of the
+    result), and a bounded buffer.
     """
     problem, trained = network.problem, network.trained
     layers = {s: network.layer(s) for s in trained}
@@ -78,6 +78,7 @@ def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tenso
 
 
 def _push(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
+    """Push tangents ``(n, size, columns)`` of the inputs of step ``s`` forward to its outputs."""
     if isinstance(step, Pointwise):
         return block * trace.slopes[s][:, :, None]
     return step.push(block, trace.chosen[s]) if isinstance(step, Select) else step.push(block)
@@ -89,16 +90,16 @@ def pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
     Parameters
     ----------
     step, s
-        The step, and its place.
+        The step and its index.
     trace
-        Of the same examples.
+        Forward pass of the same examples.
     block
         Cotangents of its outputs, ``(n, size, columns)``.
 
     Returns
     -------
     Tensor
-        Cotangents of its inputs.
+        Cotangents of its inputs, ``(n, size, columns)``.
     """
     if isinstance(step, Pointwise):
         return block * trace.slopes[s][:, :, None]
@@ -106,54 +107,54 @@ def pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
 
 
 def _numbers_per_example(network: Network, second_order: bool) -> int:
-    """What is held at once for one example, roughly."""
+    """Rough count of the numbers that are held at once for one example."""
     total, sizes = 0, [prod(step.shape) for step in network.steps]
     for k in network.trained:
         layer = network.layer(k)
         start = k if layer.by_outputs else network.behind(k)
         later = sizes[start:] or sizes[-1:]
         columns = layer.fan_out * layer.positions if layer.by_outputs else layer.num_weights
-        # Derivatives carried back and their images; for a Hessian tangents at every step besides.
+        # Derivatives that are carried back, and their images; for a Hessian also tangents at every later step.
         total += columns * (2 * max(later) + (sum(later) if second_order else max(later)))
         total += layer.columns * sum(sizes[k : network.behind(k)])
         total += layer.num_weights * layer.positions
-        # Patches of the tangents of one channel, taken by a later layer.
+        # Patches that a later layer takes of the tangents of one channel.
         patched = (step.positions * step.fan_in for step in network.steps[k + 1 :] if isinstance(step, Weighted))
         total += layer.columns * max(patched, default=0) if second_order else 0
     return total
 
 
 def curvature_bytes(network: Network) -> float:
-    """Bound the memory of :func:`curvature`.
+    """Bound the peak memory of :func:`curvature`.
 
     Parameters
     ----------
     network
-        The steps.
+        The network.
 
     Returns
     -------
     float
-        Bytes.
+        Upper bound in bytes.
     """
     numbers = _numbers_per_example(network, True)
     return held_bytes(network, numbers, examples_at_once(network, numbers))
 
 
 def examples_at_once(network: Network, numbers: int) -> int:
-    """Choose how many examples make a chunk: it may hold a quarter of the result.
+    """Choose the number of examples in a chunk.
 
     Parameters
     ----------
     network
-        The steps.
+        The network.
     numbers
-        Held for each example.
+        Numbers that are held for each example.
 
     Returns
     -------
     int
-        At least one.
+        At least one; a chunk holds at most 64 MB, or a quarter of the result if that is more.
     """
     problem = network.problem
     most = max(_CHUNK_BYTES // problem.weights.element_size(), problem.dim**2 // 4)
@@ -161,32 +162,33 @@ def examples_at_once(network: Network, numbers: int) -> int:
 
 
 def held_bytes(network: Network, numbers: int, count: int) -> float:
-    """Bound the memory for a dense matrix: the result, its blocks, and one chunk of examples.
+    """Bound the peak memory of the entries: the result, its blocks, and one chunk of examples.
 
     Parameters
     ----------
     network
-        The steps.
+        The network.
     numbers
-        Held for each example.
+        Numbers that are held for each example.
     count
         Examples in a chunk.
 
     Returns
     -------
     float
-        Bytes.
+        Upper bound in bytes.
     """
     item, dim = network.problem.weights.element_size(), network.problem.dim
     return item * 3.0 * dim**2 + 3.0 * max(_CHUNK_BYTES, item * numbers * count)
 
 
 class _Contraction:
-    """The derivatives of one chunk of examples, added to the blocks ``(P_l, P_k)``.
+    """The derivatives of one chunk of examples, which are added to the blocks ``(P_l, P_k)``.
 
-    Tangents are kept by the place of the step that takes them: full ones are ``(n, size, columns)``, diagonal ones
-    ``(n, size)`` as long as nothing but elementwise functions lies behind the layer, and compact ones ``(n, size,
-    columns of a row)`` until the next layer, since there the weights of one channel move this channel alone.
+    Tangents are stored by the index of the step that they enter, in the cheapest of three forms. *Full* tangents are
+    ``(n, size, columns)``. *Diagonal* ones, by outputs, are ``(n, size)`` as long as only elementwise functions follow
+    the layer. *Compact* ones, by weights, are ``(n, size, columns of a row)`` until the next layer: the weights of one
+    output channel influence only this channel.
     """
 
     def __init__(
@@ -208,11 +210,11 @@ class _Contraction:
         return not self.network.layer(k).by_outputs or (self.second_order and self.network.behind(k) < self.end)
 
     def _returns(self, k: int) -> int:
-        """The place at whose output derivatives by the columns of layer ``k`` are last needed."""
+        """Step after which the derivatives by the columns of layer ``k`` are no longer carried back."""
         return k if self.network.layer(k).by_outputs else self.network.behind(k)
 
     def add(self) -> None:
-        """Walk back from the outputs."""
+        """Go back from the outputs, contracting at every layer what has been carried back to it."""
         first = self.network.trained[0]
         for k in self.network.trained:
             if self._returns(k) == self.end or not (self.network.layer(k).by_outputs or self.second_order):
@@ -225,7 +227,7 @@ class _Contraction:
                 self.carried = {k: carried for k, carried in self.carried.items() if self._returns(k) < s}
             if s == first:
                 break
-            if isinstance(step, Pointwise):  # in place: what is carried is our own
+            if isinstance(step, Pointwise):  # in place: no one else uses these tensors
                 for carried in self.carried.values():
                     carried.mul_(self.trace.slopes[s][:, :, None])
             else:
@@ -236,6 +238,7 @@ class _Contraction:
                 self.slope = pull(step, s, self.trace, self.slope[:, :, None])[:, :, 0]
 
     def _visit(self, s: int, layer: Weighted) -> None:
+        """Add every block of layer ``s``: the first term of the formula, and for the Hessian the second."""
         if layer.trained:
             for k in self.carried:
                 self._contract(s, k)
@@ -248,18 +251,18 @@ class _Contraction:
                     self._add_own(k, s + 1)
 
     def _add_own(self, k: int, place: int) -> None:
-        """The block of a layer whose columns are its weights, from the derivatives at any later place."""
+        """Add the block of layer ``k`` with itself, whose columns are its weights: ``J^T B`` at any later step."""
         self.blocks[k, k] += matmul(self.tangents[k][place].flatten(0, 1).T, self.carried[k].flatten(0, 1))
 
     def _contract(self, s: int, k: int) -> None:
-        """``sum_t B[t, o] a_l[t, i]``, and over the positions of layer ``k`` where its columns are outputs."""
+        """Add the first term, ``sum_t B[t, o] a_l[t, i]``, contracted with ``a_k`` if the columns are outputs."""
         layer, other = self.network.layer(s), self.network.layer(k)
         carried = self.carried[k].unflatten(1, (layer.fan_out, layer.positions)).transpose(1, 2)
         rows = self.trace.rows[k] if other.by_outputs else None
         contract(self.trace.rows[s], carried.unflatten(3, (other.fan_out, -1)), rows, self.blocks[s, k], s == k)
 
     def _cross(self, s: int, k: int) -> None:
-        """``sum_t g_l[t, o] (d a_l[t, i] / d W_k)``."""
+        """Add the second term, ``sum_t g_l[t, o] (d a_l[t, i] / d W_k)``."""
         layer, other = self.network.layer(s), self.network.layer(k)
         slope = self.slope.view(-1, layer.fan_out, layer.positions).mT.reshape(-1, layer.fan_out).T
         block = self.blocks[s, k].view(layer.fan_out, layer.columns, other.fan_out, other.columns)
@@ -269,11 +272,14 @@ class _Contraction:
             return matmul(slope, patches.reshape(slope.shape[1], -1)).view(layer.fan_out, layer.fan_in, -1)
 
         if self.network.behind(k) == s:
+            # Between neighbouring layers an input channel of layer s depends on one output channel of layer k only, so
+            # the compact tangents suffice: input i belongs to the columns of its channel, here by first coordinate.
             inputs = torch.arange(layer.fan_in, device=slope.device)
             size = prod(layer.before)
-            channels = inputs // (layer.fan_in // layer.before[0]) * (size // layer.before[0])  # where they start
+            channels = inputs // (layer.fan_in // layer.before[0]) * (size // layer.before[0])
             block[:, inputs, channels // (size // other.fan_out)] += along(self.compact[k][s])
             return
+        # Otherwise one output channel of layer k at a time, so that the patches of the tangents stay small.
         tangents = self.tangents[k][s]
         width = tangents.shape[2] // other.fan_out
         for o in range(other.fan_out):
@@ -282,14 +288,16 @@ class _Contraction:
             block[:, : layer.fan_in, o] += along(part)
 
     def _bend(self, s: int) -> None:
-        r"""What $\phi''$ of an elementwise function adds."""
-        bend = self.slope * self.trace.bends[s]
+        r"""Add the term of $\phi''$ at an elementwise step, $\operatorname{diag}(g \phi'') J$, to the carried $B$."""
+        bend = self.slope * self.trace.bends[s]  # here self.slope is the gradient at the outputs of the step
         for k, carried in self.carried.items():
             tangent = self.tangents[k][s]
             if tangent.ndim == 2:
                 carried.diagonal(dim1=1, dim2=2).add_(bend * tangent)
             else:
                 carried.addcmul_(bend[:, :, None], tangent)
+        # Derivatives by weights are carried back to the next layer only. The term between the two layers is added to
+        # the block itself, J^T diag(g phi'') J, for each output channel separately, since J is compact.
         for k in self.network.trained:
             layer = self.network.layer(k)
             if not layer.by_outputs and k < s < self.network.behind(k):
@@ -300,7 +308,7 @@ class _Contraction:
                 block.diagonal(dim1=0, dim2=2).add_(own.permute(1, 2, 0))
 
     def _compact(self, k: int) -> dict[int, Tensor]:
-        """Derivatives by the weights of one row, all rows at once: ``(n, channels * positions, columns)``."""
+        """Compact tangents by the weights of layer ``k``, ``(n, channels * positions, columns)``, to the next layer."""
         rows, layer = self.trace.rows[k], self.network.layer(k)
         current = rows[:, None].expand(-1, layer.fan_out, -1, -1).flatten(1, 2)
         tangents = {k + 1: current}
@@ -309,6 +317,7 @@ class _Contraction:
         return tangents
 
     def _tangents(self, k: int) -> dict[int, Tensor]:
+        """Tangents by the columns of layer ``k`` at every later step; for the GGN at the outputs only."""
         layer, behind = self.network.layer(k), self.network.behind(k)
         if layer.by_outputs:
             start, current = k + 1, torch.ones_like(self.trace.rows[k][:, 0, :1]).expand(-1, prod(layer.shape))
@@ -333,7 +342,7 @@ class _Contraction:
         return tangents if self.second_order else {self.end: tangents[self.end]}
 
     def _leave(self, s: int, compact: Tensor, channels: int) -> Tensor:
-        """Compact tangents through the next layer."""
+        """Push compact tangents through the next layer, after which they are full."""
         layer = self.network.layer(s)
         matrix = layer.matrix
         if matrix is None:

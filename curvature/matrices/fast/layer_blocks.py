@@ -1,4 +1,4 @@
-"""Blocks of a dense matrix, one for every two layers of a convolutional network."""
+"""Blocks of the entries, one for each pair of layers of a convolutional network."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from curvature.matrices.fast.network import Network
 
 __all__ = ["assemble", "contract", "spread"]
 
-_PIECE_BYTES = 4 * 2**20  # of one factor of a product over examples: larger ones leave the cache
+_PIECE_BYTES = 4 * 2**20  # of one factor of a product over examples, so that it stays in cache
 
 
 def contract(rows: Tensor, middle: Tensor, other_rows: Tensor | None, block: Tensor, symmetric: bool = False) -> None:
-    r"""Add $\sum_{n, t} a[t, i]\, B[t, o, c]$ to a block, one more contraction over ``c`` included.
+    r"""Add $\sum_{n, t} a[t, i]\, B[t, o, c]$ to a block; for outputs $c$, contracted with their patches.
 
     Parameters
     ----------
     rows
-        The layer's patches, ``(n, T, I)``.
+        Patches of the layer, ``(n, T, I)``.
     middle
-        Derivatives by the outputs of another layer, ``(n, T, O, O', T')``, or by its weights, ``(n, T, O, O', I')``.
+        $B$, by the outputs of another layer, ``(n, T, O, O', T')``, or by its weights, ``(n, T, O, O', I')``.
     other_rows
-        Patches of the other layer, ``(n, T', I')``, where ``middle`` is by its outputs.
+        Patches of the other layer, ``(n, T', I')``, if ``middle`` is by its outputs; otherwise None.
     block
-        ``(O I, columns)``; added to.
+        ``(O I, columns)``; changed in place.
     symmetric
-        Whether it is a layer with itself: then only the parts ``o <= o'`` are added.
+        Whether the block is of a layer with itself; then only the parts with ``o <= o'`` are added.
 
     Notes
     -----
-    In pieces that stay in cache.
+    A few pairs ``(o, o')`` at a time, so that the second factor of each product stays in cache.
     """
     left = rows.flatten(0, 1).T
     count, _, fan_out, channels, _ = middle.shape
@@ -46,24 +46,26 @@ def contract(rows: Tensor, middle: Tensor, other_rows: Tensor | None, block: Ten
         for first in range(o if symmetric else 0, channels, most):
             piece = middle[:, :, o : o + step, first : first + most]
             if other_rows is None:
-                part = piece.flatten(0, 1).flatten(1)  # a view where all channels are taken
+                part = piece.flatten(0, 1).flatten(1)  # a view if all channels are taken
             else:
+                # First sum_t' B[t, o, o', t'] a_k[t', i'], into a buffer that is used again for every piece.
                 multiply = torch.mul if other_rows.shape[1] == 1 else matmul
                 shape = (count, piece[0, ..., 0].numel(), columns)
                 part = multiply(piece.reshape(*shape[:2], -1), other_rows, out=buffer[: prod(shape)].view(shape))
+            # Then the sum over examples and positions, one product with n T as the inner dimension.
             total = matmul(left, part.view(left.shape[1], -1)).view(len(left), *piece.shape[2:4], columns)
             block[o : o + step, :, first : first + most] += total.transpose(0, 1)
 
 
 def spread(compact: Tensor, channels: int) -> Tensor:
-    """Write compact tangents in full: the weights of one channel move this channel alone.
+    """Expand compact tangents to full ones, with zeros for all other channels.
 
     Parameters
     ----------
     compact
         ``(n, channels * positions, columns)``.
     channels
-        How many.
+        Number of channels; the weights of one channel influence only this channel.
 
     Returns
     -------
@@ -77,14 +79,15 @@ def spread(compact: Tensor, channels: int) -> Tensor:
 
 
 def assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
-    """Put the blocks in their places in the order of the layout.
+    """Copy the blocks to the entries of the matrix, in the order of the layout.
 
     Parameters
     ----------
     network
-        The steps.
+        The network.
     blocks
-        By the places of two layers, rows and columns ``(o i)`` with the bias last; emptied.
+        By the indices of two layers; rows and columns are ``(o i)`` with the bias last. Emptied, so that each block is
+        freed once it is copied.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
         first, second = network.layer(row), network.layer(col)
         block = blocks.pop((row, col)).view(first.fan_out, first.columns, second.fan_out, second.columns)
         if row == col:
-            for o in range(first.fan_out - 1):
+            for o in range(first.fan_out - 1):  # only the parts o <= o' were computed
                 block[o + 1 :, :, o] = block[o, :, o + 1 :].permute(1, 2, 0)
         for first_columns, rows in first.places:
             for second_columns, cols in second.places:

@@ -1,4 +1,4 @@
-"""Which models are sequences of convolutions, linear layers, activations and pooling, and their forward pass."""
+"""Sequences of convolutions, linear layers, activations and pooling: their structure, and the forward pass."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from curvature.models import Problem
 
 __all__ = ["Network", "Trace", "forward", "network_of"]
 
-# In eval mode with fixed factors: an affine function of each element.
+# Batch normalization in eval mode with frozen parameters is an affine function of each element. Allowed dimensions.
 NORMS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
-# Linear maps without weights that keep channels apart, by the number of spatial axes.
+# Linear maps without weights that act on each channel separately, with the number of spatial axes.
 SPATIAL = {
     **dict.fromkeys((nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.ZeroPad1d), 1),
     **dict.fromkeys((nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d), 2),
@@ -31,12 +31,24 @@ MAXIMA = {
 }
 KINDS = (nn.Linear, nn.Flatten, *ELEMENTWISE, *NEUTRAL, *CONVOLUTIONS, *NORMS, *SPATIAL, *MAXIMA)
 
-_KEPT_BYTES = 2**30
+_KEPT_BYTES = 2**30  # limit for the signals of all examples that are kept between products
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A problem whose model is a sequence of steps with at least one convolution."""
+    """A problem whose model is a sequence of steps with at least one convolution.
+
+    Attributes
+    ----------
+    problem
+        Model, loss and data, at a point.
+    before
+        Modules before the first layer with weights.
+    steps
+        Steps from the first layer with weights on.
+    shape
+        Shape of the outputs of one example.
+    """
 
     problem: Problem
     before: tuple[nn.Module, ...]
@@ -45,31 +57,42 @@ class Network:
 
     @cached_property
     def trained(self) -> list[int]:
-        """Places of the layers that hold weights of the layout."""
+        """Indices of the layers with trained weights."""
         return [s for s, step in enumerate(self.steps) if isinstance(step, Weighted) and step.trained]
 
     def layer(self, place: int) -> Weighted:
-        """The step with weights at this place."""
+        """Return a step that is a layer with weights.
+
+        Parameters
+        ----------
+        place
+            Its index.
+
+        Returns
+        -------
+        Weighted
+            The layer.
+        """
         step = self.steps[place]
         assert isinstance(step, Weighted)
         return step
 
     @property
     def linearizes(self) -> bool:
-        """Whether products are worth linearizing once: small images, and what is kept of all examples fits."""
+        """Whether products should linearize the network once: for small images, if the kept signals fit in 1 GB."""
         _, *later = (step for step in self.steps if isinstance(step, Weighted))
         return self.trace_bytes <= _KEPT_BYTES and all(layer.matrix is not None for layer in later)
 
     @property
     def trace_bytes(self) -> int:
-        """Signals and patches of all examples."""
+        """Memory of the signals and patches of all examples."""
         kept = sum(prod(step.shape) for step in self.steps)
         kept += sum(step.positions * step.columns for step in self.steps if isinstance(step, Weighted))
         return self.problem.num_examples * kept * self.problem.weights.element_size()
 
     @property
     def contraction_cost(self) -> int:
-        """Multiplications for a dense matrix, per example, where there is no factor."""
+        """Multiplications for the entries by :mod:`~curvature.matrices.fast.convolution`, per example."""
         layers = [self.layer(s) for s in self.trained]
         own = sum(layer.positions * layer.num_weights**2 // 2 for layer in layers if layer.by_outputs)
         return own + sum(
@@ -79,7 +102,18 @@ class Network:
         )
 
     def behind(self, place: int) -> int:
-        """Place of the next layer with weights, trained or not; the number of steps if there is none."""
+        """Find the next layer with weights, trained or not.
+
+        Parameters
+        ----------
+        place
+            Index of a step.
+
+        Returns
+        -------
+        int
+            Index of the layer; the number of steps if there is none.
+        """
         later = (s for s in range(place + 1, len(self.steps)) if isinstance(self.steps[s], Weighted))
         return next(later, len(self.steps))
 
@@ -90,19 +124,15 @@ def network_of(problem: Problem) -> Network | None:
     Parameters
     ----------
     problem
-        Whose model is read.
+        The problem, whose model is inspected.
 
     Returns
     -------
     Network or None
-        None if it is anything else, or has no convolution.
+        None if the model has another structure, or no convolution.
     """
     modules = leaves_of(problem.model, KINDS)
-    if modules is None or problem.aliases or not problem.inputs.is_floating_point():
-        return None
-    if shares_parameters(module for _, module in modules):
-        return None
-    if not any(type(module) in CONVOLUTIONS for _, module in modules):
+    if modules is None or not _is_covered(problem, modules):
         return None
     signal = problem.inputs[:1].expand(2, *problem.inputs.shape[1:])
     before: list[nn.Module] = []
@@ -116,23 +146,34 @@ def network_of(problem: Problem) -> Network | None:
             if len(signal) != 2:
                 return None
             step = _step(problem, path, module, shape, tuple(signal.shape[1:]))
-            if isinstance(step, Weighted) or any(isinstance(known, Weighted) for known in steps):
-                last = steps[-1] if steps else None
-                if isinstance(step, Pointwise) and isinstance(last, Pointwise) and step.shape == last.shape:
-                    steps.pop()
-                    step = Pointwise((*last.modules, *step.modules), step.shape)
-                if step is not None:
-                    steps.append(step)
+            if steps or isinstance(step, Weighted):  # derivatives are needed from the first layer with weights on
+                _append(steps, step)
             else:
                 before.append(module)
-    trained = {name.rpartition(".")[0] for name in problem.layout.slices}
-    if any(type(module) in NORMS and path in trained for path, module in modules):
-        return None
     return Network(problem, tuple(before), tuple(steps), tuple(signal.shape[1:]))
 
 
+def _is_covered(problem: Problem, modules: list[tuple[str, nn.Module]]) -> bool:
+    """Whether the closed forms apply: there is a convolution, and every trained parameter is in a single layer."""
+    if problem.aliases or not problem.inputs.is_floating_point() or shares_parameters(module for _, module in modules):
+        return False
+    trained = {name.rpartition(".")[0] for name in problem.layout.slices}
+    if any(type(module) in NORMS and path in trained for path, module in modules):
+        return False
+    return any(type(module) in CONVOLUTIONS for _, module in modules)
+
+
+def _append(steps: list[Step], step: Step | None) -> None:
+    """Append a step; consecutive elementwise steps become a single one, which is differentiated as a whole."""
+    last = steps[-1] if steps else None
+    if isinstance(step, Pointwise) and isinstance(last, Pointwise) and step.shape == last.shape:
+        steps[-1] = Pointwise((*last.modules, *step.modules), step.shape)
+    elif step is not None:
+        steps.append(step)
+
+
 def _acts_on_examples(module: nn.Module, signal: Tensor) -> bool:
-    """Whether the module takes the first axis as examples and knows nothing that this file does not."""
+    """Whether the module takes the first axis as examples, and has no option that the closed forms do not cover."""
     kind = type(module)
     if kind is nn.Linear:
         return signal.ndim == 2
@@ -152,6 +193,7 @@ def _acts_on_examples(module: nn.Module, signal: Tensor) -> bool:
 def _step(
     problem: Problem, path: str, module: nn.Module, before: tuple[int, ...], shape: tuple[int, ...]
 ) -> Step | None:
+    """The step of a module; None for a module that only reshapes."""
     kind = type(module)
     if kind is nn.Linear or kind in CONVOLUTIONS:
         named, slices = problem.unflatten(problem.weights), problem.layout.slices
@@ -168,15 +210,23 @@ def _step(
         module = copy.copy(module)
         setattr(module, "return_indices", True)  # noqa: B010  (torch declares attributes of modules as tensors)
         return Select(module, before, shape)
-    return None  # Flatten, Identity, Dropout in eval mode
+    return None  # Flatten, Identity, and Dropout in eval mode
 
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What some examples leave behind on their way, by place of the step.
+    """The forward pass of some examples, by index of the step.
 
-    ``rows``: augmented patches ``(n, T, columns)`` of the layers; ``slopes`` and ``bends``: derivatives ``(n, size)``
-    of the elementwise functions; ``chosen``: inputs that are maxima, ``(n, outputs)``.
+    Attributes
+    ----------
+    outputs
+        Outputs of the network, ``(n, *shape)``.
+    rows
+        Augmented patches of the layers, ``(n, T, columns)``.
+    slopes, bends
+        First and second derivative of the elementwise steps, ``(n, size)``.
+    chosen
+        Indices of the inputs that are maxima, ``(n, outputs)``.
     """
 
     outputs: Tensor
@@ -187,23 +237,23 @@ class Trace:
 
 
 def forward(network: Network, examples: slice, order: int) -> Trace:
-    """Run some examples through a network.
+    """Run a network on some examples.
 
     Parameters
     ----------
     network
         Steps with their weights.
     examples
-        Which ones.
+        Slice of the examples.
     order
-        Of the derivatives of elementwise functions.
+        Highest derivative of the elementwise functions.
 
     Returns
     -------
     Trace
-        What derivatives need.
+        Everything that the derivatives need.
     """
-    # A clone: modules may work in place.
+    # A clone, because modules may work in place.
     signal = reduce(lambda value, module: module(value), network.before, network.problem.inputs[examples].clone())
     count = len(signal)
     trace = Trace(signal, {}, {}, {}, {})
@@ -222,6 +272,7 @@ def forward(network: Network, examples: slice, order: int) -> Trace:
                 known[s] = derivative.reshape(count, -1)
         elif isinstance(step, Select):
             signal, index = step.module(signal.reshape(count, *step.before))
+            # PyTorch's indices are within a channel; here they are within the whole signal of an example.
             channel = torch.arange(step.before[0], device=index.device)[:, None] * prod(step.before[1:])
             trace.chosen[s] = (index.flatten(2) + channel).flatten(1)
         else:

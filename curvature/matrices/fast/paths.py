@@ -1,4 +1,4 @@
-"""The one protocol of the fast paths, and the two that there are: chains of linear layers, convolutional networks."""
+"""The protocol of the closed forms, and its implementations for chains of linear layers and convolutional networks."""
 
 from __future__ import annotations
 
@@ -23,49 +23,127 @@ OutputFactor = Callable[[Tensor, Tensor, slice], Tensor]
 # (outputs, targets) -> D M_n, (n, C, C)
 OutputMatrix = Callable[[Tensor, Tensor], Tensor]
 
-_CONTRACTED_FROM = 3  # columns of S_n: the contraction takes N P^2 whatever C is, the factor's product R N P^2 / 2
+_CONTRACTED_FROM = (
+    3  # columns R of S_n: the contraction takes N P^2 multiplications, the factor times itself R N P^2 / 2
+)
 
 
 class FastPath(Protocol):
     """Closed forms of the matrices of one problem whose model has a known structure."""
 
     def contraction(self, matrix: OutputMatrix, *, second_order: bool) -> EntriesRoute:
-        r"""Entries of $\sum_n J_n^T M_n J_n$, or (``second_order``) of the Hessian, by contraction over examples."""
+        r"""Make the route to the entries of $\sum_n J_n^T M_n J_n$ by contraction over examples.
+
+        Parameters
+        ----------
+        matrix
+            ``(outputs, targets)`` to $D M_n$.
+        second_order
+            Whether to add the terms of the Hessian.
+
+        Returns
+        -------
+        EntriesRoute
+            With counted work and memory.
+        """
         ...
 
     def gauss_newton(self, factor: OutputFactor, matrix: OutputMatrix | None, num_columns: int) -> EntriesRoute | None:
-        r"""Entries of $\sum_n J_n^T S_n S_n^T J_n$; None where the product of the factor with itself is cheaper."""
+        r"""Make the route to the entries of $\sum_n J_n^T S_n S_n^T J_n$.
+
+        Parameters
+        ----------
+        factor
+            ``(outputs, targets, examples)`` to $S_n$.
+        matrix
+            ``(outputs, targets)`` to $D S_n S_n^T$; None if it is not known.
+        num_columns
+            Columns $R$ of $S_n$.
+
+        Returns
+        -------
+        EntriesRoute or None
+            None if the product of the factor with itself is cheaper.
+        """
         ...
 
     def factor_rows(self, examples: slice, output_factor: OutputFactor) -> Tensor:
-        r"""Rows $(J_n^T S_n)^T$ of some examples, ``(n R, P)``."""
+        r"""Compute rows $(J_n^T S_n)^T$ of the transposed factor for some examples.
+
+        Parameters
+        ----------
+        examples
+            Slice of the examples.
+        output_factor
+            ``(outputs, targets, examples)`` to $S_n$.
+
+        Returns
+        -------
+        Tensor
+            ``(n R, P)``.
+        """
         ...
 
     def gram(self, output_factor: OutputFactor) -> Callable[[], tuple[Tensor, float]] | None:
-        """Gram matrix of the factor without the factor; None where there is no such form."""
+        """Make the computation of the Gram matrix of the factor without the factor.
+
+        Parameters
+        ----------
+        output_factor
+            ``(outputs, targets, examples)`` to ``S_n``.
+
+        Returns
+        -------
+        Callable or None
+            As :attr:`~curvature.linalg.routes.FactorRoute.gram`; None if there is no such computation.
+        """
         ...
 
     def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
-        """Products with blocks of vectors, the network linearized once; None where autograd is as quick."""
+        """Make products with blocks of vectors, with the network linearized once, at the first product.
+
+        Parameters
+        ----------
+        product
+            Multiplication by ``D M_n``.
+        second_order
+            Whether the matrix is the Hessian.
+
+        Returns
+        -------
+        Callable or None
+            ``V -> A V``; None if autograd is as fast.
+        """
         ...
 
     def product_cost(self, *, second_order: bool) -> ProductCost | None:
-        """What :meth:`products` costs; None where it gives None."""
+        """Count the cost of :meth:`products`.
+
+        Parameters
+        ----------
+        second_order
+            Whether the matrix is the Hessian.
+
+        Returns
+        -------
+        ProductCost or None
+            None if :meth:`products` is None.
+        """
         ...
 
 
 def fast_path(problem: Problem) -> FastPath | None:
-    """Read the model as a chain of linear layers or as a convolutional network.
+    """Find the closed forms for the model of a problem.
 
     Parameters
     ----------
     problem
-        Whose model is read.
+        The problem, whose model is inspected.
 
     Returns
     -------
     FastPath or None
-        None if it is anything else: autograd then does the work.
+        For a chain of linear layers or a convolutional network; None for any other model, which autograd serves.
     """
     chain = chain_of(problem)
     if chain is not None:
@@ -76,7 +154,7 @@ def fast_path(problem: Problem) -> FastPath | None:
 
 @dataclass(frozen=True, eq=False)
 class _ChainPath:
-    """Linear layers and elementwise activations."""
+    """Closed forms of a chain of linear layers and elementwise activations."""
 
     chain: Chain
 
@@ -101,17 +179,17 @@ class _ChainPath:
         return lambda: (factor.gram(self.chain, output_factor), 0.0)
 
     def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
-        made = cache(lambda: products.Products(self.chain, product, second_order=second_order))
-        return lambda block: made()(block)
+        linearized = cache(lambda: products.Products(self.chain, product, second_order=second_order))
+        return lambda block: linearized()(block)
 
     def product_cost(self, *, second_order: bool) -> ProductCost | None:
-        counted = products.product_multiplications(self.chain, second_order=second_order)
-        return ProductCost(*products.product_bytes(self.chain), counted)
+        multiplications = products.product_multiplications(self.chain, second_order=second_order)
+        return ProductCost(*products.product_bytes(self.chain), multiplications)
 
 
 @dataclass(frozen=True, eq=False)
 class _NetworkPath:
-    """Convolutions, linear layers, pooling and elementwise activations."""
+    """Closed forms of a network with convolutions, linear layers, pooling and elementwise activations."""
 
     network: Network
 
@@ -142,8 +220,8 @@ class _NetworkPath:
     def products(self, product: OutputProduct, *, second_order: bool) -> Callable[[Tensor], Tensor] | None:
         if not self.network.linearizes:
             return None
-        made = cache(lambda: network_products.NetworkProducts(self.network, product, second_order=second_order))
-        return lambda block: made()(block)
+        linearized = cache(lambda: network_products.NetworkProducts(self.network, product, second_order=second_order))
+        return lambda block: linearized()(block)
 
     def product_cost(self, *, second_order: bool) -> ProductCost | None:
         del second_order

