@@ -57,7 +57,7 @@ def pullback(operator: SymmetricOperator, chart: Parameterization) -> SymmetricO
     >>> import curvature as cv
     >>> problem = cv.zoo.digits_problem(num_examples=50, widths=(8,))
     >>> cv.pullback(cv.ggn(problem), cv.WeightNorm(stretch=3.0))
-    SymmetricOperator(ggn, weight-norm (stretch 3), 628 x 628, float64, cpu)
+    SymmetricOperator(ggn, weight-norm (stretch=3), 628 x 628, float64, cpu)
     """
     return _moved(operator, chart, "pullback", horizontal=False)
 

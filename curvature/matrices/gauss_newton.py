@@ -47,7 +47,7 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     --------
     >>> import curvature as cv
     >>> cv.ggn(cv.zoo.softmax_regression())
-    WeightSpaceMatrix(ggn, standard, 18 x 18, float64, cpu)
+    WeightSpaceMatrix(ggn, standard, 15 x 15, float64, cpu)
     """
     require_problem(problem, "ggn")
     loss, scale = problem.loss, problem.denominator**-0.5

@@ -55,7 +55,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     --------
     >>> import curvature as cv
     >>> cv.hessian(cv.zoo.softmax_regression())
-    WeightSpaceMatrix(hessian, standard, 18 x 18, float64, cpu)
+    WeightSpaceMatrix(hessian, standard, 15 x 15, float64, cpu)
     """
     require_problem(problem, "hessian")
     definition = Definition("hessian", hessian, gradient_witness(problem), second_order=True)

@@ -25,8 +25,8 @@ CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv3d: functional.conv3d,
 }
 
-# A convolution of small images as one matrix for all examples is faster than PyTorch's, up to images with about 16 times
-# as many inputs as a patch (measured on one thread).
+# A convolution of small images as one matrix for all examples is faster than PyTorch's, for images with up to about 16
+# times as many inputs as a patch (measured on one thread).
 _MATRIX_RATIO = 16
 
 _MATRIX_BYTES = 64 * 2**20  # limit for such a matrix
