@@ -39,7 +39,8 @@ def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]
     they do not fit in memory, each block is computed from its products.
     """
     require_operator(operator, "blocks")
-    if operator.layout is None:
+    layout = operator.layout
+    if layout is None:
         raise ConfigurationError(f"{operator.name} has no named coordinates, so it has no blocks by {by!r}.")
     if by == "all":
         return {"all": operator}
@@ -47,4 +48,4 @@ def blocks(operator: SymmetricOperator, by: str) -> dict[str, SymmetricOperator]
     if not fits:
         operator = replace(operator, routes=replace(operator.routes, entries=None))
     shared = cache(operator.entries) if fits else None
-    return {name: operator.principal(index, name, entries=shared) for name, index in operator.layout.blocks(by).items()}
+    return {name: operator.principal(index, name, entries=shared) for name, index in layout.blocks(by).items()}
