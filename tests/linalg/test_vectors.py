@@ -50,12 +50,12 @@ def recomputed(matrix, vectors):
 @pytest.mark.parametrize("route", ROUTES)
 def test_vectors_are_those_of_eigh_but_for_the_sign(route):
     matrix, operator = with_factor(VALUES)
-    found = computed(operator, route)
+    vectors = computed(operator, route)
     values, expected = torch.linalg.eigh(matrix)
-    assert np.abs(found.eigenvalues - values.numpy()).max() < 100 * EPS * 8
-    overlaps = np.abs((found.columns * expected.numpy()).sum(axis=0))
+    assert np.abs(vectors.eigenvalues - values.numpy()).max() < 100 * EPS * 8
+    overlaps = np.abs((vectors.columns * expected.numpy()).sum(axis=0))
     assert np.abs(overlaps - 1).max() < 1e-13
-    assert (len(found), found.dim, found.columns.dtype) == (7, 7, np.float64)
+    assert (len(vectors), vectors.dim, vectors.columns.dtype) == (7, 7, np.float64)
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -63,23 +63,23 @@ def test_vectors_are_those_of_eigh_but_for_the_sign(route):
 def test_vectors_are_orthonormal_and_solve_the_equation(values, route):
     """With a null space too, whose basis any route may choose."""
     matrix, operator = with_factor(values)
-    found = computed(operator, route)
-    columns = torch.from_numpy(found.columns)
+    vectors = computed(operator, route)
+    columns = torch.from_numpy(vectors.columns)
     assert columns.shape == (len(values), len(values))
     assert torch.linalg.matrix_norm(columns.T @ columns - torch.eye(len(values), dtype=torch.float64), 2) < 1e-13
-    residual = matrix @ columns - columns * torch.from_numpy(found.eigenvalues)
+    residual = matrix @ columns - columns * torch.from_numpy(vectors.eigenvalues)
     assert residual.abs().max() < 1e-13 * max(values)
-    assert (np.diff(found.eigenvalues) >= 0).all()
+    assert (np.diff(vectors.eigenvalues) >= 0).all()
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_multiple_eigenvalue_has_the_projector_of_eigh_whatever_its_basis(route):
     values = [0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 4.0, 4.0]
     matrix, operator = with_factor(values, seed=3)
-    found = computed(operator, route)
+    vectors = computed(operator, route)
     exact, basis = torch.linalg.eigh(matrix)
     for value in (0.0, 1.0, 2.0, 4.0):
-        ours = found.columns[:, np.abs(found.eigenvalues - value) < 1e-9]
+        ours = vectors.columns[:, np.abs(vectors.eigenvalues - value) < 1e-9]
         theirs = basis[:, (exact - value).abs() < 1e-9].numpy()
         assert ours.shape == theirs.shape
         assert np.abs(ours @ ours.T - theirs @ theirs.T).max() < 1e-13
@@ -91,33 +91,33 @@ def test_an_indefinite_matrix_has_vectors_of_both_ends(route):
     operator = cv.SymmetricOperator.from_dense(matrix)
     if route == "extremal":
         record = cv.extremal_eigenvalues(operator, num_largest=2, num_smallest=2, tolerance=1e-12)
-        found, places = record.vectors, [0, 1, 4, 5]
-        assert np.array_equal(found.eigenvalues, [*record.smallest, *record.largest[::-1]])
-        assert np.array_equal(found.residuals, record.residuals)
+        vectors, places = record.vectors, [0, 1, 4, 5]
+        assert np.array_equal(vectors.eigenvalues, [*record.smallest, *record.largest[::-1]])
+        assert np.array_equal(vectors.residuals, record.residuals)
     else:
-        found, places = cv.spectrum(operator, vectors=True).vectors, range(6)
+        vectors, places = cv.spectrum(operator, vectors=True).vectors, range(6)
     _, expected = torch.linalg.eigh(matrix)
-    overlaps = np.abs((found.columns * expected[:, list(places)].numpy()).sum(axis=0))
+    overlaps = np.abs((vectors.columns * expected[:, list(places)].numpy()).sum(axis=0))
     assert np.abs(overlaps - 1).max() < 1e-13
 
 
 def test_the_vectors_behind_a_short_factor_are_completed_by_a_basis_of_the_null_space():
     """Two columns for nine rows: seven null vectors that no singular vector of the factor gives."""
     factor = normal(5, 9, 2)
-    found = cv.spectrum(factored(factor), method="factor", vectors=True).vectors
-    assert np.abs(factor.T.numpy() @ found.columns[:, :7]).max() < 1e-14 * float(factor.norm())
-    assert np.abs(found.columns.T @ found.columns - np.eye(9)).max() < 1e-13
-    assert not found.eigenvalues[:7].any()
+    vectors = cv.spectrum(factored(factor), method="factor", vectors=True).vectors
+    assert np.abs(factor.T.numpy() @ vectors.columns[:, :7]).max() < 1e-14 * float(factor.norm())
+    assert np.abs(vectors.columns.T @ vectors.columns - np.eye(9)).max() < 1e-13
+    assert not vectors.eigenvalues[:7].any()
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_single_precision_stays_single(route):
     matrix, operator = with_factor(VALUES, dtype=torch.float32)
-    found = computed(operator, route, **({"tolerance": 1e-6} if route == "extremal" else {}))
-    assert found.columns.dtype == found.eigenvalues.dtype == np.float32
-    assert np.abs(found.columns.T @ found.columns - np.eye(7)).max() < 1e-5
-    assert recomputed(matrix, found).max() < 1e-5 * 8
-    assert 0 < found.residuals.max() < 1e-5 * 8
+    vectors = computed(operator, route, **({"tolerance": 1e-6} if route == "extremal" else {}))
+    assert vectors.columns.dtype == vectors.eigenvalues.dtype == np.float32
+    assert np.abs(vectors.columns.T @ vectors.columns - np.eye(7)).max() < 1e-5
+    assert recomputed(matrix, vectors).max() < 1e-5 * 8
+    assert 0 < vectors.residuals.max() < 1e-5 * 8
 
 
 # ------------------------------------------------------------------------------------------------------ residuals
@@ -129,13 +129,13 @@ def test_residuals_of_rough_vectors_are_those_of_products():
     record = cv.extremal_eigenvalues(
         operator_of(matrix), num_largest=3, num_smallest=2, tolerance=1e-3, space=cv.KrylovSpace(max_products=25)
     )
-    found = record.vectors
-    assert found.residuals.max() > 1e-3
-    np.testing.assert_allclose(found.residuals, recomputed(matrix, found), rtol=1e-8, atol=1e-13)
+    vectors = record.vectors
+    assert vectors.residuals.max() > 1e-3
+    np.testing.assert_allclose(vectors.residuals, recomputed(matrix, vectors), rtol=1e-8, atol=1e-13)
     # An eigenvalue lies within the residual of each Ritz value.
     exact = torch.linalg.eigvalsh(matrix).numpy()
-    nearest = np.abs(found.eigenvalues[:, None] - exact).min(axis=1)
-    assert (nearest <= found.residuals + 1e-13).all()
+    nearest = np.abs(vectors.eigenvalues[:, None] - exact).min(axis=1)
+    assert (nearest <= vectors.residuals + 1e-13).all()
 
 
 @pytest.mark.parametrize("route", ["dense", "factor"])
@@ -157,10 +157,10 @@ def test_wrong_vectors_of_a_decomposition_have_residuals_that_say_so(route, size
         monkeypatch.setattr(np.linalg, "eigh", turned(np.linalg.eigh, 1))
     else:
         monkeypatch.setattr(torch.linalg, "svd", turned(torch.linalg.svd, 2))
-    found = computed(operator, route)
-    expected = recomputed(matrix, found)
-    assert size < found.residuals.max() < 20 * size  # the gap between the two eigenvalues is 7.7
-    np.testing.assert_allclose(found.residuals, expected, rtol=1e-6, atol=1e-13)
+    vectors = computed(operator, route)
+    expected = recomputed(matrix, vectors)
+    assert size < vectors.residuals.max() < 20 * size  # the gap between the two eigenvalues is 7.7
+    np.testing.assert_allclose(vectors.residuals, expected, rtol=1e-6, atol=1e-13)
 
 
 def test_residuals_come_from_products_and_not_from_the_entries():
@@ -168,8 +168,8 @@ def test_residuals_come_from_products_and_not_from_the_entries():
     matrix, operator = with_factor(VALUES)
     entries = replace(operator.routes.entries, compute=lambda: matrix + 1e-6 * torch.eye(7, dtype=torch.float64))
     rough = replace(operator, routes=replace(operator.routes, entries=entries))
-    found = cv.spectrum(rough, method="dense", vectors=True, checks=False).vectors
-    np.testing.assert_allclose(found.residuals, 1e-6, rtol=1e-6)
+    vectors = cv.spectrum(rough, method="dense", vectors=True, checks=False).vectors
+    np.testing.assert_allclose(vectors.residuals, 1e-6, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- which are there
@@ -232,15 +232,15 @@ def test_vectors_by_name_are_eigenvectors_for_torch_and_its_own_names(route, mod
 
     operator = cv.hessian(problem)
     if route == "extremal":
-        found = cv.extremal_eigenvalues(operator, num_largest=3, num_smallest=2, tolerance=1e-12).vectors
+        vectors = cv.extremal_eigenvalues(operator, num_largest=3, num_smallest=2, tolerance=1e-12).vectors
     else:
-        found = cv.spectrum(operator, vectors=True).vectors
-    for k in (0, len(found) - 1, -2):
-        direction = {name: torch.from_numpy(part.copy()) for name, part in found.vector(k).items()}
+        vectors = cv.spectrum(operator, vectors=True).vectors
+    for k in (0, len(vectors) - 1, -2):
+        direction = {name: torch.from_numpy(part.copy()) for name, part in vectors.vector(k).items()}
         assert {name: part.shape for name, part in direction.items()} == {n: p.shape for n, p in parameters.items()}
         _, image = jvp(slope, (parameters,), (direction,))
         for name, part in direction.items():
-            assert float((image[name] - found.eigenvalues[k] * part).abs().max()) < 1e-11, name
+            assert float((image[name] - vectors.eigenvalues[k] * part).abs().max()) < 1e-11, name
 
 
 WEIGHTS = ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -253,41 +253,41 @@ CHARTS = [None, cv.WeightNorm(stretch=2.0), cv.WeightNorm("paper", log_scale=Tru
 @pytest.mark.parametrize("name", ["hessian", "ggn"])
 def test_names_are_those_of_the_coordinates_in_every_chart(name, chart, effective, problem):
     operator = in_chart(MATRICES[name](problem), chart, effective=effective)
-    found = cv.spectrum(operator, vectors=True).vectors
+    vectors = cv.spectrum(operator, vectors=True).vectors
     matrix = operator.dense()
     for k in (0, -1):
-        parts = found.vector(k)
+        parts = vectors.vector(k)
         assert list(parts) == (NORMALIZED if isinstance(chart, cv.WeightNorm) and not effective else WEIGHTS)
         assert {n: p.shape for n, p in parts.items()} == {e.name: tuple(e.shape) for e in operator.layout.entries}
-        assert np.array_equal(np.concatenate([part.reshape(-1) for part in parts.values()]), found.flat(k))
+        assert np.array_equal(np.concatenate([part.reshape(-1) for part in parts.values()]), vectors.flat(k))
         # Each name holds the rows of its own coordinates: products with the block of one name give its share.
         for entry, span in operator.layout.pairs():
-            image = (matrix[span] @ torch.from_numpy(found.flat(k))).numpy()
-            assert np.abs(image - found.eigenvalues[k] * parts[entry.name].reshape(-1)).max() < 1e-12
+            image = (matrix[span] @ torch.from_numpy(vectors.flat(k))).numpy()
+            assert np.abs(image - vectors.eigenvalues[k] * parts[entry.name].reshape(-1)).max() < 1e-12
 
 
 def test_coordinates_without_names_have_flat_vectors_only(problem):
     _, operator = with_factor(VALUES)
     block = cv.hessian(problem).block("0.weight")
-    for found in (cv.spectrum(operator, vectors=True).vectors, cv.spectrum(block, vectors=True).vectors):
-        assert found.names == ()
+    for vectors in (cv.spectrum(operator, vectors=True).vectors, cv.spectrum(block, vectors=True).vectors):
+        assert vectors.names == ()
         with pytest.raises(cv.ConfigurationError, match=r"have no names.* Use flat\(k\)"):
-            found.vector(0)
-        assert np.array_equal(found.flat(0), found.columns[:, 0])
+            vectors.vector(0)
+        assert np.array_equal(vectors.flat(0), vectors.columns[:, 0])
 
 
 @pytest.mark.parametrize("k", [5, -6, 100])
 def test_places_that_do_not_exist_are_refused(k):
-    found = cv.spectrum(cv.SymmetricOperator.from_dense(with_spectrum([1.0, 2, 3, 4, 5])), vectors=True).vectors
-    assert np.array_equal(found.flat(-5), found.flat(0))
+    vectors = cv.spectrum(cv.SymmetricOperator.from_dense(with_spectrum([1.0, 2, 3, 4, 5])), vectors=True).vectors
+    assert np.array_equal(vectors.flat(-5), vectors.flat(0))
     with pytest.raises(
         cv.ConfigurationError, match=rf"k must be in \[0, 5\), since this record has 5 eigenvectors; got {k}"
     ):
-        found.flat(k)
+        vectors.flat(k)
 
 
 def test_a_record_of_vectors_is_one_line():
-    found = Eigenvectors(np.ones(2), np.eye(3)[:, :2], np.array([1e-16, 3e-9]))
-    assert repr(found) == "Eigenvectors(2 of dimension 3, largest residual 3.0e-09)"
+    vectors = Eigenvectors(np.ones(2), np.eye(3)[:, :2], np.array([1e-16, 3e-9]))
+    assert repr(vectors) == "Eigenvectors(2 of dimension 3, largest residual 3.0e-09)"
     assert repr(Eigenvectors(np.ones(0), np.eye(3)[:, :0], np.ones(0))).startswith("Eigenvectors(0 of dimension 3")
     assert packing.eigenvectors(operator_of(torch.eye(3, dtype=torch.float64)), np.ones(2), np.eye(3)[:, :2]).dim == 3
