@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,7 +112,9 @@ class SpectralDensity(Located):
         spread = per_probe.std(ddof=1) if len(per_probe) > 1 else math.nan
         return float(per_probe.mean()), float(spread / len(per_probe) ** 0.5)
 
-    def cumulative(self, grid: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def cumulative(
+        self, grid: Sequence[float] | np.ndarray, *, level: float = 0.95
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Estimate the share of the eigenvalues that are at most a given number.
 
         Parameters

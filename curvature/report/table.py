@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
 __all__ = ["Cell", "Entry", "Row", "Table", "quantity_cell", "spread_cell"]
 
 
@@ -44,7 +46,7 @@ class Cell:
     prefix: str = ""
 
 
-Entry: TypeAlias = str | float | bool | Cell | None
+Entry: TypeAlias = str | float | bool | np.integer | np.floating | Cell | None
 Row: TypeAlias = Mapping[str, Any]  # of the summary of a run: plain values
 
 

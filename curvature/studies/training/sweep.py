@@ -29,7 +29,7 @@ def tune_learning_rate(
     arm: str,
     seed: int,
     optimizer: Optimizer,
-    rates: Sequence[float],
+    rates: Sequence[float] | np.ndarray,
     max_extensions: int = 6,
 ) -> LearningRateSweep:
     """Train from the same start at every rate and keep the one with the lowest loss over all data at the end.
@@ -96,7 +96,7 @@ def tune_learning_rate(
 
 
 def learning_rate_sweep(
-    arm: str, seed: int, rates: Sequence[float], final_losses: Sequence[float], *, budget: int
+    arm: str, seed: int, rates: Sequence[float] | np.ndarray, final_losses: Sequence[float] | np.ndarray, *, budget: int
 ) -> LearningRateSweep:
     """Choose the rate with the lowest final loss.
 
