@@ -116,9 +116,24 @@ def _restored(value: Any, declared: Any) -> Any:
         value = json.loads(value)
     if types.NoneType in options and (value is None or (isinstance(value, float) and math.isnan(value))):
         return None
+    if isinstance(value, np.ndarray) and np.ndarray in options:
+        return value
     (kind,) = [option for option in options if option is not types.NoneType][:1]
     if get_origin(kind) is tuple:
-        part: Any = get_args(kind)[0]
+        part = get_args(kind)[0]
         nested = is_dataclass(part)
-        return tuple(part(**item) if nested and isinstance(item, Mapping) else item for item in value)
-    return float(value) if kind is float else value
+        return tuple(part(**item) if nested and isinstance(item, Mapping) else _restored(item, part) for item in value)
+    return _fitting(value, kind)
+
+
+def _fitting(value: Any, kind: Any) -> Any:
+    """Convert whole numbers to the declared type; refuse what is not of it."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and number:
+        return float(value)
+    if kind is int and number and float(value).is_integer():
+        return int(value)
+    expected = get_origin(kind) or kind
+    if kind in (int, float) or not isinstance(value, expected):
+        raise TypeError(f"{value!r} is not of the declared type {expected.__name__}")
+    return value
