@@ -85,6 +85,7 @@ from curvature.records.conditioning import damped_condition_number as damped_con
 from curvature.records.marchenko_pastur import marchenko_pastur_ratio as marchenko_pastur_ratio
 from curvature.records.sphericity import sphericity as sphericity
 from curvature.report import figures as figures
-from curvature.studies import compare as compare
+from curvature.studies import measure as measure
+from curvature.studies import study as study
 from curvature.studies.evidence import decomposition as decomposition
 from curvature.studies.evidence import verdicts as verdicts

@@ -1067,7 +1067,7 @@ def test_a_table_escapes_what_a_user_has_named(regression_data):
     def loss(output, target):
         return ((output - target) ** 2).sum()
 
-    loss.__name__ = "<b>"
+    loss.__name__ = "<script>"
     problem = cv.Problem.from_module(nn.Linear(3, 2), loss=loss, data=regression_data(5, 3, 2))
-    assert "<b>" not in problem._repr_html_()
-    assert "&lt;b&gt;" in problem._repr_html_()
+    assert "<script>" not in problem._repr_html_()
+    assert "&lt;script&gt;" in problem._repr_html_()
