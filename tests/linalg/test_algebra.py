@@ -447,3 +447,24 @@ def test_indefinite_input_stays_undecided():
     ):
         assert not operator.facts.positive_semidefinite
         assert operator.routes.factor is None
+
+
+def test_a_difference_keeps_the_rounding_of_its_terms():
+    """Softmax regression is linear: its Hessian is its GGN, and what their difference leaves is rounding alone."""
+    problem = cv.zoo.softmax_regression(60, 5, 4)
+    spectrum = cv.spectrum(cv.hessian(problem, method="structured") - cv.ggn(problem, method="generic"))
+    assert np.abs(spectrum.eigenvalues).max() > 0  # there is something to be fooled by
+    assert spectrum.num_resolved == 0
+    mean = cv.spectrum(cv.ggn(problem)).trace / problem.dim
+    assert spectrum.noise_floor > 10 * torch.finfo(torch.float64).eps * mean
+
+
+@pytest.mark.parametrize("factor", [3.0, -0.5])
+def test_multiples_congruences_and_blocks_of_a_difference_keep_it_too(factor):
+    large = 1e6 * cv.SymmetricOperator.from_dense(TALL @ TALL.T)
+    small = large - large.shifted(-1.0)  # the identity, off by the rounding of a million
+    expected = 1e6 * torch.finfo(torch.float64).eps
+    map_ = torch.eye(DIM, 5, dtype=torch.float64)
+    for operator, scale in ((small, 1.0), (factor * small, abs(factor)), (small.congruence(map_), 1.0)):
+        assert cv.spectrum(operator).noise_floor > scale * expected
+    assert cv.spectrum(small.principal(torch.arange(4), "first")).noise_floor > expected

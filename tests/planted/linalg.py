@@ -206,13 +206,13 @@ DEFECTS = [
         "linalg:scaled_routes",
         "$scale**0.5 * $block",
         "$scale * $block",
-        ("algebra_of_operators_is_that_of_their_matrices_by_every_route",),
+        ("every_route_of_the_result_leads_to_its_products",),
     ),
     Defect(
         "residuals of eigenvectors without the matrix",
         "linalg.vectors:eigenvectors",
         "$operator @ $block - $block * $values",
         "$block * $values - $block * $values",
-        ("eigenvectors_of_a_matrix_are_orthonormal_with_the_residuals_they_claim",),
+        ("residuals_of_rough_vectors_are_those_of_products",),
     ),
 ]
