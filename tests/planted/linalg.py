@@ -215,4 +215,18 @@ DEFECTS = [
         "$block * $values - $block * $values",
         ("residuals_of_rough_vectors_are_those_of_products",),
     ),
+    Defect(
+        "a difference that forgets how large its terms are",
+        "linalg:SymmetricOperator.__add__",
+        "self.rounding_scale() + other.rounding_scale()",
+        "0.0 * other.rounding_scale()",
+        ("a_difference_keeps_the_rounding_of_its_terms",),
+    ),
+    Defect(
+        "a multiple of a difference that forgets it",
+        "linalg:_times",
+        "$factor * $scale()",
+        "0.0 * $scale()",
+        ("multiples_congruences_and_blocks_of_a_difference_keep_it_too",),
+    ),
 ]

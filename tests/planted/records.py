@@ -54,4 +54,11 @@ DEFECTS = [
         "np.log1p($contraction)",
         ("gd_time_counts_the_steps_of_gradient_descent",),
     ),
+    Defect(
+        "eigenvectors by name that all begin at the first coordinate",
+        "records:Eigenvectors.vector",
+        "$start += $size",
+        "$start += 0 * $size",
+        ("vectors_by_name_are_eigenvectors_for_torch_and_its_own_names",),
+    ),
 ]
