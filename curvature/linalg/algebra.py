@@ -190,7 +190,7 @@ def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
     return Routes(entries, factor, cost)
 
 
-def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
+def congruent_facts(facts: Facts, map_: Tensor, scale: Callable[[], float]) -> Facts:
     """Derive the facts of ``M^T A M``.
 
     Parameters
@@ -199,6 +199,8 @@ def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
         Facts of ``A``.
     map_
         ``M``, ``(D, Q)``.
+    scale
+        Gives what rounding is relative to: a map onto directions that are nearly null leaves little else.
 
     Returns
     -------
@@ -209,7 +211,7 @@ def congruent_facts(facts: Facts, map_: Tensor) -> Facts:
     return Facts(
         facts.positive_semidefinite,
         rank_bound=bound,
-        scale=_times(facts.scale, float(torch.linalg.matrix_norm(map_)) ** 2),
+        scale=scale,
         witnesses=tuple(witness.through(lambda block: map_ @ block) for witness in facts.witnesses),
         diagnose=None if facts.diagnose is None else _through(facts.diagnose, lambda block: map_ @ block),
     )

@@ -226,6 +226,7 @@ class SymmetricOperator(BlockMatrix):
         if map_.ndim != 2 or len(map_) != self.dim:
             raise ConfigurationError(f"{self.name} needs a map of shape ({self.dim}, Q), got {tuple(map_.shape)}.")
         map_ = map_.detach().to(self.device, self.dtype)
+        scale = cache(lambda: float(torch.linalg.matrix_norm(map_, 2)) ** 2 * self.rounding_scale())
         return SymmetricOperator(
             where=replace(self.where, chart=name, gauge="-"),
             dim=map_.shape[1],
@@ -233,7 +234,7 @@ class SymmetricOperator(BlockMatrix):
             dtype=self.dtype,
             device=self.device,
             routes=algebra.congruent_routes(self.routes, map_),
-            facts=algebra.congruent_facts(self.facts, map_),
+            facts=algebra.congruent_facts(self.facts, map_, scale),
         )
 
     def shifted(self, shift: float) -> SymmetricOperator:

@@ -239,7 +239,6 @@ def test_a_difference_of_equal_matrices_is_zero_and_not_an_error():
         assert np.abs(result.eigenvalues).max() <= result.noise_floor
 
 
-@pytest.mark.xfail(raises=cv.SelfCheckError, reason="rounding of a congruence is taken relative to what is left of it")
 def test_a_congruence_onto_the_null_space_is_zero_and_not_an_error():
     null = A.facts.null_space().basis
     result = cv.spectrum(A.congruence(null))
