@@ -8,6 +8,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+import typed
+
+typed.install()
+
 # Derandomized: a test that passes here passes everywhere. No deadline: machines differ.
 settings.register_profile(
     "suite",
