@@ -51,6 +51,8 @@ class Problem:
         Names of parameters left out (``requires_grad=False``), and of those the loss does not depend on.
     chunk_size
         Examples evaluated at once; results do not depend on it beyond rounding.
+    notes
+        Sentences about how this model, loss or data are computed, which every report repeats.
     """
 
     function: ModelFunction
@@ -64,6 +66,7 @@ class Problem:
     unused: tuple[str, ...]
     num_outputs: int
     chunk_size: int
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_module(
@@ -217,6 +220,7 @@ class Problem:
             "chart": self.chart.label,
             "precision": str(self.dtype).removeprefix("torch."),
             "device": self.device,
+            "notes": " ".join(self.notes),
         }
         return html_table("Problem", {name: str(value) for name, value in rows.items() if value != ""})
 

@@ -100,9 +100,10 @@ def with_warnings(study: Study, problem: Problem) -> Study:
     Returns
     -------
     Study
-        The same study with more warnings: unused and frozen parameters, single precision, kinks under a Hessian.
+        The same study with more warnings: notes of the problem, unused and frozen parameters, single precision, kinks
+        under a Hessian.
     """
-    warnings = list(study.warnings)
+    warnings = [*study.warnings, *problem.notes]
     if problem.unused:
         warnings.append(
             f"the loss does not depend on {', '.join(problem.unused)}: zero rows, counted as null directions."
