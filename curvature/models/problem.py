@@ -11,19 +11,15 @@ from torch import Tensor, nn
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
+from curvature.models.assembly import assemble
 from curvature.models.behaviour import cuda_devices, pre_activations_near_a_kink, untouched_generators
-from curvature.models.data import DataLike, as_type, materialize, refuse_non_finite
+from curvature.models.data import DataLike
 from curvature.models.function import ModelFunction
-from curvature.models.losses import Loss, LossLike, PerExample, refuse_other_reduction, resolve_loss
-from curvature.models.module import common_type, refuse_module
-from curvature.models.trial import checked_outputs, differentiated_once
-from curvature.models.unwrapping import unwrap
+from curvature.models.losses import Loss, LossLike
 from curvature.precision import full_precision
 from curvature.records.notebook import html_table
 
 __all__ = ["Problem"]
-
-_CHUNK_BYTES = 256 * 2**20  # of per-example factor columns held at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,51 +111,7 @@ class Problem:
         """
         # A sampler, or a random layer before it is refused, draws from the global generators: restore them.
         with full_precision(), untouched_generators(cuda_devices(module)):
-            return cls._from_module(module, loss, data, dtype, chunk_size)
-
-    @classmethod
-    def _from_module(
-        cls, module: nn.Module, loss_like: LossLike, data: DataLike, dtype: torch.dtype | None, chunk_size: int | None
-    ) -> Problem:
-        declared, loss = isinstance(loss_like, Loss), resolve_loss(loss_like)
-        refuse_module(module)
-        if chunk_size is not None and chunk_size < 1:
-            raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size}.")
-        dtype, device = common_type(module, dtype)
-        inputs, targets = materialize(data)
-        inputs, targets = as_type(inputs, dtype, device), targets.to(device)
-        refuse_non_finite(inputs, targets)
-
-        unwrapped = unwrap(module, dtype)
-        function, weights = unwrapped.function, unwrapped.weights
-        outputs, written = checked_outputs(function, weights, inputs)
-        function = replace(function, written=written)
-        targets = loss.prepare(outputs, targets)
-        if isinstance(loss, PerExample) and not declared:
-            refuse_other_reduction(loss, outputs, targets)
-        num_outputs = outputs[0].numel()
-        if chunk_size is None:
-            columns = max(1, num_outputs) * len(weights) * weights.element_size()
-            chunk_size = max(1, min(len(inputs), _CHUNK_BYTES // columns))
-        denominator = float(loss.denominators(outputs, targets).sum())
-        if not denominator > 0:
-            raise InputError("the denominator of the mean loss is zero: every target has weight zero or is ignored.")
-        unused, attends = differentiated_once(
-            function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
-        )
-        return cls(
-            replace(function, attends=attends),
-            loss,
-            inputs,
-            targets,
-            weights,
-            unwrapped.chart,
-            denominator,
-            unwrapped.frozen,
-            unused,
-            num_outputs,
-            chunk_size,
-        )
+            return cls(*assemble(module, loss, data, dtype=dtype, chunk_size=chunk_size))
 
     @property
     def model(self) -> nn.Module:
