@@ -134,10 +134,9 @@ def against(options: argparse.Namespace) -> int:
     """Compare with another checkout, write the rows, and return the exit status."""
     print("work, size, dtype, method: seconds, seconds of the other, new / old [quartiles], rounds")
     rows = []
-    with versions.workers(options.against, fast=options.fast, threads=options.threads) as (new, old):
-        for row in versions.compare(new, old, options.only or WORKS, fast=options.fast):
-            print(versions.line(row), flush=True)
-            rows.append(row)
+    for row in versions.compare(options.against, options.only or WORKS, fast=options.fast, threads=options.threads):
+        print(versions.line(row), flush=True)
+        rows.append(row)
     document = {"against": str(options.against), "fast": options.fast, "threads": options.threads, "rows": rows}
     (options.out / "against.json").write_text(json.dumps(document | {"processor": processor()}, indent=2) + "\n")
     (options.out / "against.md").write_text(versions.markdown(rows))

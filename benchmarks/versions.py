@@ -2,8 +2,10 @@
 
     python -m benchmarks.peer_benchmark --against PATH --out results/against
 
-A row is one method of ours. Rounds alternate between the two processes, so that a slow phase of the machine hits both,
-and the ratio of a row is the median over the rounds of new seconds / old seconds.
+A row is one method of ours. A round is new, old, old, new, so that a slow phase of the machine hits both processes, and
+so does what the one before leaves behind. Half of the rounds are run by processes that are started in the other order:
+the same code was measured at 1.2 to 1.4 times its own time in the process that had been started first. The ratio of a
+row is the geometric mean of the two halves' medians of new seconds / old seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,8 @@ from benchmarks.timing import Case, Contender, calls_for, clock, fixed_threads, 
 
 ROOT = Path(__file__).parents[1]
 SLOWER = 1.05  # a ratio above this is a loss of speed
-ROW_SECONDS = 20.0  # rounds of one row stop after about this long, within ROUNDS
-ROUNDS = (5, 31)
+ROW_SECONDS = 10.0  # rounds of one row and half stop after about this long, within ROUNDS
+ROUNDS = (3, 16)
 FAST_ROUNDS = 3
 # `curvature` comes from PYTHONPATH, the other checkout; `benchmarks` is always this one.
 BOOTSTRAP = "import sys, curvature; sys.path.insert(0, sys.argv[1]); import benchmarks.versions as v; v.serve()"
@@ -68,57 +71,92 @@ class Worker:
 
 
 @contextmanager
-def workers(other: Path, *, fast: bool, threads: int) -> Iterator[tuple[Worker, Worker]]:
-    """Start one process for this checkout and one for the other."""
-    new = Worker(ROOT, fast=fast, threads=threads)
-    try:
-        old = Worker(other.resolve(), fast=fast, threads=threads)
-        try:
-            yield new, old
-        finally:
-            old.close()
-    finally:
-        new.close()
+def workers(other: Path, *, fast: bool, threads: int, new_first: bool = True) -> Iterator[tuple[Worker, Worker]]:
+    """Start one process for this checkout and one for the other; ``new_first`` is the order of the starts."""
+    with ExitStack() as stack:
+
+        def start(checkout: Path) -> Worker:
+            worker = Worker(checkout, fast=fast, threads=threads)
+            stack.callback(worker.close)
+            return worker
+
+        if new_first:
+            new, old = start(ROOT), start(other.resolve())
+        else:
+            old, new = start(other.resolve()), start(ROOT)
+        yield new, old
 
 
-def compare(new: Worker, old: Worker, works: Iterable[str], *, fast: bool) -> Iterator[dict]:
-    """One row per method of ours, as soon as it is measured.
+def compare(other: Path, works: Iterable[str], *, fast: bool, threads: int) -> Iterator[dict]:
+    """One row per method of ours, after each work.
 
     Parameters
     ----------
-    new, old
-        Processes of the two checkouts.
+    other
+        The other checkout.
     works
         Names in ``WORKS``.
     fast
-        Few rounds, for tests.
+        Toy sizes and few rounds, for tests.
+    threads
+        Of every library.
     """
     for work in works:
-        methods = new.ask("open", work)
-        if methods != old.ask("open", work):
-            raise RuntimeError(f"The two checkouts have different methods or sizes for '{work}'.")
-        for index, method in enumerate(methods):
-            yield method | _measured(new, old, index, fast=fast)
+        halves = []
+        for new_first in (True, False):
+            with workers(other, fast=fast, threads=threads, new_first=new_first) as (new, old):
+                methods = new.ask("open", work)
+                if methods != old.ask("open", work):
+                    raise RuntimeError(f"The two checkouts have different methods or sizes for '{work}'.")
+                halves.append([_measured(new, old, index, fast=fast) for index in range(len(methods))])
+        for method, *measured in zip(methods, *halves, strict=True):
+            yield method | _row(measured)
 
 
-def _measured(new: Worker, old: Worker, index: int, *, fast: bool) -> dict:
+@dataclass(frozen=True)
+class Half:
+    """What one pair of processes measured for one method: seconds for each round, and the errors of the results."""
+
+    seconds: list[float]
+    old_seconds: list[float]
+    relative_error: float
+    old_relative_error: float
+
+    @property
+    def ratios(self) -> list[float]:
+        return [new / old for new, old in zip(self.seconds, self.old_seconds, strict=True)]
+
+
+def _measured(new: Worker, old: Worker, index: int, *, fast: bool) -> Half:
     first, first_old = new.ask("check", index), old.ask("check", index)
     slower = max(first["seconds"], first_old["seconds"])
     calls = calls_for(slower)
-    rounds = FAST_ROUNDS if fast else int(np.clip(ROW_SECONDS / (2 * calls * slower), *ROUNDS))
-    pairs = [(new.ask("time", index, calls), old.ask("time", index, calls)) for _ in range(rounds)]
-    seconds, old_seconds = zip(*pairs, strict=True)
-    ratios = [now / before for now, before in pairs]
+    rounds = FAST_ROUNDS if fast else int(np.clip(ROW_SECONDS / (4 * calls * slower), *ROUNDS))
+    seconds, old_seconds = zip(*(_round(new, old, index, calls) for _ in range(rounds)), strict=True)
+    return Half(list(seconds), list(old_seconds), first["relative_error"], first_old["relative_error"])
+
+
+def _row(halves: Sequence[Half]) -> dict:
+    """The halves together: the ratio is the geometric mean of their medians."""
+    seconds = [value for half in halves for value in half.seconds]
+    old_seconds = [value for half in halves for value in half.old_seconds]
+    ratios = [ratio for half in halves for ratio in half.ratios]
     return {
         "seconds": statistics.median(seconds),
         "old_seconds": statistics.median(old_seconds),
-        "ratio": statistics.median(ratios),
+        "ratio": statistics.geometric_mean(statistics.median(half.ratios) for half in halves),
         "ratio_quartiles": [float(q) for q in np.quantile(ratios, (0.25, 0.75))],
         "ratio_of_fastest": min(seconds) / min(old_seconds),
-        "rounds": rounds,
-        "relative_error": first["relative_error"],
-        "old_relative_error": first_old["relative_error"],
+        "rounds": len(ratios),
+        "relative_error": max(half.relative_error for half in halves),
+        "old_relative_error": max(half.old_relative_error for half in halves),
     }
+
+
+def _round(new: Worker, old: Worker, index: int, calls: int) -> tuple[float, float]:
+    """Mean seconds of each version, which were measured in the order new, old, old, new."""
+    before, *between, after = (worker.ask("time", index, calls) for worker in (new, old, old, new))
+    return (before + after) / 2, sum(between) / 2
 
 
 def is_slower(row: dict) -> bool:
