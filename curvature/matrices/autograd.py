@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from curvature.linalg.routes import ProductCost
 from curvature.matrices.fast.paths import OutputFactor
 from curvature.models import Problem
+from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 
 __all__ = [
     "accumulated",
@@ -161,27 +162,27 @@ def factor_block(problem: Problem, examples: slice, factor: OutputFactor) -> Ten
         columns = factor(outputs, targets, examples)
     rows = _vectorized_rows(problem, inputs, columns)
     if rows is None:
-        rows = torch.stack([_example_rows(problem, *pair) for pair in zip(inputs, columns.mT, strict=True)])
+        rows = torch.stack([_example_rows(problem, inputs[n : n + 1], part) for n, part in enumerate(columns.mT)])
     return rows.reshape(-1, problem.dim).T
 
 
-def _vectorized_rows(problem: Problem, inputs: Tensor, columns: Tensor) -> Tensor | None:
+def _vectorized_rows(problem: Problem, inputs: Tensors, columns: Tensor) -> Tensor | None:
     """Rows ``(n, R, P)`` by vmap over examples and columns; None if torch fails or its result is wrong.
 
     Some layers fail under nested vmap (recurrent ones), others silently give wrong numbers (the gradient of a PReLU
     weight, torch 2.13). So the first and the last example are compared with plain backward passes.
     """
 
-    def pulled(example: Tensor, cotangents: Tensor) -> Tensor:
+    def pulled(example: Structure, cotangents: Tensor) -> Tensor:
         def single(weights: Tensor) -> Tensor:
-            return problem.predict(weights, example[None])[0].reshape(-1)
+            return problem.predict(weights, tree_of(example)[None])[0].reshape(-1)
 
         transposed = torch.func.vjp(single, problem.weights)[1]
         return torch.func.vmap(lambda cotangent: transposed(cotangent)[0])(cotangents)
 
     cotangents = columns.mT
     try:
-        rows = torch.func.vmap(pulled)(inputs, cotangents)
+        rows = torch.func.vmap(pulled)(structure_of(inputs), cotangents)
     except RuntimeError:
         return None
     if rows.shape != (*cotangents.shape[:2], problem.dim):
@@ -196,11 +197,11 @@ def _agree(values: Tensor, expected: Tensor) -> bool:
     return bool((values - expected).abs().max() <= 1e4 * torch.finfo(values.dtype).eps * expected.abs().max())
 
 
-def _example_rows(problem: Problem, example: Tensor, cotangents: Tensor) -> Tensor:
+def _example_rows(problem: Problem, example: Tensors, cotangents: Tensor) -> Tensor:
     """Rows ``(R, P)`` of one example by one backward pass per column."""
     named = problem.leaves()
     with torch.enable_grad():
-        outputs = problem.predict(named, example[None])
+        outputs = problem.predict(named, example)
     columns = [cotangents.reshape(len(cotangents), *outputs.shape)]
     return backward_columns([outputs], list(named.values()), columns, batched=False).T
 

@@ -20,6 +20,7 @@ from curvature.linalg.checks import Testimony, Witness, same_form
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.models.behaviour import graph_nodes
+from curvature.models.trees import as_type
 
 __all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness"]
 
@@ -225,15 +226,11 @@ def _in_double(problem: Problem) -> Problem:
     """The same problem in double precision, at the same weights."""
     if problem.dtype == torch.float64:
         return problem
-
-    def double(tensor: Tensor) -> Tensor:
-        return tensor.double() if tensor.is_floating_point() else tensor
-
     return replace(
         problem,
         function=replace(problem.function, module=copy.deepcopy(problem.model).double()),
-        inputs=double(problem.inputs),
-        targets=double(problem.targets),
+        inputs=as_type(problem.inputs, torch.float64, problem.device),
+        targets=as_type(problem.targets, torch.float64, problem.device),
         weights=problem.weights.double(),
     )
 

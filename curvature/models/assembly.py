@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from curvature.charts import Parameterization
 from curvature.errors import ConfigurationError, InputError
-from curvature.models.data import DataLike, as_type, materialize, refuse_non_finite
+from curvature.models.calling import OutputLike, Reader
+from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
 from curvature.models.function import ModelFunction
-from curvature.models.losses import Loss, LossLike, PerExample, refuse_other_reduction, resolve_loss
+from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, refuse_other_reduction, resolve_loss
 from curvature.models.module import common_type, refuse_module
+from curvature.models.trees import Tensors, TensorTree, as_type, shapes
 from curvature.models.trial import checked_outputs, differentiated_once
 from curvature.models.unwrapping import unwrap
 
@@ -27,8 +29,8 @@ class Parts(NamedTuple):
 
     function: ModelFunction
     loss: Loss
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensors
+    targets: Tensors
     weights: Tensor
     chart: Parameterization
     denominator: float
@@ -36,16 +38,23 @@ class Parts(NamedTuple):
     unused: tuple[str, ...]
     num_outputs: int
     chunk_size: int
+    notes: tuple[str, ...]
 
 
 def assemble(
-    module: nn.Module, loss_like: LossLike, data: DataLike, *, dtype: torch.dtype | None, chunk_size: int | None
+    module: nn.Module,
+    loss_like: LossLike | None,
+    data: DataLike,
+    *,
+    output: OutputLike | None,
+    dtype: torch.dtype | None,
+    chunk_size: int | None,
 ) -> Parts:
     """Copy a module and its data, and try them with the loss.
 
     Parameters
     ----------
-    module, loss_like, data, dtype, chunk_size
+    module, loss_like, data, output, dtype, chunk_size
         The arguments of :meth:`Problem.from_module <curvature.models.Problem.from_module>`.
 
     Returns
@@ -61,21 +70,30 @@ def assemble(
         If the denominator of the mean is zero, or anything else about model, data or loss makes the matrices
         meaningless.
     """
-    declared, loss = isinstance(loss_like, Loss), resolve_loss(loss_like)
+    loss = _loss(loss_like, output)
     refuse_module(module)
     if chunk_size is not None and chunk_size < 1:
         raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size}.")
     dtype, device = common_type(module, dtype)
-    inputs, targets = materialize(data)
+    of_model = isinstance(loss, ModelLoss)
+    inputs, targets = materialize(data, module.forward, with_targets=not of_model)
     inputs, targets = as_type(inputs, dtype, device), targets.to(device)
     refuse_non_finite(inputs, targets)
 
     unwrapped = unwrap(module, dtype)
-    function, weights = unwrapped.function, unwrapped.weights
-    outputs, written = checked_outputs(function, weights, inputs)
-    function = replace(function, written=written)
+    reader = Reader(output, packed=isinstance(data, Packed), own_loss=of_model)
+    outputs, function, note = checked_outputs(replace(unwrapped.function, reader=reader), unwrapped.weights, inputs)
+    weights = unwrapped.weights
+    if isinstance(targets, TensorTree) and not loss.structured_targets:
+        raise InputError(
+            f"{loss.name} needs one tensor of targets, got {shapes(targets, 'targets')}. Pass one of them, or a "
+            "callable loss(output, target) for one example, which gets the targets as they are."
+        )
+    if loss.classes_last(outputs, targets):
+        function = replace(function, reader=replace(function.reader, classes_last=True))
+        outputs = outputs.movedim(-1, 1)
     targets = loss.prepare(outputs, targets)
-    if isinstance(loss, PerExample) and not declared:
+    if isinstance(loss, PerExample) and loss is not loss_like:
         refuse_other_reduction(loss, outputs, targets)
     num_outputs = outputs[0].numel()
     if chunk_size is None:
@@ -99,4 +117,19 @@ def assemble(
         unused,
         num_outputs,
         chunk_size,
+        tuple(filter(None, [note])),
     )
+
+
+def _loss(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
+    """The loss, which is that of the model if only its output ``"loss"`` is named."""
+    if loss_like is None and output != "loss":
+        raise ConfigurationError(
+            "no loss is given. Pass loss='cross-entropy', for example, or loss='model' if the module returns its loss."
+        )
+    if loss_like not in (None, "model") and output == "loss":
+        raise ConfigurationError(
+            "output='loss' is the loss that the module computes itself, so no other loss applies to it. Leave out "
+            "loss=, or name the outputs, e.g. output='logits'."
+        )
+    return resolve_loss("model" if loss_like is None else loss_like)

@@ -1,8 +1,9 @@
-"""Data as users have them, read once and in order into two new tensors."""
+"""Data as users have them, read once and in order into new tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -12,33 +13,17 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from curvature.errors import InputError
 from curvature.models.behaviour import generator_states
+from curvature.models.items import joined, split, tensors_of
+from curvature.models.trees import Structure, Tensors, leaves_by_name, mapped, tree_of
 
-__all__ = ["DataLike", "as_type", "materialize", "refuse_non_finite"]
+__all__ = ["DataLike", "Packed", "materialize", "refuse_non_finite"]
 
-DataLike = tuple[Tensor, Tensor] | list[Tensor] | Dataset | DataLoader
+_Divide = Callable[[Any, str], tuple[Structure, Structure]]
 
 _CPU = torch.device("cpu")
 
 
-def as_type(inputs: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Move inputs to a device, and floating-point inputs also to a precision.
-
-    Parameters
-    ----------
-    inputs
-        Any tensor; integers (token indices, for example) keep their type.
-    dtype, device
-        Where to.
-
-    Returns
-    -------
-    Tensor
-        The same values.
-    """
-    return inputs.to(device, dtype) if inputs.is_floating_point() else inputs.to(device)
-
-
-def refuse_non_finite(inputs: Tensor, targets: Tensor) -> None:
+def refuse_non_finite(inputs: Tensors, targets: Tensors) -> None:
     """Raise an error that counts the examples with NaN or infinity and names the first.
 
     Parameters
@@ -51,72 +36,136 @@ def refuse_non_finite(inputs: Tensor, targets: Tensor) -> None:
     InputError
         If a number is NaN or infinite.
     """
-    for name, tensor in (("inputs", inputs), ("targets", targets)):
+    for name, tensor in _leaves(inputs, targets):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = ~torch.isfinite(tensor.reshape(len(tensor), -1)).all(dim=1)
             raise InputError(
-                f"the {name} contain NaN or infinity in {int(bad.sum())} of {len(bad)} examples, first in example "
+                f"{_the(name)} contain NaN or infinity in {int(bad.sum())} of {len(bad)} examples, first in example "
                 f"{int(bad.nonzero()[0])}."
             )
 
 
-def materialize(data: DataLike) -> tuple[Tensor, Tensor]:
-    """Read data once, in order, into two new tensors.
+def _leaves(inputs: Structure, targets: Structure) -> list[tuple[str, Tensor]]:
+    return [*leaves_by_name(inputs, "inputs"), *leaves_by_name(targets, "targets")]
+
+
+def _the(name: str) -> str:
+    """``the inputs``, or ``inputs['mask']``."""
+    return name if "[" in name else f"the {name}"
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Data that are one example together: a graph, or several graphs packed into one.
+
+    The tensors need no common first axis, and the model gets them as they are. Its outputs, ``(nodes, C)`` for example,
+    are the outputs of this one example; the named losses average over their positions.
+
+    Attributes
+    ----------
+    inputs
+        A tensor, or a tuple, list or dictionary of tensors.
+    targets
+        For all outputs of the model; none if the model computes its loss itself.
+    """
+
+    inputs: Structure
+    targets: Structure = ()
+
+
+DataLike = tuple | list | Mapping | Tensor | Packed | Dataset | DataLoader
+
+
+def materialize(
+    data: DataLike, forward: Callable[..., Any] | None = None, *, with_targets: bool = True
+) -> tuple[Tensors, Tensors]:
+    """Read data once, in order, into new tensors.
 
     Parameters
     ----------
     data
-        A pair ``(inputs, targets)``, a ``Dataset``, or a ``DataLoader`` that does not shuffle.
+        A pair ``(inputs, targets)``, where both may be tuples, lists or dictionaries of tensors; ``(x1, x2, ..., y)``;
+        a dictionary with the targets among its entries; :class:`Packed`; a ``Dataset`` of such items; or a
+        ``DataLoader`` of such batches that does not shuffle. See :func:`~curvature.models.items.split`.
+    forward
+        Of the model, to tell whether ``(x1, x2, ..., y)`` has as many inputs as it needs.
+    with_targets
+        Whether the data contain targets; otherwise everything is an input.
 
     Returns
     -------
     inputs, targets
-        ``(N, ...)`` each, detached from the user's data.
+        ``(N, ...)`` each, detached from the user's data. Targets are zeros if there are none.
 
     Raises
     ------
     InputError
         If the data are empty, do not match, or would differ when they are read again.
     """
-    if isinstance(data, DataLoader):
-        inputs, targets = _from_loader(data)
-    elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        inputs, targets = (part.detach().clone() for part in data)
+
+    def divided(item: Any, name: str) -> tuple[Any, Any]:
+        inputs, targets = split(item, name, forward) if with_targets else (item, ())
+        return tensors_of(inputs, "inputs"), tensors_of(targets, "targets")
+
+    if isinstance(data, Packed):
+        inputs, targets = (
+            mapped(lambda leaf: leaf[None].clone(), tensors_of(part, name))
+            for part, name in ((data.inputs, "inputs"), (data.targets, "targets"))
+        )
+    elif isinstance(data, DataLoader):
+        inputs, targets = _from_loader(data, divided)
+    elif isinstance(data, tuple | list | Mapping) or (isinstance(data, Tensor) and not with_targets):
+        inputs, targets = (mapped(Tensor.clone, part) for part in divided(data, "data"))
     elif isinstance(data, Dataset):
-        inputs, targets = _from_dataset(data)
+        inputs, targets = _from_dataset(data, divided)
     else:
         raise InputError(
-            f"data must be a pair of tensors (inputs, targets), a Dataset or a DataLoader, got {type(data).__name__}."
+            "data must be a pair of tensors (inputs, targets), where both may be tuples or dictionaries of tensors, a "
+            f"Dataset or a DataLoader; got {type(data).__name__}."
         )
-    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) == 0 or len(targets) == 0:
+    _refuse_unequal(inputs, targets)
+    inputs = tree_of(inputs)
+    return inputs, tree_of(targets) if with_targets else torch.zeros(len(inputs))
+
+
+def _refuse_unequal(inputs: Structure, targets: Structure) -> None:
+    """Refuse tensors that are empty, or that have not one row for each example."""
+    leaves = _leaves(inputs, targets)
+    if not leaves or any(tensor.ndim == 0 or len(tensor) == 0 for _, tensor in leaves):
         raise InputError("the data are empty.")
-    if len(inputs) != len(targets):
-        raise InputError(f"there are {len(inputs)} inputs but {len(targets)} targets.")
-    for name, tensor in (("inputs", inputs), ("targets", targets)):
+    first, examples = leaves[0][0], len(leaves[0][1])
+    for name, tensor in leaves:
+        if len(tensor) != examples and "[" in first + name:
+            raise InputError(
+                f"{first} has {examples} rows but {name} has {len(tensor)}. Every tensor needs one row for each "
+                "example; make a tensor that all examples share a buffer of the model. If the data are one packed "
+                "graph, pass cv.Packed(inputs, targets)."
+            )
+        if len(tensor) != examples:
+            raise InputError(f"there are {examples} {first} but {len(tensor)} {name}.")
         if tensor.is_meta:
-            raise InputError(f"the {name} are on the meta device, where tensors hold no numbers.")
-    return inputs, targets
+            raise InputError(f"{_the(name)} are on the meta device, where tensors hold no numbers.")
 
 
-def _pair(item: object, name: str) -> tuple[Any, Any]:
-    if not isinstance(item, tuple | list) or len(item) != 2:
-        raise InputError(f"{name} must be a pair (input, target), got {type(item).__name__}.")
-    return item[0], item[1]
-
-
-def _from_dataset(data: Any) -> tuple[Tensor, Tensor]:
+def _from_dataset(data: Any, divided: _Divide) -> tuple[Structure, Structure]:
     if not hasattr(data, "__len__"):
         raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
     if len(data) == 0:
         raise InputError("the data are empty.")
     items = _without_draws((data[index] for index in range(len(data))), "the dataset")
-    pairs = [_pair(item, f"item {index} of the dataset") for index, item in enumerate(items)]
-    _refuse_changing(data)
-    inputs, targets = (torch.stack([torch.as_tensor(pair[part]) for pair in pairs]) for part in (0, 1))
-    return inputs, targets
+    pairs = [divided(item, f"item {index} of the dataset") for index, item in enumerate(items)]
+    _refuse_changing(data, divided)
+    return _joined(pairs, torch.stack)
 
 
-def _from_loader(loader: DataLoader) -> tuple[Tensor, Tensor]:
+def _joined(
+    pairs: list[tuple[Structure, Structure]], join: Callable[[list[Tensor]], Tensor]
+) -> tuple[Structure, Structure]:
+    inputs, targets = zip(*pairs, strict=True)
+    return joined(inputs, join, "inputs"), joined(targets, join, "targets")
+
+
+def _from_loader(loader: DataLoader, divided: _Divide) -> tuple[Structure, Structure]:
     dataset: Any = loader.dataset
     batches_in_order = _sequential(loader)
     size, batch_size = len(dataset), batches_in_order.batch_size
@@ -125,19 +174,19 @@ def _from_loader(loader: DataLoader) -> tuple[Tensor, Tensor]:
     num_batches = -(-size // batch_size)
     # A user's subclass of DataLoader may never end: one batch more than there can be is enough to know.
     read = islice(_without_draws(loader, "the data loader"), num_batches + 1)
-    batches = [_pair(batch, "a batch of the data loader") for batch in read]
+    batches = [divided(batch, "a batch of the data loader") for batch in read]
     if not batches:
         raise InputError("the data are empty.")
-    if not all(isinstance(part, Tensor) for batch in batches for part in batch):
-        raise InputError("each batch of the data loader must be two tensors (inputs, targets).")
-    inputs, targets = (torch.cat([batch[part] for batch in batches]) for part in (0, 1))
-    if len(inputs) != size:
-        count = "more" if len(inputs) > size else len(inputs)
+    inputs, targets = _joined(batches, torch.cat)
+    _refuse_unequal(inputs, targets)
+    read_examples = len(tree_of(inputs))
+    if read_examples != size:
+        count = "more" if read_examples > size else read_examples
         raise InputError(
             f"the data loader ({type(loader).__name__}) gives {count} examples, its dataset has {size}: which examples "
             "it repeats or leaves out is unknown. Pass the dataset itself."
         )
-    _refuse_changing(dataset)
+    _refuse_changing(dataset, divided)
     return inputs, targets
 
 
@@ -174,11 +223,11 @@ def _without_draws(items: Iterable[Any], name: str) -> Iterator[Any]:
         )
 
 
-def _refuse_changing(data: Any) -> None:
+def _refuse_changing(data: Any, divided: _Divide) -> None:
     """Refuse a dataset whose first, middle or last item changes when it is read again."""
     for index in sorted({0, len(data) // 2, len(data) - 1}):
-        first, second = ([torch.as_tensor(part) for part in _pair(data[index], "an item")] for _ in range(2))
-        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True)):
+        first, second = (_leaves(*divided(data[index], "an item")) for _ in range(2))
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for (_, a), (_, b) in zip(first, second, strict=True)):
             raise InputError(
                 f"item {index} of the dataset changes between reads (random augmentation?): the matrix would depend on "
                 "when it is read. Switch random transforms off, or collect the data into two tensors first."

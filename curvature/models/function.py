@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curvature.errors import InputError
 from curvature.layout import Layout
+from curvature.models.calling import Reader, arguments
+from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 from curvature.precision import full_precision
 
 __all__ = ["ModelFunction", "private_copy"]
@@ -36,6 +39,8 @@ class ModelFunction:
     attends
         Whether the module uses PyTorch's fused attention. It is then computed by the kernel that has a second
         derivative.
+    reader
+        Reads the outputs from what ``forward`` returns.
     """
 
     module: nn.Module = field(repr=False)
@@ -43,6 +48,7 @@ class ModelFunction:
     aliases: Mapping[str, str] = field(default_factory=dict)
     written: tuple[str, ...] = ()
     attends: bool = False
+    reader: Reader = field(default_factory=Reader)
 
     @property
     def device(self) -> torch.device:
@@ -50,20 +56,39 @@ class ModelFunction:
         return next(self.module.parameters()).device
 
     @full_precision()
-    def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Evaluate the module; differentiable in the weights.
+    def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensors | Structure) -> Tensor:
+        """Evaluate the module, and read its outputs; differentiable in the weights.
 
         Parameters
         ----------
         weights
             A flat vector ``(P,)``, or every tensor of the layout by name.
         inputs
-            Examples ``(N, ...)``; not modified, even by a module that writes into its input.
+            Examples ``(N, ...)``, in a tensor or a structure of tensors; not modified, even by a module that writes
+            into its input.
 
         Returns
         -------
         Tensor
             Outputs ``(N, ...)``.
+        """
+        inputs = tree_of(inputs)
+        if self.reader.scalar:
+            return torch.cat([self.reader(self.call(weights, inputs[n : n + 1])) for n in range(len(inputs))])
+        return self.reader(self.call(weights, inputs))
+
+    def call(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensors) -> Any:
+        """Call the module, and return what ``forward`` returns.
+
+        Parameters
+        ----------
+        weights, inputs
+            As for :meth:`predict`.
+
+        Returns
+        -------
+        Any
+            A tensor for most modules.
         """
         named = self.layout.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
         named |= {alias: named[original] for alias, original in self.aliases.items()}
@@ -74,7 +99,9 @@ class ModelFunction:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if device.type != "cpu":
                 stack.enter_context(device)  # tensors that forward creates must lie where the model is
-            return torch.func.functional_call(self.module, named, (inputs.clone(),))
+            inputs = inputs[0] if self.reader.packed else inputs
+            args, kwargs = arguments(structure_of(inputs.clone()), self.module.forward)
+            return torch.func.functional_call(self.module, named, args, kwargs)
 
     def leaves(self, weights: Tensor) -> dict[str, Tensor]:
         """Split flat weights ``(P,)`` into new named tensors that require gradients.
@@ -92,7 +119,7 @@ class ModelFunction:
         return {name: part.detach().clone().requires_grad_() for name, part in self.layout.unflatten(weights).items()}
 
     def loss_graph(
-        self, weights: Tensor, inputs: Tensor, loss: Callable[[Tensor], Tensor]
+        self, weights: Tensor, inputs: Tensors, loss: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """Evaluate a scalar loss of the outputs with its autograd graph.
 

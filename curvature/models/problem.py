@@ -13,9 +13,11 @@ from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
 from curvature.models.assembly import assemble
 from curvature.models.behaviour import cuda_devices, pre_activations_near_a_kink, untouched_generators
+from curvature.models.calling import OutputLike
 from curvature.models.data import DataLike
 from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, LossLike
+from curvature.models.trees import Structure, Tensors
 from curvature.precision import full_precision
 from curvature.records.notebook import html_table
 
@@ -36,7 +38,7 @@ class Problem:
     loss
         The loss, with its denominators.
     inputs, targets
-        The data in fixed order, ``(N, ...)``.
+        The data in fixed order, ``(N, ...)``: tensors, or a :class:`~curvature.models.trees.TensorTree` of several.
     weights
         The point ``(P,)``: what the model multiplies with, after any weight normalization is applied.
     chart
@@ -53,8 +55,8 @@ class Problem:
 
     function: ModelFunction
     loss: Loss
-    inputs: Tensor
-    targets: Tensor
+    inputs: Tensors
+    targets: Tensors
     weights: Tensor
     chart: Parameterization
     denominator: float
@@ -69,8 +71,9 @@ class Problem:
         cls,
         module: nn.Module,
         *,
-        loss: LossLike,
+        loss: LossLike | None = None,
         data: DataLike,
+        output: OutputLike | None = None,
         dtype: torch.dtype | None = torch.float64,
         chunk_size: int | None = None,
     ) -> Problem:
@@ -79,18 +82,27 @@ class Problem:
         Parameters
         ----------
         module
-            Any ``nn.Module`` mapping ``(N, ...)`` inputs to ``(N, ...)`` outputs, in eval mode where the mode
-            matters (dropout, batch norm). Layers under ``nn.utils.parametrizations.weight_norm`` or the legacy
+            Any ``nn.Module`` whose inputs and outputs have one row for each example, ``(N, ...)``, in eval mode where
+            the mode matters (dropout, batch norm). Layers under ``nn.utils.parametrizations.weight_norm`` or the legacy
             ``nn.utils.weight_norm`` are unwrapped into their effective weights; ``problem.chart`` is then
             ``WeightNorm`` at their ``(g, v)``. Tied parameters count once, frozen ones not at all.
         loss
             ``"cross-entropy"``, ``"binary-cross-entropy"``, ``"mse"`` (PyTorch's convention), ``"half-squared-error"``,
             a ``torch.nn`` loss module, a :class:`~curvature.models.losses.Loss`, or a callable
             ``loss(output, target) -> scalar`` for one example. A callable that also takes all examples at once must
-            return their mean or sum there; otherwise pass ``PerExample(callable)``.
+            return their mean or sum there; otherwise pass ``PerExample(callable)``. ``"model"`` is the loss that the
+            module returns: there is a Hessian, but no GGN, which needs the outputs.
         data
-            ``(inputs, targets)``, a ``Dataset`` or a ``DataLoader`` of such pairs; read once, in order. Data that are
-            shuffled, dropped, repeated or drawn at random while they are read are refused.
+            ``(inputs, targets)``, a ``Dataset`` of such items or a ``DataLoader`` of such batches; read once, in order.
+            Inputs that are a tuple or list are passed as ``module(*inputs)``, a dictionary as ``module(**inputs)``;
+            where ``forward`` does not take them so, as its only argument. An item ``(x1, x2, ..., y)`` has its target
+            at the end; a dictionary has it in its one entry ``labels``, ``label``, ``targets``, ``target`` or ``y``.
+            With the loss of the module everything is an input. A graph, or graphs packed into one, is a single example:
+            ``cv.Packed(inputs, targets)``. Data that are shuffled, dropped, repeated or drawn at random while they are
+            read are refused.
+        output
+            Where the outputs are in what ``forward`` returns: a key or attribute, an index, or a function; None for a
+            module that returns one tensor, or ``logits`` beside other things. ``"loss"`` implies ``loss="model"``.
         dtype
             Precision of a *copy* of the model and data; float64, since small eigenvalues need it. None keeps
             the module's own.
@@ -111,7 +123,7 @@ class Problem:
         """
         # A sampler, or a random layer before it is refused, draws from the global generators: restore them.
         with full_precision(), untouched_generators(cuda_devices(module)):
-            return cls(*assemble(module, loss, data, dtype=dtype, chunk_size=chunk_size))
+            return cls(*assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size))
 
     @property
     def model(self) -> nn.Module:
@@ -255,7 +267,7 @@ class Problem:
             unused=unused,
         )
 
-    def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensors | Structure) -> Tensor:
         """Evaluate the network at other weights; differentiable in them.
 
         Parameters
@@ -263,7 +275,7 @@ class Problem:
         weights
             A flat vector ``(P,)``, or every tensor by name.
         inputs
-            Examples ``(n, ...)``.
+            Examples ``(n, ...)``, in the structure of the data.
 
         Returns
         -------

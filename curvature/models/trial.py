@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from curvature.errors import InputError, NonFiniteError, SelfCheckError
 from curvature.models.behaviour import first_layer, generator_states, graph_nodes, narrower
+from curvature.models.calling import Reader, reader_of
 from curvature.models.function import ModelFunction
+from curvature.models.trees import Tensors, shapes
 
 __all__ = ["checked_outputs", "differentiated_once"]
 
@@ -21,11 +24,16 @@ class _Trial:
 
     function: ModelFunction
     weights: Tensor
-    inputs: Tensor
+    inputs: Tensors
 
     @property
     def num_examples(self) -> int:
         return len(self.inputs)
+
+    def returned(self) -> Any:
+        """What ``forward`` returns for all examples, without a graph."""
+        with torch.no_grad():
+            return self.function.call(self.weights, self.inputs)
 
     def outputs(self, count: int | None = None) -> Tensor:
         """Outputs for the first ``count`` examples, or for all of them, without a graph."""
@@ -40,13 +48,13 @@ class _Trial:
         return generator_states(self.weights.device)
 
 
-def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -> tuple[Tensor, ModelFunction, str]:
     """Compute the outputs for all data, and refuse a model that is not a fixed function of one example.
 
     Parameters
     ----------
     function
-        The model, with no buffer declared as written yet.
+        The model, with no buffer declared as written yet, and with the output that the user asked for.
     weights
         The point ``(P,)``.
     inputs
@@ -54,8 +62,9 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensor) ->
 
     Returns
     -------
-    outputs, written
-        Outputs ``(N, ...)``, and names of the buffers that ``forward`` writes into.
+    outputs, function, note
+        Outputs ``(N, ...)``; the model, which knows the buffers that ``forward`` writes into and where its outputs are;
+        and a sentence about which outputs were found, or an empty string.
 
     Raises
     ------
@@ -70,11 +79,11 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensor) ->
     buffers = {name: (buffer, buffer.clone()) for name, buffer in function.module.named_buffers()}
     before, states = weights.clone(), trial.generator_states()
     try:
-        outputs = trial.outputs()
+        returned = trial.returned()
     except Exception as error:  # a user's module may raise anything
-        layer = trial.first_layer()
+        layer = first_layer(function.module, trial.returned, lambda _: False)
         raise InputError(
-            f"the model failed on inputs of shape {tuple(inputs.shape)}: {type(error).__name__}: {error}"
+            f"the model failed on inputs of {shapes(inputs, 'inputs')}: {type(error).__name__}: {error}"
             + (f" (in {layer})" if layer else "")
         ) from error
     states_after = trial.generator_states()
@@ -85,20 +94,24 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensor) ->
             f"forward writes into the parameter {moved[0]!r} (a constraint on weights, for example), so the model's "
             "output depends on more than its weights. Apply the constraint once before, and remove it from forward."
         )
+    reader, note = _reader(function.reader, returned, trial.num_examples)
+    function = replace(function, reader=reader, written=_restore_buffers(function, buffers))
+    trial = replace(trial, function=function)
+    outputs = trial.outputs() if reader.scalar else reader(returned)
     _refuse_outputs(outputs, trial.num_examples)
-    written = _restore_buffers(function, buffers)
-    trial = replace(trial, function=replace(function, written=written))
+    if reader.scalar:
+        _refuse_other_mean(outputs, reader(returned)[0])
     if drawn:
         _refuse_drawing(trial, drawn)
     tolerance = 1e3 * torch.finfo(outputs.dtype).eps * outputs.abs().max()
     _refuse_changing(trial, outputs, tolerance)
     for count in sorted({1, max(1, trial.num_examples // 2)}):
         _refuse_coupled(trial, outputs, count, tolerance)
-    return outputs, written
+    return outputs, function, note
 
 
 def differentiated_once(
-    function: ModelFunction, weights: Tensor, inputs: Tensor, loss: Callable[[Tensor], Tensor]
+    function: ModelFunction, weights: Tensor, inputs: Tensors, loss: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[str, ...], bool]:
     """Differentiate the loss once, and refuse a model that cannot be differentiated or that loses digits.
 
@@ -167,6 +180,26 @@ def _restore_buffers(function: ModelFunction, buffers: Mapping[str, tuple[Tensor
             setattr(function.module.get_submodule(path), leaf, value)
             written.append(name)
     return tuple(written)
+
+
+def _reader(reader: Reader, returned: Any, num_examples: int) -> tuple[Reader, str]:
+    """Complete a reader from what ``forward`` returned for all examples; and a sentence about it."""
+    output, note = reader_of(returned, reader.output, reader.own_loss)
+    reader = replace(reader, output=output)
+    value = reader(returned)
+    scalar = reader.own_loss and isinstance(value, Tensor) and value.numel() == 1
+    return replace(reader, scalar=scalar and (num_examples > 1 or value.ndim == 0)), note
+
+
+def _refuse_other_mean(losses: Tensor, together: Tensor) -> None:
+    """Refuse a module whose loss for all examples is not the mean of its losses for single ones."""
+    if abs(together - losses.mean()) > 1e4 * torch.finfo(losses.dtype).eps * losses.abs().mean():
+        raise InputError(
+            f"the loss that the model returns for all {len(losses)} examples is {float(together):.6g}, but the mean of "
+            f"its losses for single examples is {float(losses.mean()):.6g}. It is not a mean over examples: its "
+            "denominator may be the number of tokens that are not ignored, or it may be a sum. Use the outputs, with "
+            "output='logits' (or as they are called) and a loss by name."
+        )
 
 
 def _refuse_outputs(outputs: object, num_examples: int) -> None:

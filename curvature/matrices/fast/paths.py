@@ -145,6 +145,8 @@ def fast_path(problem: Problem) -> FastPath | None:
     FastPath or None
         For a chain of linear layers or a convolutional network; None for any other model, which autograd serves.
     """
+    if not isinstance(problem.inputs, Tensor) or not problem.function.reader.is_plain:
+        return None
     chain = chain_of(problem)
     if chain is not None:
         return _ChainPath(chain)

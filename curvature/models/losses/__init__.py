@@ -22,6 +22,7 @@ from curvature.models.losses.elementwise import (
     MeanSquaredError,
 )
 from curvature.models.losses.loss import Loss
+from curvature.models.losses.model_loss import ModelLoss
 from curvature.models.losses.per_example import PerExample, refuse_other_reduction
 from curvature.models.losses.registry import LOSSES, LossLike, resolve_loss
 
@@ -34,6 +35,7 @@ __all__ = [
     "Loss",
     "LossLike",
     "MeanSquaredError",
+    "ModelLoss",
     "PerExample",
     "refuse_other_reduction",
     "resolve_loss",

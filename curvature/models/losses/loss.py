@@ -27,11 +27,14 @@ class Loss(ABC):
         True where the loss is a negative log-likelihood (up to scale), so that a Fisher exists.
     convex
         True where its Hessian in the outputs is positive semidefinite by construction.
+    structured_targets
+        True where targets may be a :class:`~curvature.models.trees.TensorTree` of several tensors.
     """
 
     name: str
     likelihood: bool = True
     convex: bool = True
+    structured_targets: bool = False
 
     @abstractmethod
     def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -40,6 +43,11 @@ class Loss(ABC):
     @abstractmethod
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
         r"""Sum-reduced losses $\ell_n$, shape ``(N,)``; twice differentiable in the outputs."""
+
+    def classes_last(self, outputs: Tensor, targets: Tensor) -> bool:
+        """Whether the model has classes on the last axis, and not on the second; see ``CrossEntropy``."""
+        del outputs, targets
+        return False
 
     def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
         r"""$D_n$, shape ``(N,)``: what example $n$ adds to the denominator of the mean."""

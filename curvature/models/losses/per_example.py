@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvature.errors import InputError, NotDefinedError
 from curvature.models.losses.loss import Loss
+from curvature.models.trees import Tensors, as_type, shapes, structure_of
 
 __all__ = ["PerExample", "refuse_other_reduction"]
 
@@ -25,7 +26,8 @@ class PerExample(Loss):
     Parameters
     ----------
     function
-        Maps the output and the target of one example to a scalar.
+        Maps the output and the target of one example to a scalar. The target may be a tuple, list or dictionary of
+        tensors.
     name
         For records and messages.
     """
@@ -34,16 +36,16 @@ class PerExample(Loss):
     name: str = "custom"
     likelihood: bool = field(default=False, init=False)
     convex: bool = field(default=False, init=False)
+    structured_targets: bool = field(default=True, init=False)
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.is_floating_point():
-            targets = targets.to(outputs)
+    def prepare(self, outputs: Tensor, targets: Tensors) -> Tensors:
+        targets = as_type(targets, outputs.dtype, outputs.device)
         try:
             values = self.terms(outputs[:1], targets[:1])
         except Exception as error:  # a user's function may raise anything
             raise InputError(
                 f"the loss {self.name!r} failed on one example (output of shape {tuple(outputs.shape[1:])}, target of "
-                f"shape {tuple(targets.shape[1:])}): {error}"
+                f"{shapes(targets[0], 'target')}): {error}"
             ) from error
         if values.shape != (1,):
             raise InputError(
@@ -51,15 +53,15 @@ class PerExample(Loss):
             )
         return targets
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return torch.func.vmap(self.function)(outputs, targets)
+    def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
+        return torch.func.vmap(self.function)(outputs, structure_of(targets))
 
-    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        second = torch.func.vmap(torch.func.hessian(self.function))(outputs, targets)
+    def hessian(self, outputs: Tensor, targets: Tensors) -> Tensor:
+        second = torch.func.vmap(torch.func.hessian(self.function))(outputs, structure_of(targets))
         size = outputs[0].numel()
         return second.reshape(len(outputs), size, size)
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
         values, vectors = torch.linalg.eigh(self.hessian(outputs, targets))
         if (values < -100 * torch.finfo(values.dtype).eps * values.abs().max()).any():
             raise NotDefinedError(
@@ -72,7 +74,7 @@ class PerExample(Loss):
         return f"PerExample({self.name})"
 
 
-def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensor) -> None:
+def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensors) -> None:
     """Refuse a user's function that, given all examples at once, is neither the mean nor the sum over single ones.
 
     Such a function (class weights, ignored targets, its own denominator) was written for batches, and its mean over
@@ -97,7 +99,7 @@ def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensor) -
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns about shapes that this function does not take as a batch
-            together = torch.as_tensor(loss.function(outputs.clone(), targets.clone()))
+            together = torch.as_tensor(loss.function(outputs.clone(), structure_of(targets.clone())))
     except Exception:  # a user's function may raise anything; it does not take batches
         return
     if together.numel() != 1 or not torch.isfinite(terms).all():

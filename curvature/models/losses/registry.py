@@ -10,6 +10,7 @@ from curvature.errors import ConfigurationError
 from curvature.models.losses.cross_entropy import CrossEntropy
 from curvature.models.losses.elementwise import BinaryCrossEntropy, HalfSquaredError, MeanSquaredError
 from curvature.models.losses.loss import Loss
+from curvature.models.losses.model_loss import ModelLoss
 from curvature.models.losses.per_example import PerExample
 
 __all__ = ["LOSSES", "LossLike", "resolve_loss"]
@@ -32,8 +33,8 @@ def resolve_loss(loss: LossLike) -> Loss:
     Parameters
     ----------
     loss
-        A name in :data:`LOSSES`, a ``Loss``, a ``torch.nn`` loss module with mean reduction, or a callable
-        ``loss(output, target) -> scalar`` for one example.
+        A name in :data:`LOSSES`, ``"model"`` for the loss that the module returns, a ``Loss``, a ``torch.nn`` loss
+        module with mean reduction, or a callable ``loss(output, target) -> scalar`` for one example.
 
     Returns
     -------
@@ -52,6 +53,8 @@ def resolve_loss(loss: LossLike) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
+    if loss == "model":
+        return ModelLoss()
     if isinstance(loss, str):
         if loss not in LOSSES:
             raise ConfigurationError(

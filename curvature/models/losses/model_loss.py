@@ -1,0 +1,41 @@
+"""The loss that a module computes itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from curvature.errors import NotDefinedError
+from curvature.models.losses.loss import Loss
+
+__all__ = ["ModelLoss"]
+
+
+@dataclass(frozen=True, repr=False)
+class ModelLoss(Loss):
+    """The mean of the losses that the module returns for each example; its outputs stay unknown.
+
+    There is a Hessian, and there are gradients of single examples. There is no GGN and no Fisher, which need the
+    outputs.
+    """
+
+    name: str = "model"
+    likelihood: bool = False
+    convex: bool = False
+
+    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del outputs
+        return targets
+
+    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del targets
+        return outputs.reshape(len(outputs), -1).sum(dim=1)
+
+    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del outputs, targets
+        raise NotDefinedError(
+            "the GGN needs the outputs of the model, and here only the loss that the model returns is known. Name the "
+            "outputs and the loss, e.g. output='logits' and loss='cross-entropy'; or use hessian, empirical_fisher or "
+            "gradient_covariance."
+        )
