@@ -56,7 +56,7 @@ _HOMES = {
     "linalg.routes": ("EntriesRoute", "FactorRoute", "ProductCost", "Routes"),
     "linalg.work": ("Counts",),
     "layout": ("Entry", "Layout"),
-    "models": ("Problem",),
+    "models": ("Packed", "Problem"),
     "records": (
         "Alignment",
         "Check",

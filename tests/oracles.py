@@ -183,6 +183,17 @@ def hessian_and_ggn_of_half_squared_error(module, inputs, targets):
     return torch.autograd.functional.hessian(mean_loss, point), jacobian.T @ jacobian / len(inputs)
 
 
+def rows_of(outputs, parameters):
+    """Jacobian of a flat tensor in the parameters, by one backward pass for each entry."""
+    rows = []
+    for entry in outputs.reshape(-1):
+        parts = torch.autograd.grad(
+            entry, parameters, retain_graph=True, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    return torch.stack(rows)
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 

@@ -188,7 +188,7 @@ def _vectorized_rows(problem: Problem, inputs: Tensors, columns: Tensor) -> Tens
     if rows.shape != (*cotangents.shape[:2], problem.dim):
         return None
     checked = {0, len(inputs) - 1}
-    trusted = all(_agree(rows[n], _example_rows(problem, inputs[n], cotangents[n])) for n in checked)
+    trusted = all(_agree(rows[n], _example_rows(problem, inputs[n : n + 1], cotangents[n])) for n in checked)
     return rows if trusted else None
 
 

@@ -10,6 +10,7 @@ from curvature.linalg.random import generator_of
 from curvature.matrices.output_space import OutputSpace, output_space
 from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
 from curvature.models import Problem
+from curvature.models.losses import ModelLoss
 from curvature.precision import full_precision
 from curvature.removed import removed
 
@@ -34,6 +35,11 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     WeightSpaceMatrix
         ``P x P``, unit loss / weight**2; nothing is computed yet.
 
+    Raises
+    ------
+    NotDefinedError
+        If only the loss of the model is known, and not its outputs.
+
     Notes
     -----
     A product costs one forward and one backward pass over all examples for each column.
@@ -50,6 +56,8 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     WeightSpaceMatrix(ggn, standard, 15 x 15, float64, cpu)
     """
     require_problem(problem, "ggn")
+    if isinstance(problem.loss, ModelLoss):  # the loss raises the error
+        problem.loss.hessian_factor(problem.targets, problem.targets)
     loss, scale = problem.loss, problem.denominator**-0.5
     factor = None
     if loss.convex:

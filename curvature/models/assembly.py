@@ -15,7 +15,7 @@ from curvature.models.data import DataLike, Packed, materialize, refuse_non_fini
 from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, refuse_other_reduction, resolve_loss
 from curvature.models.module import common_type, refuse_module
-from curvature.models.trees import Tensors, TensorTree, as_type, shapes
+from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
 from curvature.models.trial import checked_outputs, differentiated_once
 from curvature.models.unwrapping import unwrap
 
@@ -91,6 +91,7 @@ def assemble(
         )
     if loss.classes_last(outputs, targets):
         function = replace(function, reader=replace(function.reader, classes_last=True))
+        targets = targets.movedim(-1, 1) if targets.ndim == outputs.ndim else targets  # probabilities
         outputs = outputs.movedim(-1, 1)
     targets = loss.prepare(outputs, targets)
     if isinstance(loss, PerExample) and loss is not loss_like:
@@ -117,7 +118,7 @@ def assemble(
         unused,
         num_outputs,
         chunk_size,
-        tuple(filter(None, [note])),
+        tuple(filter(None, [note, loss.note(outputs, targets), _unshifted(inputs, targets)])),
     )
 
 
@@ -133,3 +134,17 @@ def _loss(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
             "loss=, or name the outputs, e.g. output='logits'."
         )
     return resolve_loss("model" if loss_like is None else loss_like)
+
+
+def _unshifted(inputs: Tensors, targets: Tensors) -> str:
+    """A sentence about targets that repeat the input, as the labels of Hugging Face's language models do."""
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.ndim < 2:
+        return ""
+    for name, leaf in leaves_by_name(inputs, "inputs"):
+        same = leaf.shape == targets.shape and not leaf.is_floating_point()
+        if same and ((leaf == targets) | (targets < 0)).all():
+            return (
+                f"The targets equal {name}: the loss is that of repeating the input. To predict the next token, shift "
+                "the targets by one position (Hugging Face's models do that inside their own loss)."
+            )
+    return ""

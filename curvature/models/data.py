@@ -131,7 +131,9 @@ def materialize(
 def _refuse_unequal(inputs: Structure, targets: Structure) -> None:
     """Refuse tensors that are empty, or that have not one row for each example."""
     leaves = _leaves(inputs, targets)
-    if not leaves or any(tensor.ndim == 0 or len(tensor) == 0 for _, tensor in leaves):
+    if not any(True for _ in leaves_by_name(inputs, "")) or any(
+        tensor.ndim == 0 or len(tensor) == 0 for _, tensor in leaves
+    ):
         raise InputError("the data are empty.")
     first, examples = leaves[0][0], len(leaves[0][1])
     for name, tensor in leaves:

@@ -110,7 +110,7 @@ def tensors_of(structure: Any, name: str) -> Any:
         return _tensor(structure, name)
     if isinstance(structure, Mapping):
         return {key: tensors_of(part, f"{name}[{key!r}]") for key, part in structure.items()}
-    if isinstance(structure, tuple | list) and structure:
+    if isinstance(structure, tuple | list):
         parts = [tensors_of(part, f"{name}[{position}]") for position, part in enumerate(structure)]
         return type(structure)(*parts) if hasattr(structure, "_fields") else type(structure)(parts)
     return _tensor(structure, name)

@@ -62,7 +62,8 @@ def trace_layers(
 ) -> dict[str, LayerTrace]:
     r"""Run the data through the model once and record every linear and 1-d or 2-d convolutional layer.
 
-    Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out.
+    Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out; of
+    packed data, all are.
 
     Parameters
     ----------
@@ -81,6 +82,8 @@ def trace_layers(
     -----
     Costs one forward pass, and ``R`` backward passes with a factor.
     """
+    if problem.function.reader.packed:  # the first axis of a layer's input is then not that of the examples
+        return {}
     recorded: dict[str, list[_Piece]] = {}
     for rows in problem.chunks():
         leaves = problem.leaves()

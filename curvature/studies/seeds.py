@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
+from torch import Tensor
+
 from curvature._version import __version__
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError
@@ -41,6 +43,7 @@ def fingerprint(problem: Problem, settings: StudySettings, seed: int) -> str:
     str
         16 hexadecimal digits.
     """
+    _refuse_structured(problem)
     training = asdict(settings.training) | {"rule": type(settings.training.optimizer).__name__}
     facts = {
         "version": __version__,
@@ -96,6 +99,7 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
 
     and at the initialization the two claims that are identities (C5, C6).
     """
+    _refuse_structured(start)
     if not any(entry.normalized for entry in start.layout.entries):
         raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
     collector = Collector(progress)
@@ -162,6 +166,17 @@ def measured_seeds(
         if progress is not None:
             progress(f"seed {seed} is done", number / len(seeds))
         yield seed, study
+
+
+def _refuse_structured(problem: Problem) -> None:
+    """Refuse what training does not cover: several inputs, and outputs that are read from what forward returns."""
+    tensors = (problem.inputs, problem.targets)
+    if not all(isinstance(part, Tensor) for part in tensors) or not problem.function.reader.is_plain:
+        raise ConfigurationError(
+            "the study trains models that map one tensor of inputs to one tensor of outputs, with PyTorch's layout of "
+            "classes. Wrap the model in a module that unpacks its inputs from one tensor and returns its outputs; "
+            "spectra, and cv.measure at weights that you trained, take the model as it is."
+        )
 
 
 def _part(progress: Progress | None, number: int, total: int) -> Progress | None:

@@ -17,7 +17,10 @@ __all__ = ["CrossEntropy"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CrossEntropy(Loss):
-    """Softmax cross-entropy with logits ``(N, C)`` or ``(N, C, ...)``, as ``torch.nn.functional.cross_entropy``.
+    """Softmax cross-entropy with logits ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``.
+
+    With positions (tokens, pixels), targets ``(N, ...)`` are one class for each. By default the mean is that of
+    ``torch.nn.functional.cross_entropy``: over all tokens of all sequences that are not ignored.
 
     Attributes
     ----------
@@ -27,16 +30,33 @@ class CrossEntropy(Loss):
         Targets with this class do not count.
     label_smoothing
         As in PyTorch.
+    class_axis
+        1 for logits ``(N, C, ...)``, as PyTorch has them; -1 for ``(N, ..., C)``, as language models return them; None
+        to recognise the axis by the shape of the targets.
+    unit
+        What the mean is over. ``"token"``: all positions that are not ignored, by their class weights. ``"sequence"``:
+        the examples with at least one such position, with the sum over its positions as the loss of each. The total is
+        the same, so loss, gradient, Hessian, GGN and Fisher with ``"sequence"`` are those with ``"token"`` times
+        tokens / sequences. An example is a sequence with either: its gradient, whose second moment is the empirical
+        Fisher, is that of its mean or of its sum, which differ by its number of tokens.
     """
 
     weight: Tensor | None = None
     ignore_index: int = -100
     label_smoothing: float = 0.0
+    class_axis: int | None = None
+    unit: str = "token"
     name: str = "cross-entropy"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing <= 1:
             raise ConfigurationError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}.")
+        if self.class_axis not in (None, 1, -1):
+            raise ConfigurationError(
+                f"class_axis must be 1 (logits (N, C, ...)) or -1 (logits (N, ..., C)), got {self.class_axis!r}."
+            )
+        if self.unit not in ("token", "sequence"):
+            raise ConfigurationError(f"unit must be 'token' or 'sequence', got {self.unit!r}.")
         if self.weight is not None:
             weight = torch.as_tensor(self.weight)
             if weight.ndim != 1 or not torch.isfinite(weight).all() or (weight < 0).any() or not weight.any():
@@ -49,6 +69,18 @@ class CrossEntropy(Loss):
         if self.weight is None:
             return outputs.new_ones(outputs.shape[1])
         return self.weight.to(outputs)
+
+    def classes_last(self, outputs: Tensor, targets: Tensor) -> bool:
+        if outputs.ndim < 3 or self.class_axis is not None:
+            return outputs.ndim > 2 and self.class_axis == -1
+        as_in_pytorch, last = (_fits(outputs, targets, axis) for axis in (1, -1))
+        if as_in_pytorch and last:
+            raise InputError(
+                f"the outputs {tuple(outputs.shape)} fit the targets with the classes on the second axis, as PyTorch's "
+                "cross-entropy has them, and with the classes on the last, as language models return them. Pass "
+                "loss=cv.CrossEntropy(class_axis=1) or class_axis=-1."
+            )
+        return last
 
     def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if outputs.ndim < 2:
@@ -65,9 +97,10 @@ class CrossEntropy(Loss):
 
     def _prepared_classes(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if targets.dtype == torch.bool or tuple(targets.shape) != _without_classes(outputs):
+            axis = {1: " for class_axis=1", -1: " for class_axis=-1"}.get(self.class_axis or 0, "")
             raise InputError(
-                f"cross-entropy targets must be integers of shape {_without_classes(outputs)}, got {targets.dtype} of "
-                f"shape {tuple(targets.shape)}."
+                f"cross-entropy targets must be integers of shape {_without_classes(outputs)}{axis}, got "
+                f"{targets.dtype} of shape {tuple(targets.shape)}."
             )
         targets = targets.long()
         counted = targets[targets != self.ignore_index]
@@ -110,7 +143,17 @@ class CrossEntropy(Loss):
         else:
             valid = targets != self.ignore_index
             elements = self._class_weights(outputs)[torch.where(valid, targets, 0)] * valid
-        return elements.reshape(len(outputs), -1).sum(dim=1)
+        counted = elements.reshape(len(outputs), -1).sum(dim=1)
+        return counted if self.unit == "token" else (counted > 0).to(outputs)
+
+    def note(self, outputs: Tensor, targets: Tensor) -> str:
+        if targets.is_floating_point() or outputs.ndim < 3 or not (ignored := targets == self.ignore_index).any():
+            return ""
+        sequences = int((~ignored).reshape(len(targets), -1).any(dim=1).sum())
+        tokens = f"{ignored.numel() - int(ignored.sum())} of {ignored.numel()} positions that are not ignored"
+        if self.unit == "token":
+            return f"The loss is the mean over the {tokens}, in {sequences} sequences."
+        return f"The loss is the mean over {sequences} sequences, each with the sum over its positions: {tokens}."
 
     def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Total mass of the (weighted, smoothed) soft label per position: the factor of the softmax Hessian."""
@@ -184,7 +227,17 @@ class CrossEntropy(Loss):
         options = [] if self.weight is None else [f"weight of {len(self.weight)} classes"]
         options += [f"ignore_index={self.ignore_index}"] if self.ignore_index != -100 else []
         options += [f"label_smoothing={self.label_smoothing:g}"] if self.label_smoothing else []
+        options += [f"class_axis={self.class_axis}"] if self.class_axis is not None else []
+        options += [f"unit={self.unit!r}"] if self.unit != "token" else []
         return f"CrossEntropy({', '.join(options)})"
+
+
+def _fits(outputs: Tensor, targets: Tensor, axis: int) -> bool:
+    """Whether targets are classes, or probabilities of classes, for logits with the classes on this axis."""
+    if targets.is_floating_point():
+        total = targets.sum(dim=axis)
+        return targets.shape == outputs.shape and torch.allclose(total, torch.ones_like(total), atol=1e-5)
+    return targets.shape == outputs.select(axis, 0).shape
 
 
 def _prepared_probabilities(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import NotDefinedError
+from curvature.models.trees import Tensors
 
 __all__ = ["Loss", "flat_outputs"]
 
@@ -37,24 +38,29 @@ class Loss(ABC):
     structured_targets: bool = False
 
     @abstractmethod
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(self, outputs: Tensor, targets: Tensors) -> Tensors:
         """Check the targets against the outputs; return them in the dtype the loss needs."""
 
     @abstractmethod
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
         r"""Sum-reduced losses $\ell_n$, shape ``(N,)``; twice differentiable in the outputs."""
 
-    def classes_last(self, outputs: Tensor, targets: Tensor) -> bool:
+    def classes_last(self, outputs: Tensor, targets: Tensors) -> bool:
         """Whether the model has classes on the last axis, and not on the second; see ``CrossEntropy``."""
         del outputs, targets
         return False
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def note(self, outputs: Tensor, targets: Tensors) -> str:
+        """Describe what the mean is over, where that needs to be known; otherwise an empty string."""
+        del outputs, targets
+        return ""
+
+    def denominators(self, outputs: Tensor, targets: Tensors) -> Tensor:
         r"""$D_n$, shape ``(N,)``: what example $n$ adds to the denominator of the mean."""
         del targets
         return outputs.new_ones(len(outputs))
 
-    def gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def gradient(self, outputs: Tensor, targets: Tensors) -> Tensor:
         r"""$\nabla_f \ell_n$, shape ``(N, M)``."""
         variable = outputs.detach().requires_grad_()
         with torch.enable_grad():
@@ -62,20 +68,20 @@ class Loss(ABC):
         return flat_outputs(torch.autograd.grad(total, variable)[0])
 
     @abstractmethod
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
         r"""$S_n$ with $S_n S_n^T = \nabla_f^2 \ell_n$, shape ``(N, M, R)``."""
 
-    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian(self, outputs: Tensor, targets: Tensors) -> Tensor:
         r"""$\nabla_f^2 \ell_n$, shape ``(N, M, M)``."""
         factor = self.hessian_factor(outputs, targets)
         return factor @ factor.mT
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def hessian_product(self, outputs: Tensor, targets: Tensors) -> Callable[[Tensor], Tensor]:
         r"""$T \mapsto \nabla_f^2 \ell_n T$ on rows, ``(N, K, M)`` to ``(N, K, M)``; made once for many products."""
         matrices = self.hessian(outputs, targets)
         return lambda rows: torch.bmm(rows, matrices)
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
         """Factor of the second moment of the score over *all* labels of the model, ``(N, M, R)``."""
         del outputs, targets
         raise NotDefinedError(
@@ -83,7 +89,7 @@ class Loss(ABC):
             "Use ggn, empirical_fisher or gradient_covariance, or one of the named losses."
         )
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(self, outputs: Tensor, targets: Tensors, num_samples: int, generator: torch.Generator) -> Tensor:
         """Factor of the same second moment over ``num_samples`` labels drawn from the model, ``(N, M, num_samples)``.
 
         Drawn on the CPU in one call per set of outputs, so that results agree across devices.

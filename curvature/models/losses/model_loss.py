@@ -35,7 +35,10 @@ class ModelLoss(Loss):
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         del outputs, targets
         raise NotDefinedError(
-            "the GGN needs the outputs of the model, and here only the loss that the model returns is known. Name the "
-            "outputs and the loss, e.g. output='logits' and loss='cross-entropy'; or use hessian, empirical_fisher or "
-            "gradient_covariance."
+            "the GGN and the Fisher need the outputs of the model, and here only the loss that the model returns is "
+            "known. Name the outputs and the loss, e.g. output='logits' and loss='cross-entropy'; or use hessian, "
+            "empirical_fisher or gradient_covariance."
         )
+
+    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.hessian_factor(outputs, targets)

@@ -83,7 +83,7 @@ def _from_torch(module: nn.Module) -> Loss:
 
 
 def _from_cross_entropy(module: nn.CrossEntropyLoss) -> Loss:
-    return CrossEntropy(module.weight, module.ignore_index, module.label_smoothing)
+    return CrossEntropy(module.weight, module.ignore_index, module.label_smoothing, class_axis=1)
 
 
 def _from_binary_cross_entropy(module: nn.BCEWithLogitsLoss) -> Loss:
