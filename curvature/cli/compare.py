@@ -93,7 +93,7 @@ def _quick(config: CompareConfiguration, prepared: Prepared, terminal: Terminal)
     dtype = getattr(torch, config.dtype)
 
     def build(seed: int) -> Problem:
-        return Problem.from_module(prepared.build(seed), loss=prepared.loss, data=prepared.data, dtype=dtype)
+        return prepared.problem(prepared.build(seed), dtype)
 
     terminal.note(
         f"plan:  {count(config.num_seeds, 'paired seed')} x 2 arms (standard, weight-norm), {config.epochs} epochs of "

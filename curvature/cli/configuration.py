@@ -144,6 +144,14 @@ class Configuration(BaseModel):
             "Argument for the function that builds the model, e.g. widths=32,16 or activation=relu. Repeatable.",
         ),
     ] = {}
+    output: Annotated[
+        str | None,
+        Shown(
+            MODEL,
+            "NAME",
+            "Entry or position of the outputs in what the model returns, e.g. logits or 0, if it returns several.",
+        ),
+    ] = None
     data: Annotated[
         str,
         Shown(
@@ -154,14 +162,21 @@ class Configuration(BaseModel):
             "package.module:loader.",
         ),
     ] = "builtin:digits"
-    target: Annotated[str | None, Shown(DATA, "COLUMN", "Column of the .csv file to predict.")] = None
+    target: Annotated[
+        str | None,
+        Shown(
+            DATA,
+            "NAME",
+            "Column of the .csv file to predict, or entry of the .npz or .pt file; the others are inputs by name.",
+        ),
+    ] = None
     loss: Annotated[
         str,
         Shown(
             DATA,
             "NAME",
-            "cross-entropy, bce, mse, half-squared-error, or package.module:function, a function of the output and "
-            "the target of one example.",
+            "cross-entropy, bce, mse, half-squared-error, package.module:function, a function of the output and "
+            "the target of one example, or model, the loss that the model returns.",
         ),
     ] = "cross-entropy"
     num_examples: Annotated[Count | None, Shown(DATA, "N", "Use only the first N examples.")] = None

@@ -65,9 +65,7 @@ def problem_of(prepared: Prepared, seed: int) -> Problem:
     Problem
         The start of all arms.
     """
-    from curvature.models import Problem
-
-    return Problem.from_module(prepared.build(seed), loss=prepared.loss, data=prepared.data)
+    return prepared.problem(prepared.build(seed))
 
 
 def parts_beside(out: Path | None) -> Path | None:

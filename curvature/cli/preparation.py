@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from curvature.models import Problem
     from curvature.models.losses import Loss
     from curvature.records import Study
 
@@ -40,8 +42,18 @@ class Prepared(NamedTuple):
 
     build: Callable[[int], nn.Module]  # from a seed to the model on its device
     model: nn.Module  # at the first seed
-    data: tuple[Tensor, Tensor]
+    data: Any  # inputs and targets, or inputs alone for the loss of the model
     loss: Loss
+    output: str | int | None = None  # where the outputs are in what the model returns
+
+    def problem(self, model: nn.Module, dtype: torch.dtype | None = None) -> Problem:
+        """Build the problem of a model with these data and this loss, in double precision unless told otherwise."""
+        import torch
+
+        from curvature.models import Problem
+
+        precision = dtype or torch.float64
+        return Problem.from_module(model, loss=self.loss, data=self.data, output=self.output, dtype=precision)
 
 
 def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prepared:
@@ -80,8 +92,10 @@ def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prep
         num_examples=config.num_examples,
         image=loading.takes_images(model),
         say=terminal.say,
+        forward=model.forward,
     )
-    return Prepared(build, model, data, loss)
+    output = int(config.output) if config.output and re.fullmatch(r"-?\d+", config.output) else config.output
+    return Prepared(build, model, data, loss, output)
 
 
 def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:
@@ -153,7 +167,7 @@ def describe_model(config: Configuration, detail: str | None = None) -> str:
     return one_line(text + (f", {detail}" if detail else ""))
 
 
-def describe_data(config: Configuration, data: tuple[Tensor, Tensor]) -> str:
+def describe_data(config: Configuration, data: Any) -> str:
     """Describe data and loss in one line.
 
     Parameters
@@ -161,17 +175,27 @@ def describe_data(config: Configuration, data: tuple[Tensor, Tensor]) -> str:
     config
         Names them.
     data
-        Inputs and targets.
+        Inputs and targets, or inputs alone.
 
     Returns
     -------
     str
         E.g. ``builtin:digits: 100 examples of 64, classes 0 to 9, loss cross-entropy``.
     """
-    inputs, targets = data
-    shape = " x ".join(map(str, inputs.shape[1:])) or "1"
-    classes = f", classes {int(targets.min())} to {int(targets.max())}" if not targets.is_floating_point() else ""
-    return one_line(f"{config.data}: {len(inputs)} examples of {shape}{classes}, loss {config.loss}")
+    from torch import Tensor
+
+    inputs, targets = data if isinstance(data, tuple) and config.loss != "model" else (data, None)
+    leaves = _named(inputs)
+    shapes = ", ".join(f"{name} {_shape(leaf)}".strip() for name, leaf in leaves.items())
+    examples = len(next(iter(leaves.values())))
+    classes = ""
+    if isinstance(targets, Tensor) and not targets.is_floating_point():
+        classes = f", classes {int(targets.min())} to {int(targets.max())}"
+    return one_line(f"{config.data}: {examples} examples of {shapes}{classes}, loss {config.loss}")
+
+
+def _shape(inputs: Tensor) -> str:
+    return " x ".join(map(str, inputs.shape[1:])) or "1"
 
 
 def written_configuration(command: str, config: Configuration) -> dict[str, Any]:
@@ -225,10 +249,18 @@ def add_provenance(study: Study, config: Configuration, prepared: Prepared, *, s
         device=config.device,
         dtype=config.dtype,
         model_sha256=provenance.hash_tensors(tensors),
-        data_sha256=provenance.hash_tensors(prepared.data),
+        data_sha256=provenance.hash_tensors(_named(prepared.data)),
         files_sha256={name: provenance.hash_file(name) for name in files if name and Path(name).is_file()},
     )
     return replace(study, provenance={**study.provenance, **collected})
+
+
+def _named(data: Any) -> dict[str, Tensor]:
+    """The tensors of the data by name; those of a plain pair are called 0 and 1."""
+    from curvature.models.trees import leaves_by_name
+
+    leaves = leaves_by_name(data, "")
+    return {re.sub(r"['\]]", "", name).removeprefix("[").replace("[", "."): leaf for name, leaf in leaves}
 
 
 @contextlib.contextmanager

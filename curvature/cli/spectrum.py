@@ -106,14 +106,11 @@ def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
     import torch
 
     from curvature.cli import loading
-    from curvature.models import Problem
     from curvature.studies import SpectrumSettings
 
     note_versions(config, terminal)
     prepared = prepare(config, terminal, seed=config.seed)
-    problem = Problem.from_module(
-        prepared.model, loss=prepared.loss, data=prepared.data, dtype=getattr(torch, config.dtype)
-    )
+    problem = prepared.problem(prepared.model, getattr(torch, config.dtype))
     config = _with_charts(config, problem.chart)
     terminal.note(f"model: {_describe_model(config)}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
     terminal.note(f"data:  {describe_data(config, prepared.data)}")

@@ -128,12 +128,13 @@ def _loss(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
         raise ConfigurationError(
             "no loss is given. Pass loss='cross-entropy', for example, or loss='model' if the module returns its loss."
         )
-    if loss_like not in (None, "model") and output == "loss":
+    loss = resolve_loss("model" if loss_like is None else loss_like)
+    if output == "loss" and not isinstance(loss, ModelLoss):
         raise ConfigurationError(
-            "output='loss' is the loss that the module computes itself, so no other loss applies to it. Leave out "
-            "loss=, or name the outputs, e.g. output='logits'."
+            "output='loss' is the loss that the module computes itself, so no other loss applies to it. Pass "
+            "loss='model', or name the outputs, e.g. output='logits'."
         )
-    return resolve_loss("model" if loss_like is None else loss_like)
+    return loss
 
 
 def _unshifted(inputs: Tensors, targets: Tensors) -> str:

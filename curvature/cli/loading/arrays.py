@@ -25,24 +25,31 @@ from curvature.cli.loading.files import (
 )
 from curvature.cli.wording import Say, choice, first_line, listed
 from curvature.errors import ConfigurationError, InputError
+from curvature.models.items import TARGET_NAMES
+from curvature.models.trees import Structure, leaves_by_name, mapped
 
 __all__ = ["as_tensor", "load_csv", "load_npz", "load_pt"]
 
 _INPUT_NAMES, _TARGET_NAMES = ("x", "X", "inputs"), ("y", "Y", "targets")
 
 
-def load_npz(path: str) -> tuple[Tensor, Tensor]:
+def load_npz(path: str, target: str | None = None, *, with_targets: bool = True) -> tuple[Structure, Structure]:
     """Read inputs and targets from an archive of NumPy arrays; nothing is unpickled.
 
     Parameters
     ----------
     path
-        Contains ``x`` and ``y``, ``X`` and ``Y``, or ``inputs`` and ``targets``.
+        Contains ``x`` and ``y``, ``X`` and ``Y``, or ``inputs`` and ``targets``; or any inputs by name, with a target
+        that is called ``y``, ``Y``, ``labels``, ``label``, ``targets`` or ``target``.
+    target
+        Name of the targets; all other arrays are inputs.
+    with_targets
+        Whether there are targets; otherwise every array is an input.
 
     Returns
     -------
-    tuple of Tensor
-        Inputs and targets.
+    tuple
+        Inputs, a tensor or a dictionary of tensors; and targets, None if there are none.
 
     Raises
     ------
@@ -58,8 +65,8 @@ def load_npz(path: str) -> tuple[Tensor, Tensor]:
                     _refuse_false_shape(stream, member.file_size, f"{file}: {member.filename}")
         with np.load(file, allow_pickle=False) as stored:
             # Only the arrays that are used are unpacked.
-            arrays = {name: stored[name] for name in stored.files if name in {*_INPUT_NAMES, *_TARGET_NAMES}}
-            names = stored.files
+            names = _used(stored.files, target, with_targets)
+            arrays = {name: stored[name] if name in names else None for name in stored.files}
     except InputError:
         raise
     except Exception as error:  # the readers raise many kinds of errors on files of another format
@@ -67,23 +74,28 @@ def load_npz(path: str) -> tuple[Tensor, Tensor]:
         raise InputError(
             f"{file} cannot be read: {why}. Save arrays of numbers: np.savez('data.npz', x=x, y=y)."
         ) from error
-    return _named_pair(arrays or dict.fromkeys(names), str(file))
+    return _divided(arrays, str(file), target, with_targets)
 
 
-def load_pt(path: str, say: Say) -> tuple[Tensor, Tensor]:
+def load_pt(
+    path: str, say: Say, target: str | None = None, *, with_targets: bool = True
+) -> tuple[Structure, Structure]:
     """Read inputs and targets from a file of ``torch.save``.
 
     Parameters
     ----------
     path
-        Contains a pair of tensors, or a dictionary with the names that :func:`load_npz` looks for.
+        Contains a pair of inputs and targets, or a dictionary with the names that :func:`load_npz` looks for. Inputs
+        may be a tuple, list or dictionary of tensors.
     say
         Receives a warning if this version of PyTorch has a known flaw.
+    target, with_targets
+        As for :func:`load_npz`.
 
     Returns
     -------
-    tuple of Tensor
-        Inputs and targets.
+    tuple
+        As for :func:`load_npz`.
 
     Raises
     ------
@@ -92,7 +104,7 @@ def load_pt(path: str, say: Say) -> tuple[Tensor, Tensor]:
     """
     file = existing(path, "data")
     value = load_tensors(file, "Save tensors: torch.save((inputs, targets), 'data.pt')", say)
-    return _named_pair(value, str(file))
+    return _divided(value, str(file), target, with_targets)
 
 
 def load_csv(path: str, target: str | None) -> tuple[Tensor, Tensor]:
@@ -213,22 +225,63 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _named_pair(value: Any, file: str) -> tuple[Tensor, Tensor]:
-    if isinstance(value, tuple | list) and len(value) == 2:
-        inputs, targets = value
-    elif isinstance(value, Mapping):
-        inputs, targets = (_first_of(names, value) for names in (_INPUT_NAMES, _TARGET_NAMES))
-        if inputs is None or targets is None:
-            raise InputError(
-                f"{file} must contain inputs named {' or '.join(_INPUT_NAMES)} and targets named "
-                f"{' or '.join(_TARGET_NAMES)}; it contains {listed(map(str, value)) or 'nothing'}."
-            )
-    else:
+def _used(names: Sequence[str], target: str | None, with_targets: bool) -> set[str]:
+    """Names of the arrays that are used: one pair of known names, if no other is asked for."""
+    known = {*_INPUT_NAMES, *_TARGET_NAMES}
+    if target is not None or not with_targets or not known.intersection(names):
+        return set(names)
+    return known if set(_INPUT_NAMES).intersection(names) else set(names)
+
+
+def _divided(value: Any, file: str, target: str | None, with_targets: bool) -> tuple[Structure, Structure]:
+    """Inputs and targets of what a file contains, as tensors."""
+    if not isinstance(value, tuple | list | Mapping):
         raise InputError(
             f"{file} must contain a pair (inputs, targets) or a dictionary of tensors; it contains "
             f"{describe_contents(value)}."
         )
-    return as_tensor(inputs, f"the inputs of {file}"), as_tensor(targets, f"the targets of {file}")
+    if not with_targets:
+        return _tensors(value, f"the inputs of {file}"), None
+    if isinstance(value, Mapping):
+        inputs, targets = _by_name(value, file, target)
+    elif target is not None:
+        raise ConfigurationError(f"--target {target} names an entry of a dictionary, but {file} contains a sequence.")
+    elif len(value) == 2:
+        inputs, targets = value
+    else:
+        raise InputError(
+            f"{file} must contain a pair (inputs, targets) or a dictionary of tensors; it contains "
+            f"{describe_contents(value)}. Several inputs are a tuple: ((x1, x2), y)."
+        )
+    return _tensors(inputs, f"the inputs of {file}"), _tensors(targets, f"the targets of {file}")
+
+
+def _by_name(value: Mapping, file: str, target: str | None) -> tuple[Any, Any]:
+    """Inputs and targets of a dictionary."""
+    if target is None:
+        inputs, targets = (_first_of(names, value) for names in (_INPUT_NAMES, _TARGET_NAMES))
+        if inputs is not None and targets is not None:
+            return inputs, targets
+        named = [name for name in (*TARGET_NAMES, "Y") if value.get(name) is not None]
+        if inputs is not None or len(named) != 1 or len(value) < 2:
+            raise InputError(
+                f"{file} must contain inputs named {' or '.join(_INPUT_NAMES)} and targets named "
+                f"{' or '.join(_TARGET_NAMES)}; it contains {listed(map(str, value)) or 'nothing'}. With other names, "
+                "name the targets with --target; everything else is an input."
+            )
+        target = named[0]
+    targets = choice(target, value, f"entry of {file}")
+    others = {name: part for name, part in value.items() if name != target}
+    if not others:
+        raise InputError(f"{file} contains nothing but {target!r}, which --target names: there are no inputs.")
+    return next(iter(others.values())) if len(others) == 1 else others, targets
+
+
+def _tensors(structure: Any, name: str) -> Structure:
+    """Convert the arrays of a structure."""
+    leaves = [as_tensor(leaf, leaf_name) for leaf_name, leaf in leaves_by_name(structure, name)]
+    remaining = iter(leaves)
+    return mapped(lambda _: next(remaining), structure)
 
 
 def _first_of(names: Iterable[str], values: Mapping[str, Any]) -> Any:

@@ -24,8 +24,8 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
     Parameters
     ----------
     spec
-        A name of ``curvature.models.losses.LOSSES``, or ``package.module:function``: a function of the output and the
-        target of one example that returns a scalar.
+        A name of ``curvature.models.losses.LOSSES``, ``model`` for the loss that the model returns, or
+        ``package.module:function``: a function of the output and the target of one example that returns a scalar.
     say
         Receives a message about code that is imported or executed.
 
@@ -42,7 +42,7 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
         If the module cannot be imported or does not contain the function.
     """
     if ":" not in spec:
-        return resolve_loss(choice(spec, {name: name for name in losses.LOSSES}, "loss"))
+        return resolve_loss(choice(spec, {name: name for name in (*losses.LOSSES, "model")}, "loss"))
     function = find(spec, "loss", f"{', '.join(losses.LOSSES)}, or package.module:function", say)
     if isinstance(function, type):
         raise ConfigurationError(

@@ -1,10 +1,11 @@
-"""Data by name, as two tensors in fixed order."""
+"""Data by name, as tensors in fixed order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from curvature.cli.wording import Say, choice, dtype_name
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import losses, materialize, zoo
 from curvature.models.losses import Loss
+from curvature.models.trees import Structure, leaves_by_name, mapped, structure_of
 
 __all__ = ["load_data"]
 
@@ -34,7 +36,8 @@ def load_data(
     num_examples: int | None = None,
     image: bool = False,
     say: Say = lambda _: None,
-) -> tuple[Tensor, Tensor]:
+    forward: Callable[..., Any] | None = None,
+) -> Any:
     """Load inputs and targets: real numbers in fixed order. :class:`Problem` checks them against the model.
 
     Parameters
@@ -45,18 +48,21 @@ def load_data(
     loss
         Tells classes from numbers, which CSV files and floating-point labels do not distinguish.
     target
-        Column of a ``.csv`` file to predict.
+        Column of a ``.csv`` file to predict, or name of the targets in a ``.npz`` or ``.pt`` file.
     num_examples
         Use only the first ones.
     image
         Shape digits, MNIST and CIFAR-10 as images ``(N, channels, height, width)`` instead of rows.
     say
         Receives a message about executed code, and about inputs that are integers.
+    forward
+        Of the model, to tell inputs from targets in items of a loader.
 
     Returns
     -------
-    tuple of Tensor
-        Inputs and targets, on the CPU.
+    tuple
+        Inputs and targets, on the CPU; inputs alone if the loss is that of the model. Inputs are a tensor, or a tuple,
+        list or dictionary of tensors.
 
     Raises
     ------
@@ -65,12 +71,16 @@ def load_data(
     InputError
         If a file cannot be read or does not contain data.
     """
-    source = _Source(spec, loss, target, num_examples, image, say)
+    source = _Source(spec, loss, target, num_examples, image, say, forward)
     kind = _kind(spec)
-    if target is not None and kind != ".csv":
-        raise ConfigurationError(f"--target names a column of a .csv file, but the data are {spec!r}.")
+    if target is not None and kind not in (".csv", ".npz", ".pt", ".pth"):
+        raise ConfigurationError(
+            f"--target names a column of a .csv file, or an entry of a .npz or .pt file, but the data are {spec!r}."
+        )
     inputs, targets = _first_examples(*_READERS[kind](source), num_examples, spec)
-    if not inputs.is_floating_point():
+    if targets is None:
+        return inputs
+    if isinstance(inputs, Tensor) and not inputs.is_floating_point():
         say(
             f"note: the inputs are {dtype_name(inputs)} and are not converted. If the model expects floating-point "
             "numbers, save them as such."
@@ -90,6 +100,11 @@ class _Source:
     num_examples: int | None
     image: bool
     say: Say
+    forward: Callable[..., Any] | None
+
+    @property
+    def with_targets(self) -> bool:
+        return not isinstance(self.loss, losses.ModelLoss)
 
     @property
     def name(self) -> str:
@@ -130,34 +145,42 @@ def _read_csv(source: _Source) -> tuple[Tensor, Tensor]:
     return inputs, targets[:, None] if one_output else targets
 
 
-def _call_loader(source: _Source) -> tuple[Tensor, Tensor]:
+def _call_loader(source: _Source) -> tuple[Structure, Structure]:
     spec = source.spec
     value = call(find(spec, "data", _DATA_FORMS, source.say), {}, spec)
     if isinstance(value, tuple | list) and all(isinstance(part, np.ndarray) for part in value):
         value = tuple(as_tensor(part, f"{spec} part {k}") for k, part in enumerate(value))
-    return materialize(value)
+    inputs, targets = materialize(value, source.forward, with_targets=source.with_targets)
+    return structure_of(inputs), structure_of(targets) if source.with_targets else None
 
 
-_READERS: dict[str, Callable[[_Source], tuple[Tensor, Tensor]]] = {
+_READERS: dict[str, Callable[[_Source], tuple[Structure, Structure]]] = {
     "builtin": _read_builtin,
     **dict.fromkeys(FOLDERS, _read_folder),
-    ".npz": lambda source: load_npz(source.spec),
-    ".pt": lambda source: load_pt(source.spec, source.say),
-    ".pth": lambda source: load_pt(source.spec, source.say),
+    ".npz": lambda source: load_npz(source.spec, source.target, with_targets=source.with_targets),
+    ".pt": lambda source: load_pt(source.spec, source.say, source.target, with_targets=source.with_targets),
+    ".pth": lambda source: load_pt(source.spec, source.say, source.target, with_targets=source.with_targets),
     ".csv": _read_csv,
     "code": _call_loader,
 }
 
 
-def _first_examples(inputs: Tensor, targets: Tensor, num_examples: int | None, spec: str) -> tuple[Tensor, Tensor]:
-    for name, tensor in (("inputs", inputs), ("targets", targets)):
+def _first_examples(
+    inputs: Structure, targets: Structure, num_examples: int | None, spec: str
+) -> tuple[Structure, Structure]:
+    parts = [("inputs", inputs), *([] if targets is None else [("targets", targets)])]
+    leaves = [leaf for name, part in parts for leaf in leaves_by_name(part, name)]
+    for name, tensor in leaves:
         if tensor.ndim == 0 or tensor.numel() == 0:
             raise InputError(f"{spec} is empty: its {name} have shape {tuple(tensor.shape)}.")
-    if len(inputs) != len(targets):
-        raise InputError(f"{spec} has {len(inputs)} inputs but {len(targets)} targets.")
-    if num_examples is not None and not 1 <= num_examples <= len(inputs):
-        raise ConfigurationError(f"--num-examples {num_examples}: {spec} has {len(inputs)} examples.")
-    return inputs[:num_examples], targets[:num_examples]
+    first, examples = leaves[0][0], len(leaves[0][1])
+    for name, tensor in leaves:
+        if len(tensor) != examples:
+            raise InputError(f"{spec} has {examples} {first} but {len(tensor)} {name}.")
+    if num_examples is not None and not 1 <= num_examples <= examples:
+        raise ConfigurationError(f"--num-examples {num_examples}: {spec} has {examples} examples.")
+    inputs = mapped(lambda leaf: leaf[:num_examples], inputs)
+    return inputs, None if targets is None else mapped(lambda leaf: leaf[:num_examples], targets)
 
 
 def _as_classes(targets: Tensor) -> Tensor:
