@@ -111,7 +111,10 @@ def sum_facts(first: Facts, second: Facts, scale: Callable[[], float]) -> Facts:
     bound = None
     if first.rank_bound is not None and second.rank_bound is not None:
         bound = first.rank_bound + second.rank_bound
-    return Facts(first.positive_semidefinite and second.positive_semidefinite, rank_bound=bound, scale=scale)
+    errors = [facts.error for facts in (first, second) if facts.error is not None]
+    error = (lambda: sum(each() for each in errors)) if errors else None
+    definite = first.positive_semidefinite and second.positive_semidefinite
+    return Facts(definite, rank_bound=bound, scale=scale, error=error)
 
 
 def scaled_routes(routes: Routes, scale: float) -> Routes:
@@ -160,6 +163,7 @@ def scaled_facts(facts: Facts, scale: float) -> Facts:
         null_space=facts.null_space,
         num_null_directions=facts.num_null_directions,
         scale=_times(facts.scale, abs(scale)),
+        error=_times(facts.error, abs(scale)),
         diagnose=facts.diagnose,
     )
 
@@ -208,10 +212,12 @@ def congruent_facts(facts: Facts, map_: Tensor, scale: Callable[[], float]) -> F
         Definiteness, a bound of the rank, and the witnesses of ``A`` applied to ``M V``.
     """
     bound = min(map_.shape) if facts.rank_bound is None else min(*map_.shape, facts.rank_bound)
+    error = facts.error
     return Facts(
         facts.positive_semidefinite,
         rank_bound=bound,
         scale=scale,
+        error=None if error is None else lambda: error() * float(torch.linalg.matrix_norm(map_, 2)) ** 2,
         witnesses=tuple(witness.through(lambda block: map_ @ block) for witness in facts.witnesses),
         diagnose=None if facts.diagnose is None else _through(facts.diagnose, lambda block: map_ @ block),
     )
@@ -275,6 +281,7 @@ def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
         rank_bound=None if facts.rank_bound is None else min(facts.rank_bound, len(index)),
         gradient=None if gradient is None else lambda: gradient()[index],
         scale=facts.scale,
+        error=facts.error,
         centred=facts.centred,
         witnesses=tuple(witness.through(pad) for witness in facts.witnesses),
         diagnose=None if facts.diagnose is None else _through(facts.diagnose, pad),

@@ -185,6 +185,16 @@ class BlockMatrix:
         """
         return self.norm_estimate() if self.facts.scale is None else self.facts.scale()
 
+    def error(self) -> float:
+        """Estimate the norm of the error of the entries beyond rounding.
+
+        Returns
+        -------
+        float
+            Zero, unless the entries are finite differences.
+        """
+        return 0.0 if self.facts.error is None else self.facts.error()
+
     @property
     def dense_bytes(self) -> float:
         """Upper bound of the peak memory of :meth:`dense`, in bytes."""

@@ -272,7 +272,7 @@ class _Search:
         largest = float(values.abs().max())
         tighter = estimates.numpy().copy()  # the gaps also depend on the other Ritz values
         tighter[chosen] = residuals
-        floor = 10 * torch.finfo(operator.dtype).eps * largest
+        floor = max(10 * torch.finfo(operator.dtype).eps * largest, operator.error())
         reached = np.minimum(residuals, _error_bounds(values.numpy(), tighter)[chosen])
         split = len(chosen) - min(num_largest, len(chosen))
         ends = theta.cpu().numpy()

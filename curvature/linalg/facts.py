@@ -58,6 +58,9 @@ class Facts:
     scale
         Returns the scale of rounding, if it may be more than the norm: the terms of a difference are larger than the
         difference.
+    error
+        Returns an estimate of the norm of the error of the entries, if they have one beyond rounding: those of finite
+        differences.
     centred
         Whether the mean, which is the gradient, was subtracted from the columns of the factor: the cancellation
         amplifies rounding.
@@ -74,6 +77,7 @@ class Facts:
     rank_note: str = ""
     gradient: Callable[[], Tensor] | None = field(default=None, repr=False)
     scale: Callable[[], float] | None = field(default=None, repr=False)
+    error: Callable[[], float] | None = field(default=None, repr=False)
     centred: bool = False
     witnesses: tuple[Witness, ...] = field(default=(), repr=False)
     diagnose: Callable[[Tensor], str] | None = field(default=None, repr=False)

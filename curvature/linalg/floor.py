@@ -99,6 +99,8 @@ def noise_floor(
             f"{units / eps:.0f} units of rounding of the norm": units * size,
             "difference between two ways to the same products": 2 * apart * frobenius,
         }
+    if operator.facts.error is not None:
+        parts["the error of the finite differences"] = operator.error()
     if formula is not None and formula[0] < len(values):
         known, rule = formula
         largest = float(sizes[len(values) - known - 1])

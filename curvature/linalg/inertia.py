@@ -59,4 +59,4 @@ def inertia(operator: SymmetricOperator, shift: float = 0.0) -> Inertia:
         raise ConfigurationError(f"shift must be finite, got {shift}.")
     ensure_memory(6 * operator.dim**2 * 8, f"the factorization of {operator.shape_text}")
     below, above, tolerance = lapack.inertia(operator.entries().cpu().numpy(), shift)
-    return Inertia(operator.where, operator.dim, float(shift), below, above, tolerance)
+    return Inertia(operator.where, operator.dim, float(shift), below, above, tolerance + operator.error())

@@ -149,9 +149,13 @@ def rounding_units(operator: SymmetricOperator) -> float:
     Returns
     -------
     float
-        ``max(10, sqrt(D))`` units of rounding.
+        ``max(10, sqrt(D))`` units of rounding; the relative error of the entries, times ``sqrt(D)``, if that is more.
     """
-    return max(10.0, operator.dim**0.5) * torch.finfo(operator.dtype).eps
+    units = max(10.0, operator.dim**0.5) * torch.finfo(operator.dtype).eps
+    if operator.facts.error is None:
+        return units
+    norm = operator.norm_estimate()
+    return max(units, operator.dim**0.5 * operator.error() / norm if norm else 1.0)
 
 
 def quantile(count: int) -> float:

@@ -205,7 +205,7 @@ def decide_rank(
         if by_factor.low == by_factor.high >= above:
             return Rank(by_factor.rank, by_factor.rank, by_factor.rank, f"{rule}{by_factor.rule}")
         reason, likely = by_factor.rule, bound if by_factor.rank == bound else counted
-    elif _has_gap(sizes, above, floor):
+    elif operator.facts.error is None and _has_gap(sizes, above, floor):  # an error is not shown to be rounding
         if confirmation := _seconded(sizes, above, checks, second):
             return Rank(above, above, above, f"{rule}{_gap_text(sizes, above)}, {confirmation}")
         reason, likely = f"{_gap_text(sizes, above)}, but no second computation says so", above

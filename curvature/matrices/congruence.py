@@ -151,6 +151,13 @@ class _Move:
         pulled = self.chart.pull(self.slope()[:, None])
         return (self.chart.horizontal_transpose(pulled) if self.horizontal else pulled)[:, 0]
 
+    def error(self) -> float:
+        """Bound of what the chart makes of an error of the entries: its norm times the squared norm of J."""
+        assert self.operator.facts.error is not None
+        coordinates = self.chart.coordinates
+        jacobian = self.chart.push(torch.eye(self.chart.dim, dtype=coordinates.dtype, device=coordinates.device))
+        return self.operator.facts.error() * float(torch.linalg.matrix_norm(jacobian, 2)) ** 2
+
     def routes(self) -> Routes:
         """Routes by the weight-space ones; the entries need two or three copies, and more for a curved chart."""
         operator, routes = self.operator, self.operator.routes
@@ -190,6 +197,7 @@ class _Move:
             num_null_directions=known.num_null_directions,
             rank_note=note if gauge and self.keeps_rank else "",
             gradient=cache(self.gradient),
+            error=None if known.error is None else cache(self.error),
             centred=known.centred,
             witnesses=(difference.through(chart.horizontal) if self.horizontal else difference,),
             diagnose=None if diagnose is None else lambda block: diagnose(self.push(block)),

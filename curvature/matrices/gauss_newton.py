@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError
+from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.random import generator_of
 from curvature.matrices.output_space import OutputSpace, output_space
 from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
@@ -38,11 +38,13 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     Raises
     ------
     NotDefinedError
-        If only the loss of the model is known, and not its outputs.
+        If only the loss of the model is known, and not its outputs, or if PyTorch has no second derivative of the loss
+        in the outputs.
 
     Notes
     -----
-    A product costs one forward and one backward pass over all examples for each column.
+    A product costs one forward and one backward pass over all examples for each column. Where a layer is differentiated
+    only once by PyTorch, it costs the Jacobian of the outputs: one backward pass for each output of each example.
 
     References
     ----------
@@ -58,6 +60,11 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     require_problem(problem, "ggn")
     if isinstance(problem.loss, ModelLoss):  # the loss raises the error
         problem.loss.hessian_factor(problem.targets, problem.targets)
+    if problem.derivatives.in_outputs:
+        raise NotDefinedError(
+            f"{problem.derivatives.in_outputs}, and the GGN needs one in the outputs. Write the loss in operations "
+            "that PyTorch differentiates twice, or take empirical_fisher or gradient_covariance."
+        )
     loss, scale = problem.loss, problem.denominator**-0.5
     factor = None
     if loss.convex:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from curvature.linalg.routes import Routes
+from curvature.errors import NotDefinedError
+from curvature.linalg.dense import symmetric_product
+from curvature.linalg.routes import EntriesRoute, ProductCost, Routes
 from curvature.matrices.autograd import backward_columns, batches_backward, kept_graphs, product_cost, split_columns
+from curvature.matrices.differences import difference_matrix
 from curvature.matrices.weight_space import Definition, WeightSpaceMatrix, chosen_path, on_weights, require_problem
 from curvature.matrices.witnesses import gradient_witness
 from curvature.models import Problem
@@ -28,7 +33,10 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     method
         How products and entries are computed. ``"structured"``: closed forms for sequences of linear layers,
         convolutions, pooling and elementwise activations, see :mod:`curvature.matrices.fast`. ``"generic"``: autograd,
-        for any module. ``"auto"``: structured if the model allows it.
+        for any module. ``"auto"``: structured if the model allows it. ``"finite-differences"``: differences of the
+        gradient in float64, for models that PyTorch differentiates only once; six gradients for each weight. Their
+        error is estimated and is in the noise floor and the intervals of every number; the matrix is called
+        ``"hessian (finite differences)"``.
 
     Returns
     -------
@@ -39,6 +47,8 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     ------
     ConfigurationError
         If ``method="structured"`` and the model has no such structure.
+    NotDefinedError
+        If PyTorch has no second derivative of a layer or of the loss; the message names it.
 
     Notes
     -----
@@ -58,6 +68,14 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     WeightSpaceMatrix(hessian, standard, 15 x 15, float64, cpu)
     """
     require_problem(problem, "hessian")
+    if method == "finite-differences":
+        return _by_differences(problem)
+    if problem.derivatives.second:
+        raise NotDefinedError(
+            f"{problem.derivatives.second}, so there is no Hessian by automatic differentiation. Replace that "
+            "function, take the ggn, or pass method='finite-differences' to hessian: differences of the gradient, with "
+            "an estimate of their error."
+        )
     definition = Definition("hessian", hessian, gradient_witness(problem), second_order=True)
     path, loss = chosen_path(problem, method), problem.loss
     products = cost = entries = None
@@ -67,6 +85,28 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         cost = path.product_cost(second_order=True)
     routes = Routes(entries, None, cost or product_cost(problem), path is not None and problem.device.type == "cpu")
     return on_weights(problem, definition, products or _double_backward(problem), routes)
+
+
+def _by_differences(problem: Problem) -> WeightSpaceMatrix:
+    """The Hessian by differences of the gradient: its entries, computed once, and their error."""
+    computed = cache(lambda: difference_matrix(problem))
+
+    def again(other: Problem, *, method: str) -> WeightSpaceMatrix:
+        del method
+        return _by_differences(other)
+
+    square = 3.0 * problem.weights.element_size() * problem.dim**2
+    entries = EntriesRoute(lambda: computed().entries.clone(), None, square)
+    definition = Definition("hessian (finite differences)", again, gradient_witness(problem), second_order=True)
+    operator = on_weights(
+        problem,
+        definition,
+        lambda block: symmetric_product(computed().entries, block),
+        Routes(entries, None, ProductCost(square), problem.device.type == "cpu"),
+    )
+    # The witness takes other differences, along random directions; the same ones in another order would tell nothing.
+    facts = replace(operator.facts, error=lambda: computed().error, witnesses=(definition.difference,))
+    return replace(operator, facts=facts)
 
 
 def _double_backward(problem: Problem) -> Callable[[Tensor], Tensor]:

@@ -151,7 +151,7 @@ def output_space(
     products, cost = None, None
     if path is not None and (product := space.output_product()) is not None:
         products, cost = path.products(product, second_order=False), path.product_cost(second_order=False)
-    products = products or _by_autograd(problem, space)
+    products = products or (_by_autograd if problem.derivatives.tangents else _by_jacobian)(problem, space)
     cost = cost or product_cost(problem)
     numpy_blas = path is not None and problem.device.type == "cpu"
     if space.factor is None:
@@ -239,9 +239,52 @@ def example_shares(problem: Problem) -> Tensor:
     return problem.loss.denominators(problem.outputs(), problem.targets) / problem.denominator
 
 
+def _by_jacobian(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:
+    """Products by the Jacobian of each chunk, one backward pass for each output of each example.
+
+    For models with a layer that PyTorch differentiates only once: no other route gives tangents of the outputs.
+    """
+
+    def each(outputs: Tensor, _targets: Tensor, _examples: slice) -> Tensor:
+        size = outputs[0].numel()
+        return torch.eye(size, dtype=outputs.dtype, device=outputs.device).expand(len(outputs), size, size)
+
+    def graph(examples: slice) -> tuple[slice, Tensor, Tensor]:
+        with torch.no_grad():
+            outputs = problem.predict(problem.weights, problem.inputs[examples])
+        return examples, outputs, factor_block(problem, examples, each)
+
+    graphs = kept_graphs(problem, graph)
+
+    def matmat(block: Tensor) -> Tensor:
+        total = torch.zeros_like(block)
+        for examples, outputs, jacobian in graphs():
+            tangents = (jacobian.T @ block).reshape(len(outputs), -1, block.shape[1])
+            weighted, correction = _weighted(problem, space, outputs, examples, tangents, block)
+            total += jacobian @ weighted.reshape(-1, block.shape[1]) - correction
+        return total
+
+    return matmat
+
+
+def _weighted(
+    problem: Problem, space: OutputSpace, outputs: Tensor, examples: slice, tangents: Tensor, block: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tangents times ``M_n``, and what a centre subtracts from the product besides."""
+    if space.centre is None:
+        return space.multiply(problem, outputs, examples, tangents), torch.zeros_like(block)
+    # The mean is subtracted before the sum over examples: the difference of two products would lose twice as many
+    # digits.
+    assert space.factor is not None
+    mean, roots = space.centre.mean(), space.centre.roots[examples]
+    directions = space.factor(outputs, problem.targets[examples], examples)
+    inner = directions.mT @ tangents - roots[:, None, None] * (mean @ block)
+    return directions @ inner, mean[:, None] * (roots @ inner[:, 0])
+
+
 def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:
     """Products by autograd: tangents ``J V`` of the outputs, ``M_n``, and a backward pass."""
-    batched, centre = batches_backward(problem), space.centre
+    batched = batches_backward(problem)
 
     def graph(examples: slice) -> tuple[slice, list[Tensor], Tensor, Tensor, list[Tensor]]:
         named = problem.leaves()
@@ -262,17 +305,8 @@ def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Ten
         for examples, leaves, outputs, cotangent, pulled in graphs():
             pushed = backward_columns(pulled, [cotangent], split_columns(problem, block), batched=batched)
             pushed = pushed.reshape(len(outputs), -1, block.shape[1])
-            if centre is None:
-                weighted = space.multiply(problem, outputs.detach(), examples, pushed)
-            else:
-                # The mean is subtracted before the sum over examples: the difference of two products would lose twice
-                # as many digits.
-                assert space.factor is not None
-                mean, roots = centre.mean(), centre.roots[examples]
-                directions = space.factor(outputs.detach(), problem.targets[examples], examples)
-                inner = directions.mT @ pushed - roots[:, None, None] * (mean @ block)
-                weighted = directions @ inner
-                total -= mean[:, None] * (roots @ inner[:, 0])
+            weighted, correction = _weighted(problem, space, outputs.detach(), examples, pushed, block)
+            total -= correction
             columns = [weighted.permute(2, 0, 1).reshape(block.shape[1], *outputs.shape)]
             total += backward_columns([outputs], leaves, columns, batched=batched)
         return total

@@ -115,7 +115,8 @@ def chosen_path(problem: Problem, method: str) -> FastPath | None:
         If the method is unknown, or it is ``"structured"`` and the model has no known structure.
     """
     if method not in ("auto", "structured", "generic"):
-        raise ConfigurationError(f"method must be 'auto', 'structured' or 'generic', got {method!r}.")
+        also = " Only hessian has method='finite-differences'." if method == "finite-differences" else ""
+        raise ConfigurationError(f"method must be 'auto', 'structured' or 'generic', got {method!r}.{also}")
     path = None if method == "generic" else fast_path(problem)
     if path is None and method == "structured":
         raise ConfigurationError(

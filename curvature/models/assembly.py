@@ -12,11 +12,12 @@ from curvature.charts import Parameterization
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
 from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
+from curvature.models.derivatives import Derivatives, differentiated
 from curvature.models.function import ModelFunction
-from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, refuse_other_reduction, resolve_loss
+from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
 from curvature.models.module import common_type, refuse_module
 from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
-from curvature.models.trial import checked_outputs, differentiated_once
+from curvature.models.trial import checked_outputs
 from curvature.models.unwrapping import unwrap
 
 __all__ = ["Parts", "assemble"]
@@ -39,6 +40,7 @@ class Parts(NamedTuple):
     num_outputs: int
     chunk_size: int
     notes: tuple[str, ...]
+    derivatives: Derivatives
 
 
 def assemble(
@@ -94,8 +96,10 @@ def assemble(
         targets = targets.movedim(-1, 1) if targets.ndim == outputs.ndim else targets  # probabilities
         outputs = outputs.movedim(-1, 1)
     targets = loss.prepare(outputs, targets)
-    if isinstance(loss, PerExample) and loss is not loss_like:
-        refuse_other_reduction(loss, outputs, targets)
+    notes = [note, loss.note(outputs, targets), _unshifted(inputs, targets)]
+    if isinstance(loss, PerExample):
+        loss, more = differentiable(loss, outputs, targets, declared=loss is loss_like)
+        notes += more
     num_outputs = outputs[0].numel()
     if chunk_size is None:
         columns = max(1, num_outputs) * len(weights) * weights.element_size()
@@ -103,11 +107,11 @@ def assemble(
     denominator = float(loss.denominators(outputs, targets).sum())
     if not denominator > 0:
         raise InputError("the denominator of the mean loss is zero: every target has weight zero or is ignored.")
-    unused, attends = differentiated_once(
+    function, derivatives, unused, more = differentiated(
         function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
     )
     return Parts(
-        replace(function, attends=attends),
+        function,
         loss,
         inputs,
         targets,
@@ -118,7 +122,8 @@ def assemble(
         unused,
         num_outputs,
         chunk_size,
-        tuple(filter(None, [note, loss.note(outputs, targets), _unshifted(inputs, targets)])),
+        tuple(filter(None, [*notes, *more])),
+        derivatives,
     )
 
 

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.models.calling import Reader, arguments
+from curvature.models.substitutes import Substitutes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 from curvature.precision import full_precision
 
@@ -41,6 +42,12 @@ class ModelFunction:
         derivative.
     reader
         Reads the outputs from what ``forward`` returns.
+    differentiates
+        Whether ``forward`` takes derivatives itself, as force fields do. It is then run with gradients enabled.
+    replaces
+        Whether functions of PyTorch without a second derivative are replaced by equal ones.
+    padded
+        Weights of embeddings with ``padding_idx``, by name, at the point: their masked rows are constants.
     """
 
     module: nn.Module = field(repr=False)
@@ -49,6 +56,9 @@ class ModelFunction:
     written: tuple[str, ...] = ()
     attends: bool = False
     reader: Reader = field(default_factory=Reader)
+    differentiates: bool = False
+    replaces: bool = False
+    padded: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -74,8 +84,11 @@ class ModelFunction:
         """
         inputs = tree_of(inputs)
         if self.reader.scalar:
-            return torch.cat([self.reader(self.call(weights, inputs[n : n + 1])) for n in range(len(inputs))])
-        return self.reader(self.call(weights, inputs))
+            outputs = torch.cat([self.reader(self.call(weights, inputs[n : n + 1])) for n in range(len(inputs))])
+        else:
+            outputs = self.reader(self.call(weights, inputs))
+        # A forward that differentiates returns a graph even where the caller has switched gradients off.
+        return outputs.detach() if isinstance(outputs, Tensor) and not torch.is_grad_enabled() else outputs
 
     def call(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensors) -> Any:
         """Call the module, and return what ``forward`` returns.
@@ -97,6 +110,10 @@ class ModelFunction:
         with ExitStack() as stack:
             if self.attends:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.replaces:
+                stack.enter_context(Substitutes({id(named[name]): value for name, value in self.padded.items()}))
+            if self.differentiates:
+                stack.enter_context(torch.enable_grad())
             if device.type != "cpu":
                 stack.enter_context(device)  # tensors that forward creates must lie where the model is
             inputs = inputs[0] if self.reader.packed else inputs
@@ -150,6 +167,24 @@ class ModelFunction:
             raise InputError("the loss does not depend on any trainable parameter of the module.")
         return outputs, list(leaves.values()), value
 
+    def at(self, weights: Tensor) -> ModelFunction:
+        """Take the constants that come from the weights, masked rows of embeddings, from another point.
+
+        Parameters
+        ----------
+        weights
+            The other point ``(P,)``.
+
+        Returns
+        -------
+        ModelFunction
+            The same function, if there are no such constants.
+        """
+        if not self.padded:
+            return self
+        named = self.layout.unflatten(weights)
+        return replace(self, padded={name: named[name] for name in self.padded})
+
     def restricted(self, layout: Layout, weights: Tensor) -> ModelFunction:
         """Fix all weights that another layout leaves out at their values.
 
@@ -172,7 +207,8 @@ class ModelFunction:
         with torch.no_grad():
             for name in named.keys() - layout.slices.keys() - kept.keys():
                 module.get_parameter(name).copy_(named[name])
-        return replace(self, module=module, layout=layout, aliases=kept)
+        padded = {name: value for name, value in self.padded.items() if name in layout.slices}
+        return replace(self, module=module, layout=layout, aliases=kept, padded=padded)
 
 
 def private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from curvature.models.assembly import assemble
 from curvature.models.behaviour import cuda_devices, pre_activations_near_a_kink, untouched_generators
 from curvature.models.calling import OutputLike
 from curvature.models.data import DataLike
+from curvature.models.derivatives import Derivatives
 from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, LossLike
 from curvature.models.trees import Structure, Tensors
@@ -51,6 +52,8 @@ class Problem:
         Examples evaluated at once; results do not depend on it beyond rounding.
     notes
         Sentences about how this model, loss or data are computed, which every report repeats.
+    derivatives
+        Which derivatives PyTorch has for model and loss.
     """
 
     function: ModelFunction
@@ -65,6 +68,7 @@ class Problem:
     num_outputs: int
     chunk_size: int
     notes: tuple[str, ...] = ()
+    derivatives: Derivatives = field(default_factory=Derivatives)
 
     @classmethod
     def from_module(
@@ -221,7 +225,8 @@ class Problem:
             raise ConfigurationError(f"weights must have shape ({self.dim},), got {tuple(weights.shape)}.")
         if not torch.isfinite(weights).all():
             raise NonFiniteError("the weights contain NaN or infinity.")
-        return replace(self, weights=weights.detach().clone().to(self.weights), chart=Standard())
+        weights = weights.detach().clone().to(self.weights)
+        return replace(self, function=self.function.at(weights), weights=weights, chart=Standard())
 
     @full_precision()
     def subset(self, pattern: str) -> Problem:

@@ -1,8 +1,9 @@
-"""The trial of a model on its data: that it is a fixed function of one example, and that it can be differentiated."""
+"""The trial of a model on its data: that it is a fixed function of one example."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 
 from curvature.errors import InputError, NonFiniteError, SelfCheckError
-from curvature.models.behaviour import first_layer, generator_states, graph_nodes, narrower
+from curvature.models.behaviour import first_layer, generator_states
 from curvature.models.calling import Reader, reader_of
 from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors, shapes
 
-__all__ = ["checked_outputs", "differentiated_once"]
+__all__ = ["checked_outputs"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +64,9 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -
     Returns
     -------
     outputs, function, note
-        Outputs ``(N, ...)``; the model, which knows the buffers that ``forward`` writes into and where its outputs are;
-        and a sentence about which outputs were found, or an empty string.
+        Outputs ``(N, ...)``; the model, which knows the buffers that ``forward`` writes into, whether it takes
+        derivatives itself, and where its outputs are; and a sentence about which outputs were found, or an empty
+        string.
 
     Raises
     ------
@@ -78,14 +80,7 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -
     trial = _Trial(function, weights, inputs)
     buffers = {name: (buffer, buffer.clone()) for name, buffer in function.module.named_buffers()}
     before, states = weights.clone(), trial.generator_states()
-    try:
-        returned = trial.returned()
-    except Exception as error:  # a user's module may raise anything
-        layer = first_layer(function.module, trial.returned, lambda _: False)
-        raise InputError(
-            f"the model failed on inputs of {shapes(inputs, 'inputs')}: {type(error).__name__}: {error}"
-            + (f" (in {layer})" if layer else "")
-        ) from error
+    trial, returned = _run(trial)
     states_after = trial.generator_states()
     drawn = [name for name, state in states.items() if state != states_after[name]]
     moved = [name for name, span in function.layout.slices.items() if (before != weights)[span].any()]
@@ -95,9 +90,9 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -
             "output depends on more than its weights. Apply the constraint once before, and remove it from forward."
         )
     reader, note = _reader(function.reader, returned, trial.num_examples)
-    function = replace(function, reader=reader, written=_restore_buffers(function, buffers))
-    trial = replace(trial, function=function)
-    outputs = trial.outputs() if reader.scalar else reader(returned)
+    written = _restore_buffers(function, buffers)
+    trial = replace(trial, function=replace(trial.function, reader=reader, written=written))
+    outputs = trial.outputs() if reader.scalar else reader(returned).detach()
     _refuse_outputs(outputs, trial.num_examples)
     if reader.scalar:
         _refuse_other_mean(outputs, reader(returned)[0])
@@ -107,67 +102,22 @@ def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -
     _refuse_changing(trial, outputs, tolerance)
     for count in sorted({1, max(1, trial.num_examples // 2)}):
         _refuse_coupled(trial, outputs, count, tolerance)
-    return outputs, function, note
+    return outputs, trial.function, note
 
 
-def differentiated_once(
-    function: ModelFunction, weights: Tensor, inputs: Tensors, loss: Callable[[Tensor], Tensor]
-) -> tuple[tuple[str, ...], bool]:
-    """Differentiate the loss once, and refuse a model that cannot be differentiated or that loses digits.
-
-    Parameters
-    ----------
-    function
-        The model.
-    weights
-        The point ``(P,)``.
-    inputs
-        A few examples ``(N, ...)``.
-    loss
-        Maps their outputs to one scalar.
-
-    Returns
-    -------
-    unused, attends
-        Names of parameters that the loss does not depend on, and whether fused attention is in its graph.
-
-    Raises
-    ------
-    InputError
-        If a layer has no derivative, or computes with fewer digits than the weights have.
-    """
-
-    def run() -> tuple[Tensor, list[Tensor], Tensor]:
-        return function.loss_graph(weights, inputs, loss)
-
-    def layer_where(guilty: Callable[[object], bool]) -> str:
-        layer = first_layer(function.module, run, guilty)
-        return f" in {layer}" if layer else ""
-
+def _run(trial: _Trial) -> tuple[_Trial, Any]:
+    """What ``forward`` returns; with gradients enabled if it fails without, as it does if it differentiates."""
     try:
-        _, leaves, value = run()
-        gradient = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
-    except RuntimeError as error:
-        raise InputError(f"the model cannot be differentiated{layer_where(_has_no_gradient)}: {error}") from error
-    if dropped := narrower(value, weights.dtype):
+        return trial, trial.returned()
+    except Exception as error:  # a user's module may raise anything
+        enabled = replace(trial, function=replace(trial.function, differentiates=True))
+        with suppress(Exception):
+            return enabled, enabled.returned()
+        layer = first_layer(trial.function.module, trial.returned, lambda _: False)
         raise InputError(
-            f"the model is computed in {weights.dtype}, but forward casts to {', '.join(sorted(map(str, dropped)))}"
-            f"{layer_where(lambda output: bool(narrower(output, weights.dtype)))}: the digits that small eigenvalues "
-            "need are lost there. Remove the cast, or pass dtype=torch.float32 for all of the work."
-        )
-    unused = tuple(entry.name for entry, part in zip(function.layout.entries, gradient, strict=True) if part is None)
-    return unused, any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value))
-
-
-def _has_no_gradient(output: object) -> bool:
-    if not isinstance(output, Tensor) or not output.requires_grad:
-        return False
-    variables = [node.variable for node in graph_nodes(output) if hasattr(node, "variable")]
-    try:
-        torch.autograd.grad(output.sum(), variables, retain_graph=True)
-    except RuntimeError:
-        return True
-    return False
+            f"the model failed on inputs of {shapes(trial.inputs, 'inputs')}: {type(error).__name__}: {error}"
+            + (f" (in {layer})" if layer else "")
+        ) from error
 
 
 def _restore_buffers(function: ModelFunction, buffers: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[str, ...]:

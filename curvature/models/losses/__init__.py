@@ -23,7 +23,7 @@ from curvature.models.losses.elementwise import (
 )
 from curvature.models.losses.loss import Loss
 from curvature.models.losses.model_loss import ModelLoss
-from curvature.models.losses.per_example import PerExample, refuse_other_reduction
+from curvature.models.losses.per_example import PerExample, differentiable
 from curvature.models.losses.registry import LOSSES, LossLike, resolve_loss
 
 __all__ = [
@@ -37,6 +37,6 @@ __all__ = [
     "MeanSquaredError",
     "ModelLoss",
     "PerExample",
-    "refuse_other_reduction",
+    "differentiable",
     "resolve_loss",
 ]
