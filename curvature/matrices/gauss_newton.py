@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError, NotDefinedError
+from curvature.errors import ConfigurationError
 from curvature.linalg.random import generator_of
 from curvature.matrices.output_space import OutputSpace, output_space
 from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
@@ -60,11 +60,7 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     require_problem(problem, "ggn")
     if isinstance(problem.loss, ModelLoss):  # the loss raises the error
         problem.loss.hessian_factor(problem.targets, problem.targets)
-    if problem.derivatives.in_outputs:
-        raise NotDefinedError(
-            f"{problem.derivatives.in_outputs}, and the GGN needs one in the outputs. Write the loss in operations "
-            "that PyTorch differentiates twice, or take empirical_fisher or gradient_covariance."
-        )
+    problem.derivatives.require_in_outputs()
     loss, scale = problem.loss, problem.denominator**-0.5
     factor = None
     if loss.convex:

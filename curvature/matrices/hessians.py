@@ -9,7 +9,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from curvature.errors import NotDefinedError
 from curvature.linalg.dense import symmetric_product
 from curvature.linalg.routes import EntriesRoute, ProductCost, Routes
 from curvature.matrices.autograd import backward_columns, batches_backward, kept_graphs, product_cost, split_columns
@@ -49,6 +48,8 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         If ``method="structured"`` and the model has no such structure.
     NotDefinedError
         If PyTorch has no second derivative of a layer or of the loss; the message names it.
+    SelfCheckError
+        If the second derivative of a layer with a custom autograd function is wrong.
 
     Notes
     -----
@@ -70,12 +71,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     require_problem(problem, "hessian")
     if method == "finite-differences":
         return _by_differences(problem)
-    if problem.derivatives.second:
-        raise NotDefinedError(
-            f"{problem.derivatives.second}, so there is no Hessian by automatic differentiation. Replace that "
-            "function, take the ggn, or pass method='finite-differences' to hessian: differences of the gradient, with "
-            "an estimate of their error."
-        )
+    problem.derivatives.require_second()
     definition = Definition("hessian", hessian, gradient_witness(problem), second_order=True)
     path, loss = chosen_path(problem, method), problem.loss
     products = cost = entries = None

@@ -12,7 +12,8 @@ from curvature.charts import Parameterization
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
 from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
-from curvature.models.derivatives import Derivatives, differentiated
+from curvature.models.derivatives import Derivatives
+from curvature.models.differentiation import differentiated
 from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
 from curvature.models.module import common_type, refuse_module

@@ -1,26 +1,12 @@
-"""Which derivatives PyTorch has for a model and its loss, found out by one trial on a few examples."""
+"""Which derivatives PyTorch has for a model and its loss."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.autograd.function import BackwardCFunction
+from curvature.errors import NotDefinedError, SelfCheckError
 
-from curvature.errors import InputError
-from curvature.models.behaviour import first_layer, graph_nodes, narrower
-from curvature.models.function import ModelFunction
-from curvature.models.substitutes import EmbeddingCall, recorded_embeddings
-from curvature.models.trees import Tensors
-
-__all__ = ["Derivatives", "Differentiated", "differentiated"]
-
-_OFF = 1e-4  # relative difference of a derivative from finite differences that shows another function
-_REENTRANT = ("use_reentrant=True", "None of the inputs have requires_grad=True")  # in an error, in a warning
+__all__ = ["Derivatives"]
 
 
 @dataclass(frozen=True)
@@ -36,338 +22,44 @@ class Derivatives:
         The same for the second derivative of the loss in the outputs.
     tangents
         Whether products with the Jacobian of the outputs are possible by reverse mode twice.
+    wrong
+        Whether there is a second derivative in the weights that differs from finite differences.
     """
 
     second: str = ""
     in_outputs: str = ""
     tangents: bool = True
+    wrong: bool = False
 
+    def require_second(self) -> None:
+        """Refuse a Hessian by automatic differentiation where there is none.
 
-class Differentiated(NamedTuple):
-    """Result of the trial.
-
-    Attributes
-    ----------
-    function
-        The model, with all that its derivatives need.
-    derivatives
-        Which derivatives there are.
-    unused
-        Names of the parameters that the loss does not depend on.
-    notes
-        Sentences about what is computed in another way than the user has written it.
-    """
-
-    function: ModelFunction
-    derivatives: Derivatives
-    unused: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def differentiated(
-    function: ModelFunction, weights: Tensor, inputs: Tensors, loss: Callable[[Tensor], Tensor]
-) -> Differentiated:
-    """Differentiate the loss once and twice, and refuse a model that cannot be differentiated or that loses digits.
-
-    Parameters
-    ----------
-    function
-        The model.
-    weights
-        The point ``(P,)``.
-    inputs
-        A few examples ``(N, ...)``.
-    loss
-        Maps their outputs to one scalar.
-
-    Returns
-    -------
-    Differentiated
-        The model as it is differentiated, and which derivatives it has.
-
-    Raises
-    ------
-    InputError
-        If a layer has no derivative, or computes with fewer digits than the weights have; for reentrant activation
-        checkpoints; or if the outputs depend on a parameter in a way that PyTorch does not differentiate.
-    """
-    trial = _Trial(function, weights, inputs, loss)
-    gradient, value = trial.gradient()
-    trial.refuse_narrower(value)
-    entries = function.layout.entries
-    unused = tuple(entry.name for entry, part in zip(entries, gradient, strict=True) if part is None)
-    trial.refuse_hidden(unused)
-    if any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value)):
-        trial = replace(trial, function=replace(function, attends=True))
-    trial, notes = _without_options(trial)
-    derivatives = trial.derivatives()
-    if derivatives != Derivatives():
-        trial, derivatives, more = _replaced(trial, derivatives)
-        notes += more
-    return Differentiated(trial.function, derivatives, unused, notes)
-
-
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """A model and its loss at a point, on a few examples."""
-
-    function: ModelFunction
-    weights: Tensor
-    inputs: Tensors
-    loss: Callable[[Tensor], Tensor]
-
-    def run(self) -> tuple[Tensor, list[Tensor], Tensor]:
-        return self.function.loss_graph(self.weights, self.inputs, self.loss)
-
-    def layer_where(self, guilty: Callable[[object], bool]) -> str:
-        """The first layer whose output is guilty, as the end of a phrase; empty if there is none."""
-        layer = first_layer(self.function.module, self.run, guilty)
-        return f" in {layer}" if layer else ""
-
-    def gradient(self) -> tuple[tuple[Tensor | None, ...], Tensor]:
-        """The gradient, None where the loss does not depend on a parameter, and the loss."""
-        try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                _, leaves, value = self.run()
-                gradient = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
-        except RuntimeError as error:
-            if _REENTRANT[0] in str(error):
-                raise self.reentrant() from error
-            raise InputError(
-                f"the model cannot be differentiated{self.layer_where(_has_no_gradient)}: {error}"
-            ) from error
-        if any(_REENTRANT[1] in str(warning.message) for warning in caught):
-            raise self.reentrant()
-        return gradient, value
-
-    def reentrant(self) -> InputError:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            layer = self.layer_where(lambda output: bool(caught) or _has_checkpoint(output))
-        return InputError(
-            f"activation checkpointing with use_reentrant=True{layer} works only with .backward(): PyTorch does not "
-            "differentiate it twice, and drops gradients where the input needs none. Pass use_reentrant=False, which "
-            "computes the same function."
-        )
-
-    def refuse_narrower(self, value: Tensor) -> None:
-        if dropped := narrower(value, self.weights.dtype):
-            dtype = self.weights.dtype
-            raise InputError(
-                f"the model is computed in {dtype}, but forward casts to {', '.join(sorted(map(str, dropped)))}"
-                f"{self.layer_where(lambda output: bool(narrower(output, dtype)))}: the digits that small eigenvalues "
-                "need are lost there. Remove the cast, or pass dtype=torch.float32 for all of the work."
-            )
-
-    def refuse_hidden(self, unused: tuple[str, ...]) -> None:
-        """Refuse parameters that change the outputs although autograd finds no way to them."""
-        with torch.no_grad():
-            before = self.function.predict(self.weights, self.inputs)
-            for name in unused:
-                moved = self.weights.clone()
-                moved[self.function.layout.slices[name]] *= 1.0 + 2.0**-10
-                moved[self.function.layout.slices[name]] += 2.0**-10
-                if not torch.equal(before, self.function.predict(moved, self.inputs)):
-                    raise InputError(
-                        f"the outputs depend on {name!r}, but PyTorch finds no derivative: it passes through detach(), "
-                        ".data, torch.no_grad(), integers or a derivative without create_graph=True. If it is a "
-                        f"constant on purpose, call requires_grad_(False) on {name!r}."
-                    )
-
-    def derivatives(self) -> Derivatives:
-        """Try each derivative that a matrix needs."""
-        in_outputs = _error_of(self._in_outputs)
-        if in_outputs:
-            in_outputs = f"the loss has no second derivative in PyTorch ({in_outputs})"
-        tangents = not _error_of(self._tangents)
-        second = _error_of(self._second)
-        if second:
-            layer = first_layer(self.function.module, self.run, _has_no_second_derivative)
-            second = f"{layer or 'the loss'} has no second derivative in PyTorch ({second})"
-        return Derivatives(second, in_outputs, tangents)
-
-    def _second(self) -> None:
-        _, leaves, value = self.run()
-        directions = _directions(leaves)
-        product = _twice(value, leaves, directions)
-        if custom := _custom_functions(value):
-            self._compare(lambda weights: _flat(self._slopes(weights), weights), _flat(product, self.weights), custom)
-
-    def _slopes(self, weights: Tensor) -> tuple[Tensor | None, ...]:
-        _, leaves, value = replace(self, weights=weights).run()
-        return torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-
-    def _in_outputs(self) -> None:
-        with torch.no_grad():
-            outputs = self.function.predict(self.weights, self.inputs)
-        variable = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            _twice(self.loss(variable), [variable], _directions([variable]))
-
-    def _tangents(self) -> None:
-        leaves = self.function.leaves(self.weights)
-        parts = list(leaves.values())
-        with torch.enable_grad():
-            outputs = self.function.predict(leaves, self.inputs)
-            cotangent = torch.zeros_like(outputs, requires_grad=True)
-            # The value c * f has the gradient J^T c, and the derivative of that in c is J.
-            tangent = _twice((cotangent * outputs).sum(), parts, _directions(parts), by=[cotangent])
-        if custom := _custom_functions(outputs):
-            self._compare(lambda weights: self._outputs(weights).reshape(-1), tangent[0].reshape(-1), custom)
-
-    def _outputs(self, weights: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.function.predict(weights, self.inputs)
-
-    def _compare(self, function: Callable[[Tensor], Tensor], slope: Tensor, custom: str) -> None:
-        """Raise an error if a derivative along the fixed direction differs from differences of two lengths.
-
-        Only a function of the user can differ without an error of PyTorch: one whose backward pass leaves its graph.
+        Raises
+        ------
+        NotDefinedError
+            If PyTorch differentiates a layer or the loss only once.
+        SelfCheckError
+            If a second derivative is wrong.
         """
-        direction = _flat(_directions(self.function.leaves(self.weights).values()), self.weights)
-        scale = float(torch.linalg.vector_norm(self.weights).clamp(min=1) / torch.linalg.vector_norm(direction))
-        differences = []
-        for step in (length * scale * torch.finfo(slope.dtype).eps ** (1 / 3) for length in (1.0, 0.1)):
-            ahead, behind = (function(self.weights + sign * step * direction) for sign in (1, -1))
-            differences.append((ahead - behind) / (2 * step))
-        size = max(float(part.abs().max()) for part in (slope, *differences))
-        steady = float((differences[0] - differences[1]).abs().max())  # large next to a kink
-        if float((differences[0] - slope).abs().max()) > max(_OFF * size, 10 * steady):
-            raise RuntimeError(f"the derivative of the backward pass of {custom} differs from finite differences")
-
-
-def _directions(parts: Iterable[Tensor]) -> list[Tensor]:
-    """A fixed direction without zeros, for each tensor."""
-    return [1 + 0.5 * torch.arange(part.numel(), device=part.device).sin().to(part).view_as(part) for part in parts]
-
-
-def _flat(parts: Iterable[Tensor | None], like: Tensor) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts if part is not None]).detach().to(like)
-
-
-def _twice(
-    value: Tensor, variables: list[Tensor], directions: list[Tensor], by: list[Tensor] | None = None
-) -> tuple[Tensor, ...]:
-    """Differentiate twice: the derivative of the gradient along directions, by the variables or others.
-
-    Raises what PyTorch raises, and an error where PyTorch drops a function that is marked as differentiable once: its
-    own error is not reached by ``torch.autograd.grad`` (torch 2.13).
-    """
-    by = variables if by is None else by
-    zeros = tuple(torch.zeros_like(variable) for variable in by)
-    with torch.enable_grad():
-        if not value.requires_grad:
-            return zeros
-        slopes = torch.autograd.grad(value, variables, create_graph=True, allow_unused=True, materialize_grads=True)
-        total = sum((part * along).sum() for part, along in zip(slopes, directions, strict=True))
-        assert isinstance(total, Tensor)
-        if not total.requires_grad:
-            return zeros
-        if any(type(node).__name__ == "Error" for node in graph_nodes(total)):
-            raise RuntimeError("a backward pass is marked with @once_differentiable")
-        return torch.autograd.grad(total, by, allow_unused=True, materialize_grads=True)
-
-
-def _custom_functions(output: Tensor) -> str:
-    """Names of the user's autograd functions in a graph."""
-    nodes = {type(node).__name__ for node in graph_nodes(output) if isinstance(node, BackwardCFunction)}
-    return ", ".join(sorted(name.removesuffix("Backward") for name in nodes))
-
-
-def _error_of(attempt: Callable[[], object]) -> str:
-    """Message of the error that an attempt raises, in one line; empty if it succeeds."""
-    try:
-        attempt()
-    except Exception as error:  # a user's autograd function may raise anything
-        return (str(error) or type(error).__name__).split("\n")[0].removesuffix(".")
-    return ""
-
-
-def _has_no_gradient(output: object) -> bool:
-    if not isinstance(output, Tensor) or not output.requires_grad:
-        return False
-    try:
-        torch.autograd.grad(output.sum(), _variables(output), retain_graph=True)
-    except RuntimeError:
-        return True
-    return False
-
-
-def _has_no_second_derivative(output: object) -> bool:
-    if not isinstance(output, Tensor) or not output.requires_grad:
-        return False
-    variables = _variables(output)
-    directions = _directions(variables)
-    return bool(_custom_functions(output) or _error_of(lambda: _twice(output.square().sum(), variables, directions)))
-
-
-def _has_checkpoint(output: object) -> bool:
-    return isinstance(output, Tensor) and any(
-        "CheckpointFunction" in type(node).__name__ for node in graph_nodes(output)
-    )
-
-
-def _variables(output: Tensor) -> list[Tensor]:
-    return [node.variable for node in graph_nodes(output) if hasattr(node, "variable")]
-
-
-def _without_options(trial: _Trial) -> tuple[_Trial, tuple[str, ...]]:
-    """Leave out the options of embeddings by which a gradient is not the derivative of the function."""
-    leaves = trial.function.leaves(trial.weights)
-    calls = recorded_embeddings(lambda: trial.function.predict(leaves, trial.inputs))
-    if not calls:
-        return trial, ()
-    names = {id(leaf): name for name, leaf in leaves.items()}
-    trained = [(names[id(call.weight)], call) for call in calls if id(call.weight) in names]
-    padded = {name: call.weight.detach() for name, call in trained if "padding_idx" in call.options and not call.bag}
-    notes = dict.fromkeys(note for name, call in trained for note in _notes_of(name, call))
-    return replace(trial, function=replace(trial.function, replaces=True, padded=padded)), tuple(notes)
-
-
-def _notes_of(name: str, call: EmbeddingCall) -> Iterator[str]:
-    """What is done with each option of an embedding."""
-    embedding, options = f"the embedding {name!r}", call.options
-    if "padding_idx" in options:
-        rows, width = call.weight.shape
-        treatment = "is in no bag" if call.bag else "counts as a constant, as in PyTorch's gradient"
-        yield (
-            f"row {options['padding_idx'] % rows} of {embedding} (padding_idx) {treatment}: its {width} weights have "
-            "zero rows in every matrix, unless they are used elsewhere too."
+        if not self.second:
+            return
+        message = (
+            f"{self.second}, so there is no Hessian by automatic differentiation. Replace that function, take the ggn, "
+            "or pass method='finite-differences' to hessian: differences of the gradient, with an estimate of their "
+            "error."
         )
-    if "scale_grad_by_freq" in options:
-        yield (
-            f"scale_grad_by_freq of {embedding} is left out: gradients divided by the counts of a batch are not the "
-            "derivative of the loss."
-        )
-    if "max_norm" in options:
-        yield (
-            f"max_norm={options['max_norm']:g} of {embedding} is left out: the weights obey it at this point, and "
-            "PyTorch does not differentiate it."
-        )
+        raise SelfCheckError(message) if self.wrong else NotDefinedError(message)
 
+    def require_in_outputs(self) -> None:
+        """Refuse a GGN where the loss has no second derivative in the outputs.
 
-def _replaced(trial: _Trial, missing: Derivatives) -> tuple[_Trial, Derivatives, tuple[str, ...]]:
-    """Try equal functions for those that PyTorch differentiates only once; keep them only if they help."""
-    other = replace(trial, function=replace(trial.function, replaces=True))
-    derivatives = other.derivatives()
-    if derivatives == missing or not _same(trial, other):
-        return trial, missing, ()
-    reason = missing.second or "a layer has no second derivative in PyTorch"
-    note = f"{reason}: the function is replaced by an equal one, which has the same values and gradients."
-    return other, derivatives, (note,)
-
-
-def _same(trial: _Trial, other: _Trial) -> bool:
-    """Whether outputs and gradients are equal up to rounding."""
-    with torch.no_grad():
-        pairs = [tuple(one.function.predict(one.weights, one.inputs) for one in (trial, other))]
-    pairs += zip(*(one.gradient()[0] for one in (trial, other)), strict=True)
-    return all(
-        (first is None) == (second is None)
-        and (
-            first is None
-            or bool((first - second).abs().max() <= 1e4 * torch.finfo(first.dtype).eps * first.abs().max())
-        )
-        for first, second in pairs
-    )
+        Raises
+        ------
+        NotDefinedError
+            If PyTorch differentiates the loss only once.
+        """
+        if self.in_outputs:
+            raise NotDefinedError(
+                f"{self.in_outputs}, and the GGN needs one in the outputs. Write the loss in operations that PyTorch "
+                "differentiates twice, or take empirical_fisher or gradient_covariance."
+            )
