@@ -59,6 +59,7 @@ _HOMES = {
     "models": ("Packed", "Problem"),
     "records": (
         "Alignment",
+        "Analysis",
         "Check",
         "ConditionNumbers",
         "Decomposition",
@@ -66,6 +67,7 @@ _HOMES = {
         "Estimate",
         "ExtremalEigenvalues",
         "Inertia",
+        "LayerSummary",
         "Measured",
         "Quantity",
         "SpectralDensity",
@@ -87,7 +89,7 @@ _HOMES = {
         "preconditioner",
         "whitening",
     ),
-    "studies": ("measure", "study"),
+    "studies": ("analyze", "measure", "study"),
 }
 _MODULES = {"figures": "report.figures", "zoo": "models.zoo"}
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}

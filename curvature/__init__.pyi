@@ -65,6 +65,7 @@ from curvature.natural_gradient import natural_gradient_step as natural_gradient
 from curvature.natural_gradient import preconditioner as preconditioner
 from curvature.natural_gradient import whitening as whitening
 from curvature.records import Alignment as Alignment
+from curvature.records import Analysis as Analysis
 from curvature.records import Check as Check
 from curvature.records import ConditionNumbers as ConditionNumbers
 from curvature.records import Decomposition as Decomposition
@@ -72,6 +73,7 @@ from curvature.records import Eigenvectors as Eigenvectors
 from curvature.records import Estimate as Estimate
 from curvature.records import ExtremalEigenvalues as ExtremalEigenvalues
 from curvature.records import Inertia as Inertia
+from curvature.records import LayerSummary as LayerSummary
 from curvature.records import Measured as Measured
 from curvature.records import Quantity as Quantity
 from curvature.records import SpectralDensity as SpectralDensity
@@ -86,6 +88,7 @@ from curvature.records.conditioning import damped_condition_number as damped_con
 from curvature.records.marchenko_pastur import marchenko_pastur_ratio as marchenko_pastur_ratio
 from curvature.records.sphericity import sphericity as sphericity
 from curvature.report import figures as figures
+from curvature.studies import analyze as analyze
 from curvature.studies import measure as measure
 from curvature.studies import study as study
 from curvature.studies.evidence import decomposition as decomposition

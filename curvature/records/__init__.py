@@ -1,5 +1,6 @@
 """Frozen results of measurements: NumPy arrays and a header that names the matrix, without model, data or operator."""
 
+from curvature.records.analysis import Analysis, LayerSummary
 from curvature.records.conditions import ConditionNumbers
 from curvature.records.density import SpectralDensity
 from curvature.records.estimate import Estimate
@@ -15,6 +16,7 @@ from curvature.records.where import Located, Where
 
 __all__ = [
     "Alignment",
+    "Analysis",
     "Check",
     "ConditionNumbers",
     "Decomposition",
@@ -23,6 +25,7 @@ __all__ = [
     "ExtremalEigenvalues",
     "GaugeState",
     "Inertia",
+    "LayerSummary",
     "LearningRateSweep",
     "Located",
     "Measured",

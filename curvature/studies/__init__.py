@@ -1,5 +1,6 @@
 """Studies: from problems to a :class:`~curvature.records.Study`, by matrices, charts, points of training and seeds."""
 
+from curvature.studies.analysis import analyze
 from curvature.studies.compare import combined, run_study, study
 from curvature.studies.pointwise import measure
 from curvature.studies.seeds import fingerprint, measure_seed, measured_seeds
@@ -9,6 +10,7 @@ from curvature.studies.spectrum import SpectrumSettings, plan_spectrum, run_spec
 __all__ = [
     "SpectrumSettings",
     "StudySettings",
+    "analyze",
     "combined",
     "fingerprint",
     "full_settings",

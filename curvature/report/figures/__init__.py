@@ -5,6 +5,7 @@ change with it. With ``ax=None`` a function opens a new pyplot figure, so that a
 not used.
 """
 
+from curvature.report.figures.analysis import plot_analysis
 from curvature.report.figures.conditions import plot_conditions_along_training, plot_gauge_sweep, plot_layers
 from curvature.report.figures.estimates import plot_density, plot_extremes
 from curvature.report.figures.pictures import decade_counts, inline_svg, render_svg, text_picture
@@ -19,6 +20,7 @@ __all__ = [
     "descending",
     "inline_svg",
     "plot_alignment",
+    "plot_analysis",
     "plot_conditions_along_training",
     "plot_density",
     "plot_efficiency",
