@@ -54,7 +54,8 @@ KINK = 1e-7  # disagreement of two steps of the reference above which the weight
 STEP = 2e-3
 DRAWS = 20
 FAST = (
-    "Linear", "Tanh", "LayerNorm", "InstanceNorm1d, affine", "BatchNorm1d, training", "Hardsigmoid", "GRUCell",
+    "Linear", "Tanh", "LayerNorm", "InstanceNorm1d, affine", "BatchNorm1d, training", "CrossMapLRN2d", "Hardsigmoid",
+    "GRUCell",
     "weight_norm of Linear, dim=0", "legacy weight_norm of Linear, dim=0", "HuberLoss", "CrossEntropyLoss",
 )  # fmt: skip
 Loss = Callable[[Tensor], Tensor]
@@ -358,7 +359,7 @@ def draw(document: dict) -> Figure:
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = command_line(__doc__, "eleven cases instead of all")
+    parser = command_line(__doc__, "a dozen cases instead of all")
     parser.add_argument("--device", default="cpu", help="where everything is computed (default: cpu)")
     parser.add_argument("--page", type=Path, help="also write the page of the documentation here")
     options = parser.parse_args()

@@ -110,8 +110,8 @@ class Analysis(Located):
         row = self.whole
         steepest = max(self.layers, key=lambda layer: _number(layer.largest))
         return (
-            f"{self.label}: loss {self.loss:.4g}, {row.num_parameters} parameters, trace {row.trace}, largest eigenvalue "
-            f"{row.largest} (steepest layer: {steepest.layer}), kappa_80 {row.kappa_80}, effective rank "
+            f"{self.label}: loss {self.loss:.4g}, {row.num_parameters} parameters, trace {row.trace}, largest "
+            f"eigenvalue {row.largest} (steepest layer: {steepest.layer}), kappa_80 {row.kappa_80}, effective rank "
             f"{row.effective_rank}"
         )
 
