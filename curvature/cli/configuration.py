@@ -41,6 +41,7 @@ MATRICES = {
     "fisher": "fisher",
     "mc-fisher": "monte_carlo_fisher",
     "empirical-fisher": "empirical_fisher",
+    "empirical-fisher-at-fisher-scale": "empirical_fisher_at_fisher_scale",
     "gradient-covariance": "gradient_covariance",
 }
 
@@ -175,8 +176,10 @@ class Configuration(BaseModel):
         Shown(
             DATA,
             "NAME",
-            "cross-entropy, bce, mse, half-squared-error, package.module:function, a function of the output and "
-            "the target of one example, or model, the loss that the model returns.",
+            "cross-entropy, bce, mse, half-squared-error, huber, smooth-l1, l1, nll, kl-div, bce-of-probabilities, "
+            "poisson-nll or gaussian-nll, with -sum at the end for the sum instead of the mean (mse-sum); "
+            "package.module:function, a function of the output and the target of one example; or model, the loss that "
+            "the model returns.",
         ),
     ] = "cross-entropy"
     num_examples: Annotated[Count | None, Shown(DATA, "N", "Use only the first N examples.")] = None

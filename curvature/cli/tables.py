@@ -63,6 +63,7 @@ def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> 
 def _estimate_title(record: Any, kind: str, method: str) -> str:
     from curvature.report.words import matrix_name
 
+    kind += ", sum over examples" if record.reduction == "sum" else ""
     return f"{matrix_name(record.matrix)}, {kind} (N = {record.num_examples}, {record.dtype}, {method})"
 
 

@@ -45,7 +45,7 @@ def sum_where(first: Where, second: Where) -> Where:
     Raises
     ------
     ConfigurationError
-        If the terms are written in different coordinates.
+        If the terms are written in different coordinates, or one belongs to a mean loss and one to a sum.
     """
     for part in ("chart", "gauge", "block", "effective"):
         if getattr(first, part) != getattr(second, part) and "given" not in (first.chart, second.chart):
@@ -53,6 +53,11 @@ def sum_where(first: Where, second: Where) -> Where:
                 f"{first.label} and {second.label} are written in different coordinates, so their sum means nothing. "
                 "Pull both back to the same chart, and take the same block of both."
             )
+    if first.reduction != second.reduction and "given" not in (first.chart, second.chart):
+        raise ConfigurationError(
+            f"{first.label} and {second.label} belong to losses of different scale, the mean over examples and the "
+            "sum, so their sum means nothing. Use one reduction for both."
+        )
     base = second if first.chart == "given" else first
     return replace(base, matrix=f"{first.matrix} + {second.matrix}")
 

@@ -6,15 +6,18 @@ examples (see :mod:`curvature.models.losses`; all $1/N$ unless classes are weigh
 =======================  =============================================================================
 ``hessian``              $\nabla^2 L$
 ``ggn``                  $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$
-``fisher``               expectation of the squared score over the *model's* labels; equals the GGN here
+``fisher``               expectation of the squared score over the *model's* labels; the GGN for natural parameters
 ``monte_carlo_fisher``   the same with sampled labels
 ``empirical_fisher``     $\sum_n \alpha_n g_n g_n^T$, labels of the data, $g_n$ the gradient of example $n$
 ``gradient_covariance``  $\sum_n \alpha_n (g_n - \bar g)(g_n - \bar g)^T$, $\bar g = \nabla L$
 =======================  =============================================================================
 
-The last five are $\sum_n J_n^T S_n S_n^T J_n$ with different factors $S_n$ in output space, so they share their code
-(:mod:`~curvature.matrices.output_space`). Fisher, empirical Fisher and gradient covariance are three different matrices
-(Kunstner, Hennig & Balles 2019, arXiv:1905.12558). The unit of the entries is loss / weight**2.
+``empirical_fisher_at_fisher_scale`` is ``empirical_fisher(problem, scale="fisher")``, whose mean over labels drawn from
+the model is the Fisher.
+
+All but the Hessian are $\sum_n J_n^T S_n S_n^T J_n$ with different factors $S_n$ in output space, so they share their
+code (:mod:`~curvature.matrices.output_space`). Fisher, empirical Fisher and gradient covariance are three different
+matrices (Kunstner, Hennig & Balles 2019, arXiv:1905.12558). The unit of the entries is loss / weight**2.
 
 Closed forms of known network structures are in :mod:`~curvature.matrices.fast`, autograd for all other models in
 :mod:`~curvature.matrices.autograd`. The facts that linear algebra verifies come from
@@ -23,6 +26,7 @@ independent computations.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from curvature.matrices.congruence import effective, pullback
 from curvature.matrices.gauss_newton import fisher, ggn, monte_carlo_fisher
@@ -50,5 +54,6 @@ MATRICES: dict[str, Callable[..., WeightSpaceMatrix]] = {
     "fisher": fisher,
     "monte_carlo_fisher": monte_carlo_fisher,
     "empirical_fisher": empirical_fisher,
+    "empirical_fisher_at_fisher_scale": partial(empirical_fisher, scale="fisher"),
     "gradient_covariance": gradient_covariance,
 }

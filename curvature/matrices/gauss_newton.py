@@ -7,6 +7,7 @@ from torch import Tensor
 
 from curvature.errors import ConfigurationError
 from curvature.linalg.random import generator_of
+from curvature.matrices.linear_losses import warn_of_linear_outputs
 from curvature.matrices.output_space import OutputSpace, output_space
 from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
 from curvature.models import Problem
@@ -14,14 +15,14 @@ from curvature.models.losses import ModelLoss
 from curvature.precision import full_precision
 from curvature.removed import removed
 
-__all__ = ["fisher", "ggn", "monte_carlo_fisher"]
+__all__ = ["fisher", "ggn", "monte_carlo_fisher", "require_likelihood"]
 
 
 @full_precision()
 def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     r"""Build the generalized Gauss-Newton matrix $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$.
 
-    It is positive semidefinite for every named loss, and for a user-defined loss that is convex in the outputs.
+    It is positive semidefinite for every loss that is convex in the outputs: all named ones but ``"gaussian-nll"``.
 
     Parameters
     ----------
@@ -39,7 +40,14 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     ------
     NotDefinedError
         If only the loss of the model is known, and not its outputs, or if PyTorch has no second derivative of the loss
-        in the outputs.
+        in the outputs. If the loss is linear in log-probabilities, as the negative log-likelihood: the GGN is exactly
+        zero then, for every model, and the message says which loss has the GGN that is meant.
+
+    Warns
+    -----
+    UserWarning
+        If a piecewise linear loss (absolute error, Huber) has no curvature in some outputs or in all: they add nothing
+        to the GGN.
 
     Notes
     -----
@@ -61,6 +69,12 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     if isinstance(problem.loss, ModelLoss):  # the loss raises the error
         problem.loss.hessian_factor(problem.targets, problem.targets)
     problem.derivatives.require_in_outputs()
+    warn_of_linear_outputs(problem)
+    return _ggn(problem, method=method)
+
+
+def _ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
+    """The same without a warning, also of a part of the data."""
     loss, scale = problem.loss, problem.denominator**-0.5
     factor = None
     if loss.convex:
@@ -69,7 +83,7 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
             return loss.hessian_factor(outputs, targets) * scale
 
     space = OutputSpace(factor, loss.hessian, loss.hessian_product)
-    return output_space(problem, space, "ggn", ggn, method=method)
+    return output_space(problem, space, "ggn", _ggn, method=method)
 
 
 @full_precision()
@@ -77,8 +91,10 @@ def fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     r"""Build the Fisher information, by the exact expectation over the labels of the model (not of the data).
 
     This is $\frac1D \sum_n J_n^T \mathbb{E}_{y \sim p(\cdot | f_n)}[\nabla_f \ell\, \nabla_f \ell^T] J_n$, computed as
-    the second moment of the score over all labels. It equals the GGN for the named losses, whose likelihoods are
-    natural exponential families.
+    the second moment of the score over all labels. It equals the GGN where the outputs are the natural parameters of an
+    exponential family: cross-entropy, binary cross-entropy with logits, the squared errors, and Poisson with logarithms
+    of rates. It differs from it for probabilities, rates, and means with variances. For log-probabilities it is the GGN
+    of the softmax, while that of the loss is zero.
 
     Parameters
     ----------
@@ -95,14 +111,14 @@ def fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     Raises
     ------
     NotDefinedError
-        For a loss that is not a likelihood.
+        For a loss that is not a likelihood, or whose outputs are not normalized log-probabilities.
 
     References
     ----------
     .. [1] Martens (2020). New insights and perspectives on the natural gradient method. JMLR 21(146).
     """
     require_problem(problem, "fisher")
-    _require_likelihood(problem)
+    require_likelihood(problem)
     scale = problem.denominator**-0.5
 
     def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
@@ -150,7 +166,7 @@ def monte_carlo_fisher(
     require_problem(problem, "monte_carlo_fisher")
     if num_samples < 1:
         raise ConfigurationError(f"num_samples must be at least 1, got {num_samples}.")
-    _require_likelihood(problem)
+    require_likelihood(problem)
     drawn = problem.loss.sampled_factor(problem.outputs(), problem.targets, num_samples, generator_of(seed))
     drawn = drawn * problem.denominator**-0.5
 
@@ -164,6 +180,20 @@ def monte_carlo_fisher(
     return of_drawn(problem, method=method)
 
 
-def _require_likelihood(problem: Problem) -> None:
+def require_likelihood(problem: Problem) -> None:
+    """Raise an error for a loss that is not a likelihood at this point.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+
+    Raises
+    ------
+    NotDefinedError
+        If the loss has no Fisher, or its outputs are not normalized log-probabilities.
+    """
     if not problem.loss.likelihood:  # the loss raises the error, which names it
         problem.loss.fisher_factor(problem.targets, problem.targets)
+    if problem.loss.flat:
+        problem.loss.check_likelihood(problem.outputs(), problem.targets)

@@ -16,7 +16,7 @@ The null directions of a gauge belong to the chart: ``chart.null_dim``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -26,7 +26,7 @@ from curvature.linalg.facts import NullSpace
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.models import Problem
 from curvature.models.layers import LayerTrace, trace_layers
-from curvature.models.losses import CrossEntropy
+from curvature.models.losses import CrossEntropy, Loss
 
 __all__ = ["expected_directions", "known_null_space"]
 
@@ -54,8 +54,7 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
     Costs one forward pass, ``C`` backward passes unless it is for the Hessian, and singular value decompositions of the
     size of the layers.
     """
-    factor = None if second_order or not problem.loss.convex else problem.loss.hessian_factor
-    traces = trace_layers(problem, factor)
+    traces = trace_layers(problem, None if second_order else _spanning_factor(problem.loss))
     basis = problem.weights.new_zeros(problem.dim, 0)
     reasons: dict[str, int] = {}
     for reason, vectors in _candidates(problem, traces, second_order):
@@ -66,6 +65,14 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
             reasons[reason] = reasons.get(reason, 0) + grown.shape[1] - basis.shape[1]
         basis = grown
     return NullSpace(basis, reasons)
+
+
+def _spanning_factor(loss: Loss) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """A factor in output space whose columns span everything that a matrix other than the Hessian can see."""
+    if loss.convex and not loss.flat:
+        return loss.hessian_factor
+    # Where the loss is linear its Hessian vanishes, but its gradient does not.
+    return loss.fisher_factor if loss.likelihood else None
 
 
 def expected_directions(problem: Problem, *, second_order: bool) -> int:

@@ -224,7 +224,7 @@ def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
 
 
 def example_shares(problem: Problem) -> Tensor:
-    r"""Compute the weights $\alpha_n = D_n / D$ of the examples in the mean.
+    r"""Compute the weights $\alpha_n = D_n / T$ of the examples in the mean.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def example_shares(problem: Problem) -> Tensor:
     Tensor
         ``(N,)``, with sum one.
     """
-    return problem.loss.denominators(problem.outputs(), problem.targets) / problem.denominator
+    return problem.loss.denominators(problem.outputs(), problem.targets) / problem.total
 
 
 def _by_jacobian(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:

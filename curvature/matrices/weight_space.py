@@ -174,6 +174,7 @@ def on_weights(
             Standard.gauge,
             num_examples=problem.num_examples,
             num_samples=definition.num_samples,
+            reduction="sum" if problem.loss.reduction == "sum" else "mean",
             dtype=str(problem.dtype).removeprefix("torch."),
         ),
         dim=problem.dim,

@@ -40,6 +40,7 @@ class Parts(NamedTuple):
     unused: tuple[str, ...]
     num_outputs: int
     chunk_size: int
+    total: float
     notes: tuple[str, ...]
     derivatives: Derivatives
 
@@ -105,8 +106,9 @@ def assemble(
     if chunk_size is None:
         columns = max(1, num_outputs) * len(weights) * weights.element_size()
         chunk_size = max(1, min(len(inputs), _CHUNK_BYTES // columns))
-    denominator = float(loss.denominators(outputs, targets).sum())
-    if not denominator > 0:
+    total = float(loss.denominators(outputs, targets).sum())
+    denominator = 1.0 if loss.reduction == "sum" else total
+    if not total > 0:
         raise InputError("the denominator of the mean loss is zero: every target has weight zero or is ignored.")
     function, derivatives, unused, more = differentiated(
         function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
@@ -123,7 +125,8 @@ def assemble(
         unused,
         num_outputs,
         chunk_size,
-        tuple(filter(None, [*notes, *more])),
+        total,
+        tuple(filter(None, [*notes, _reduction(loss, total), *more])),
         derivatives,
     )
 
@@ -141,6 +144,16 @@ def _loss(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
             "loss='model', or name the outputs, e.g. output='logits'."
         )
     return loss
+
+
+def _reduction(loss: Loss, total: float) -> str:
+    """What a reader must know about a loss that is a sum."""
+    if loss.reduction != "sum":
+        return ""
+    return (
+        f"The loss {loss.name} is a sum, not a mean: Hessian, GGN and Fisher are {total:g} times those of the mean "
+        f"loss, empirical Fisher and gradient covariance {total:g}^2 times."
+    )
 
 
 def _unshifted(inputs: Tensors, targets: Tensors) -> str:

@@ -45,11 +45,15 @@ class Problem:
     chart
         The parameterization the module came in: ``Standard()``, or ``WeightNorm`` at its own ``(g, v)``.
     denominator
-        $D$: number of examples, or the sum of class weights, or the number of output elements.
+        $D$: number of examples, or the sum of class weights, or the number of output elements; 1 for a loss that is a
+        sum.
     frozen, unused
         Names of parameters left out (``requires_grad=False``), and of those the loss does not depend on.
     chunk_size
         Examples evaluated at once; results do not depend on it beyond rounding.
+    total
+        $T = \sum_n D_n$: the denominator of the mean, also where the loss is a sum; the weight of example $n$ is
+        $D_n / T$.
     notes
         Sentences about how this model, loss or data are computed, which every report repeats.
     derivatives
@@ -67,6 +71,7 @@ class Problem:
     unused: tuple[str, ...]
     num_outputs: int
     chunk_size: int
+    total: float
     notes: tuple[str, ...] = ()
     derivatives: Derivatives = field(default_factory=Derivatives)
 
@@ -91,11 +96,12 @@ class Problem:
             ``nn.utils.weight_norm`` are unwrapped into their effective weights; ``problem.chart`` is then
             ``WeightNorm`` at their ``(g, v)``. Tied parameters count once, frozen ones not at all.
         loss
-            ``"cross-entropy"``, ``"binary-cross-entropy"``, ``"mse"`` (PyTorch's convention), ``"half-squared-error"``,
-            a ``torch.nn`` loss module, a :class:`~curvature.models.losses.Loss`, or a callable
-            ``loss(output, target) -> scalar`` for one example. A callable that also takes all examples at once must
-            return their mean or sum there; otherwise pass ``PerExample(callable)``. ``"model"`` is the loss that the
-            module returns: there is a Hessian, but no GGN, which needs the outputs.
+            ``"cross-entropy"``, ``"binary-cross-entropy"``, ``"mse"`` (PyTorch's convention), ``"half-squared-error"``
+            or another name in ``curvature.models.losses.LOSSES``, with ``-sum`` at its end for the sum instead of the
+            mean; a ``torch.nn`` loss module; a :class:`~curvature.models.losses.Loss`; or a callable
+            ``loss(output, target) -> scalar`` for one example. Every matrix of a callable is that of its mean over
+            single examples, so a callable that also takes all examples at once must return their mean or sum there.
+            ``"model"`` is the loss that the module returns: there is a Hessian, but no GGN, which needs the outputs.
         data
             ``(inputs, targets)``, a ``Dataset`` of such items or a ``DataLoader`` of such batches; read once, in order.
             Inputs that are a tuple or list are passed as ``module(*inputs)``, a dictionary as ``module(**inputs)``;
@@ -171,8 +177,8 @@ class Problem:
 
     def __repr__(self) -> str:
         return (
-            f"Problem({type(self.model).__name__}, {self.dim} weights, {self.num_examples} examples, {self.loss.name}, "
-            f"chart {self.chart!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
+            f"Problem({type(self.model).__name__}, {self.dim} weights, {self.num_examples} examples, "
+            f"{self.loss.label}, chart {self.chart!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
 
     def _repr_html_(self) -> str:
@@ -183,8 +189,8 @@ class Problem:
             "unused": ", ".join(self.unused),
             "examples": self.num_examples,
             "outputs per example": self.num_outputs,
-            "loss": self.loss.name,
-            "denominator of the mean": f"{self.denominator:g}",
+            "loss": self.loss.label,
+            "denominator of the mean": "" if self.loss.reduction == "sum" else f"{self.denominator:g}",
             "chart": self.chart.label,
             "precision": str(self.dtype).removeprefix("torch."),
             "device": self.device,

@@ -29,12 +29,13 @@ from curvature.charts import LinearChart
 from curvature.errors import ConfigurationError
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
+from curvature.matrices.gradient_moments import scale_words
 from curvature.models import Problem
 from curvature.models.layers import trace_layers
 from curvature.precision import full_precision
 from curvature.records.damping import Damping
 
-__all__ = ["KINDS", "Preconditioners", "absolute_damping", "preconditioner"]
+__all__ = ["KINDS", "Preconditioners", "absolute_damping", "preconditioner", "refuse_scale_of_loss"]
 
 KINDS = ("jacobi", "neuron-block", "layer-block", "kfac", "prong", "full")
 
@@ -117,6 +118,7 @@ class Preconditioners:
     """
 
     def __init__(self, problem: Problem, fisher: SymmetricOperator | None = None):
+        refuse_scale_of_loss(problem, fisher)
         self.problem, self._fisher = problem, fisher
         self._eigenblocks: dict[str, list[_Eigenblock]] = {}
 
@@ -223,6 +225,25 @@ class Preconditioners:
             return []
         diagonal = self.matrix.diagonal()[rest] + absolute_damping(self.matrix, damping)
         return [(rest.nonzero().flatten(), torch.diag(diagonal.rsqrt()))]
+
+
+def refuse_scale_of_loss(problem: Problem, fisher: SymmetricOperator | None) -> None:
+    """Refuse an empirical Fisher in place of the Fisher where its scale is another one.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+    fisher
+        The matrix that is taken as the Fisher; None: it is not computed yet.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is the second moment of the gradients of a loss that is a mean over outputs or positions.
+    """
+    if fisher is not None and fisher.name == "empirical_fisher" and (words := scale_words(problem)):
+        raise ConfigurationError(f"this matrix cannot take the place of the Fisher: {words}")
 
 
 def _inverse_root(matrix: Tensor, shift: float) -> Tensor:

@@ -13,7 +13,7 @@ from curvature.charts import Parameterization
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
 from curvature.models import Problem
-from curvature.natural_gradient.preconditioners import absolute_damping
+from curvature.natural_gradient.preconditioners import absolute_damping, refuse_scale_of_loss
 from curvature.precision import full_precision
 from curvature.records.damping import Damping
 
@@ -72,7 +72,7 @@ def natural_gradient_step(
     Raises
     ------
     ConfigurationError
-        If both dampings are given, or the damping is negative.
+        If both dampings are given, the damping is negative, or ``fisher`` is an empirical Fisher of another scale.
 
     Notes
     -----
@@ -80,6 +80,7 @@ def natural_gradient_step(
     of $F$; with damping it does.
     """
     chosen = Damping.chosen(damping, relative_damping, zero=True)
+    refuse_scale_of_loss(problem, fisher)
     matrix = (fisher or fisher_matrix(problem)).entries()
     gradient = problem.gradient()
     step = torch.zeros_like(gradient)

@@ -70,7 +70,8 @@ class Estimate(Located):
         return self.method == "exact"
 
     def __str__(self) -> str:
+        matrix = self.matrix + (", sum over examples" if self.reduction == "sum" else "")
         if np.ndim(self.value):
-            return f"{self.what} of {self.matrix}: {self.dim} entries, {self.method}"
+            return f"{self.what} of {matrix}: {self.dim} entries, {self.method}"
         how = self.method if self.exact else f"{100 * self.level:g} %, {self.method}"
-        return f"{self.what} of {self.matrix}: {self.value:.6g} in [{self.low:.6g}, {self.high:.6g}] ({how})"
+        return f"{self.what} of {matrix}: {self.value:.6g} in [{self.low:.6g}, {self.high:.6g}] ({how})"

@@ -31,12 +31,15 @@ def to_plain(record: Any) -> dict[str, Any]:
     -------
     dict
         Value by field; arrays and tuples are not converted. Eigenvectors are left out: they are as large as the matrix.
+        The reduction is left out where it is the mean, as it was before there were sums.
     """
     plain: dict[str, Any] = {}
     for item in fields(record):
         value = getattr(record, item.name)
         if isinstance(value, Where):
             plain |= {part.name: getattr(value, part.name) for part in fields(value)}
+            if value.reduction == "mean":
+                del plain["reduction"]
         elif not isinstance(value, Eigenvectors):
             plain[item.name] = value
     return plain

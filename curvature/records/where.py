@@ -51,6 +51,9 @@ class Where:
         Sampled labels per example; None for every matrix but the Monte Carlo Fisher.
     dtype
         Precision of the products, e.g. ``"float64"``.
+    reduction
+        ``"mean"``, or ``"sum"`` where the loss is the sum over examples: Hessian, GGN and Fisher are then as many times
+        those of the mean as its denominator says, and second moments of gradients the square of it.
 
     Examples
     --------
@@ -66,6 +69,7 @@ class Where:
     num_examples: int | None = None
     num_samples: int | None = None
     dtype: str = "float64"
+    reduction: str = "mean"
 
     @property
     def chart_label(self) -> str:
@@ -74,8 +78,11 @@ class Where:
 
     @property
     def label(self) -> str:
-        """Matrix, chart with its gauge, and block, e.g. ``"ggn, weight-norm (paper)"``."""
-        return f"{self.matrix}, {self.chart_label}" + ("" if self.block == "all" else f", {self.block}")
+        """Matrix, chart with its gauge, block, and a sum, e.g. ``"ggn, weight-norm (paper)"``."""
+        parts = [self.matrix, self.chart_label]
+        parts += [] if self.block == "all" else [self.block]
+        parts += ["sum over examples"] if self.reduction == "sum" else []
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         return self.label
@@ -125,6 +132,11 @@ class Located:
     def dtype(self) -> str:
         """Precision of the products."""
         return self.where.dtype
+
+    @property
+    def reduction(self) -> str:
+        """``"mean"``, or ``"sum"`` for a loss that is the sum over examples."""
+        return self.where.reduction
 
     @property
     def label(self) -> str:

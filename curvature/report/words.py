@@ -37,6 +37,7 @@ _MATRICES = {
     "fisher": "Fisher",
     "monte_carlo_fisher": "Monte Carlo Fisher",
     "empirical_fisher": "empirical Fisher",
+    "empirical_fisher_at_fisher_scale": "empirical Fisher (scale of the Fisher)",
 }
 _SYMBOLS = {
     "kappa_50": "κ₅₀",

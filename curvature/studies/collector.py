@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from curvature.matrices.gradient_moments import scale_words
+from curvature.matrices.linear_losses import linear_words
 from curvature.models import Problem
 from curvature.records import Check, LearningRateSweep, Measured, Spectrum, Study, TrainingCurve
 from curvature.records.conditioning import condition_numbers
@@ -101,7 +103,7 @@ def with_warnings(study: Study, problem: Problem) -> Study:
     -------
     Study
         The same study with more warnings: notes of the problem, unused and frozen parameters, single precision, kinks
-        under a Hessian.
+        under a Hessian, outputs that a GGN lacks, the scale of an empirical Fisher.
     """
     warnings = [*study.warnings, *problem.notes]
     if problem.unused:
@@ -112,8 +114,13 @@ def with_warnings(study: Study, problem: Problem) -> Study:
         warnings.append(f"left out, because frozen: {', '.join(problem.frozen)}.")
     if problem.dtype != torch.float64:
         warnings.append("computed in float32: condition numbers above about 1e6 cannot be resolved.")
+    measured = {getattr(m.record, "matrix", "") for m in study.measurements}
+    if "ggn" in measured and (words := linear_words(problem)):
+        warnings.append(f"{words}.")
+    if "empirical_fisher" in measured and (words := scale_words(problem)):
+        warnings.append(words)
     near, total = problem.kinks()
-    if total and any(getattr(m.record, "matrix", "") == "hessian" for m in study.measurements):
+    if total and "hessian" in measured:
         warnings.append(
             "the Hessian of a piecewise linear network is its almost-everywhere second derivative, without the jumps "
             f"of the gradient at kinks. {near} of {total} pre-activations are at a kink (within 1e-8 of the largest) "

@@ -23,7 +23,7 @@ __all__ = ["CANONICAL_TOLERANCE", "gauge_state", "linear_part", "matrix_of", "me
 
 CANONICAL_TOLERANCE = 1e-10  # of the largest eigenvalue: rounding leaves about 1e-15
 _ENDS = ("init", "late")
-_SECOND_MOMENTS = ("ggn", "fisher", "monte_carlo_fisher", "empirical_fisher", "gradient_covariance")
+_SECOND_MOMENTS = tuple(name for name in MATRICES if name != "hessian")
 
 
 def measure_point(

@@ -1,6 +1,7 @@
 """The six matrices against references from first principles: PyTorch's own mean losses, one example at a time."""
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -788,7 +789,8 @@ def inner_product(output, target):
 @pytest.mark.parametrize("method", ["structured", "generic"])
 def test_a_linear_loss_of_a_linear_model_has_no_curvature(name, method, regression_data):
     problem = cv.Problem.from_module(nn.Linear(3, 2), loss=inner_product, data=regression_data(5, 3, 2))
-    operator, zero = MATRICES[name](problem, method=method), torch.zeros(8, 8, dtype=torch.float64)
+    with pytest.warns(UserWarning, match="exactly zero") if name == "ggn" else nullcontext():
+        operator, zero = MATRICES[name](problem, method=method), torch.zeros(8, 8, dtype=torch.float64)
     assert torch.equal(operator.dense(), zero)
     assert torch.equal(operator @ torch.eye(8, dtype=torch.float64), zero)
 

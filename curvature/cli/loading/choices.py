@@ -24,8 +24,9 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
     Parameters
     ----------
     spec
-        A name of ``curvature.models.losses.LOSSES``, ``model`` for the loss that the model returns, or
-        ``package.module:function``: a function of the output and the target of one example that returns a scalar.
+        A name of ``curvature.models.losses.LOSSES``, also with ``-sum`` at its end, ``model`` for the loss that the
+        model returns, or ``package.module:function``: a function of the output and the target of one example that
+        returns a scalar.
     say
         Receives a message about code that is imported or executed.
 
@@ -42,7 +43,8 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
         If the module cannot be imported or does not contain the function.
     """
     if ":" not in spec:
-        return resolve_loss(choice(spec, {name: name for name in (*losses.LOSSES, "model")}, "loss"))
+        known = {name: name for name in (*losses.LOSSES, "model")}
+        return resolve_loss(spec if spec.endswith("-sum") else choice(spec, known, "loss"))
     function = find(spec, "loss", f"{', '.join(losses.LOSSES)}, or package.module:function", say)
     if isinstance(function, type):
         raise ConfigurationError(

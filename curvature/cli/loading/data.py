@@ -141,7 +141,7 @@ def _read_folder(source: _Source) -> tuple[Tensor, Tensor]:
 
 def _read_csv(source: _Source) -> tuple[Tensor, Tensor]:
     inputs, targets = load_csv(source.spec, source.target)
-    one_output = isinstance(source.loss, losses.BinaryCrossEntropy | losses.HalfSquaredError)
+    one_output = isinstance(source.loss, losses.PointwiseLoss | losses.GaussianLikelihood)
     return inputs, targets[:, None] if one_output else targets
 
 

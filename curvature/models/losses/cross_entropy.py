@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curvature.errors import ConfigurationError, InputError
-from curvature.models.losses.loss import Loss
+from curvature.errors import ConfigurationError, InputError, NotDefinedError
+from curvature.models.losses.loss import Loss, flat_outputs, unweighted
 
 __all__ = ["CrossEntropy"]
 
@@ -39,6 +39,8 @@ class CrossEntropy(Loss):
         the same, so loss, gradient, Hessian, GGN and Fisher with ``"sequence"`` are those with ``"token"`` times
         tokens / sequences. An example is a sequence with either: its gradient, whose second moment is the empirical
         Fisher, is that of its mean or of its sum, which differ by its number of tokens.
+    reduction
+        ``"mean"``, or ``"sum"``: without the denominator.
     """
 
     weight: Tensor | None = None
@@ -47,8 +49,10 @@ class CrossEntropy(Loss):
     class_axis: int | None = None
     unit: str = "token"
     name: str = "cross-entropy"
+    reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.label_smoothing <= 1:
             raise ConfigurationError(f"label_smoothing must be in [0, 1], got {self.label_smoothing}.")
         if self.class_axis not in (None, 1, -1):
@@ -155,6 +159,9 @@ class CrossEntropy(Loss):
             return f"The loss is the mean over the {tokens}, in {sequences} sequences."
         return f"The loss is the mean over {sequences} sequences, each with the sum over its positions: {tokens}."
 
+    def num_terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return replace(self, weight=None).denominators(outputs, targets)
+
     def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Total mass of the (weighted, smoothed) soft label per position: the factor of the softmax Hessian."""
         weights = self._class_weights(outputs)
@@ -220,6 +227,20 @@ class CrossEntropy(Loss):
         # Positions are independent, so one joint draw serves them all: cross terms vanish in expectation.
         return (scores * (mass / num_samples).sqrt()).permute(0, 1, 3, 2).reshape(num, -1, num_samples)
 
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.label_smoothing:
+            raise NotDefinedError(
+                f"with label_smoothing={self.label_smoothing:g} the gradient of the loss is not the score of any label "
+                "that the model can draw, so no scale makes the empirical Fisher agree with the Fisher in expectation. "
+                "Use scale='loss', or a loss without label smoothing."
+            )
+        gradient = self.gradient(outputs, targets)
+        if self.weight is None:
+            return gradient
+        # One weight for each position, repeated for its classes.
+        mass = flat_outputs(self._label_mass(outputs, targets)[:, None].expand_as(outputs))
+        return unweighted(gradient, mass)
+
     def rank_per_example(self, num_outputs: int) -> int:
         return num_outputs - 1
 
@@ -229,6 +250,7 @@ class CrossEntropy(Loss):
         options += [f"label_smoothing={self.label_smoothing:g}"] if self.label_smoothing else []
         options += [f"class_axis={self.class_axis}"] if self.class_axis is not None else []
         options += [f"unit={self.unit!r}"] if self.unit != "token" else []
+        options += [f"reduction={self.reduction!r}"] if self.reduction != "mean" else []
         return f"CrossEntropy({', '.join(options)})"
 
 

@@ -10,20 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curvature.errors import InputError
-from curvature.models.losses.loss import Loss, flat_outputs
+from curvature.errors import ConfigurationError, InputError
+from curvature.models.losses.loss import Loss, flat_outputs, unweighted
 
-__all__ = ["BinaryCrossEntropy", "ElementwiseLoss", "HalfSquaredError", "MeanSquaredError"]
+__all__ = [
+    "BinaryCrossEntropy",
+    "ElementwiseLoss",
+    "HalfSquaredError",
+    "MeanSquaredError",
+    "PointwiseLoss",
+    "checked_weight",
+    "diagonal_factor",
+    "refuse_weight_of_examples",
+]
 
 
-class ElementwiseLoss(Loss):
+class PointwiseLoss(Loss):
     """A loss that is a sum over output elements, so that its Hessian in the outputs is diagonal.
 
-    A subclass defines ``name``, :meth:`terms` and :meth:`second_derivative`.
+    A subclass defines ``name``, :meth:`terms` and :meth:`curvature`.
     """
 
     @abstractmethod
-    def second_derivative(self, outputs: Tensor) -> Tensor:
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
         r"""Diagonal of $\nabla_f^2 \ell_n$, shape of the outputs."""
 
     def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -40,13 +49,26 @@ class ElementwiseLoss(Loss):
         return targets.to(outputs)
 
     def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        del targets
-        return torch.diag_embed(flat_outputs(self.second_derivative(outputs)).sqrt())
+        return diagonal_factor(self.curvature(outputs, targets))
 
     def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        del targets
-        diagonal = flat_outputs(self.second_derivative(outputs))[:, None]
+        diagonal = flat_outputs(self.curvature(outputs, targets))[:, None]
         return lambda rows: diagonal * rows
+
+
+class ElementwiseLoss(PointwiseLoss):
+    """A pointwise loss whose second derivative does not depend on the targets.
+
+    A subclass defines ``name``, :meth:`terms` and :meth:`second_derivative`.
+    """
+
+    @abstractmethod
+    def second_derivative(self, outputs: Tensor) -> Tensor:
+        r"""Diagonal of $\nabla_f^2 \ell_n$, shape of the outputs."""
+
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        del targets
+        return self.second_derivative(outputs)
 
     def _gaussian_scores(self, outputs: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
         shape = (len(outputs), outputs[0].numel(), num_samples)
@@ -54,17 +76,32 @@ class ElementwiseLoss(Loss):
         return noise * (flat_outputs(self.second_derivative(outputs))[:, :, None] / num_samples).sqrt()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BinaryCrossEntropy(ElementwiseLoss):
     """Binary cross-entropy with logits, mean over all elements, as ``torch.nn.BCEWithLogitsLoss``.
 
     Targets in [0, 1]. The likelihood is an independent Bernoulli per output.
+
+    Attributes
+    ----------
+    weight, pos_weight
+        As in PyTorch: factors of the elements, and of the positive label; both broadcast against one example.
     """
 
+    weight: Tensor | None = None
+    pos_weight: Tensor | None = None
     name: str = "binary-cross-entropy"
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("weight", "pos_weight"):
+            object.__setattr__(self, option, checked_weight(option, getattr(self, option)))
 
     def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
         targets = super().prepare(outputs, targets)
+        refuse_weight_of_examples("weight", self.weight, outputs)
+        refuse_weight_of_examples("pos_weight", self.pos_weight, outputs)
         if (targets < 0).any() or (targets > 1).any():
             raise InputError(
                 f"binary cross-entropy targets must be in [0, 1], got {float(targets.min()):g} to "
@@ -73,26 +110,50 @@ class BinaryCrossEntropy(ElementwiseLoss):
         return targets
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        elements = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        weight, pos_weight = (None if w is None else w.to(outputs) for w in (self.weight, self.pos_weight))
+        elements = functional.binary_cross_entropy_with_logits(
+            outputs, targets, weight=weight, pos_weight=pos_weight, reduction="none"
+        )
         return elements.reshape(len(outputs), -1).sum(dim=1)
 
     def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
+    def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Weight of each element at its label; None where all are one."""
+        if self.weight is None and self.pos_weight is None:
+            return None
+        mass = torch.ones_like(outputs)
+        if self.pos_weight is not None:
+            mass = mass + (self.pos_weight.to(outputs) - 1) * targets
+        return mass if self.weight is None else mass * self.weight.to(outputs)
+
     def second_derivative(self, outputs: Tensor) -> Tensor:
         return torch.sigmoid(outputs) * torch.sigmoid(-outputs)
 
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        mass = self._label_mass(outputs, targets)
+        return self.second_derivative(outputs) if mass is None else self.second_derivative(outputs) * mass
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        gradient, mass = self.gradient(outputs, targets), self._label_mass(outputs, targets)
+        if mass is None:
+            return gradient
+        return unweighted(gradient, flat_outputs(mass))
+
     def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
         # Scores sigma - 1 with probability sigma and sigma - 0 with probability 1 - sigma, per output.
-        del targets
         ones, zeros = torch.sigmoid(flat_outputs(outputs)), torch.sigmoid(-flat_outputs(outputs))
-        return torch.cat([torch.diag_embed(-zeros * ones.sqrt()), torch.diag_embed(ones * zeros.sqrt())], dim=2)
+        factor = torch.cat([torch.diag_embed(-zeros * ones.sqrt()), torch.diag_embed(ones * zeros.sqrt())], dim=2)
+        mass = self._label_mass(outputs, targets)
+        return factor if mass is None else factor * flat_outputs(mass).sqrt()[:, :, None]
 
     def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-        del targets
         chance = torch.sigmoid(flat_outputs(outputs))[:, :, None]
         uniform = torch.rand((*chance.shape[:2], num_samples), generator=generator, dtype=torch.float64).to(outputs)
-        return (chance - (uniform < chance).to(outputs)) / num_samples**0.5
+        scores = (chance - (uniform < chance).to(outputs)) / num_samples**0.5
+        mass = self._label_mass(outputs, targets)
+        return scores if mass is None else scores * flat_outputs(mass).sqrt()[:, :, None]
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +161,7 @@ class HalfSquaredError(ElementwiseLoss):
     r"""$\ell_n = \tfrac12 \|f_n - y_n\|^2$, summed over outputs: its GGN is its Fisher at unit variance."""
 
     name: str = "half-squared-error"
+    reduction: str = "mean"
 
     def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return 0.5 * ((outputs - targets) ** 2).reshape(len(outputs), -1).sum(dim=1)
@@ -120,7 +182,8 @@ class HalfSquaredError(ElementwiseLoss):
 class MeanSquaredError(HalfSquaredError):
     r"""PyTorch's ``nn.MSELoss()``: mean over examples *and* outputs, no 1/2.
 
-    Its curvature is ``2 / C`` times that of half squared error.
+    Its curvature is ``2 / C`` times that of half squared error. Its likelihood is a Gaussian of variance 1/2 for each
+    output, of which it is the mean over outputs.
     """
 
     name: str = "mean-squared-error"
@@ -133,3 +196,79 @@ class MeanSquaredError(HalfSquaredError):
 
     def second_derivative(self, outputs: Tensor) -> Tensor:
         return torch.full_like(outputs, 2.0)
+
+
+def diagonal_factor(diagonal: Tensor) -> Tensor:
+    """Make the factor of a diagonal matrix for each example.
+
+    Parameters
+    ----------
+    diagonal
+        Numbers >= 0, ``(N, ...)``.
+
+    Returns
+    -------
+    Tensor
+        ``(N, M, M)``, with the roots on the diagonal.
+    """
+    return torch.diag_embed(flat_outputs(diagonal).sqrt())
+
+
+def checked_weight(option: str, weight: Tensor | None) -> Tensor | None:
+    """Copy the weights of elements, and refuse what would make the loss concave or empty.
+
+    Parameters
+    ----------
+    option
+        Name of the option, for the message.
+    weight
+        The weights, or None.
+
+    Returns
+    -------
+    Tensor or None
+        A copy without a graph.
+
+    Raises
+    ------
+    ConfigurationError
+        If a weight is negative, NaN or infinite, or all are zero.
+    """
+    if weight is None:
+        return None
+    weight = torch.as_tensor(weight).detach().clone()
+    if not torch.isfinite(weight).all() or (weight < 0).any() or not weight.any():
+        raise ConfigurationError(f"{option} must hold finite numbers >= 0, not all zero.")
+    return weight
+
+
+def refuse_weight_of_examples(option: str, weight: Tensor | None, outputs: Tensor) -> None:
+    """Refuse weights with one row for each example, or of another shape than the outputs of one example.
+
+    Parameters
+    ----------
+    option
+        Name of the option, for the message.
+    weight
+        The weights, or None.
+    outputs
+        ``(N, ...)``.
+
+    Raises
+    ------
+    InputError
+        If the weights do not broadcast against the outputs of one example.
+    """
+    if weight is None:
+        return
+    whole = (1, *outputs.shape[1:])
+    try:
+        fits = torch.broadcast_shapes(weight.shape, whole) == whole
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{option} has shape {tuple(weight.shape)}, which does not broadcast to the outputs of one example, "
+            f"{whole[1:]}: weights of single examples belong to one batch, and the data are read in other batches. "
+            "Give weights of outputs."
+        )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from curvature.errors import NotDefinedError
+from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.models.trees import Tensors
 
-__all__ = ["Loss", "flat_outputs"]
+__all__ = ["Loss", "flat_outputs", "unweighted"]
 
 
 class Loss(ABC):
@@ -30,12 +32,37 @@ class Loss(ABC):
         True where its Hessian in the outputs is positive semidefinite by construction.
     structured_targets
         True where targets may be a :class:`~curvature.models.trees.TensorTree` of several tensors.
+    flat
+        True where its Hessian in the outputs can vanish although its gradient does not: losses that are linear or
+        piecewise linear in the outputs, whose GGN is then zero or lacks these outputs.
+    reduction
+        ``"mean"``, or ``"sum"``: the loss is the sum of the terms, without a denominator.
     """
 
     name: str
     likelihood: bool = True
     convex: bool = True
     structured_targets: bool = False
+    flat: bool = False
+    reduction: str = "mean"
+    reductions: ClassVar[tuple[str, ...]] = ("mean", "sum")
+
+    def __post_init__(self) -> None:
+        if self.reduction not in self.reductions:
+            raise ConfigurationError(
+                f"{self.name} has reduction={self.reduction!r}, but curvature is that of one number. Use one of "
+                f"{', '.join(map(repr, self.reductions))}."
+            )
+
+    @property
+    def label(self) -> str:
+        """Name, and the reduction if it is a sum."""
+        return f"{self.name}, sum over examples" if self.reduction == "sum" else self.name
+
+    @property
+    def remedy(self) -> str:
+        """What to use if the loss is linear in log-probabilities, whose GGN is zero, as the end of a message."""
+        return "Use cv.hessian, or a loss that is curved in the outputs."
 
     @abstractmethod
     def prepare(self, outputs: Tensor, targets: Tensors) -> Tensors:
@@ -60,12 +87,23 @@ class Loss(ABC):
         del targets
         return outputs.new_ones(len(outputs))
 
+    def num_terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
+        """Number of log-likelihood terms that the loss of each example is the mean of, shape ``(N,)``."""
+        return self.denominators(outputs, targets)
+
     def gradient(self, outputs: Tensor, targets: Tensors) -> Tensor:
         r"""$\nabla_f \ell_n$, shape ``(N, M)``."""
         variable = outputs.detach().requires_grad_()
         with torch.enable_grad():
             total = self.terms(variable, targets).sum()
         return flat_outputs(torch.autograd.grad(total, variable)[0])
+
+    def score(self, outputs: Tensor, targets: Tensors) -> Tensor:
+        r"""Gradient of the negative log-likelihood, each term times the root of its weight, shape ``(N, M)``.
+
+        With labels drawn from the model, the mean of its outer product is :meth:`fisher_factor` times its transpose.
+        """
+        return self.gradient(outputs, targets)
 
     @abstractmethod
     def hessian_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
@@ -97,12 +135,25 @@ class Loss(ABC):
         del num_samples, generator
         return self.fisher_factor(outputs, targets)
 
+    def check_likelihood(self, outputs: Tensor, targets: Tensors) -> None:
+        """Raise a :class:`~curvature.NotDefinedError` where these outputs and targets do not define a likelihood."""
+        del outputs, targets
+
     def rank_per_example(self, num_outputs: int) -> int:
         """Largest rank that the Hessian in the outputs can have."""
         return num_outputs
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        """Class and the options that are not the defaults."""
+        if not is_dataclass(self):
+            return f"{type(self).__name__}()"
+        values = {item.name: (getattr(self, item.name), item.default) for item in fields(self) if item.name != "name"}
+        options = [
+            f"{name} of {value.numel()} numbers" if isinstance(value, Tensor) else f"{name}={value!r}"
+            for name, (value, default) in values.items()
+            if isinstance(value, Tensor) or value != default
+        ]
+        return f"{type(self).__name__}({', '.join(options)})"
 
 
 def flat_outputs(outputs: Tensor) -> Tensor:
@@ -119,3 +170,21 @@ def flat_outputs(outputs: Tensor) -> Tensor:
         ``(N, M)``.
     """
     return outputs.reshape(len(outputs), -1)
+
+
+def unweighted(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Divide the entries of a gradient by the roots of their weights.
+
+    Parameters
+    ----------
+    gradient
+        Entries that hold their weight as a factor.
+    weight
+        Weights >= 0 of the same shape.
+
+    Returns
+    -------
+    Tensor
+        The same entries with the root of the weight as a factor; zero where the weight is.
+    """
+    return torch.where(weight > 0, gradient * weight.clamp(min=torch.finfo(weight.dtype).tiny).rsqrt(), 0.0)

@@ -60,6 +60,15 @@ class PerExample(Loss):
             raise InputError(f"the loss {self.name!r} must return one scalar per example, got {returned}.")
         return targets
 
+    @property
+    def remedy(self) -> str:
+        return (
+            'If the model returns log-probabilities, use loss="cross-entropy" with classes or probabilities as '
+            "targets: log_softmax leaves log-probabilities as they are, so it is the same function of the weights, and "
+            "its GGN is that of the softmax. Otherwise move the last nonlinearity of the model into the loss, or use "
+            "cv.hessian."
+        )
+
     def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
         return torch.func.vmap(self.function)(outputs, structure_of(targets))
 
@@ -274,14 +283,18 @@ def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensors) 
     tolerance = 1e4 * torch.finfo(outputs.dtype).eps * float(terms.abs().sum())
     if any(abs(float(together) - float(reduced)) <= tolerance for reduced in (terms.mean(), terms.sum())):
         return ()
+    mean = float(terms.mean())
     difference = (
         f"the loss {loss.name!r} of all {len(terms)} examples at once is {float(together):.6g}, but the mean of its "
-        f"values for single examples is {float(terms.mean()):.6g} and their sum {float(terms.sum()):.6g}. It is called "
-        "with one example at a time"
+        f"values for single examples is {mean:.6g} and their sum {float(terms.sum()):.6g}. It is called with one "
+        "example at a time"
     )
     if isinstance(loss, OneByOne) and loss.by_value:
         return (f"{difference}, and the mean of these values is measured: it branches on values or reads them.",)
     raise InputError(
-        f"{difference}, so what it divides by in a batch (class weights, ignored targets) is lost. Use "
-        "CrossEntropy(weight=..., ignore_index=...), or PerExample(function) if it is meant for single examples."
+        f"{difference}, so what it divides by in a batch (class weights, ignored targets, reduction='batchmean') "
+        "is lost. Pass the torch.nn module of the loss with its options (CrossEntropyLoss, NLLLoss, KLDivLoss, ...), "
+        "or a function of one example whose mean over examples is your loss. PerExample(function) accepts this one as "
+        "it is, and every matrix is then that of the mean of its single values"
+        + (f", {mean / float(together):.3g} times your loss." if float(together) else ".")
     )

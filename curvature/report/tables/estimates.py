@@ -48,6 +48,7 @@ def _estimate_row(m: Measured) -> dict[str, Any]:
     """What ends and densities share with spectra; there is no rank, noise floor or condition number."""
     record = m.record
     row = place_of(m) | {name: getattr(record, name) for name in _SHARED}
+    row |= {"reduction": record.reduction} if record.reduction != "mean" else {}
     return row | {"num_products": record.num_products, "seconds": record.seconds, "numbers": {}}
 
 

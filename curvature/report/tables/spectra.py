@@ -52,6 +52,7 @@ def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
     ranks = record.rank_bounds or (record.rank,)
     shared = ("matrix", "chart", "gauge", "effective", "block", "dim", "num_examples", "rank", "rank_rule")
     row = place_of(m) | {name: getattr(record, name) for name in shared}
+    row |= {"reduction": record.reduction} if record.reduction != "mean" else {}
     row |= {"lowest_rank": ranks[0], "highest_rank": ranks[-1], "noise_floor": record.noise_floor}
     if spectrum is not None:
         row |= {name: getattr(spectrum, name) for name in ("num_samples", "positive_semidefinite")}
@@ -85,7 +86,12 @@ def spectrum_tables(rows: Sequence[Row], *, every_number: bool = False) -> dict[
 
 def _matrix_table(rows: Sequence[Row], every_number: bool) -> Table:
     first = rows[0]
-    facts = [f"N = {first['num_examples']}", first.get("dtype", ""), "/".join(dict.fromkeys(r["method"] for r in rows))]
+    facts = ["sum over examples"] if first.get("reduction") == "sum" else []
+    facts += [
+        f"N = {first['num_examples']}",
+        first.get("dtype", ""),
+        "/".join(dict.fromkeys(r["method"] for r in rows)),
+    ]
     facts += [count(first["num_samples"], "sampled label")] if first.get("num_samples") else []
     facts += ["positive semidefinite"] if first.get("positive_semidefinite") else []
     known = dict.fromkeys(

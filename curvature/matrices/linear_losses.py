@@ -1,0 +1,86 @@
+"""Outputs in which the loss is linear: they add nothing to the GGN."""
+
+from __future__ import annotations
+
+import warnings
+
+from curvature.errors import NotDefinedError
+from curvature.models import Problem
+from curvature.models.losses.log_probabilities import LinearLoss, class_dimension
+
+__all__ = ["linear_outputs", "linear_words", "warn_of_linear_outputs"]
+
+
+def linear_outputs(problem: Problem) -> tuple[int, int]:
+    """Count the outputs in which the loss has no second derivative.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+
+    Returns
+    -------
+    linear, total
+        How many outputs of all examples, and how many there are. A loss that is curved as a rule is not counted beyond
+        the first example that shows a curvature.
+    """
+    loss, linear, total = problem.loss, 0, problem.num_examples * problem.num_outputs
+    if loss.convex and not loss.flat:
+        return 0, total
+    outputs = problem.outputs()
+    single = (slice(n, n + 1) for n in range(problem.num_examples))
+    for rows in problem.chunks() if loss.flat else single:
+        second = loss.hessian_factor if loss.convex else loss.hessian
+        curved = (second(outputs[rows], problem.targets[rows]) != 0).any(dim=2)
+        if not loss.flat and curved.any():
+            return 0, total
+        linear += int((~curved).sum())
+    return linear, total
+
+
+def linear_words(problem: Problem) -> str:
+    """Describe the outputs that are missing from the GGN.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+
+    Returns
+    -------
+    str
+        A sentence without its full stop, or an empty string where the loss is curved in every output.
+    """
+    linear, total = linear_outputs(problem)
+    if not linear:
+        return ""
+    return (
+        f"the loss {problem.loss.name!r} is linear in {linear} of the {total} outputs of all examples, and these add "
+        "nothing to the GGN"
+    )
+
+
+def warn_of_linear_outputs(problem: Problem) -> None:
+    """Warn of a loss that is linear in some outputs, and refuse one that is linear in log-probabilities.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+
+    Raises
+    ------
+    NotDefinedError
+        If the outputs are log-probabilities: the GGN is zero for every model then, and never what is meant.
+    """
+    loss = problem.loss
+    linear, total = linear_outputs(problem)
+    if linear < total:
+        if linear:
+            warnings.warn(f"{linear_words(problem)}.", UserWarning, stacklevel=4)
+        return
+    reason = f"the GGN is exactly zero, since the loss {loss.name!r} is linear in the outputs for every example"
+    if isinstance(loss, LinearLoss) or class_dimension(problem.outputs()) is not None:
+        raise NotDefinedError(f"{reason}. {loss.remedy}")
+    warnings.warn(f"{reason}: what is left of the curvature is in cv.hessian.", UserWarning, stacklevel=4)
