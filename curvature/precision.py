@@ -6,6 +6,7 @@ change numbers or disable derivatives. They are off while this package computes,
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,7 +25,7 @@ _inside = threading.local()
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute as in a fresh process: no inference mode, no autocast, no TF32, factories on the CPU.
+    """Compute as in a fresh process: no inference mode, no autocast, no TF32, factories on the CPU, nothing compiled.
 
     A context manager and a decorator. What was on is restored, also after an exception. Entering costs microseconds,
     and next to nothing inside another one.
@@ -67,6 +68,9 @@ def _switched_off() -> Iterator[None]:
             restored.enter_context(torch.device("cpu"))
         if _reduces_float32():
             restored.enter_context(_full_float32())
+        # What torch.compile makes has no second derivative. Nothing is compiled where its module was never imported.
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            restored.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 

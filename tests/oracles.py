@@ -136,11 +136,11 @@ def initialized(module, generator):
     return module
 
 
-def legacy_weight_norm(layer, **options):
+def legacy_weight_norm(layer, *name, **options):
     """``torch.nn.utils.weight_norm`` as hooks, the form before parametrizations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch deprecates this form; users still have it
-        return nn.utils.weight_norm(layer, **options)
+        return nn.utils.weight_norm(layer, *name, **options)
 
 
 def welsch(output, target):

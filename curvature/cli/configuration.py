@@ -137,6 +137,15 @@ class Configuration(BaseModel):
     key: Annotated[
         str | None, Shown(MODEL, "NAME", "Key of the state_dict in a .pt checkpoint, e.g. model or ema/model.")
     ] = None
+    strip_prefix: Annotated[
+        str | None,
+        Shown(
+            MODEL,
+            "PREFIX",
+            "Use the weights whose names begin with PREFIX, and remove it from them, e.g. model. of a Lightning "
+            "checkpoint. A prefix that fits the model is found without this option.",
+        ),
+    ] = None
     arg: Annotated[
         dict[str, Argument | list[Argument]],
         Shown(

@@ -107,9 +107,16 @@ def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int],
     if config.weights is None:
         if config.key is not None:
             raise ConfigurationError("--key names an entry of a checkpoint: add --weights FILE.")
+        if config.strip_prefix is not None:
+            raise ConfigurationError("--strip-prefix names a prefix in a file of weights: add --weights FILE.")
         return lambda seed: build(seed).to(device)
     tensors = loading.load_weights(config.weights, config.key, terminal.say)
-    return lambda seed: loading.apply_weights(build(seed), tensors, terminal.say).to(device)
+
+    def with_weights(seed: int) -> nn.Module:
+        model = loading.apply_weights(build(seed), tensors, terminal.say, strip_prefix=config.strip_prefix)
+        return model.to(device)
+
+    return with_weights
 
 
 def _device(config: Configuration) -> torch.device:

@@ -15,11 +15,13 @@ from curvature.models.data import DataLike, Packed, materialize, refuse_non_fini
 from curvature.models.derivatives import Derivatives
 from curvature.models.differentiation import differentiated
 from curvature.models.function import ModelFunction
+from curvature.models.hooks import remove_recording_hooks
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
 from curvature.models.module import common_type, refuse_module
 from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
 from curvature.models.trial import checked_outputs
 from curvature.models.unwrapping import unwrap
+from curvature.models.wrappers import inner_module, wrapper_notes
 
 __all__ = ["Parts", "assemble"]
 
@@ -76,11 +78,13 @@ def assemble(
     """
     loss = _loss(loss_like, output)
     refuse_module(module)
+    notes = list(wrapper_notes(module))
+    module = inner_module(module)
     if chunk_size is not None and chunk_size < 1:
         raise ConfigurationError(f"chunk_size must be at least 1, got {chunk_size}.")
     dtype, device = common_type(module, dtype)
     of_model = isinstance(loss, ModelLoss)
-    inputs, targets = materialize(data, module.forward, with_targets=not of_model)
+    inputs, targets = materialize(data, module.forward, with_targets=not of_model, say=notes.append)
     inputs, targets = as_type(inputs, dtype, device), targets.to(device)
     refuse_non_finite(inputs, targets)
 
@@ -88,6 +92,7 @@ def assemble(
     reader = Reader(output, packed=isinstance(data, Packed), own_loss=of_model)
     outputs, function, note = checked_outputs(replace(unwrapped.function, reader=reader), unwrapped.weights, inputs)
     weights = unwrapped.weights
+    remove_recording_hooks(function, weights, inputs)
     if isinstance(targets, TensorTree) and not loss.structured_targets:
         raise InputError(
             f"{loss.name} needs one tensor of targets, got {shapes(targets, 'targets')}. Pass one of them, or a "
@@ -98,7 +103,7 @@ def assemble(
         targets = targets.movedim(-1, 1) if targets.ndim == outputs.ndim else targets  # probabilities
         outputs = outputs.movedim(-1, 1)
     targets = loss.prepare(outputs, targets)
-    notes = [note, loss.note(outputs, targets), _unshifted(inputs, targets)]
+    notes += [note, loss.note(outputs, targets), _unshifted(inputs, targets)]
     if isinstance(loss, PerExample):
         loss, more = differentiable(loss, outputs, targets, declared=loss is loss_like)
         notes += more

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 
 from curvature.errors import InputError
 from curvature.models.behaviour import generator_states
-from curvature.models.items import joined, split, tensors_of
+from curvature.models.items import is_list_of_batches, joined, split, tensors_of
+from curvature.models.reading import describe, in_order, untouched_generator
 from curvature.models.trees import Structure, Tensors, leaves_by_name, mapped, tree_of
 
 __all__ = ["DataLike", "Packed", "materialize", "refuse_non_finite"]
@@ -77,7 +78,11 @@ DataLike = tuple | list | Mapping | Tensor | Packed | Dataset | DataLoader
 
 
 def materialize(
-    data: DataLike, forward: Callable[..., Any] | None = None, *, with_targets: bool = True
+    data: DataLike,
+    forward: Callable[..., Any] | None = None,
+    *,
+    with_targets: bool = True,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Tensors, Tensors]:
     """Read data once, in order, into new tensors.
 
@@ -86,11 +91,14 @@ def materialize(
     data
         A pair ``(inputs, targets)``, where both may be tuples, lists or dictionaries of tensors; ``(x1, x2, ..., y)``;
         a dictionary with the targets among its entries; :class:`Packed`; a ``Dataset`` of such items; or a
-        ``DataLoader`` of such batches that does not shuffle. See :func:`~curvature.models.items.split`.
+        ``DataLoader`` or a list of such batches. See :func:`~curvature.models.items.split`. NumPy arrays may replace
+        tensors. A loader that shuffles a map-style dataset is read in the order of the dataset.
     forward
         Of the model, to tell whether ``(x1, x2, ..., y)`` has as many inputs as it needs.
     with_targets
         Whether the data contain targets; otherwise everything is an input.
+    say
+        Receives a sentence about a loader that was read in another order than its own.
 
     Returns
     -------
@@ -113,7 +121,9 @@ def materialize(
             for part, name in ((data.inputs, "inputs"), (data.targets, "targets"))
         )
     elif isinstance(data, DataLoader):
-        inputs, targets = _from_loader(data, divided)
+        inputs, targets = _from_loader(data, divided, say)
+    elif is_list_of_batches(data):
+        inputs, targets = _from_batches([divided(batch, f"batch {k} of the list") for k, batch in enumerate(data)])
     elif isinstance(data, tuple | list | Mapping) or (isinstance(data, Tensor) and not with_targets):
         inputs, targets = (mapped(Tensor.clone, part) for part in divided(data, "data"))
     elif isinstance(data, Dataset):
@@ -121,7 +131,7 @@ def materialize(
     else:
         raise InputError(
             "data must be a pair of tensors (inputs, targets), where both may be tuples or dictionaries of tensors, a "
-            f"Dataset or a DataLoader; got {type(data).__name__}."
+            f"list of such batches, a Dataset or a DataLoader; got {describe(data)}."
         )
     _refuse_unequal(inputs, targets)
     inputs = tree_of(inputs)
@@ -167,16 +177,32 @@ def _joined(
     return joined(inputs, join, "inputs"), joined(targets, join, "targets")
 
 
-def _from_loader(loader: DataLoader, divided: _Divide) -> tuple[Structure, Structure]:
+def _from_batches(batches: list[tuple[Structure, Structure]]) -> tuple[Structure, Structure]:
+    for number, batch in enumerate(batches):
+        for name, leaf in _leaves(*batch):
+            if leaf.ndim == 0:
+                raise InputError(
+                    f"batch {number} of the list has one number as its {name}, so it is no batch. A list of data is a "
+                    "list of batches; stack single examples to two tensors (inputs, targets)."
+                )
+        try:
+            _refuse_unequal(*batch)
+        except InputError as error:
+            raise InputError(f"batch {number} of the list: {error}") from error
+    return _joined(batches, torch.cat)
+
+
+def _from_loader(given: DataLoader, divided: _Divide, say: Callable[[str], None]) -> tuple[Structure, Structure]:
+    loader, batches_in_order = in_order(given, say)
     dataset: Any = loader.dataset
-    batches_in_order = _sequential(loader)
     size, batch_size = len(dataset), batches_in_order.batch_size
     if batches_in_order.drop_last and size % batch_size:
         raise InputError(f"the data loader drops {size % batch_size} of {size} examples: pass drop_last=False.")
     num_batches = -(-size // batch_size)
     # A user's subclass of DataLoader may never end: one batch more than there can be is enough to know.
-    read = islice(_without_draws(loader, "the data loader"), num_batches + 1)
-    batches = [divided(batch, "a batch of the data loader") for batch in read]
+    with untouched_generator(loader):
+        read = islice(_without_draws(loader, "the data loader"), num_batches + 1)
+        batches = [divided(batch, "a batch of the data loader") for batch in read]
     if not batches:
         raise InputError("the data are empty.")
     inputs, targets = _joined(batches, torch.cat)
@@ -190,26 +216,6 @@ def _from_loader(loader: DataLoader, divided: _Divide) -> tuple[Structure, Struc
         )
     _refuse_changing(dataset, divided)
     return inputs, targets
-
-
-def _sequential(loader: DataLoader) -> BatchSampler:
-    """The batches of a loader that reads its dataset in order; refuses any other loader."""
-    batches = loader.batch_sampler
-    if batches is None:
-        raise InputError("the data loader does not batch (batch_size=None): pass its dataset instead.")
-    if type(batches) is not BatchSampler:
-        raise InputError(
-            f"the data loader uses {type(batches).__name__}, whose order and coverage are unknown. "
-            "Pass the dataset itself."
-        )
-    if isinstance(loader.dataset, IterableDataset):
-        raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
-    if not isinstance(batches.sampler, SequentialSampler):
-        raise InputError(
-            f"the data loader shuffles or selects ({type(batches.sampler).__name__}): the matrix would depend on the "
-            "draw. Pass shuffle=False."
-        )
-    return batches
 
 
 def _without_draws(items: Iterable[Any], name: str) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -15,11 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.models.calling import Reader, arguments
+from curvature.models.copying import private_copy
 from curvature.models.substitutes import Substitutes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 from curvature.precision import full_precision
 
-__all__ = ["ModelFunction", "private_copy"]
+__all__ = ["ModelFunction"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,48 +209,3 @@ class ModelFunction:
                 module.get_parameter(name).copy_(named[name])
         padded = {name: value for name, value in self.padded.items() if name in layout.slices}
         return replace(self, module=module, layout=layout, aliases=kept, padded=padded)
-
-
-def private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Copy a module in another precision, even one that holds computed tensors, which PyTorch refuses to copy.
-
-    The legacy weight norm leaves such a tensor behind in every layer it was run on.
-
-    Parameters
-    ----------
-    module
-        Any module; not modified.
-    dtype
-        Precision of the real parameters and buffers of the copy.
-
-    Returns
-    -------
-    nn.Module
-        The copy, without gradients.
-
-    Raises
-    ------
-    InputError
-        If the module cannot be copied.
-    """
-    memo: dict[int, Tensor] = {}
-    for layer in module.modules():
-        for value in vars(layer).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    try:
-        model = copy.deepcopy(module, memo)
-    except Exception as error:  # a user's module may raise anything
-        raise InputError(
-            f"the module cannot be copied ({type(error).__name__}: {error}), and it is not used in place."
-        ) from error
-    for parameter in model.parameters():
-        parameter.grad = None
-    complex_dtype = torch.complex128 if dtype == torch.float64 else torch.complex64
-
-    def convert(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point():
-            return tensor.to(dtype)
-        return tensor.to(complex_dtype) if tensor.is_complex() else tensor
-
-    return model._apply(convert)  # Module.to would cast complex buffers to real ones

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from curvature.errors import InputError
+from curvature.models.reading import array_as_tensor
 from curvature.models.trees import leaves_by_name, mapped
 
-__all__ = ["TARGET_NAMES", "joined", "split", "tensors_of"]
+__all__ = ["TARGET_NAMES", "is_list_of_batches", "joined", "split", "tensors_of"]
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 
@@ -124,6 +125,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _tensor(leaf: Any, name: str) -> Tensor:
+    leaf = array_as_tensor(leaf, name)
     try:
         return torch.as_tensor(leaf).detach()
     except Exception as error:
@@ -131,6 +133,26 @@ def _tensor(leaf: Any, name: str) -> Tensor:
             f"{name} is a {type(leaf).__name__}, not a tensor or numbers ({type(error).__name__}). Leave it out, or "
             "bind it to the model: what differs between examples must be a tensor with one row for each of them."
         ) from error
+
+
+def is_list_of_batches(data: Any) -> bool:
+    """Whether data are a list of batches, and not a list ``[inputs, targets]``.
+
+    Parameters
+    ----------
+    data
+        Any object.
+
+    Returns
+    -------
+    bool
+        True for a list, not a tuple, in which every entry is a tuple, list or dictionary of more than numbers.
+    """
+    return (
+        isinstance(data, list)
+        and bool(data)
+        and all(isinstance(batch, tuple | list | Mapping) and not _is_numbers(batch) for batch in data)
+    )
 
 
 def joined(parts: Sequence[Any], join: Callable[[list[Tensor]], Tensor], name: str) -> Any:

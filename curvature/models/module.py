@@ -9,6 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.behaviour import describe_layer
+from curvature.models.wrappers import refuse_sharded
 
 __all__ = ["common_type", "refuse_module"]
 
@@ -30,8 +31,12 @@ def refuse_module(module: nn.Module) -> None:
         raise InputError(f"the model must be a torch.nn.Module, got {type(module).__name__}.")
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError("TorchScript modules cannot be differentiated twice here; pass the original nn.Module.")
+    refuse_sharded(module)
+    _refuse_global_hooks()
     for path, layer in module.named_modules():
         label = describe_layer(path, layer)
+        if isinstance(layer, torch.jit.ScriptModule):
+            raise InputError(f"{label} is a TorchScript module, which cannot be differentiated twice here.")
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             raise InputError(f"{label} is not initialized yet: run the model once on an input.")
         _refuse_parametrization(path, layer)
@@ -43,6 +48,17 @@ def refuse_module(module: nn.Module) -> None:
             )
         if layer.training:
             _refuse_training_mode(label, layer)
+
+
+def _refuse_global_hooks() -> None:
+    """Refuse hooks that PyTorch runs on every module of the process: a private copy cannot be spared them."""
+    for kind in ("forward_pre", "forward", "backward_pre", "backward"):
+        for hook in getattr(torch.nn.modules.module, f"_global_{kind}_hooks", {}).values():
+            name = getattr(hook, "__qualname__", type(hook).__name__)
+            raise InputError(
+                f"the global hook {name!r} (registered for all modules) would run in every pass of the analysis. "
+                "Remove it first, and register it again afterwards."
+            )
 
 
 def _refuse_training_mode(label: str, layer: nn.Module) -> None:

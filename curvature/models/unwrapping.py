@@ -14,7 +14,8 @@ from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import InputError
 from curvature.layout import Entry, Layout
-from curvature.models.function import ModelFunction, private_copy
+from curvature.models.copying import private_copy
+from curvature.models.function import ModelFunction
 
 __all__ = ["Unwrapped", "unwrap"]
 
@@ -74,11 +75,9 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
         If weight normalization cannot be unwrapped (stacked, half frozen, half tied, a zero row), if the module cannot
         be copied, or if no parameter is trainable.
     """
-    normalized = _find_weight_norm(module)
-    owners = _owners(normalized)
     model = private_copy(module, dtype)
-    for wrapped in normalized:
-        _write_effective_weight(model, wrapped, dtype)
+    normalized = _find_weight_norm(model)
+    owners = _owners(normalized)
     aliases = {w.path: owners[id(w.g)].path for w in normalized if owners[id(w.g)] is not w}
     directions = {id(wrapped.v) for wrapped in owners.values()}
     entries: list[Entry] = []
@@ -86,22 +85,24 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
     frozen: list[str] = []
     chart_v: dict[str, Tensor] = {}
     chart_g: dict[str, Tensor] = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in model.named_parameters():
         if id(parameter) in directions:
             continue
         owner = owners.get(id(parameter))
         if not parameter.requires_grad:
             frozen.append(owner.path if owner else name)
         elif owner is None:
-            value = parameter.detach().to(dtype, copy=True)
-            entries.append(_plain_entry(module, name, value, any_normalized=bool(normalized)))
+            value = parameter.detach().clone()
+            entries.append(_plain_entry(model, name, value, any_normalized=bool(normalized)))
             values.append(value)
         else:
             value = owner.effective_weight(dtype)
-            axis = _neuron_axis(module.get_submodule(owner.layer), value)
+            axis = _neuron_axis(model.get_submodule(owner.layer), value)
             entries.append(Entry(owner.path, tuple(value.shape), owner.layer, axis, True, owner.axis))
             values.append(value)
-            chart_g[owner.path], chart_v[owner.path] = owner.g.detach().to(dtype), owner.v.detach().to(dtype)
+            chart_g[owner.path], chart_v[owner.path] = owner.g.detach().clone(), owner.v.detach().clone()
+    for wrapped in normalized:
+        _write_effective_weight(model, wrapped, dtype)
     layout = Layout(tuple(entries))
     if not layout.dim:
         raise InputError("the module has no parameter with requires_grad=True: there is nothing to differentiate.")
@@ -152,7 +153,7 @@ def _write_effective_weight(model: nn.Module, wrapped: _Normalized, dtype: torch
 
 @dataclass(frozen=True, eq=False)
 class _Normalized:
-    """A weight-normalized parameter of the user's module, in either of PyTorch's forms."""
+    """A weight-normalized parameter of a module, in either of PyTorch's forms."""
 
     layer: str
     name: str

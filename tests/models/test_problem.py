@@ -406,7 +406,9 @@ class Stream(IterableDataset):
 def loaders():
     data = TensorDataset(torch.zeros(7, 3), torch.zeros(7, dtype=torch.int64))
     empty = TensorDataset(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
-    yield DataLoader(data, batch_size=2, shuffle=True), r"shuffles or selects \(RandomSampler\).*shuffle=False"
+    twice = RandomSampler(data, replacement=True)
+    yield DataLoader(data, sampler=twice), r"selects \(RandomSampler, 7 draws with replacement.*shuffle=False"
+    yield DataLoader(data, sampler=RandomSampler(data, num_samples=5)), r"selects \(RandomSampler, 5 draws from 7"
     yield DataLoader(data, batch_size=2, drop_last=True), "drops 1 of 7 examples: pass drop_last=False"
     yield (
         DataLoader(data, sampler=torch.utils.data.SubsetRandomSampler([0, 1])),
@@ -417,7 +419,6 @@ def loaders():
         pass
 
     yield DataLoader(data, batch_sampler=Mine(SequentialSampler(data), 2, False)), "uses Mine, whose order"
-    yield DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, False)), r"shuffles .*\(RandomSampler\)"
     yield DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 2, True)), "drops 1 of 7 examples"
     yield Stream(), "iterable dataset has no fixed length"
     yield DataLoader(Stream(), batch_size=2), "iterable dataset has no fixed length"

@@ -103,7 +103,7 @@ def load_pt(
         If the file is missing, too large, damaged, or does not contain such tensors.
     """
     file = existing(path, "data")
-    value = load_tensors(file, "Save tensors: torch.save((inputs, targets), 'data.pt')", say)
+    value, _ = load_tensors(file, "Save tensors: torch.save((inputs, targets), 'data.pt')", say)
     return _divided(value, str(file), target, with_targets)
 
 

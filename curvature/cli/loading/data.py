@@ -150,7 +150,12 @@ def _call_loader(source: _Source) -> tuple[Structure, Structure]:
     value = call(find(spec, "data", _DATA_FORMS, source.say), {}, spec)
     if isinstance(value, tuple | list) and all(isinstance(part, np.ndarray) for part in value):
         value = tuple(as_tensor(part, f"{spec} part {k}") for k, part in enumerate(value))
-    inputs, targets = materialize(value, source.forward, with_targets=source.with_targets)
+    inputs, targets = materialize(
+        value,
+        source.forward,
+        with_targets=source.with_targets,
+        say=lambda sentence: source.say(f"note: {sentence}"),
+    )
     return structure_of(inputs), structure_of(targets) if source.with_targets else None
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from curvature.cli.loading.pickles import read_tensors
 from curvature.cli.wording import Say, first_line, listed
 from curvature.errors import InputError
 
@@ -28,6 +29,7 @@ __all__ = [
     "is_file",
     "is_torchscript",
     "load_tensors",
+    "pickled_objects",
     "reason",
     "refuse_large",
     "unpickling_error",
@@ -173,7 +175,7 @@ def refuse_large(file: Path | IO[bytes], name: str | None = None) -> None:
         raise InputError(f"{name or file} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}.")
 
 
-def load_tensors(path: Path, remedy: str, say: Say) -> Any:
+def load_tensors(path: Path, remedy: str, say: Say, *, skip_objects: bool = False) -> tuple[Any, list[str]]:
     """Read a file of ``torch.save`` that contains only tensors and containers of tensors.
 
     Parameters
@@ -184,11 +186,13 @@ def load_tensors(path: Path, remedy: str, say: Say) -> Any:
         How to save a file that can be read, for messages.
     say
         Receives a warning if this version of PyTorch has a known flaw.
+    skip_objects
+        Whether pickled objects are replaced by inert ones; see :func:`~curvature.cli.loading.pickles.read_tensors`.
 
     Returns
     -------
-    Any
-        The tensor or container.
+    value, names
+        The tensor or container, and the names of the classes whose objects were replaced.
 
     Raises
     ------
@@ -205,19 +209,39 @@ def load_tensors(path: Path, remedy: str, say: Say) -> Any:
             "Prefer .safetensors."
         )
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value, objects = read_tensors(path, skip_objects=skip_objects)
     except Exception as error:  # the unpickler raises many kinds of errors on files of another format
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
-            raise InputError(
-                f"{path} contains pickled Python objects ({refused[1]}), and reading those runs code. Only tensors are "
-                f"read. {remedy}."
-            ) from error
+            raise pickled_objects(path, [refused[1]], remedy) from error
         raise InputError(f"{path} cannot be read as tensors ({unpickling_error(error)}). {remedy}.") from error
     size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(value))
     if size > MAX_BYTES:  # one stored element can be expanded to any shape
         raise InputError(f"the tensors of {path} need {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}.")
-    return value
+    return value, objects
+
+
+def pickled_objects(path: Path, names: list[str], remedy: str) -> InputError:
+    """Error for a file in which objects are where tensors should be.
+
+    Parameters
+    ----------
+    path
+        The file.
+    names
+        Classes or functions of the objects.
+    remedy
+        How to save a file that can be read.
+
+    Returns
+    -------
+    InputError
+        To be raised.
+    """
+    return InputError(
+        f"{path} contains pickled Python objects ({listed(names)}), and reading those runs code. Only tensors are "
+        f"read. {remedy}."
+    )
 
 
 def unpickling_error(error: Exception) -> str:

@@ -21,6 +21,7 @@ from curvature.cli.loading.files import SAVE_WEIGHTS, existing, is_file, is_torc
 from curvature.cli.wording import Say, choice, listed, nearest
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import zoo
+from curvature.models.wrappers import inner_module, wrapper_notes
 from curvature.provenance import hash_file
 
 __all__ = ["Build", "load_model", "takes_images"]
@@ -83,7 +84,9 @@ def load_model(spec: str, arguments: Mapping[str, Any] | None = None, say: Say =
             model = call(factory, seeded, spec)
         if not isinstance(model, nn.Module):
             raise InputError(f"{spec} must return a torch.nn.Module, but it returned {type(model).__name__}.")
-        return _in_eval_mode(model, say)
+        for note in wrapper_notes(model):
+            say(f"note: {note}")
+        return _in_eval_mode(inner_module(model), say)
 
     return build
 

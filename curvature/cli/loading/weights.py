@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,11 @@ from curvature.cli.loading.files import (
     describe_contents,
     existing,
     load_tensors,
+    pickled_objects,
     refuse_large,
     unusual_kind,
 )
+from curvature.cli.loading.names import normalized_name, without_prefix
 from curvature.cli.wording import Say, dtype_name, first_line, listed
 from curvature.errors import ConfigurationError, InputError
 
@@ -27,7 +28,7 @@ __all__ = ["apply_weights", "load_weights"]
 
 
 def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: None) -> dict[str, Tensor]:
-    """Read a state_dict; only tensors are unpickled.
+    """Read a state_dict; only tensors are unpickled, and other objects beside it are left out.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: 
     key
         Key of the state_dict in a checkpoint: ``model``, or ``ema/model`` for two levels.
     say
-        Receives a warning if this version of PyTorch has a known flaw.
+        Receives a note about objects that were left out, and a warning if this version of PyTorch has a known flaw.
 
     Returns
     -------
@@ -57,16 +58,23 @@ def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: 
         return _load_safetensors(path)
     if path.suffix not in {".pt", ".pth", ".bin", ".ckpt"}:
         raise ConfigurationError(f"weights must be a .safetensors, .pt or .pth file, got {str(path)!r}.")
-    value = load_tensors(path, SAVE_WEIGHTS, say)
+    value, objects = load_tensors(path, SAVE_WEIGHTS, say, skip_objects=True)
     for part in _levels(key, value):
         if not isinstance(value, Mapping) or part not in value:
             raise ConfigurationError(f"--key {key!r} is not in {path}; it contains {describe_contents(value)}.")
         value = value[part]
-    if not isinstance(value, Mapping) or not value:
+    others = [name for name, entry in value.items() if not isinstance(entry, Tensor)] if _mapping(value) else []
+    nested = [name for name in others if _is_state_dict(value[name])]
+    if objects and not nested and (others or not _mapping(value)):
+        raise pickled_objects(path, objects, SAVE_WEIGHTS)
+    if objects:
+        say(
+            f"note: {path} also contains pickled objects ({listed(objects)}). They were left out, and no code of them "
+            "was run."
+        )
+    if not _mapping(value):
         raise InputError(f"{path} contains {describe_contents(value)}, not a state_dict. {SAVE_WEIGHTS}.")
-    others = [name for name, entry in value.items() if not isinstance(entry, Tensor)]
     if others:
-        nested = [name for name in others if _is_state_dict(value[name])]
         hint = f"Add --key {nested[0]}" if nested else SAVE_WEIGHTS
         raise InputError(
             f"{path} is not a state_dict: it contains entries that are not tensors: {listed(map(str, others))}. {hint}."
@@ -74,7 +82,9 @@ def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: 
     return {str(name): entry for name, entry in value.items()}
 
 
-def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = lambda _: None) -> nn.Module:
+def apply_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], say: Say = lambda _: None, *, strip_prefix: str | None = None
+) -> nn.Module:
     """Load a state_dict into a model, where either may use either of PyTorch's forms of weight normalization.
 
     Parameters
@@ -87,6 +97,8 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
         The state_dict.
     say
         Receives a message about wrapped layers and renamed weights.
+    strip_prefix
+        Prefix of the names to use; None: a prefix is removed where the names of the model are found without it.
 
     Returns
     -------
@@ -95,10 +107,12 @@ def apply_weights(model: nn.Module, tensors: Mapping[str, Tensor], say: Say = la
 
     Raises
     ------
+    ConfigurationError
+        If no name has the prefix ``strip_prefix``.
     InputError
         If names, shapes or types do not fit; every difference is listed.
     """
-    tensors = _without_wrapper_prefix(dict(tensors), model, say)
+    tensors = without_prefix(tensors, model.state_dict().keys(), strip_prefix, say)
     matches = _match_names(model, tensors)
     if matches.wrapped:
         say(
@@ -133,7 +147,7 @@ def _match_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> _Matches:
     matches, misshapen = _Matches(), {}
     expected = model.state_dict()
     for name, tensor in tensors.items():
-        normalized = None if name in expected else _normalized_name(name)
+        normalized = None if name in expected else normalized_name(name)
         if normalized is None:
             matches.add(name, tensor)
             continue
@@ -178,7 +192,7 @@ def _refuse_differences(expected: Mapping[str, Any], matches: _Matches) -> None:
 
 
 def _hint(missing: Iterable[str], tensors: Iterable[str], kinds: Iterable[str]) -> str:
-    if any(map(_normalized_name, missing)) and not any(map(_normalized_name, tensors)):
+    if any(map(normalized_name, missing)) and not any(map(normalized_name, tensors)):
         return " The model is weight-normalized, the weights are not. Use the plain model."
     return " Save them as dense floating-point tensors." if kinds else ""
 
@@ -225,18 +239,12 @@ def _wrong_kind(tensor: Tensor, own: Any) -> str | None:
     return None
 
 
+def _mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool(value)
+
+
 def _is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(part, Tensor) for part in value.values())
-
-
-def _without_wrapper_prefix(tensors: dict[str, Tensor], model: nn.Module, say: Say) -> dict[str, Tensor]:
-    """Remove the prefix that ``DataParallel`` and ``torch.compile`` put before every name."""
-    for prefix in ("module.", "_orig_mod."):
-        prefixed_model = any(name.startswith(prefix) for name in model.state_dict())
-        if all(name.startswith(prefix) for name in tensors) and not prefixed_model:
-            say(f"note: removed the prefix {prefix!r} from the names of the weights.")
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def _form(layer: str, parameter: str, form: str) -> tuple[str, str]:
@@ -245,17 +253,6 @@ def _form(layer: str, parameter: str, form: str) -> tuple[str, str]:
         return _join(layer, f"{parameter}_g"), _join(layer, f"{parameter}_v")
     stem = _join(layer, f"parametrizations.{parameter}.original")
     return f"{stem}0", f"{stem}1"
-
-
-def _normalized_name(name: str) -> tuple[str, str, int] | None:
-    """Layer, parameter and part (0 for ``g``, 1 for ``v``) of a weight-normalized tensor; None for other names."""
-    layer, _, leaf = name.rpartition(".")
-    if leaf in {"original0", "original1"}:
-        match = re.fullmatch(r"(?:(.*)\.)?parametrizations\.([^.]+)", layer)
-        return (match[1] or "", match[2], int(leaf[-1])) if match else None
-    if leaf.endswith(("_g", "_v")):
-        return layer, leaf[:-2], "gv".index(leaf[-1])
-    return None
 
 
 def _pair_of(tensors: Mapping[str, Tensor], layer: str, parameter: str) -> tuple[Tensor, Tensor] | None:

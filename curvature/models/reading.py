@@ -1,0 +1,166 @@
+"""What data may look like before they are tensors: NumPy arrays, lists of batches, and loaders that shuffle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+
+from curvature.errors import InputError
+
+__all__ = ["array_as_tensor", "describe", "in_order", "untouched_generator"]
+
+
+def array_as_tensor(value: Any, name: str) -> Any:
+    """Copy a NumPy array of numbers to a tensor; anything else is returned as it is.
+
+    Parameters
+    ----------
+    value
+        Any object.
+    name
+        What it is, for the message.
+
+    Returns
+    -------
+    object
+        A new tensor in native byte order, or ``value``. Long double becomes float64, which PyTorch has.
+
+    Raises
+    ------
+    InputError
+        If it is an array of anything but numbers.
+    """
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "fiubc":
+        raise InputError(f"{name} is a NumPy array of {value.dtype}, not of numbers.")
+    if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+        value = value.astype(np.float64)
+    return torch.tensor(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))
+
+
+def describe(data: object) -> str:
+    """Name what was given as data: its type, and the types of the parts of a tuple or a list.
+
+    Parameters
+    ----------
+    data
+        Any object.
+
+    Returns
+    -------
+    str
+        E.g. ``tuple of 3 (Tensor, Tensor, Tensor)``.
+    """
+    kind = type(data).__name__
+    if not isinstance(data, tuple | list):
+        return kind
+    kinds = [type(part).__name__ for part in data]
+    shown = kinds if len(kinds) <= 4 else [*kinds[:3], "..."]
+    return f"{kind} of {len(kinds)} ({', '.join(shown)})" if kinds else f"empty {kind}"
+
+
+def in_order(loader: DataLoader, say: Callable[[str], None]) -> tuple[DataLoader, BatchSampler]:
+    """Find a loader that reads each example of a dataset once, in the order of the dataset.
+
+    Parameters
+    ----------
+    loader
+        The user's loader. If it shuffles a map-style dataset, another loader with its other settings takes its place.
+    say
+        Receives a sentence about a loader that was replaced.
+
+    Returns
+    -------
+    loader, batches
+        The loader to read, and its batches.
+
+    Raises
+    ------
+    InputError
+        If the loader has no batches, or selects, repeats or leaves out examples.
+    """
+    batches = loader.batch_sampler
+    if batches is None:
+        raise InputError("the data loader does not batch (batch_size=None): pass its dataset instead.")
+    if type(batches) is not BatchSampler:
+        raise InputError(
+            f"the data loader uses {type(batches).__name__}, whose order and coverage are unknown. "
+            "Pass the dataset itself."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
+    if isinstance(batches.sampler, SequentialSampler):
+        return loader, batches
+    _refuse_selection(loader, batches.sampler)
+    dataset: Any = loader.dataset
+    size = len(dataset)
+    sentence = (
+        f"the data loader shuffles (RandomSampler): its {size} examples were read once, in the order of the dataset; "
+        "their mean does not depend on the order."
+    )
+    dropped = size % batches.batch_size if batches.drop_last else 0
+    if dropped:
+        sentence += f" None was left out, though drop_last=True leaves out {dropped} of them in each epoch."
+    say(sentence)
+    ordered: DataLoader = DataLoader(
+        dataset,
+        batch_size=batches.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        timeout=loader.timeout,
+    )
+    return ordered, BatchSampler(SequentialSampler(dataset), batches.batch_size, drop_last=False)
+
+
+def _refuse_selection(loader: DataLoader, sampler: Any) -> None:
+    """Refuse every sampler but one that permutes the whole dataset."""
+    dataset: Any = loader.dataset
+    kind = type(sampler).__name__
+    if type(sampler) is not RandomSampler:
+        raise InputError(
+            f"the data loader shuffles or selects ({kind}): the matrix would depend on the draw. Pass shuffle=False, "
+            "or the examples that count, e.g. as torch.utils.data.Subset(dataset, indices)."
+        )
+    if sampler.replacement or sampler.num_samples != len(dataset) or len(sampler.data_source) != len(dataset):
+        raise InputError(
+            f"the data loader shuffles or selects ({kind}, {sampler.num_samples} draws"
+            f"{' with replacement' if sampler.replacement else ''} from {len(dataset)} examples): the matrix would "
+            "depend on the draw. Pass shuffle=False, or the dataset itself."
+        )
+    if type(loader) is not DataLoader:
+        raise InputError(
+            f"the data loader shuffles or selects ({kind}) and is a subclass of DataLoader ({type(loader).__name__}), "
+            "which may read in another way. Pass shuffle=False, or the dataset itself."
+        )
+
+
+@contextmanager
+def untouched_generator(loader: DataLoader) -> Iterator[None]:
+    """Restore the user's generator of a loader, from which each pass draws the seed of its workers.
+
+    Parameters
+    ----------
+    loader
+        Any loader; one without a generator of its own uses the global one.
+
+    Yields
+    ------
+    None
+        While the loader is read.
+    """
+    generator = loader.generator
+    state = generator.get_state() if isinstance(generator, torch.Generator) else None
+    try:
+        yield
+    finally:
+        if isinstance(generator, torch.Generator) and isinstance(state, Tensor):
+            generator.set_state(state)
