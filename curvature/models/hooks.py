@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from curvature.models.function import ModelFunction
+from curvature.models.trees import Tensors
 
 __all__ = ["remove_recording_hooks"]
 
 _MOVED = 1.0 + 2.0**-7  # times every weight, for the comparison with and without hooks
 
 
-def remove_recording_hooks(function: ModelFunction, weights: Tensor, inputs: Tensor) -> None:
+def remove_recording_hooks(function: ModelFunction, weights: Tensor, inputs: Tensors) -> None:
     """Remove the user's hooks that have no influence on the outputs, before they record thousands of passes.
 
     Parameters
@@ -54,7 +55,7 @@ def remove_recording_hooks(function: ModelFunction, weights: Tensor, inputs: Ten
             hook.remove()
 
 
-def _outputs(function: ModelFunction, weights: Tensor, inputs: Tensor) -> Tensor | None:
+def _outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -> Tensor | None:
     try:
         with torch.no_grad():
             outputs = function.predict(weights, inputs)
