@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "first_layer",
     "generator_states",
     "graph_nodes",
+    "is_of_torch",
     "narrower",
     "pre_activations_near_a_kink",
     "untouched_generators",
@@ -182,6 +184,24 @@ def untouched_generators(devices: list[int]) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def is_of_torch(function: Callable) -> bool:
+    """Whether PyTorch defines a function, or the class of a callable object or of the object of a bound method.
+
+    Parameters
+    ----------
+    function
+        Any callable.
+
+    Returns
+    -------
+    bool
+        Where it was defined decides, not the name that ``functools.wraps`` gives it.
+    """
+    owner = getattr(function, "__self__", function)
+    name = str(owner.__globals__.get("__name__")) if isinstance(owner, FunctionType) else type(owner).__module__
+    return name.partition(".")[0] == "torch"
 
 
 def graph_nodes(tensor: Tensor) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from curvature.errors import InputError
-from curvature.models.behaviour import describe_layer
+from curvature.models.behaviour import describe_layer, is_of_torch
 from curvature.models.wrappers import wrapped
 
 __all__ = ["private_copy"]
@@ -102,8 +102,7 @@ def _isolate(module: nn.Module, memo: dict[int, Any]) -> None:
         functions: list[tuple[MutableMapping, Any, Any]] = [
             (vars(copied), name, value) for name, value in vars(layer).items() if isinstance(value, _FUNCTIONS)
         ]
-        for hooks in ("_forward_pre_hooks", "_forward_hooks"):
-            functions += [(getattr(copied, hooks), key, hook) for key, hook in getattr(layer, hooks).items()]
+        functions += _hooks(layer, copied)
         for place, key, function in functions:
             try:
                 place[key] = isolation.value(function)
@@ -116,6 +115,19 @@ def _isolate(module: nn.Module, memo: dict[int, Any]) -> None:
         copied._backward_hooks.clear()
         copied._backward_pre_hooks.clear()
         copied._is_full_backward_hook = None
+
+
+def _hooks(layer: nn.Module, copied: nn.Module) -> Iterator[tuple[MutableMapping, int, Any]]:
+    """The forward hooks of a layer, with the places for their copies."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        place = getattr(copied, kind)
+        for key, hook in getattr(layer, kind).items():
+            # The graph modules of torch.fx lose their hooks when they are copied, which PyTorch's own hooks allow for.
+            if key in place or not is_of_torch(hook):
+                for flags in (f"{kind}_with_kwargs", f"{kind}_always_called"):
+                    if key in getattr(layer, flags, {}):
+                        getattr(copied, flags)[key] = True
+                yield place, key, hook
 
 
 class _Isolation:
@@ -144,7 +156,7 @@ class _Isolation:
             return self.value(compiled)
         if id(function) in self.memo:
             return self.memo[id(function)]
-        of_torch = str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
+        of_torch = is_of_torch(function)
         if of_torch and not function.__closure__:
             return function
         cells = tuple(CellType() for _ in function.__closure__ or ())
@@ -161,14 +173,14 @@ class _Isolation:
         for cell, original in zip(cells, function.__closure__ or (), strict=True):
             if original == CellType():  # a name that is not bound yet has an empty cell
                 continue
-            content = original.cell_contents
+            content: Any = original.cell_contents
             shared = of_torch and not isinstance(content, _REFERRING)  # its locks, caches and callbacks
             cell.cell_contents = content if shared else self.value(content)
         for name in () if of_torch else _global_names(function.__code__):
-            original = function.__globals__.get(name)
-            elsewhere = isinstance(original, FunctionType) and original.__globals__ is not function.__globals__
+            value = function.__globals__.get(name)
+            elsewhere = isinstance(value, FunctionType) and value.__globals__ is not function.__globals__
             if name in function.__globals__ and not elsewhere:
-                namespace[name] = self.value(original)
+                namespace[name] = self.value(value)
         return copied
 
 

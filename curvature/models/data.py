@@ -122,7 +122,7 @@ def materialize(
         )
     elif isinstance(data, DataLoader):
         inputs, targets = _from_loader(data, divided, say)
-    elif is_list_of_batches(data):
+    elif isinstance(data, list) and is_list_of_batches(data):
         inputs, targets = _from_batches([divided(batch, f"batch {k} of the list") for k, batch in enumerate(data)])
     elif isinstance(data, tuple | list | Mapping) or (isinstance(data, Tensor) and not with_targets):
         inputs, targets = (mapped(Tensor.clone, part) for part in divided(data, "data"))

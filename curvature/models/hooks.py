@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curvature.models.behaviour import is_of_torch
 from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors
 
@@ -69,7 +70,7 @@ def _users_hooks(module: nn.Module) -> Iterator[tuple[MutableMapping, int, Calla
     for layer in module.modules():
         for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
             for key, hook in list(hooks.items()):
-                if not type(hook).__module__.startswith("torch."):
+                if not is_of_torch(hook):
                     yield hooks, key, hook
 
 

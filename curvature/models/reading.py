@@ -150,7 +150,7 @@ def untouched_generator(loader: DataLoader) -> Iterator[None]:
     Parameters
     ----------
     loader
-        Any loader; one without a generator of its own uses the global one.
+        Any loader; without a generator it uses the global one.
 
     Yields
     ------

@@ -105,7 +105,7 @@ def wrapper_notes(module: nn.Module) -> tuple[str, ...]:
     Raises
     ------
     InputError
-        If a wrapper has hooks of its own, which would be left out with it.
+        If hooks are registered on a wrapper, and would be left out with it.
     """
     return tuple(_notes(module))
 
@@ -118,8 +118,8 @@ def _notes(module: nn.Module) -> Iterator[str]:
             assert kind is not None
             if any(getattr(layer, hooks) for hooks in _HOOKS):
                 raise InputError(
-                    f"{label} is a wrapper with hooks of its own, which are lost with the wrapper. Register them on "
-                    "the module inside, or remove them."
+                    f"{label} is a wrapper with hooks, which would be lost with the wrapper. Register them on the "
+                    "module inside, or remove them."
                 )
             yield f"{label} {_WRAPPERS[f'{kind.__module__}.{kind.__qualname__}'].words}."
         elif getattr(layer, "_compiled_call_impl", None) is not None:

@@ -156,7 +156,7 @@ def test_a_wrapper_stays_compiled_and_as_it_was():
 def test_a_wrapper_with_hooks_of_its_own_is_refused():
     module = nn.DataParallel(network())
     module.register_forward_hook(lambda _module, _inputs, output: 2 * output)
-    with pytest.raises(cv.InputError, match="wrapper with hooks of its own"):
+    with pytest.raises(cv.InputError, match="is a wrapper with hooks, which would be lost"):
         problem(module)
 
 
