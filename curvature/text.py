@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["STEERING", "count", "one_line", "printable"]
+__all__ = ["STEERING", "count", "one_line", "printable", "reason_of"]
 
 STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, direction, unpaired, line breaks
 
@@ -77,3 +77,27 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
     ('1 chart', '2 charts', '2 matrices')
     """
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Take the first line of an exception's message, without the full stop, to end a sentence of ours.
+
+    Parameters
+    ----------
+    error
+        Any exception.
+
+    Returns
+    -------
+    str
+        The line; the name of the exception if it has no message. A missing key is named as such.
+
+    Examples
+    --------
+    >>> reason_of(ValueError("too long.")), reason_of(KeyError("rank")), reason_of(MemoryError())
+    ('too long', "'rank' is missing", 'MemoryError')
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(error.strerror).lower()
+    text = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return one_line(f"{text} is missing" if isinstance(error, KeyError) else text).rstrip(".")

@@ -10,6 +10,7 @@ from curvature.errors import ConfigurationError
 from curvature.records.notebook import html_rows
 from curvature.records.quantity import Quantity
 from curvature.records.storage import to_plain
+from curvature.records.validation import require_rank
 from curvature.records.where import Located, Where
 
 __all__ = ["ConditionNumbers"]
@@ -46,6 +47,16 @@ class ConditionNumbers(Located):
     values: Mapping[str, Quantity]
     damped: Mapping[float, tuple[Quantity, Quantity]]
     rank_bounds: tuple[int, int] | None = None
+
+    def validate(self) -> None:
+        """Check that rank, dimension and noise floor fit together; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+        """
+        require_rank(self.rank, self.rank_bounds, self.dim, self.noise_floor)
 
     def __getitem__(self, name: str) -> Quantity:
         if name not in self.values:

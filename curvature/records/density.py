@@ -11,6 +11,7 @@ import numpy as np
 from curvature.errors import ConfigurationError
 from curvature.records.bounds import cumulative_band
 from curvature.records.quantity import Check
+from curvature.records.validation import require, require_finite
 from curvature.records.where import Located, Where
 
 __all__ = ["SpectralDensity"]
@@ -27,7 +28,8 @@ class SpectralDensity(Located):
     dim
         Dimension of the matrix.
     nodes
-        Ritz values, ``(num_probes, num_matvecs)``, unit loss / coordinate**2.
+        Ritz values, ``(num_probes, num_matvecs)``, unit loss / coordinate**2. Where the Krylov space of a probe is
+        exhausted before the last product, its largest Ritz value is repeated with weight zero.
     weights
         Of the nodes, in the same shape; each row adds up to one.
     num_products
@@ -49,6 +51,21 @@ class SpectralDensity(Located):
     num_products: int = 0
     seconds: float = math.nan
     checks: tuple[Check, ...] = field(default=(), repr=False)
+
+    def validate(self) -> None:
+        """Check that the numbers fit together; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If nodes and weights are not finite tables of the same shape, or a row of weights does not add up to one.
+        """
+        shape = np.shape(self.nodes)
+        require(len(shape) == 2 and min(shape) > 0, f"nodes has shape {shape} instead of (probes, products)")
+        require_finite("nodes", self.nodes, shape)
+        require_finite("weights", self.weights, shape)
+        sums = self.weights.sum(axis=1)
+        require((self.weights >= 0).all() and np.allclose(sums, 1, atol=1e-3), "weights does not add up to one")
 
     def __repr__(self) -> str:
         low, high = float(self.nodes.min()), float(self.nodes.max())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curvature.records.validation import require
 from curvature.records.where import Located, Where
 
 __all__ = ["Estimate"]
@@ -60,6 +61,19 @@ class Estimate(Located):
     converged: bool = True
     note: str = ""
     seconds: float = math.nan
+
+    def validate(self) -> None:
+        """Check that the numbers fit together; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If value and interval have different shapes, an interval is empty, or the level is not a probability.
+        """
+        shapes = {np.shape(part) for part in (self.value, self.low, self.high)}
+        require(len(shapes) == 1, f"value, low and high have the shapes {sorted(shapes)}")
+        require(not np.any(np.greater(self.low, self.high)), "low is above high")
+        require(0 <= self.level <= 1, f"the level is {self.level}, not a probability")
 
     def __repr__(self) -> str:
         return f"Estimate({self})"

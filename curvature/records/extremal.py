@@ -10,6 +10,7 @@ import numpy as np
 from curvature.records.bounds import FAILURE, kato_temple, spectral_bounds
 from curvature.records.notebook import html_rows
 from curvature.records.quantity import Check, Quantity
+from curvature.records.validation import require, require_finite
 from curvature.records.vectors import Eigenvectors
 from curvature.records.where import Located, Where
 
@@ -82,6 +83,28 @@ class ExtremalEigenvalues(Located):
     noise_floor: float = 0.0
     checks: tuple[Check, ...] = field(default=(), repr=False)
     vectors: Eigenvectors | None = field(default=None, repr=False)
+
+    def validate(self) -> None:
+        """Check that the numbers fit together; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If the values are not sorted finite real numbers, or the residuals, bounds and counts do not fit them.
+        """
+        require_finite("largest", self.largest)
+        require_finite("smallest", self.smallest)
+        require((np.diff(self.largest) <= 0).all(), "largest is not descending")
+        require((np.diff(self.smallest) >= 0).all(), "smallest is not ascending")
+        count = len(self.largest) + len(self.smallest)
+        require(1 <= count <= self.dim, f"it has {count} eigenvalues, but the dimension is {self.dim}")
+        for name in ("residuals", "error_bounds"):
+            require_finite(name, getattr(self, name), (count,))
+            require((getattr(self, name) >= 0).all(), f"{name} has negative entries")
+        require(math.isfinite(self.noise_floor) and self.noise_floor >= 0, f"the noise floor is {self.noise_floor}")
+        for name in ("unseen", "ritz_range"):
+            ends = getattr(self, name)
+            require(len(ends) == 2 and not any(map(math.isnan, ends)), f"{name} is {ends}, not an interval")
 
     def __repr__(self) -> str:
         ends = []

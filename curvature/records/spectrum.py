@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-import zipfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,12 @@ from curvature.records.conditions import ConditionNumbers
 from curvature.records.notebook import html_table
 from curvature.records.picture import spectrum_picture
 from curvature.records.quantity import Check, Quantity
+from curvature.records.sealed import packed, unpacked
 from curvature.records.storage import from_plain, storable, to_json, to_plain
+from curvature.records.validation import require, require_finite, require_rank
 from curvature.records.vectors import Eigenvectors
 from curvature.records.where import Located, Where
-from curvature.text import one_line
+from curvature.text import one_line, reason_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Inertia", "Spectrum"]
 
-_SCHEMA = "curvature/spectrum/1"
+_SCHEMA = "curvature/spectrum/2"
+_WITHOUT_HASH = "curvature/spectrum/1"  # of version 0.1
 _MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues are not realistic, a zip bomb is
 
 
@@ -200,7 +203,7 @@ class Spectrum(Located):
 
         Notes
         -----
-        Arrays as arrays and all other fields as JSON, without pickle.
+        Arrays as arrays and all other fields as JSON, without pickle. The file ends with its SHA-256.
         """
         path = Path(path)
         if path.suffix != ".npz":
@@ -209,7 +212,7 @@ class Spectrum(Located):
             )
         plain = to_plain(self)
         arrays = {name: plain.pop(name) for name in list(plain) if isinstance(plain[name], np.ndarray)}
-        np.savez(path, about=np.array(to_json({"schema": _SCHEMA} | plain)), **arrays)
+        path.write_bytes(packed(to_json({"schema": _SCHEMA} | plain), arrays))
         return path
 
     @classmethod
@@ -229,23 +232,53 @@ class Spectrum(Located):
         Raises
         ------
         ConfigurationError
-            If the file is larger than 1 GB, is damaged, or was written by another version of the format.
+            If the file is missing, larger than 1 GB, or not a saved spectrum; if one bit of it has changed since it was
+            saved; or if its numbers contradict each other.
+
+        Notes
+        -----
+        A file of version 0.1 has no hash. It is read with a warning.
         """
         path = Path(path)
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigurationError(f"{path} exceeds the {_MAX_BYTES / 2**30:.0f} GB limit for a saved spectrum.")
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                plain = json.loads(str(stored["about"]))
-                arrays = {name: stored[name] for name in stored.files if name != "about"}
+            small = path.stat().st_size <= _MAX_BYTES
+            require(small, f"it exceeds the {_MAX_BYTES / 2**30:.0f} GB limit for a saved spectrum")
+            about, arrays, has_hash = unpacked(path.read_bytes(), max_bytes=_MAX_BYTES)
+            plain = json.loads(about)
             schema = plain.pop("schema")
-            spectrum = from_plain(cls, plain | arrays) if schema == _SCHEMA else None
+            require(schema in (_SCHEMA, _WITHOUT_HASH), f"its schema is {schema}, and this version reads {_SCHEMA}")
+            require(has_hash or schema == _WITHOUT_HASH, "its SHA-256 is missing")
+            spectrum = from_plain(cls, plain | arrays)
         # A damaged file can fail at every layer: archive, array, JSON, fields.
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-            raise ConfigurationError(f"{path} is not a saved spectrum: {error}") from error
-        if spectrum is None:
-            raise ConfigurationError(f"{path} has schema {schema}, but this version reads {_SCHEMA}.")
+        except Exception as error:
+            raise ConfigurationError(
+                f"{one_line(str(path))} cannot be read as a saved spectrum: {reason_of(error)}. Take another copy of "
+                "the file, or compute the spectrum again."
+            ) from error
+        if schema == _WITHOUT_HASH:
+            warnings.warn(
+                f"{one_line(str(path))} was saved by curvature 0.1, without a hash, so damage to it may go unnoticed. "
+                "Save the spectrum again to add one.",
+                stacklevel=2,
+            )
         return spectrum
+
+    def validate(self) -> None:
+        """Check that the numbers fit together; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If the eigenvalues are not ascending finite real numbers, the rank is impossible, the noise floor is
+            negative or not finite, or the gradient weights do not fit the eigenvalues.
+        """
+        require_finite("eigenvalues", self.eigenvalues)
+        require(self.dim > 0, "eigenvalues is empty")
+        require((np.diff(self.eigenvalues) >= 0).all(), "eigenvalues is not ascending")
+        require_rank(self.rank, self.rank_bounds, self.dim, self.noise_floor)
+        if self.gradient_weights is not None:
+            require_finite("gradient_weights", self.gradient_weights, (self.dim,))
+            require((self.gradient_weights >= 0).all(), "gradient_weights has negative entries")
 
     def to_dataframe(self) -> pd.DataFrame:
         """Convert to a table.
@@ -332,6 +365,17 @@ class Inertia(Located):
     below: int
     above: int
     tolerance: float
+
+    def validate(self) -> None:
+        """Check that the counts fit the dimension; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+        """
+        counts = min(self.below, self.above) >= 0 and self.below + self.above <= self.dim
+        require(counts, f"{self.below} eigenvalues below and {self.above} above contradict dimension {self.dim}")
 
     def __repr__(self) -> str:
         return f"Inertia({self.label}: {self.below} below {self.shift:g}, {self.above} above, of {self.dim})"

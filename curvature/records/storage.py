@@ -63,7 +63,8 @@ def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
     Raises
     ------
     ValueError, TypeError, KeyError
-        If a field is unknown or missing, or a value does not fit its type.
+        If a field is unknown or missing, a value does not fit its type, or the values do not fit together (by the
+        method ``validate`` of the record, where it has one).
     """
     declared = get_type_hints(kind)
     header = get_type_hints(Where) if "where" in declared else {}
@@ -73,7 +74,10 @@ def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
     values = {name: _restored(value, declared[name]) for name, value in plain.items() if name in known}
     if header:
         values["where"] = Where(**{name: _restored(plain[name], header[name]) for name in header if name in plain})
-    return kind(**values)
+    record = kind(**values)
+    if hasattr(record, "validate"):
+        record.validate()
+    return record
 
 
 def storable(value: Any) -> Any:

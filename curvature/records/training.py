@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.records.validation import require
+
 __all__ = ["LearningRateSweep", "StepsToLoss", "TrainingCurve"]
 
 
@@ -60,6 +62,17 @@ class TrainingCurve:
     losses: np.ndarray = field(repr=False)
     accuracies: np.ndarray = field(repr=False)
     learning_rate: float = math.nan
+
+    def validate(self) -> None:
+        """Check that the arrays are equally long; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        shapes = [self.steps.shape, self.losses.shape, self.accuracies.shape]
+        require(len({*shapes}) == 1 and len(shapes[0]) == 1, f"steps, losses and accuracies have the shapes {shapes}")
 
     def steps_to(self, level: float) -> StepsToLoss:
         """Find the first evaluated step whose loss is not above a level.
@@ -116,3 +129,14 @@ class LearningRateSweep:
     chosen: float
     at_edge: bool
     budget: int
+
+    def validate(self) -> None:
+        """Check that the arrays are equally long; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If they are not.
+        """
+        shapes = [self.rates.shape, self.final_losses.shape]
+        require(len({*shapes}) == 1 and len(shapes[0]) == 1, f"rates and final_losses have the shapes {shapes}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.records.validation import require
+
 __all__ = ["Decomposition", "Verdict"]
 
 
@@ -149,6 +151,18 @@ class Decomposition:
     num_orders: int = 1
     num_missing: int = 0
     arms: tuple[str, ...] = ("standard", "weight-norm")
+
+    def validate(self) -> None:
+        """Check that the parts fit the seeds and the sources; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+        """
+        shape = (len(self.seeds), len(self.sources))
+        fits = self.parts.shape == shape and self.whole.shape == shape[:1]
+        require(fits, f"parts and whole have the shapes {self.parts.shape} and {self.whole.shape} instead of {shape}")
 
     def __repr__(self) -> str:
         means = zip(self.sources, self.parts.mean(axis=0), strict=True)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Any
 
 from curvature._version import __version__
 from curvature.errors import ConfigurationError
 from curvature.records import Study
+from curvature.records.sealed import CHANGED, sealed_text, unsealed_text
+from curvature.records.validation import require
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
 from curvature.report.figures import render_svg
@@ -22,8 +26,9 @@ from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv
 from curvature.report.result import SCHEMA, read_result, write_result
 from curvature.report.selection import shown_part
+from curvature.report.tables import KINDS
 from curvature.report.target import check_target, require_writable, shown_path, write_error
-from curvature.text import one_line
+from curvature.text import reason_of
 
 __all__ = [
     "check_parts",
@@ -36,6 +41,14 @@ __all__ = [
 ]
 
 _MAX_TEXT = 2**28  # bytes of a text file of a run
+_NEEDED = ("config.toml", "provenance.json", "result.nc")
+_DERIVED = r"summary\.json|summary\.csv|verdicts\.csv|report\.html|figures/.+\.svg"  # from the others: may be deleted
+_LINE = re.compile(rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{'|'.join(map(re.escape, _NEEDED))}|{_DERIVED})")  # of DONE
+_DONE = "DONE"  # the last file that is written, with the hashes of the others
+_FIELDS = ("command", "model", "data", "num_weights", "num_examples")  # of a study, in its summary
+# Members of a summary but its hash: a summary with another one and no hash has lost its hash.
+_MEMBERS = {"schema", "version", *_FIELDS, "findings", "config", "provenance", "seeds", "checkpoints", "warnings"}
+_MEMBERS |= {kind.key for kind in KINDS}
 
 
 def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path:
@@ -74,7 +87,7 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_bytes(content.encode())
         write_result(study, temporary / "result.nc")
-        (temporary / "DONE").write_text(_manifest(temporary))
+        (temporary / _DONE).write_text(_manifest(temporary))
         for path in sorted(temporary.rglob("*"), reverse=True):
             _sync(path)
         _sync(temporary)
@@ -105,7 +118,7 @@ def study_document(study: Study) -> dict[str, Any]:
         {
             "schema": SCHEMA,
             "version": __version__,
-            **{name: getattr(study, name) for name in ("command", "model", "data", "num_weights", "num_examples")},
+            **{name: getattr(study, name) for name in _FIELDS},
             "findings": findings_of(shown_part(study), rows),
             **rows,
             "config": dict(study.config),
@@ -130,16 +143,32 @@ def load_summary(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ConfigurationError
-        If it is not the summary of a run.
+        If it is not the summary of a run, or one bit of it has changed since it was written.
+
+    Notes
+    -----
+    A summary of version 0.1, and a document that ``--json`` printed, have no hash. They are read with a warning.
     """
     path = Path(path)
     path = path / "summary.json" if path.is_dir() else path
     try:
-        document = json.loads(_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{shown_path(path)} is not the summary of a run: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        document, has_hash = unsealed_text(_text(path))
+    except Exception as error:  # the readers fail in many ways on files that they did not write
+        raise ConfigurationError(
+            f"{shown_path(path)} is not the summary of a run: {reason_of(error)}. Take another copy, or repeat the run."
+        ) from error
+    if document.get("schema") != SCHEMA:
         raise ConfigurationError(f"{shown_path(path)} is not a summary of schema {SCHEMA}.")
+    if not has_hash:
+        if unknown := sorted(document.keys() - _MEMBERS):
+            raise ConfigurationError(
+                f"{shown_path(path)} is damaged: it has the unknown member {unknown[0]!r} and no SHA-256. Take another "
+                "copy, or repeat the run."
+            )
+        warnings.warn(
+            f"{shown_path(path)} has no hash (version 0.1 and --json write none), so damage to it may go unnoticed.",
+            stacklevel=2,
+        )
     return document
 
 
@@ -161,22 +190,26 @@ def load_study(directory: str | Path) -> Study:
     Raises
     ------
     ConfigurationError
-        If the run is not finished, or a file was changed. The hashes in ``DONE`` find damage, not malice, which could
-        write new ones.
+        If the run is not finished, or one bit of one of its files has changed. The hashes in ``DONE`` find damage, not
+        malice, which could write new ones. The report and its figures may be missing: they follow from the rest.
     """
     directory = Path(directory)
-    if not (directory / "DONE").is_file():
+    if not (directory / _DONE).is_file():
         raise ConfigurationError(f"{shown_path(directory)} is not a finished run: it has no file DONE.")
     try:
-        written = _hashes(_text(directory / "DONE"))
-        for name in ("config.toml", "provenance.json", "result.nc"):
-            _refuse_changed(directory / name, written.get(name))
+        written = _hashes(_text(directory / _DONE))
+        for name, digest in written.items():
+            if name in _NEEDED or (directory / name).exists():
+                _refuse_changed(directory / name, digest)
+        for path in (directory / "figures").glob("*.svg"):
+            require(f"figures/{path.name}" in written, f"{path.name} is not listed in DONE")
         config = tomllib.loads(_text(directory / "config.toml"))
         provenance = json.loads(_text(directory / "provenance.json"))
         return read_result(directory / "result.nc", config, provenance)
     except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
-            f"{shown_path(directory)} cannot be read as a run: {_reason(error)}. Take a whole copy, or repeat the run."
+            f"{shown_path(directory)} cannot be read as a run: {reason_of(error)}. Take a whole copy, or repeat the "
+            "run."
         ) from error
 
 
@@ -229,11 +262,12 @@ def load_part(path: Path) -> Study:
         If the file is damaged.
     """
     try:
-        _refuse_changed(path, _text(path.with_name(f"{path.name}.sha256")).strip())
+        digest = _text(path.with_name(f"{path.name}.sha256"))
+        require(digest == f"{_hash(path)}\n", CHANGED)
         return read_result(path, {}, {})
     except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
-            f"{shown_path(path)} is damaged ({_reason(error)}). Delete it: it will be measured again."
+            f"{shown_path(path)} is damaged ({reason_of(error)}). Delete it: it will be measured again."
         ) from error
 
 
@@ -263,7 +297,7 @@ def _contents(study: Study) -> dict[str, str]:
     return {
         "config.toml": toml_text(study.config),
         "provenance.json": json_text(plain_values(study.provenance)),
-        "summary.json": json_text(document),
+        "summary.json": sealed_text(json_text(document)),
         "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),
         **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
         "report.html": html_page(document, drawings, svgs),
@@ -293,7 +327,7 @@ def _beside(out: Path) -> Path:
 
 def _manifest(directory: Path) -> str:
     """The schema, then the SHA-256 of every file in the format of ``sha256sum --check``."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / _DONE)
     return f"{SCHEMA}\n" + "".join(f"{_hash(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
 
 
@@ -303,13 +337,21 @@ def _hash(path: Path) -> str:
 
 
 def _hashes(manifest: str) -> dict[str, str]:
-    """Hash of each file that a manifest lists."""
-    pairs = (line.split("  ", 1) for line in manifest.splitlines() if "  " in line)
-    return {name: digest for digest, name in pairs}
+    """Hash of each file that a manifest lists; one that :func:`_manifest` could not have written is an error."""
+    schema, *lines, end = manifest.split("\n")
+    pairs = [_LINE.fullmatch(line) for line in lines]
+    if schema != SCHEMA or end or not all(pairs):
+        raise ValueError("DONE is not what was written")
+    written = {pair["name"]: pair["digest"] for pair in pairs if pair}
+    if missing := set(_NEEDED) - written.keys():
+        raise ValueError(f"DONE does not list {min(missing)}")
+    return written
 
 
-def _refuse_changed(path: Path, written: str | None) -> None:
-    if not path.is_file() or _hash(path) != written:
+def _refuse_changed(path: Path, written: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing")
+    if _hash(path) != written:
         raise ValueError(f"{path.name} is not what was written")
 
 
@@ -319,11 +361,7 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path.name} is not a file")
     if path.stat().st_size > _MAX_TEXT:
         raise ValueError(f"{path.name} is larger than {_MAX_TEXT} bytes, the limit for a text file of a run")
-    return path.read_text(encoding="utf-8")
-
-
-def _reason(error: BaseException) -> str:
-    return one_line(next(iter(str(error).splitlines()), "") or type(error).__name__).rstrip(".")
+    return path.read_bytes().decode()  # every byte as it is: a reader of text would replace line ends
 
 
 def _sync(path: Path) -> None:
