@@ -137,6 +137,8 @@ class LinearChart(Parameterization):
     """
 
     def __init__(self, factor: Tensor | Sequence[tuple[Tensor, Tensor]], *, name: str = "linear", gauge: str = "-"):
+        if not isinstance(factor, Tensor):
+            factor = _pairs_of(factor, name)
         self.factor, self.name, self.gauge = factor, name, gauge
 
     def __repr__(self) -> str:
@@ -156,6 +158,23 @@ class LinearChart(Parameterization):
             return _DenseChart(self, layout, weights, self.factor)
         _refuse_blocks(self.factor, self.name, len(weights))
         return _AffineChart(self, layout, weights, list(self.factor))
+
+
+def _pairs_of(blocks: object, name: str) -> list[tuple[Tensor, Tensor]]:
+    """Refuse what is not a list of pairs of tensors; indices may be anything that becomes a tensor of integers."""
+    wanted = "a vector, a matrix (P, Q), or a list of (indices, block) pairs of tensors"
+    if isinstance(blocks, Mapping):
+        raise ConfigurationError(
+            f"the factor of {name} is a mapping of {', '.join(map(repr, blocks)) or 'nothing'}, but must be {wanted}. "
+            "Give the coordinates of each parameter instead of its name: problem.layout.slices[name] has their range."
+        )
+    pairs = list(blocks) if isinstance(blocks, Sequence) and not isinstance(blocks, str) else [blocks]
+    for pair in pairs:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
+            raise ConfigurationError(
+                f"the factor of {name} must be {wanted}, got {type(blocks).__name__} with {type(pair).__name__}."
+            )
+    return [(indices, block) for indices, block in pairs]
 
 
 def _refuse_blocks(blocks: Sequence[tuple[Tensor, Tensor]], name: str, dim: int) -> None:

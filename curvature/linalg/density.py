@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from torch import Tensor
 
 from curvature.errors import ConfigurationError
 from curvature.linalg.lanczos import lanczos
@@ -97,14 +98,32 @@ def spectral_density(
     passed = multiplied.checks if checks else ()
     probes = torch.randn(operator.dim, num_probes, generator=generator, dtype=torch.float64)
     diagonal, off_diagonal = lanczos(multiplied, probes.to(operator.device, operator.dtype), num_matvecs)
-    tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
-    nodes, vectors = torch.linalg.eigh(tridiagonal)
+    nodes, weights = _rules(diagonal, off_diagonal)
     return SpectralDensity(
         operator.where,
         operator.dim,
         nodes.cpu().numpy(),
-        (vectors[:, 0] ** 2).cpu().numpy(),
+        weights.cpu().numpy(),
         num_products=num_matvecs * num_probes,
         checks=passed,
         seconds=time.perf_counter() - started,
     )
+
+
+def _rules(diagonal: Tensor, off_diagonal: Tensor) -> tuple[Tensor, Tensor]:
+    """Gauss rules of tridiagonal matrices, ``(P, m)`` each.
+
+    Where a Krylov space is exhausted, the entries after it are zeros, which are no Ritz values: the largest Ritz value
+    stands there, with weight zero.
+    """
+    tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
+    nodes, vectors = torch.linalg.eigh(tridiagonal)
+    weights = vectors[:, 0] ** 2
+    for probe, couplings in enumerate(off_diagonal):
+        ends = (couplings == 0).nonzero()
+        if len(ends):
+            used = int(ends[0]) + 1
+            values, columns = torch.linalg.eigh(tridiagonal[probe, :used, :used])
+            nodes[probe] = torch.cat([values, values[-1:].expand(nodes.shape[1] - used)])
+            weights[probe] = torch.cat([columns[0] ** 2, weights.new_zeros(nodes.shape[1] - used)])
+    return nodes, weights

@@ -628,6 +628,26 @@ def test_charts_that_do_not_fit_the_layout_are_refused(parameterization, message
         parameterization.at(LAYOUT, WEIGHTS)
 
 
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        ({"0.weight": torch.eye(12)}, r"is a mapping of '0.weight'.* problem.layout.slices\[name\]"),
+        ({}, "is a mapping of nothing"),
+        ("diagonal", "got str with str"),
+        (0.5, "got float with float"),
+        ([torch.eye(2)], "got list with Tensor"),
+        ([(torch.arange(2), [[1.0, 0.0], [0.0, 1.0]])], "got list with tuple"),
+        ([(torch.arange(2), torch.eye(2), torch.eye(2))], "got list with tuple"),
+        ([("0.weight", torch.eye(2))], "got list with tuple"),
+    ],
+)
+def test_what_is_no_factor_of_a_linear_chart_is_refused_with_what_is(factor, words):
+    with pytest.raises(cv.ConfigurationError, match=words) as caught:
+        cv.LinearChart(factor, name="mine")
+    assert "the factor of mine" in str(caught.value)
+    assert "a vector, a matrix (P, Q), or a list of (indices, block) pairs of tensors" in str(caught.value)
+
+
 OVERLAPPING = [(torch.arange(3), spd(1, 3)), (torch.arange(2, 4), spd(2, 2))]  # both cover coordinate 2
 
 
