@@ -23,6 +23,8 @@ from curvature.removed import removed
 
 __all__ = ["KrylovSpace", "extremal_eigenvalues"]
 
+_DRIFT = 10.0  # units of rounding by which a restart may move a Ritz value beyond the ends of the spectrum
+
 
 @dataclass(frozen=True)
 class KrylovSpace:
@@ -166,7 +168,7 @@ class _Search:
         # Grows with the basis: most of max_basis is rarely used.
         self.projected = torch.zeros(0, 0, dtype=operator.dtype)
         self.size, self.products, self.scale = 0, 0, 0.0
-        self.steps, self.restarted, self.exhausted = 0, False, False
+        self.steps, self.restarts, self.exhausted = 0, 0, False
         self.extremes = (np.inf, -np.inf)
 
     def run(self) -> tuple[ExtremalEigenvalues, Tensor, np.ndarray]:
@@ -191,7 +193,10 @@ class _Search:
                 block = new_start(self.basis[: self.size], min(self.block_size, dim - self.size), self.generator)
             self.exhausted = self.size >= dim
             block = block[: dim - self.size]
-            full = self.size + len(block) > self.max_basis or self.products >= self.max_products
+            full = self.size + len(block) > self.max_basis
+            refreshed = self.wanted if full or self.restarts else 0  # products that a run with restarts ends with
+            spent = self.products + refreshed >= self.max_products
+            full = full or spent
             if not (self.exhausted or full or self.size >= check):
                 continue
             values, vectors, residuals = self._ritz(width, None if self.exhausted or invariant else coupling)
@@ -202,7 +207,7 @@ class _Search:
             allowed = 2 * self.tolerance * float(values.abs().max())
             done = converged and settled is not None and bool(np.allclose(current, settled, rtol=0, atol=allowed))
             settled = current if converged else None
-            if done or self.exhausted or self.products >= self.max_products:
+            if done or self.exhausted or spent:
                 return self._result(values, vectors, residuals, chosen)
             check = self.size + (max(8, self.products // 10) if converged else max(self.block_size, wanted // 4))
             if full:
@@ -231,7 +236,7 @@ class _Search:
         self.projected[size : size + width, : size + width] = coefficients
         self.projected[: size + width, size : size + width] = coefficients.T
         self.size += width
-        self.steps += not self.restarted
+        self.steps += not self.restarts
         rounding = self.operator.dim * torch.finfo(self.operator.dtype).eps
         return _next_block(image, span, rounding * max(self.scale, 1e-300))
 
@@ -239,7 +244,9 @@ class _Search:
         """Ascending Ritz values, their coefficients in the basis, and residuals by the recursion (0 if invariant)."""
         small = self.projected[: self.size, : self.size]
         values, vectors = torch.linalg.eigh((small + small.T) / 2)
-        self.extremes = min(self.extremes[0], float(values[0])), max(self.extremes[1], float(values[-1]))
+        drift = _DRIFT * self.restarts * torch.finfo(self.operator.dtype).eps * float(values.abs().max())
+        ends = float(values[0]) + drift, float(values[-1]) - drift
+        self.extremes = min(self.extremes[0], ends[0]), max(self.extremes[1], ends[1])
         if coupling is None:
             return values, vectors, values.new_zeros(self.size)
         return values, vectors, vector_norms(coupling.cpu() @ vectors[self.size - width :], 0)
@@ -258,17 +265,14 @@ class _Search:
         self.basis[:count], self.images[:count] = ritz.T @ self.basis[:size], ritz.T @ self.images[:size]
         self.projected.zero_()
         self.projected[:count, :count] = torch.diag(values[keep])
-        self.size, self.restarted = count, True
+        self.size, self.restarts = count, self.restarts + 1
 
     def _result(
         self, values: Tensor, vectors: Tensor, estimates: Tensor, chosen: np.ndarray
     ) -> tuple[ExtremalEigenvalues, Tensor, np.ndarray]:
         """Make the record; residuals are computed from the products, since those of the recursion can drift."""
         operator, num_largest = self.operator, self.ends[0]
-        basis, images = self.basis[: self.size], self.images[: self.size]
-        coefficients, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)
-        ritz = coefficients @ basis
-        residuals = vector_norms(coefficients @ images - theta[:, None] * ritz, 1).cpu().numpy()
+        theta, ritz, residuals = self._pairs(values, vectors, chosen)
         largest = float(values.abs().max())
         tighter = estimates.numpy().copy()  # the gaps also depend on the other Ritz values
         tighter[chosen] = residuals
@@ -300,7 +304,28 @@ class _Search:
             radius = math.hypot(*estimates.numpy()) + floor
             unseen = (float(rest[0]) - radius, float(rest[-1]) + radius) if len(rest) else (math.inf, -math.inf)
             record = replace(record, complete="the whole space", unseen=unseen)
-        return record, ritz, values.numpy()
+        every = values.numpy().copy()
+        every[chosen] = ends
+        return record, ritz, every
+
+    def _pairs(self, values: Tensor, vectors: Tensor, chosen: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Ritz values, vectors as rows, and residuals.
+
+        Every restart combines old images of the basis instead of new products, so rounding accumulates in them, and the
+        basis loses its orthogonality. After restarts the pairs are therefore computed anew, from products with their
+        own span.
+        """
+        basis, images = self.basis[: self.size], self.images[: self.size]
+        coefficients, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)
+        ritz, image = coefficients @ basis, coefficients @ images
+        if self.restarts:
+            ritz = torch.linalg.qr(ritz.T).Q.T
+            image = (self.operator @ ritz.T).T
+            self.products += len(ritz)
+            small = ritz @ image.T
+            theta, rotation = torch.linalg.eigh((small + small.T) / 2)
+            ritz, image = rotation.T @ ritz, rotation.T @ image
+        return theta, ritz, vector_norms(image - theta[:, None] * ritz, 1).cpu().numpy()
 
 
 def _next_block(image: Tensor, span: Tensor, threshold: float) -> tuple[Tensor, Tensor]:

@@ -264,6 +264,24 @@ def test_density_of_few_distinct_eigenvalues_has_no_spurious_mass(matrix, genera
     assert np.allclose(density.weights.sum(axis=1), 1)
 
 
+@pytest.mark.parametrize(
+    "values", [[2.0] * 9, [1.0] * 4 + [5.0] * 5, [-3.0, -2.0, *[4.0] * 7], [2.0, 3.0, 5.0, *[7.0] * 6]]
+)
+def test_nodes_of_an_exhausted_krylov_space_are_eigenvalues(values, generator):
+    """Not zeros, which would stretch the range, the resolution and the bins of a spectrum that is far from zero."""
+    density = spectral_density(operator_of(with_spectrum(values, generator)), num_matvecs=8, num_probes=5, seed=3)
+    assert np.abs(density.nodes[..., None] - np.unique(values)).min(axis=-1).max() < 1e-12
+    assert (np.diff(density.nodes, axis=1) >= 0).all()
+    assert np.allclose(density.weights.sum(axis=1), 1)
+    assert density.resolution == pytest.approx((max(values) - min(values)) / 8, abs=1e-12)
+    for value in np.unique(values):  # the shares, each a Beta law with this mean
+        share = density.weights[np.abs(density.nodes - value) < 1e-9].sum() / 5
+        assert abs(share - values.count(value) / 9) < 0.35
+    low, _, high = density.cumulative([min(values) - 1e-6, max(values) + 1e-6])
+    assert low[0] == 0
+    assert high[1] == 1
+
+
 def test_density_is_reproducible_from_the_generator_alone(generator):
     matrix = operator_of(with_spectrum(torch.linspace(-1, 3, 30), generator))
     settings = {"num_matvecs": 4, "num_probes": 3}
@@ -332,6 +350,76 @@ def test_restarts_in_a_small_basis_find_the_same(ends, block_size, generator):
     assert sum(widths) == found.num_products > 24  # it did restart
     assert np.allclose(found.largest, expected[: ends[0]], rtol=0, atol=2e-8)
     assert np.allclose(found.smallest, expected[::-1][: ends[1]], rtol=0, atol=2e-8)
+
+
+def two_bulks(dim, seed):
+    rng = np.random.default_rng(seed)
+    return np.sort(np.concatenate([rng.random(dim // 2) * 0.01, 1 + rng.random(dim - dim // 2) * 0.01]))
+
+
+def log_bulk(dim, seed):
+    return np.sort(10 ** -np.random.default_rng(seed).uniform(0, 3, dim))
+
+
+MANY_RESTARTS = [  # values, largest basis, block, largest and smallest: some 10 to 300 restarts each
+    (two_bulks, 17, 4, (6, 3)),
+    (two_bulks, 12, 1, (4, 2)),
+    (lambda dim, _: np.linspace(0, 1, dim), 14, 1, (4, 0)),
+    (lambda dim, _: np.linspace(-1, 1, dim), 14, 2, (2, 2)),
+    (log_bulk, 10, 1, (2, 0)),
+    (log_bulk, 20, 3, (5, 1)),
+]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("values", "max_basis", "block_size", "ends"), MANY_RESTARTS)
+def test_intervals_after_many_restarts_hold_the_truth_and_stay_narrow(values, max_basis, block_size, ends, seed):
+    """A diagonal matrix: its products are exact to one rounding, and its eigenvalues are known."""
+    dim, (top, bottom) = 200, ends
+    exact = values(dim, seed)
+    diagonal = torch.from_numpy(exact)
+    operator = SymmetricOperator(
+        where=cv.Where("diagonal"),
+        dim=dim,
+        matmat=lambda block: diagonal[:, None] * block,
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+        routes=routes.Routes(entries=EntriesRoute(lambda: torch.diag(diagonal))),
+    )
+    space = cv.KrylovSpace(block_size=block_size, max_basis=max_basis)
+    found = extremal_eigenvalues(
+        operator, num_largest=top, num_smallest=bottom, space=space, verify=True, checks=False, seed=seeded(seed)
+    )
+    truth = np.concatenate([exact[:bottom], exact[dim - top :]])
+    low, high = found.intervals()
+    assert found.certified
+    assert found.num_products > 5 * max_basis  # it did restart, often
+    assert ((low <= truth) & (truth <= high)).all()
+    assert (found.residuals >= 0).all()
+    least, most = found.ritz_range
+    assert exact[0] - found.noise_floor <= least <= most <= exact[-1] + found.noise_floor
+    columns, values = found.vectors.columns, found.vectors.eigenvalues
+    assert np.abs(columns.T @ columns - np.eye(len(values))).max() < 1e-14
+    residuals = np.linalg.norm(exact[:, None] * columns - columns * values, axis=0)
+    np.testing.assert_allclose(residuals, found.residuals, rtol=1e-6, atol=1e-15)
+
+
+def test_a_run_without_restarts_has_the_intervals_it_had():
+    """Its residuals come from the products of the basis themselves, and its floor is ten units of rounding."""
+    exact = np.linspace(0.1, 2, 80)
+    found = extremal_eigenvalues(operator_of(torch.diag(torch.from_numpy(exact))), num_largest=2, seed=0)
+    assert found.noise_floor == 10 * torch.finfo(torch.float64).eps * found.largest[0]
+    assert found.num_products < 80
+
+
+def test_a_budget_holds_with_restarts_too(generator):
+    matrix = with_spectrum(torch.linspace(-1, 1, 150), generator)
+    for budget in (30, 60, 90):
+        widths = []
+        space = cv.KrylovSpace(block_size=2, max_basis=20, max_products=budget)
+        found = extremal_eigenvalues(operator_of(matrix, widths=widths), num_largest=4, space=space, checks=False)
+        assert sum(widths) == found.num_products <= budget + 2
+        assert not found.converged
 
 
 @pytest.mark.parametrize("max_basis", [None, 30])
