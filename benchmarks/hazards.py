@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.hazard_tools import HESSIANS, eigenvalues, largest_by, spectrum_by
+import curvature as cv
+from benchmarks.hazard_tools import HESSIANS, OURS, eigenvalues, largest_by, spectrum_by
 from benchmarks.networks import CompositeWeightNorm
 
 RIGHT = 1e-6  # relative error that still counts as right, unless a hazard says otherwise
@@ -278,6 +279,45 @@ def single_precision() -> Question:
         return abs(float(values[-1]) / float(values[0]) / truth - 1)
 
     return Question(ask, "off", 0.01)
+
+
+@hazard(
+    "eigenvalues on both sides of the rounding floor, and a gap", "singular values of the inputs, which show them all"
+)
+def gap_at_the_floor() -> Question:
+    """Thirty eigenvalues down to 1e-11, eight around 1e-18: the condition number at 95 % of the rank.
+
+    Without a routine for the rank: NumPy's rule, eigenvalues above dimension times unit of rounding times the largest.
+    """
+    values = torch.cat([torch.logspace(0, -11, 30), torch.logspace(-17, -19, 8)]).double()
+    module, criterion, batches = quadratic(values)
+    singular = torch.linalg.svdvals(batches.dataset.tensors[0])
+    truth = float((singular[0] / singular[_at_95_percent(len(singular))]) ** 2)
+
+    def ask(tool: str) -> float | tuple[float, str]:
+        if tool == OURS:
+            return _ranked_by_us(copy.deepcopy(module), criterion, batches, truth)
+        found = spectrum_by(tool, copy.deepcopy(module), criterion, batches).flip(0)
+        kept = found[found > len(found) * torch.finfo(found.dtype).eps * found[0]]
+        return abs(float(kept[0] / kept[_at_95_percent(len(kept))]) / truth - 1)
+
+    return Question(ask, "off")
+
+
+def _at_95_percent(rank: int) -> int:
+    return -(-95 * rank // 100) - 1
+
+
+def _ranked_by_us(module: nn.Module, criterion: nn.Module, batches: DataLoader, truth: float) -> tuple[float, str]:
+    """Both routes: the Hessian from its entries, and the GGN, which is the same here, from its factor."""
+    problem = cv.Problem.from_module(module, loss=criterion, data=batches)
+    outside, words = 0, []
+    for name, matrix in (("entries", cv.hessian(problem)), ("factor", cv.ggn(problem))):
+        spectrum = cv.spectrum(matrix)
+        kappa = spectrum.condition_numbers()["kappa_95"]
+        outside += not kappa.low <= truth <= kappa.high
+        words.append(f"by the {name} {kappa} at rank {spectrum.rank_words}")
+    return float(outside), "; ".join(words)
 
 
 @hazard("one NaN among the inputs", "none exists: the input must be refused")

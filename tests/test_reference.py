@@ -36,6 +36,15 @@ MATRICES = {
 }
 
 
+# Resolved in version 0.1 by a gap of the entries across the noise floor, which does not show that the eigenvalues below
+# it are zero. The Hessian has no factor that could show it.
+OPEN = {
+    f"{network}/hessian/{form}": bounds
+    for network, bounds in (("relu-mlp", (73, 74)), ("deep-linear", (30, 32)))
+    for form in ("standard", "scaled", "scaled/effective")
+}
+
+
 class Gated(nn.Module):
     """A model without a structure that closed forms know."""
 
@@ -99,11 +108,28 @@ def problem_of(network):
     return cv.Problem.from_module(built(build), loss=loss, data=data())
 
 
-def assert_unchanged(spectrum, frozen):
+def assert_open(spectrum, frozen, bounds):
+    """The rank lies between bounds that hold the old one, and no condition number excludes the old one."""
+    assert (spectrum.rank, spectrum.possible_ranks) == (frozen["rank"], bounds)
+    values = spectrum.condition_numbers().values
+    assert values.keys() == frozen["condition"].keys()
+    for name, (number, status) in frozen["condition"].items():
+        now = values[name]
+        if status != "resolved" or now.low is None:
+            assert now.status == status, name
+        else:
+            assert now.low <= number * (1 + 1e-9), name
+            assert number <= now.high * (1 + 1e-9), name
+
+
+def assert_unchanged(spectrum, frozen, bounds=None):
     expected = np.array(frozen["eigenvalues"])
     np.testing.assert_allclose(spectrum.eigenvalues, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
-    assert (spectrum.rank, list(spectrum.possible_ranks)) == (frozen["rank"], frozen["bounds"])
     assert (spectrum.method, spectrum.chart, spectrum.gauge) == tuple(frozen[k] for k in ("method", "chart", "gauge"))
+    if bounds is not None:
+        assert_open(spectrum, frozen, bounds)
+        return
+    assert (spectrum.rank, list(spectrum.possible_ranks)) == (frozen["rank"], frozen["bounds"])
     values = spectrum.condition_numbers().values
     assert values.keys() == frozen["condition"].keys()
     for name, (number, status) in frozen["condition"].items():
@@ -127,7 +153,8 @@ def test_numbers_are_those_of_version_0_1(network, matrix):
     operator = MATRICES[matrix](problem_of(network))
     for name, chart in CHARTS.items():
         moved = operator if chart is None else cv.pullback(operator, chart)
-        assert_unchanged(cv.spectrum(moved), REFERENCE[f"{network}/{matrix}/{name}"])
+        key = f"{network}/{matrix}/{name}"
+        assert_unchanged(cv.spectrum(moved), REFERENCE[key], OPEN.get(key))
         if chart is not None:
             effective = cv.spectrum(cv.effective(operator, chart))
-            assert_unchanged(effective, REFERENCE[f"{network}/{matrix}/{name}/effective"])
+            assert_unchanged(effective, REFERENCE[f"{key}/effective"], OPEN.get(f"{key}/effective"))

@@ -56,6 +56,11 @@ class Chart(ABC):
         r"""Dimension of $\ker J$: coordinates that do not move the weights to first order."""
         return self.dim - self._polar[1].numel()
 
+    @property
+    def kept_weights(self) -> Tensor:
+        """Mask ``(P,)`` of the weights that are coordinates themselves; none where that is not known."""
+        return torch.zeros(len(self.to_weights(self.coordinates)), dtype=torch.bool)
+
     @abstractmethod
     def to_weights(self, coordinates: Tensor) -> Tensor:
         """Weights ``(P,)`` at these coordinates ``(Q,)``; differentiable."""

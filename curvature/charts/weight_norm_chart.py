@@ -86,6 +86,12 @@ class WeightNormChart(Chart):
         """One gauge direction per row; where ``g = 0`` the whole of ``v`` is null."""
         return sum(rows.null_dim for rows in self.groups.values())
 
+    @property
+    def kept_weights(self) -> Tensor:
+        """Mask ``(P,)`` of the weights that are not normalized."""
+        pairs = self.weight_layout.pairs()
+        return torch.cat([torch.full((entry.numel,), entry.name not in self.groups) for entry, _ in pairs])
+
     def moved(self, coordinates: Tensor) -> Parameterization:
         directions, scales = {}, {}
         for entry, _ in self._normalized():

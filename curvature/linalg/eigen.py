@@ -86,8 +86,10 @@ def spectrum(
     * the largest eigenvalue that must be zero by formula;
     * minus the smallest eigenvalue of a positive semidefinite matrix.
 
-    The rank is, in this order: that of a formula if as many eigenvalues are above the floor; that of the factor; that
-    of a gap across the floor which a second computation confirms. Otherwise it is unresolved, between ``rank_bounds``.
+    The rank is that of a formula if as many eigenvalues are above the floor; otherwise that of the factor on the
+    weights, if its singular values have a gap at their rounding. Otherwise it is unresolved, between ``rank_bounds``. A
+    gap in the eigenvalues alone decides nothing: below the floor they may be zero or not. So every method gives the
+    same rank, or bounds that contain it.
 
     Dense: about $\tfrac43 D^3$ operations after the entries, and memory for three matrices. The singular values of the
     factor are never computed by its Gram matrix, which would lose half of their digits.
@@ -138,8 +140,8 @@ class _Decomposition:
         Eigenvectors, ``(D, D)``.
     scale
         Scale of the rounding if that is more than the norm, otherwise 0.
-    second
-        Returns the non-zero eigenvalues by sums in another order, as a second computation.
+    num_nonzero
+        Rows of the matrix that are not exactly zero, if its entries were computed: they bound the rank.
     """
 
     values: np.ndarray
@@ -147,7 +149,7 @@ class _Decomposition:
     weights: np.ndarray | None = None
     columns: np.ndarray | None = None
     scale: float = 0.0
-    second: Callable[[], np.ndarray] | None = None
+    num_nonzero: int | None = None
 
 
 def _by_entries(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
@@ -167,7 +169,8 @@ def _by_entries(operator: SymmetricOperator, slope: Tensor | None, vectors: bool
         raise SelfCheckError(
             f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
         )
-    return _Decomposition(values, (*passed, *retried), weights, columns if vectors else None)
+    nonzero = int((matrix != 0).any(dim=0).sum())
+    return _Decomposition(values, (*passed, *retried), weights, columns if vectors else None, num_nonzero=nonzero)
 
 
 def _by_factor(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
@@ -183,11 +186,7 @@ def _by_factor(operator: SymmetricOperator, slope: Tensor | None, vectors: bool,
     sizes = singular.cpu().numpy()
     values = np.zeros(operator.dim, dtype=sizes.dtype)
     values[operator.dim - len(sizes) :] = (sizes**2)[::-1]
-
-    def second() -> np.ndarray:
-        return singular_values(short.flip(0, 1)).cpu().numpy() ** 2
-
-    return _Decomposition(values, (*passed, *retried), weights, columns, second=second)
+    return _Decomposition(values, (*passed, *retried), weights, columns)
 
 
 def _weights_on_rows(right: Tensor, slope: Tensor) -> np.ndarray:
@@ -265,6 +264,8 @@ def _record(operator: SymmetricOperator, result: _Decomposition, method: str, st
     eps, norm = torch.finfo(operator.dtype).eps, float(np.abs(values).max())
     size = max(norm, result.scale, 0.0 if operator.facts.scale is None else operator.facts.scale())
     formula = formula_rank(operator)
+    if formula is None and result.num_nonzero is not None and 0 < result.num_nonzero < len(values):
+        formula = result.num_nonzero, f"formula: {len(values) - result.num_nonzero} rows of the matrix are zero"
     floor, floor_rule = noise_floor(operator, values, method, size, result.checks, formula)
     allowed = 100 * max(1.0, len(values) ** 0.5) * eps * size
     if definite and -values.min() > allowed:
@@ -275,7 +276,7 @@ def _record(operator: SymmetricOperator, result: _Decomposition, method: str, st
     rounding = len(values) * eps
     threshold = max(floor, (rounding**2 if method == "factor" else rounding) * norm)
     sizes = np.sort(np.abs(values))[::-1]
-    rank = decide_rank(operator, sizes, floor, threshold, formula, result.checks, result.second)
+    rank = decide_rank(operator, sizes, floor, threshold, formula, method)
     columns = result.columns
     return Spectrum(
         operator.where,

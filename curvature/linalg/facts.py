@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from curvature.linalg.checks import Witness
+from curvature.linalg.routes import FactorRoute
 
 __all__ = ["Facts", "NullSpace"]
 
@@ -51,6 +52,10 @@ class Facts:
         Returns the directions that should be null by construction.
     num_null_directions
         Estimate of their number, for the planning of work.
+    rank_factor
+        Returns a factor that only shows the rank, for a matrix without a route by its factor, and whether it is
+        complete: otherwise parts at the level of rounding were left out, and it shows the likely rank. None if there is
+        no such factor.
     rank_note
         Addition to the rank rule of ``same_rank``, e.g. the null directions of a gauge.
     gradient
@@ -74,6 +79,7 @@ class Facts:
     rank_bound: int | None = None
     null_space: Callable[[], NullSpace] | None = field(default=None, repr=False)
     num_null_directions: int = 0
+    rank_factor: Callable[[], tuple[FactorRoute, bool] | None] | None = field(default=None, repr=False)
     rank_note: str = ""
     gradient: Callable[[], Tensor] | None = field(default=None, repr=False)
     scale: Callable[[], float] | None = field(default=None, repr=False)

@@ -13,7 +13,8 @@ __all__ = ["noise_floor", "rounding_units", "singular_units"]
 
 # Rounding by LAPACK and by the sums before it, in units of rounding of the norm: 20, or a share of D if that is more.
 # Measured: 14 units where all eigenvalues but one are equal. Rounding of equal sign adds up: the zero eigenvalues of a
-# matrix of ones are off by D / 20 units (D up to 1000), those from its factor by D / 4.
+# matrix of ones are off by D / 20 units (D up to 1000), those from its factor by D / 4. Rounding of random signs in a
+# long QR decomposition: 0.4 times the root of the number of columns (60 rows, 2030 columns).
 _FLOOR, _SHARE, _SINGULAR_SHARE = 20, 1 / 12, 1 / 3
 
 
@@ -33,20 +34,20 @@ def rounding_units(dim: int, dtype: torch.dtype) -> float:
     return max(_FLOOR, _SHARE * dim) * torch.finfo(dtype).eps
 
 
-def singular_units(dim: int, dtype: torch.dtype) -> float:
-    """Estimate the rounding of singular values, relative to the largest.
+def singular_units(dim: int, num_columns: int, dtype: torch.dtype) -> float:
+    """Estimate the rounding of singular values of a factor, relative to the largest.
 
     Parameters
     ----------
-    dim, dtype
-        Longer side of the factor, and its precision.
+    dim, num_columns, dtype
+        Shape and precision of the factor.
 
     Returns
     -------
     float
         At least 20 units of rounding.
     """
-    return max(_FLOOR, _SINGULAR_SHARE * dim) * torch.finfo(dtype).eps
+    return max(_FLOOR, _SINGULAR_SHARE * dim, num_columns**0.5) * torch.finfo(dtype).eps
 
 
 def noise_floor(
@@ -87,7 +88,8 @@ def noise_floor(
     eps = torch.finfo(operator.dtype).eps
     sizes = np.sort(np.abs(values))
     if method == "factor":
-        units = singular_units(len(values), operator.dtype)
+        assert operator.routes.factor is not None
+        units = singular_units(len(values), operator.routes.factor.num_columns, operator.dtype)
         parts = {f"{units / eps:.0f} units of rounding of the largest singular value": units**2 * size}
     else:
         units = rounding_units(len(values), operator.dtype)

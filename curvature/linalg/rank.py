@@ -1,14 +1,16 @@
-r"""The rank of a matrix: by formula, by the factor, by a gap, or between two bounds.
+r"""The rank of a matrix: by formula, by the factor, or between two bounds.
 
 A formula counts null directions that are known and verified, so it bounds the rank from above. The eigenvalues above
 the noise floor bound it from below. Where the two bounds differ, the factor is used, which resolves much smaller
-eigenvalues.
+eigenvalues: those down to about $u^2 \|A\|$, where the entries end at $u \|A\|$.
+
+A gap in the eigenvalues themselves decides nothing. What lies below it may be anything up to the noise floor, and
+another route to the same matrix may see it. Only the factor can show that it is zero, up to the rounding of the factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,16 +21,18 @@ from curvature.linalg.block_matrix import BlockMatrix
 from curvature.linalg.facts import NullSpace
 from curvature.linalg.floor import singular_units
 from curvature.linalg.memory import USABLE, free_memory
-from curvature.linalg.singular import singular_values
-from curvature.records import Check
+from curvature.linalg.singular import short_factor, singular_values
 
 __all__ = ["MAX_NULL_DIRECTIONS", "Rank", "decide_rank", "formula_rank", "rank_of_few", "verified"]
 
 MAX_NULL_DIRECTIONS = 4096  # more are not collected: their basis would be as large as the matrix
 _COMBINATIONS = 32  # random combinations of null directions that are multiplied in place of each direction
 _BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
-_GAP, _CLEAR = 1e3, 10  # width of a gap that decides a rank; distance of the smallest kept eigenvalue from the floor
+# Width of a gap of the factor that decides a rank; distances of the eigenvalues next to it from the floor, above and
+# below.
+_GAP, _CLEAR, _HIDDEN = 1e3, 10, 4
 _FACTOR_DIM = 4096  # largest dimension at which the rank of the factor is computed
+_FACTOR_WORK = 1e11  # multiply-adds of the QR of all columns, some seconds; beyond it only sums of columns are used
 _SPARE, _SUMS = 50, 8  # sums of columns beyond the bound of the rank; sums that each column is added to
 
 
@@ -50,6 +54,11 @@ class Rank:
     low: int
     high: int
     rule: str
+
+    @property
+    def resolved(self) -> bool:
+        """Whether only one rank is possible."""
+        return self.low == self.high
 
 
 # Cached by matrix: a chart that maps onto the weights keeps the rank of the weight-space matrix (Sylvester), so many
@@ -156,10 +165,9 @@ def decide_rank(
     floor: float,
     threshold: float,
     formula: tuple[int, str] | None,
-    checks: tuple[Check, ...],
-    second: Callable[[], np.ndarray] | None,
+    method: str,
 ) -> Rank:
-    r"""Decide the rank of a matrix from its eigenvalues, or bound it where they do not decide.
+    r"""Decide the rank of a matrix from its eigenvalues and its factor, or bound it where they do not decide.
 
     Parameters
     ----------
@@ -173,10 +181,8 @@ def decide_rank(
         Eigenvalues above it are counted if nothing better is known.
     formula
         Result of :func:`formula_rank`.
-    checks
-        Self-checks; a comparison of two computations of the products confirms a gap.
-    second
-        Returns the non-zero eigenvalues with the columns of the factor in another order; None without a factor.
+    method
+        How they were computed: ``"dense"``, ``"factor"`` or ``"gram"``.
 
     Returns
     -------
@@ -185,44 +191,73 @@ def decide_rank(
 
     Notes
     -----
-    A gap decides if it spans a factor of a thousand across the floor, the smallest eigenvalue above it is at least ten
-    times the floor, and a second computation confirms it. If eigenvalues pass through the floor without a gap, they do
-    not contradict the formula, whose rank stays the likely one.
+    The rank is resolved where as many eigenvalues are above the floor as can be, or where the factor resolves it; see
+    :func:`_counted`. The factor is that of the matrix on the weights for all its charts, which do not change the rank,
+    so every route to a matrix and every chart has the same one.
     """
     if sizes[0] == 0:
         return Rank(0, 0, 0, "the matrix is zero")
     bound = operator.facts.rank_bound
     bound = operator.dim if bound is None else min(operator.dim, bound)
     bound, rule = (bound, "") if formula is None else formula
-    above = int((sizes > floor).sum())
-    if above == bound:
-        return Rank(above, above, above, rule or f"all {bound} that can be above the noise floor are")
+    above = _num_above(sizes, floor, bound)
+    by_formula = rule or f"all {bound} that can be above the noise floor are"
+    if above == bound and method != "factor":
+        return Rank(above, above, above, by_formula)
+    base = operator.same_rank or operator
+    if method == "factor" and base is operator:
+        _FACTORS[base] = _counted(sizes, floor, bound)
+    factor = _factor_rank(base, bound)
+    if above == bound and (factor is None or not factor.resolved or factor.rank == bound):
+        return Rank(above, above, above, by_formula)
     rule = f"{rule}; " if rule else ""
-    counted, reason, likely = above, f"no gap of {_GAP:g} across the noise floor {floor:.1e}", bound
-    by_factor = None if second is not None else _factor_rank(operator.same_rank or operator, bound)
-    if by_factor is not None:
-        counted = max(above, by_factor.low)
-        if by_factor.low == by_factor.high >= above:
-            return Rank(by_factor.rank, by_factor.rank, by_factor.rank, f"{rule}{by_factor.rule}")
-        reason, likely = by_factor.rule, bound if by_factor.rank == bound else counted
-    elif operator.facts.error is None and _has_gap(sizes, above, floor):  # an error is not shown to be rounding
-        if confirmation := _seconded(sizes, above, checks, second):
-            return Rank(above, above, above, f"{rule}{_gap_text(sizes, above)}, {confirmation}")
-        reason, likely = f"{_gap_text(sizes, above)}, but no second computation says so", above
+    if factor is not None and factor.resolved and factor.rank >= above:
+        return replace(factor, rule=f"{rule}{factor.rule}")
+    gap = operator.facts.error is None and _has_gap(sizes, above, floor)
+    rank, counted, reason = _open(above, bound, factor, _gap_text(sizes, above) if gap else "")
+    reason = reason or f"no gap of {_GAP:g} across the noise floor {floor:.1e}"
     open_rank = f"unresolved: between {counted} and {bound}, {reason}"
     if formula is not None:
-        return Rank(likely, counted, bound, f"{rule}{open_rank}")
+        return Rank(rank, counted, bound, f"{rule}{open_rank}")
     rank = max(int((sizes > threshold).sum()), counted if counted > above else 0)
     return Rank(rank, min(counted, rank), bound, f"threshold: absolute value above {threshold:.2e}; {open_rank}")
 
 
-def _seconded(sizes: np.ndarray, above: int, checks: tuple[Check, ...], second: Callable[[], np.ndarray] | None) -> str:
-    """Which second computation confirms the gap; empty if none does."""
-    if second is not None:
-        again = int((second() > float(sizes[above - 1]) / _CLEAR).sum())
-        return "as with the factor in another order" if again == above else ""
-    # The two products differ by less than the floor, so both matrices have as many eigenvalues above the gap (Weyl).
-    return "as by other products" if any(check.rounding is not None for check in checks) else ""
+def _open(above: int, bound: int, factor: Rank | None, gap: str) -> tuple[int, int, str]:
+    """Likely rank, number of eigenvalues that are certain, and reason, where the rank is not resolved.
+
+    If eigenvalues pass through the floor without a gap, they do not contradict a formula, whose rank stays the likely
+    one; the reason is then empty.
+    """
+    if factor is not None and factor.resolved:
+        reason = f"{above} eigenvalues are above the noise floor here, but on the weights: {factor.rule}"
+        return factor.rank, factor.rank, reason
+    if factor is not None:
+        return max(above, factor.rank), max(above, factor.low), factor.rule
+    if gap:
+        return above, above, f"{gap}, but nothing shows that the eigenvalues below it are zero"
+    return bound, above, ""
+
+
+def _counted(sizes: np.ndarray, floor: float, bound: int) -> Rank:
+    r"""Rank by the squared singular values of a factor.
+
+    A gap decides if it spans a factor of a thousand, the smallest eigenvalue above it is at least ten times the floor,
+    and the largest one below it at most a quarter of the floor: then a change of the factor by its rounding makes all
+    eigenvalues below the gap zero.
+    """
+    count = _num_above(sizes, floor, bound)
+    if count == bound:
+        return Rank(bound, bound, bound, f"the factor has rank {bound}")
+    if _has_gap(sizes, count, floor) and sizes[count] <= floor / _HIDDEN:
+        return Rank(count, count, count, f"{_gap_text(sizes, count)}, by the factor")
+    return Rank(bound, count, bound, f"the factor too has no gap of {_GAP:g}")
+
+
+def _num_above(sizes: np.ndarray, floor: float, bound: int) -> int:
+    """Number of eigenvalues above the floor, and above those that are zero because the rank is at most ``bound``."""
+    known = float(sizes[bound]) if bound < len(sizes) else 0.0
+    return int((sizes > max(floor, known)).sum())
 
 
 def _has_gap(sizes: np.ndarray, above: int, floor: float) -> bool:
@@ -238,35 +273,69 @@ def _gap_text(sizes: np.ndarray, above: int) -> str:
 def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
     r"""Rank of the factor, cached for all charts, which do not change it; None if it would cost too much.
 
-    If there are many more columns than the rank can have, they are added at random, with signs, into ``bound + 50``
-    sums, each column into eight of them. (With one sum for each column, columns of few examples collide: measured, 4 of
-    1028 dimensions lost.) Sums of columns never raise the rank, so the counted rank is a lower bound.
+    If there are many more columns than the rank can have, they are first added at random, with signs, into ``bound +
+    50`` sums, each column into eight of them. (With one sum for each column, columns of few examples collide: measured,
+    4 of 1028 dimensions lost.) Sums of columns never raise the rank, so if ``bound`` of them are independent, that is
+    the rank. Otherwise the singular values of all columns decide, so that every method gives the same answer.
     """
-    factor = operator.routes.factor
-    if factor is None or operator.dim > _FACTOR_DIM:
-        return None
     if operator in _FACTORS:
         return _FACTORS[operator]
+    shown = _with_factor(operator)
+    if shown is None:
+        return None
+    factor, complete = shown.routes.factor, shown is operator or shown.facts.rank_factor is None
+    assert factor is not None
     width = min(factor.num_columns, bound + _SPARE)
-    needed = operator.dtype.itemsize * operator.dim * 5.0 * width + factor.block_bytes
+    needed = operator.dtype.itemsize * operator.dim * 5.0 * max(width, operator.dim) + factor.block_bytes
     if needed > USABLE * free_memory(operator.device):
         return None
-    if width == factor.num_columns:
-        rows = torch.cat([block.T for block in factor.blocks()])
-    else:
-        rows = _summed_columns(operator, width)
-    sizes = singular_values(rows).cpu().numpy() ** 2
-    floor = singular_units(max(rows.shape), operator.dtype) ** 2 * float(sizes[0])
-    count = int((sizes > floor).sum())
-    if count == bound:
-        rank = Rank(bound, bound, bound, f"the factor has rank {bound}")
-    elif _has_gap(sizes, count, floor) or count == len(sizes):
-        reason = _gap_text(sizes, count) if count < len(sizes) else f"all {count} columns"
-        rank = Rank(count, count, count, f"{reason}, by the factor")
-    else:
-        rank = Rank(bound, count, bound, f"the factor too has no gap of {_GAP:g}")
+    rank = _summed_rank(shown, width, bound) if width < factor.num_columns else None
+    rank = rank or _whole_rank(shown, bound)
+    if not complete:
+        rank = Rank(rank.rank, 0, bound, f"{rank.rule} without its parts at the level of rounding")
     _FACTORS[operator] = rank
     return rank
+
+
+def _with_factor(operator: BlockMatrix) -> BlockMatrix | None:
+    """The operator with a factor that shows its rank; it keeps ``rank_factor`` only if that factor is not complete."""
+    if operator.dim > _FACTOR_DIM:
+        return None
+    if operator.routes.factor is not None:
+        return operator
+    found = None if operator.facts.rank_factor is None else operator.facts.rank_factor()
+    if found is None:
+        return None
+    factor, complete = found
+    facts = replace(operator.facts, rank_factor=None) if complete else operator.facts
+    return replace(operator, routes=replace(operator.routes, factor=factor), facts=facts)
+
+
+def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
+    """Rank by sums of columns: resolved if ``bound`` of them are independent, else a lower bound or None."""
+    assert operator.routes.factor is not None
+    num_columns = operator.routes.factor.num_columns
+    sizes = singular_values(_summed_columns(operator, width)).cpu().numpy() ** 2
+    # The map to the sums stretches by at most 1 + sqrt(columns / sums) relative to a typical vector, up to chance:
+    # above this floor a singular value of the sums proves one of the factor above its floor.
+    stretch = 2 * (1 + (num_columns / width) ** 0.5)
+    floor = (stretch * singular_units(operator.dim, num_columns, operator.dtype)) ** 2 * float(sizes[0])
+    rank = _counted(sizes, floor, bound)
+    if rank.rank == bound and rank.resolved:
+        return rank
+    if num_columns * operator.dim**2 > _FACTOR_WORK:
+        return Rank(bound, rank.low, bound, "sums of the columns of the factor do not decide (method='factor' may)")
+    return None
+
+
+def _whole_rank(operator: BlockMatrix, bound: int) -> Rank:
+    """Rank by the singular values of the whole factor, with the floor of ``method="factor"``."""
+    singular = singular_values(short_factor(operator)).cpu().numpy()
+    sizes = np.zeros(operator.dim, dtype=singular.dtype)
+    sizes[: len(singular)] = singular**2
+    assert operator.routes.factor is not None
+    units = singular_units(operator.dim, operator.routes.factor.num_columns, operator.dtype)
+    return _counted(sizes, units**2 * float(sizes[0]), bound)
 
 
 def _summed_columns(operator: BlockMatrix, width: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvature.charts import Chart, Parameterization
 from curvature.errors import ConfigurationError, SelfCheckError
-from curvature.linalg.facts import Facts
+from curvature.linalg.facts import Facts, NullSpace
 from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.routes import EntriesRoute, FactorRoute, Routes
 from curvature.matrices.weight_space import WeightSpaceMatrix
@@ -181,6 +181,19 @@ class _Move:
             routes.numpy_blas,
         )
 
+    def null_space(self) -> NullSpace:
+        """Null directions of the Hessian among the weights that a curved chart keeps as they are.
+
+        The loss is constant along them for every point, and along a coordinate that is a weight the chart adds no
+        second derivative. In the other coordinates the directions of the weights are bent, and no longer null.
+        """
+        assert self.operator.facts.null_space is not None
+        basis = self.operator.facts.null_space().basis
+        inside = ~(basis[~self.chart.kept_weights.to(basis.device)] != 0).any(dim=0)
+        if not inside.any():
+            return NullSpace(basis.new_zeros(self.operator.dim if self.horizontal else self.chart.dim, 0), {})
+        return NullSpace(self.pull(basis[:, inside]), {"among the weights that the chart keeps": int(inside.sum())})
+
     def facts(self) -> Facts:
         """Facts of the matrix in these coordinates, with finite differences as the witness."""
         known, definition, chart = self.operator.facts, self.operator.definition, self.chart
@@ -194,6 +207,7 @@ class _Move:
         return Facts(
             positive_semidefinite=known.positive_semidefinite,
             rank_bound=known.rank_bound,
+            null_space=cache(self.null_space) if self.bends and known.null_space is not None else None,
             num_null_directions=known.num_null_directions,
             rank_note=note if gauge and self.keeps_rank else "",
             gradient=cache(self.gradient),

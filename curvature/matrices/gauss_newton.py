@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from curvature.errors import ConfigurationError
 from curvature.linalg.random import generator_of
+from curvature.matrices.fast.paths import OutputFactor
 from curvature.matrices.linear_losses import warn_of_linear_outputs
 from curvature.matrices.output_space import OutputSpace, output_space
 from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
@@ -82,8 +85,34 @@ def _ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
             return loss.hessian_factor(outputs, targets) * scale
 
-    space = OutputSpace(factor, loss.hessian, loss.hessian_product)
+    visible = None if loss.convex else partial(_visible_factor, problem)
+    space = OutputSpace(factor, loss.hessian, loss.hessian_product, visible=visible)
     return output_space(problem, space, "ggn", _ggn, method=method)
+
+
+def _visible_factor(problem: Problem) -> tuple[OutputFactor, bool] | None:
+    r"""Factor of $\nabla_f^2 \ell_n$ for a loss that is not known to be convex, by its eigenvalues above rounding.
+
+    Also whether there are no others; None if one is negative.
+    """
+    loss, scale = problem.loss, problem.denominator**-0.5
+
+    def decomposed(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(loss.hessian(outputs, targets))
+        largest = values.abs().amax(dim=1, keepdim=True)
+        return values, vectors, values.shape[1] * 20 * torch.finfo(values.dtype).eps * largest
+
+    def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
+        values, vectors, rounding = decomposed(outputs, targets)
+        return vectors * torch.where(values > rounding, values, 0).sqrt()[:, None] * scale
+
+    outputs, complete = problem.outputs(), True
+    for examples in problem.chunks():
+        values, _, rounding = decomposed(outputs[examples], problem.targets[examples])
+        if (values < -rounding).any():
+            return None
+        complete = complete and bool((values > rounding).all())
+    return factor, complete
 
 
 @full_precision()

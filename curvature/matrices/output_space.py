@@ -3,7 +3,7 @@ r"""The builder of $\sum_n J_n^T M_n J_n$: every matrix except the Hessian has t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,12 +57,16 @@ class OutputSpace:
         Multiplies by $D M_n$, if there is a cheaper way than by its entries.
     centre
         The mean that is subtracted from the columns of the whole factor.
+    visible
+        Returns $S_n$ without the part of $M_n$ below its rounding, and whether there is no such part; None if $M_n$ has
+        negative eigenvalues. Where ``factor`` is None, it shows the rank.
     """
 
     factor: OutputFactor | None = None
     matrix: OutputMatrix | None = None
     product: OutputProduct | None = None
     centre: Centre | None = None
+    visible: Callable[[], tuple[OutputFactor, bool] | None] | None = None
 
     def multiply(self, problem: Problem, outputs: Tensor, examples: slice, tangents: Tensor) -> Tensor:
         """Multiply tangents of the outputs by ``M_n``.
@@ -157,7 +161,8 @@ def output_space(
     if space.factor is None:
         assert space.matrix is not None
         entries = None if path is None else path.contraction(space.matrix, second_order=False)
-        return on_weights(problem, definition, products, Routes(entries, None, cost, numpy_blas))
+        operator = on_weights(problem, definition, products, Routes(entries, None, cost, numpy_blas))
+        return replace(operator, facts=replace(operator.facts, rank_factor=_rank_factor(problem, path, space, cost)))
     num_columns = _num_columns(problem, space.factor)
     factor = _factor_route(problem, path, space.factor, num_columns, cost)
     entries = None if path is None else path.gauss_newton(space.factor, space.matrix, num_columns)
@@ -171,6 +176,19 @@ def output_space(
         positive_semidefinite=True,
         rank_bound=min(problem.dim, counted * min(per_example, num_columns)),
     )
+
+
+def _rank_factor(
+    problem: Problem, path: FastPath | None, space: OutputSpace, cost: ProductCost
+) -> Callable[[], tuple[FactorRoute, bool] | None]:
+    def build() -> tuple[FactorRoute, bool] | None:
+        visible = None if space.visible is None else space.visible()
+        if visible is None:
+            return None
+        factor, complete = visible
+        return _factor_route(problem, path, factor, _num_columns(problem, factor), cost), complete
+
+    return build
 
 
 def _num_columns(problem: Problem, factor: OutputFactor) -> int:

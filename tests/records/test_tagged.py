@@ -294,33 +294,42 @@ def test_damping_gives_a_singular_matrix_a_finite_interval_and_an_unproven_one_n
 
 @pytest.mark.parametrize(
     ("smallest", "next_one", "resolved"),
-    [(1e-6, 0.0, True), (1e-10, 0.0, True), (5e-14, 1e-15, False), (2e-14, 0.0, False), (9e-15, 3e-15, False)],
-    ids=["wide", "a thousand", "ten", "at the floor", "none"],
+    [(1e-6, 0.0, True), (1e-10, 0.0, True), (5e-14, 1e-15, True), (1e-27, 3e-30, False), (2e-29, 3e-30, False)],
+    ids=["wide", "a thousand", "of the factor alone", "at its floor", "none"],
 )
 def test_a_gap_decides_the_rank_only_where_it_is_wide_and_clear(smallest, next_one, resolved):
+    """Of the factor, and above its own floor of 2e-29; a gap of the entries decides nothing."""
     values = np.array([*[next_one] * 5, smallest, *np.geomspace(1e-3, 1, 10)])
-    found = cv.spectrum(given_matrix(values, 2))
-    few, many = found.possible_ranks
-    assert (few == many == 11) == resolved
-    assert ("unresolved" in found.rank_rule) != resolved
-    if not resolved:
-        assert few <= int((values > 0).sum()) <= many == 16
-        assert "no gap of 1000 across the noise floor" in found.rank_rule
+    for method in ("dense", "factor", "gram"):
+        found = cv.spectrum(factored(factor_of(values, 16, 2)), method=method)
+        few, many = found.possible_ranks
+        assert (few == many) == resolved
+        assert few <= int((values > 0).sum()) <= many
+        assert ("unresolved" in found.rank_rule) != resolved
+        if not resolved:
+            assert "the factor too has no gap of 1000" in found.rank_rule
+    entries = cv.spectrum(given_matrix(values, 2))
+    assert entries.possible_ranks == (int((entries.eigenvalues > entries.noise_floor).sum()), 16)
+    assert "unresolved" in entries.rank_rule
 
 
-def test_a_step_to_exact_zeros_from_just_above_the_floor_decides_nothing():
-    matrix = torch.diag(torch.tensor([0.0, 0.0, 2e-14, 1e-3, 1.0], dtype=torch.float64))
-    assert cv.spectrum(cv.SymmetricOperator.from_dense(matrix)).possible_ranks == (3, 5)
-    matrix[2, 2] = 1e-12
-    assert cv.spectrum(cv.SymmetricOperator.from_dense(matrix)).possible_ranks == (3, 3)
+def test_zero_rows_of_a_given_matrix_are_a_proof_and_a_step_to_zeros_of_another_one_is_none():
+    values = torch.tensor([0.0, 0.0, 2e-14, 1e-3, 1.0], dtype=torch.float64)
+    found = cv.spectrum(cv.SymmetricOperator.from_dense(torch.diag(values)))
+    assert found.possible_ranks == (3, 3)
+    assert found.rank_rule == "formula: 2 rows of the matrix are zero"
+    for small in (2e-14, 1e-12):
+        values[2] = small
+        assert cv.spectrum(given_matrix(values.numpy(), 1)).possible_ranks == (3, 5)
 
 
-def test_without_a_second_computation_a_gap_decides_nothing():
+def test_another_computation_of_the_same_products_does_not_make_a_gap_decide():
+    """It bounds the rounding, and with it the floor; an eigenvalue below the floor may be there all the same."""
     operator = given_matrix([0.0, 0.0, 1e-3, 1.0], positive_semidefinite=True)
-    found = cv.spectrum(operator, checks=False)
-    assert found.possible_ranks == (2, 4)
-    assert "no second computation" in found.rank_rule
-    assert cv.spectrum(operator).possible_ranks == (2, 2)
+    for checks in (False, True):
+        found = cv.spectrum(operator, checks=checks)
+        assert found.possible_ranks == (2, 4)
+        assert "nothing shows that the eigenvalues below it are zero" in found.rank_rule
 
 
 def test_what_the_formula_does_not_know_is_not_counted_into_the_rank():
