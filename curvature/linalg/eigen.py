@@ -169,7 +169,7 @@ def _by_entries(operator: SymmetricOperator, slope: Tensor | None, vectors: bool
         raise SelfCheckError(
             f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
         )
-    nonzero = int((matrix != 0).any(dim=0).sum())
+    nonzero = int((matrix != 0).any(dim=0).sum()) if operator.facts.error is None else None
     return _Decomposition(values, (*passed, *retried), weights, columns if vectors else None, num_nonzero=nonzero)
 
 
