@@ -191,6 +191,15 @@ class Configuration(BaseModel):
             "the model returns.",
         ),
     ] = "cross-entropy"
+    weight_decay: Annotated[
+        NonNegativeFloat,
+        Shown(
+            DATA,
+            "X",
+            "Add (X / 2) times the sum of squared weights to the loss, as torch.optim.SGD does: to its value, its "
+            "gradient and its Hessian, and to the training of compare. The other matrices are about the data alone.",
+        ),
+    ] = 0.0
     num_examples: Annotated[Count | None, Shown(DATA, "N", "Use only the first N examples.")] = None
     matrix: Matrices
     dtype: Annotated[Literal["float64", "float32"], Shown(MACHINE, "NAME", "float64 or float32.")] = "float64"

@@ -45,6 +45,7 @@ class Prepared(NamedTuple):
     data: Any  # inputs and targets, or inputs alone for the loss of the model
     loss: Loss
     output: str | int | None = None  # where the outputs are in what the model returns
+    weight_decay: float = 0.0
 
     def problem(self, model: nn.Module, dtype: torch.dtype | None = None) -> Problem:
         """Build the problem of a model with these data and this loss, in double precision unless told otherwise."""
@@ -52,8 +53,14 @@ class Prepared(NamedTuple):
 
         from curvature.models import Problem
 
-        precision = dtype or torch.float64
-        return Problem.from_module(model, loss=self.loss, data=self.data, output=self.output, dtype=precision)
+        return Problem.from_module(
+            model,
+            loss=self.loss,
+            data=self.data,
+            output=self.output,
+            dtype=dtype or torch.float64,
+            weight_decay=self.weight_decay,
+        )
 
 
 def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prepared:
@@ -95,7 +102,7 @@ def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prep
         forward=model.forward,
     )
     output = int(config.output) if config.output and re.fullmatch(r"-?\d+", config.output) else config.output
-    return Prepared(build, model, data, loss, output)
+    return Prepared(build, model, data, loss, output, config.weight_decay)
 
 
 def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:
@@ -198,7 +205,8 @@ def describe_data(config: Configuration, data: Any) -> str:
     classes = ""
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         classes = f", classes {int(targets.min())} to {int(targets.max())}"
-    return one_line(f"{config.data}: {examples} examples of {shapes}{classes}, loss {config.loss}")
+    decay = f", weight decay {config.weight_decay:g}" if config.weight_decay else ""
+    return one_line(f"{config.data}: {examples} examples of {shapes}{classes}, loss {config.loss}{decay}")
 
 
 def _shape(inputs: Tensor) -> str:

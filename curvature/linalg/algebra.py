@@ -59,7 +59,8 @@ def sum_where(first: Where, second: Where) -> Where:
             "sum, so their sum means nothing. Use one reduction for both."
         )
     base = second if first.chart == "given" else first
-    return replace(base, matrix=f"{first.matrix} + {second.matrix}")
+    penalties = dict.fromkeys(filter(None, (first.penalty, second.penalty)))
+    return replace(base, matrix=f"{first.matrix} + {second.matrix}", penalty="; ".join(penalties))
 
 
 def sum_routes(first: Routes, second: Routes) -> Routes:

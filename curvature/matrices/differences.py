@@ -39,7 +39,7 @@ class DifferenceMatrix:
 
 
 def difference_matrix(problem: Problem) -> DifferenceMatrix:
-    """Compute the Hessian by central differences of the gradient, with an estimate of their error.
+    """Compute the Hessian of the mean loss by central differences of the gradient, with an estimate of their error.
 
     Parameters
     ----------
@@ -82,4 +82,4 @@ def _central(problem: Problem, index: int, step: float) -> Tensor:
     ahead, behind = problem.weights.clone(), problem.weights.clone()
     ahead[index] += step
     behind[index] -= step
-    return (problem.gradient(ahead) - problem.gradient(behind)) / float(ahead[index] - behind[index])
+    return (problem.data_gradient(ahead) - problem.data_gradient(behind)) / float(ahead[index] - behind[index])

@@ -22,7 +22,7 @@ __all__ = ["fisher", "ggn", "monte_carlo_fisher", "require_likelihood"]
 
 
 @full_precision()
-def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
+def ggn(problem: Problem, *, method: str = "auto", penalty: bool = False) -> WeightSpaceMatrix:
     r"""Build the generalized Gauss-Newton matrix $\frac1D \sum_n J_n^T (\nabla_f^2 \ell_n) J_n$.
 
     It is positive semidefinite for every loss that is convex in the outputs: all named ones but ``"gaussian-nll"``.
@@ -33,6 +33,9 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         Model, loss and data, at a point.
     method
         ``"structured"``, ``"generic"`` or ``"auto"``, as for :func:`~curvature.hessian`.
+    penalty
+        Whether to add the Hessian $\nabla^2 R$ of the penalty of the problem. By default it is left out, so the
+        matrix is about the data alone, and ``where.penalty`` of every record says ``"without ..."``.
 
     Returns
     -------
@@ -45,6 +48,8 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         If only the loss of the model is known, and not its outputs, or if PyTorch has no second derivative of the loss
         in the outputs. If the loss is linear in log-probabilities, as the negative log-likelihood: the GGN is exactly
         zero then, for every model, and the message says which loss has the GGN that is meant.
+    ConfigurationError
+        If ``penalty=True`` and the problem has none.
 
     Warns
     -----
@@ -72,11 +77,16 @@ def ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     if isinstance(problem.loss, ModelLoss):  # the loss raises the error
         problem.loss.hessian_factor(problem.targets, problem.targets)
     problem.derivatives.require_in_outputs()
+    if penalty and problem.penalty is None:
+        raise ConfigurationError(
+            "ggn(problem, penalty=True) needs a problem with a penalty. Pass penalty= or weight_decay= to "
+            "Problem.from_module."
+        )
     warn_of_linear_outputs(problem)
-    return _ggn(problem, method=method)
+    return _ggn(problem, method=method, penalty=penalty)
 
 
-def _ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
+def _ggn(problem: Problem, *, method: str = "auto", penalty: bool = False) -> WeightSpaceMatrix:
     """The same without a warning, also of a part of the data."""
     loss, scale = problem.loss, problem.denominator**-0.5
     factor = None
@@ -85,9 +95,10 @@ def _ggn(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         def factor(outputs: Tensor, targets: Tensor, _: slice) -> Tensor:
             return loss.hessian_factor(outputs, targets) * scale
 
-    visible = None if loss.convex else partial(_visible_factor, problem)
+    visible = None if loss.convex or penalty else partial(_visible_factor, problem)
     space = OutputSpace(factor, loss.hessian, loss.hessian_product, visible=visible)
-    return output_space(problem, space, "ggn", _ggn, method=method)
+    rebuild = partial(_ggn, penalty=True) if penalty else _ggn
+    return output_space(problem, space, "ggn", rebuild, method=method, penalized=penalty)
 
 
 def _visible_factor(problem: Problem) -> tuple[OutputFactor, bool] | None:

@@ -31,7 +31,8 @@ _NAMES = {"loss": "empirical_fisher", "fisher": "empirical_fisher_at_fisher_scal
 def empirical_fisher(problem: Problem, *, scale: str = "loss", method: str = "auto") -> WeightSpaceMatrix:
     r"""Build the uncentred second moment of the per-example gradients at the data's labels.
 
-    It is neither the Fisher information nor a covariance, although both names are in use for it.
+    It is neither the Fisher information nor a covariance, although both names are in use for it. The penalty of the
+    problem is not part of these gradients.
 
     Parameters
     ----------
@@ -140,6 +141,8 @@ def scale_words(problem: Problem) -> str:
 def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     r"""Build the covariance $\sum_n \alpha_n (g_n - \bar g)(g_n - \bar g)^T$ of the per-example gradients.
 
+    A penalty would add the same vector to every $g_n$, so it does not change the covariance.
+
     Parameters
     ----------
     problem
@@ -159,7 +162,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     $\bar g \bar g^T$ would cancel digits.
     """
     require_problem(problem, "gradient_covariance")
-    mean, roots = cache(problem.gradient), example_shares(problem).sqrt()
+    mean, roots = cache(problem.data_gradient), example_shares(problem).sqrt()
     space = OutputSpace(_gradient_factor(problem), centre=Centre(mean, roots))
     operator = output_space(problem, space, "gradient_covariance", gradient_covariance, method=method)
     uncentred = operator.routes.factor

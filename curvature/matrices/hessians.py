@@ -23,7 +23,9 @@ __all__ = ["hessian"]
 
 @full_precision()
 def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
-    r"""Build the Hessian $\nabla^2 L$ of the mean loss in the weights, which is indefinite in general.
+    r"""Build the Hessian $\nabla^2 (L + R)$ of the objective in the weights, which is indefinite in general.
+
+    Without a penalty $R$ this is the Hessian of the mean loss $L$.
 
     Parameters
     ----------
@@ -72,7 +74,7 @@ def hessian(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
     if method == "finite-differences":
         return _by_differences(problem)
     problem.derivatives.require_second()
-    definition = Definition("hessian", hessian, gradient_witness(problem), second_order=True)
+    definition = Definition("hessian", hessian, gradient_witness(problem), second_order=True, penalized=True)
     path, loss = chosen_path(problem, method), problem.loss
     products = cost = entries = None
     if path is not None:
@@ -93,7 +95,8 @@ def _by_differences(problem: Problem) -> WeightSpaceMatrix:
 
     square = 3.0 * problem.weights.element_size() * problem.dim**2
     entries = EntriesRoute(lambda: computed().entries.clone(), None, square)
-    definition = Definition("hessian (finite differences)", again, gradient_witness(problem), second_order=True)
+    witness = gradient_witness(problem)
+    definition = Definition("hessian (finite differences)", again, witness, second_order=True, penalized=True)
     operator = on_weights(
         problem,
         definition,

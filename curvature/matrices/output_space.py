@@ -21,7 +21,7 @@ from curvature.matrices.autograd import (
 from curvature.matrices.fast.paths import FastPath, OutputFactor, OutputMatrix
 from curvature.matrices.fast.products import OutputProduct
 from curvature.matrices.weight_space import Definition, WeightSpaceMatrix, chosen_path, on_weights
-from curvature.matrices.witnesses import output_witness
+from curvature.matrices.witnesses import output_witness, plus_penalty
 from curvature.models import Problem
 
 __all__ = ["Centre", "OutputSpace", "accumulated_route", "example_shares", "output_space"]
@@ -121,6 +121,7 @@ def output_space(
     *,
     method: str,
     num_samples: int | None = None,
+    penalized: bool = False,
 ) -> WeightSpaceMatrix:
     r"""Build $\sum_n J_n^T M_n J_n$.
 
@@ -138,6 +139,8 @@ def output_space(
         ``"structured"``, ``"generic"`` or ``"auto"``.
     num_samples
         Sampled labels per example; None for every matrix but the Monte Carlo Fisher.
+    penalized
+        Whether to add the Hessian of the penalty of the problem.
 
     Returns
     -------
@@ -151,7 +154,16 @@ def output_space(
         return space.multiply(problem, outputs, examples, tangents)
 
     difference = output_witness(problem, middle, None if space.centre is None else space.centre.mean)
-    definition = Definition(name, rebuild, difference, reversible=num_samples is None, num_samples=num_samples)
+    if penalized:
+        difference = plus_penalty(problem, difference)
+    definition = Definition(
+        name,
+        rebuild,
+        difference,
+        reversible=num_samples is None,
+        num_samples=num_samples,
+        penalized=penalized,
+    )
     products, cost = None, None
     if path is not None and (product := space.output_product()) is not None:
         products, cost = path.products(product, second_order=False), path.product_cost(second_order=False)

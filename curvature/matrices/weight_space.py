@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from torch import Tensor
@@ -11,12 +11,13 @@ from torch import Tensor
 from curvature.charts import Standard
 from curvature.errors import ConfigurationError
 from curvature.linalg.checks import Witness
-from curvature.linalg.facts import Facts
+from curvature.linalg.facts import Facts, NullSpace
 from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.linalg.routes import Routes
 from curvature.matrices.fast.paths import FastPath, fast_path
 from curvature.matrices.nullspace import expected_directions, known_null_space
+from curvature.matrices.penalized import PenaltyHessian, penalty_hessian
 from curvature.matrices.witnesses import not_finite, other_chunks_witness
 from curvature.models import Problem
 from curvature.records import Where
@@ -62,6 +63,8 @@ class Definition:
         Whether it stays the same if the examples are reversed; False if labels were sampled for each position.
     num_samples
         Sampled labels per example; None for every matrix but the Monte Carlo Fisher.
+    penalized
+        Whether it contains the Hessian of the penalty of the problem, if there is one.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Definition:
     second_order: bool = False
     reversible: bool = True
     num_samples: int | None = None
+    penalized: bool = False
 
 
 def require_problem(problem: object, function: str) -> None:
@@ -143,11 +147,11 @@ def on_weights(
     problem, definition
         The problem, and the definition of the matrix.
     matmat
-        Products ``V -> A V``.
+        Products ``V -> A V``, without the penalty of the problem.
     routes
-        Routes to entries and factor.
+        Routes to entries and factor, without the penalty.
     positive_semidefinite, rank_bound, centred
-        See :class:`~curvature.linalg.facts.Facts`.
+        See :class:`~curvature.linalg.facts.Facts`; without the penalty.
 
     Returns
     -------
@@ -167,7 +171,7 @@ def on_weights(
         witnesses=(other_chunks_witness(problem, rebuild, definition.reversible), definition.difference),
         diagnose=lambda block: not_finite(problem, rebuild, block),
     )
-    return WeightSpaceMatrix(
+    of_data = WeightSpaceMatrix(
         where=Where(
             definition.name,
             Standard.name,
@@ -176,6 +180,7 @@ def on_weights(
             num_samples=definition.num_samples,
             reduction="sum" if problem.loss.reduction == "sum" else "mean",
             dtype=str(problem.dtype).removeprefix("torch."),
+            penalty=_penalty_label(problem, penalized=definition.penalized),
         ),
         dim=problem.dim,
         matmat=matmat,
@@ -187,3 +192,34 @@ def on_weights(
         problem=problem,
         definition=definition,
     )
+    added = penalty_hessian(problem) if definition.penalized else None
+    return of_data if added is None else _plus(of_data, added)
+
+
+def _plus(matrix: WeightSpaceMatrix, added: PenaltyHessian) -> WeightSpaceMatrix:
+    """Add the Hessian of the penalty to every route and fact of a matrix."""
+    multiply, diagnose = matrix.matmat, matrix.facts.diagnose
+    assert diagnose is not None
+    facts = replace(
+        matrix.facts,
+        positive_semidefinite=matrix.facts.positive_semidefinite and added.positive_semidefinite,
+        rank_bound=None,
+        rank_factor=None,
+        diagnose=lambda block: added.not_finite(block) or diagnose(block),
+    )
+    if added.positive_definite:  # no direction that is null in the data stays null
+        basis = matrix.problem.weights.new_zeros(matrix.dim, 0)
+        facts = replace(facts, null_space=lambda: NullSpace(basis, {}), num_null_directions=0)
+    return replace(
+        matrix,
+        matmat=lambda block: multiply(block) + added.product(block),
+        routes=added.routes(matrix.routes),
+        facts=facts,
+    )
+
+
+def _penalty_label(problem: Problem, *, penalized: bool) -> str:
+    """What the header of a matrix says about the penalty of its problem: its name, and whether it is in the matrix."""
+    if problem.penalty is None:
+        return ""
+    return problem.penalty.label if penalized else f"without {problem.penalty.label}"

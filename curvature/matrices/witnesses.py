@@ -7,7 +7,6 @@ next steps are much shorter, for functions with kinks and for inputs of large nu
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,9 +19,10 @@ from curvature.linalg.checks import Testimony, Witness, same_form
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.models.behaviour import graph_nodes
+from curvature.models.copying import private_copy
 from curvature.models.trees import as_type
 
-__all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness"]
+__all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness", "plus_penalty"]
 
 _DIFFERENCE_ERROR = 1e-8  # relative error of a squared difference quotient of ordinary size
 _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
@@ -138,6 +138,36 @@ def output_witness(
     )
 
 
+def plus_penalty(problem: Problem, witness: Witness) -> Witness:
+    """Add the Hessian of the penalty to a witness, by differences of the gradient of the penalty.
+
+    Parameters
+    ----------
+    problem
+        A problem with a penalty, at a point.
+    witness
+        Witness of a matrix without the penalty.
+
+    Returns
+    -------
+    Witness
+        Of the matrix with the penalty.
+    """
+    assert problem.penalty is not None
+    gradient = problem.penalty.gradient
+
+    def testify(block: Tensor, shrink: float) -> Testimony:
+        of_data = witness.testify(block, shrink)
+        slopes, rounding, roughness = _central(gradient, problem.weights, block, shrink)
+        form = block.T @ slopes
+        rounding *= float(torch.linalg.vector_norm(block, dim=0).max())
+        return Testimony(
+            of_data.form + 0.5 * (form + form.T), of_data.rounding + rounding, max(of_data.roughness, roughness)
+        )
+
+    return replace(witness, testify=testify)
+
+
 def _central(
     function: Callable[[Tensor], Tensor], point: Tensor, block: Tensor, shrink: float, *, continuous: bool = False
 ) -> tuple[Tensor, float, float]:
@@ -228,10 +258,11 @@ def _in_double(problem: Problem) -> Problem:
         return problem
     return replace(
         problem,
-        function=replace(problem.function, module=copy.deepcopy(problem.model).double()),
+        function=replace(problem.function, module=private_copy(problem.model, torch.float64)),
         inputs=as_type(problem.inputs, torch.float64, problem.device),
         targets=as_type(problem.targets, torch.float64, problem.device),
         weights=problem.weights.double(),
+        penalty=None if problem.penalty is None else problem.penalty.to(torch.float64),
     )
 
 

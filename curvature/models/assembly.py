@@ -18,6 +18,8 @@ from curvature.models.function import ModelFunction
 from curvature.models.hooks import remove_recording_hooks
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
 from curvature.models.module import common_type, refuse_module
+from curvature.models.penalty import Penalty, PenaltyTerms, make_penalty, note_gauge
+from curvature.models.reach import note_unregistered, refuse_other_ways
 from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
 from curvature.models.trial import checked_outputs
 from curvature.models.unwrapping import unwrap
@@ -45,6 +47,7 @@ class Parts(NamedTuple):
     total: float
     notes: tuple[str, ...]
     derivatives: Derivatives
+    penalty: Penalty | None
 
 
 def assemble(
@@ -55,6 +58,7 @@ def assemble(
     output: OutputLike | None,
     dtype: torch.dtype | None,
     chunk_size: int | None,
+    terms: PenaltyTerms,
 ) -> Parts:
     """Copy a module and its data, and try them with the loss.
 
@@ -62,6 +66,8 @@ def assemble(
     ----------
     module, loss_like, data, output, dtype, chunk_size
         The arguments of :meth:`Problem.from_module <curvature.models.Problem.from_module>`.
+    terms
+        Its arguments ``penalty`` and ``weight_decay``.
 
     Returns
     -------
@@ -105,8 +111,11 @@ def assemble(
     targets = loss.prepare(outputs, targets)
     notes += [note, loss.note(outputs, targets), _unshifted(inputs, targets)]
     if isinstance(loss, PerExample):
+        refuse_other_ways(loss.first_term(outputs, targets), module)
         loss, more = differentiable(loss, outputs, targets, declared=loss is loss_like)
         notes += more
+    with torch.enable_grad():
+        refuse_other_ways(loss.terms(outputs, targets), module)
     num_outputs = outputs[0].numel()
     if chunk_size is None:
         columns = max(1, num_outputs) * len(weights) * weights.element_size()
@@ -118,6 +127,11 @@ def assemble(
     function, derivatives, unused, more = differentiated(
         function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
     )
+    with torch.enable_grad():
+        reached = function.predict(function.leaves(weights), inputs[:1])
+        refuse_other_ways(loss.terms(reached.detach(), targets[:1]), module)  # of activations that forward has stored
+    penalty = make_penalty(function.layout, weights, terms)
+    notes += [note_unregistered(function, module, weights, inputs[:1]), note_gauge(penalty, unwrapped.chart)]
     return Parts(
         function,
         loss,
@@ -133,6 +147,7 @@ def assemble(
         total,
         tuple(filter(None, [*notes, _reduction(loss, total), *more])),
         derivatives,
+        penalty,
     )
 
 

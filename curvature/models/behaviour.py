@@ -19,6 +19,7 @@ __all__ = [
     "generator_states",
     "graph_nodes",
     "is_of_torch",
+    "leaf_variables",
     "narrower",
     "pre_activations_near_a_kink",
     "untouched_generators",
@@ -226,6 +227,24 @@ def graph_nodes(tensor: Tensor) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting += [parent for parent, _ in node.next_functions]
+
+
+def leaf_variables(tensor: Tensor) -> list[Tensor]:
+    """List the tensors that require gradients at the beginning of the autograd graph of a tensor.
+
+    Parameters
+    ----------
+    tensor
+        Any tensor; one without a graph has none, but a leaf that requires gradients is its own.
+
+    Returns
+    -------
+    list of Tensor
+        Each once.
+    """
+    if tensor.is_leaf:
+        return [tensor] if tensor.requires_grad else []
+    return [node.variable for node in graph_nodes(tensor) if hasattr(node, "variable")]
 
 
 def narrower(tensor: object, dtype: torch.dtype) -> set[torch.dtype]:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from curvature.errors import InputError
 from curvature.models.behaviour import describe_layer, is_of_torch
+from curvature.models.unregistered import unregistered
 from curvature.models.wrappers import wrapped
 
 __all__ = ["private_copy"]
@@ -70,6 +71,8 @@ def private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             return tensor.to(dtype)
         return tensor.to(complex_dtype) if tensor.is_complex() else tensor
 
+    for _, tensor in unregistered(model):  # layers in a plain list, which _apply does not see
+        tensor.data = convert(tensor.data)
     return model._apply(convert)  # Module.to would cast complex buffers to real ones
 
 

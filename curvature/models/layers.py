@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curvature.models import Problem
+from curvature.models.replaced import runs_its_type
 
 __all__ = ["LayerTrace", "trace_layers"]
+
+
+_COMPARED = 8  # examples whose outputs of a layer are computed again
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +66,8 @@ def trace_layers(
 ) -> dict[str, LayerTrace]:
     r"""Run the data through the model once and record every linear and 1-d or 2-d convolutional layer.
 
-    Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out; of
-    packed data, all are.
+    Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out, and so
+    are layers that compute something else than the affine function of their parameters; of packed data, all are.
 
     Parameters
     ----------
@@ -85,11 +89,15 @@ def trace_layers(
     if problem.function.reader.packed:  # the first axis of a layer's input is then not that of the examples
         return {}
     recorded: dict[str, list[_Piece]] = {}
+    affine: set[str] = set()  # of the first chunk
     for rows in problem.chunks():
         leaves = problem.leaves()
         with torch.enable_grad(), _recording(problem.model) as calls:
             outputs = problem.predict(leaves, problem.inputs[rows])
         single = {path: of_layer[0] for path, of_layer in calls.items() if len(of_layer) == 1}
+        if not recorded:
+            affine = {path for path, call in single.items() if _is_affine(problem, path, call, leaves)}
+        single = {path: call for path, call in single.items() if path in affine}
         gradients: dict[str, Tensor] = {}
         if output_factor is not None:
             gradients = _pulled_back(single, outputs, output_factor(outputs.detach(), problem.targets[rows]))
@@ -122,6 +130,27 @@ def _trace(layer: nn.Module, path: str, weight: str, bias: str | None, pieces: l
         pieces[0].depends_on_weights,
         pieces[0].is_output,
     )
+
+
+def _is_affine(problem: Problem, path: str, call: _Call, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the outputs of a layer, for a few examples, are its weight times its inputs plus its bias.
+
+    A subclass may override ``forward``, and methods and functions can be replaced.
+    """
+    layer = problem.model.get_submodule(path)
+    names = [f"{path}.{leaf}" if path else leaf for leaf in ("weight", "bias")]
+    original = [problem.aliases.get(name, name) for name in names]
+    weight, bias = (
+        weights.get(name, getattr(layer, leaf)) for name, leaf in zip(original, ("weight", "bias"), strict=True)
+    )
+    with torch.no_grad():
+        outputs = _positions(layer, call.outputs[:_COMPARED, None])[:, 0]
+        expected = _patches(layer, call.inputs[:_COMPARED]) @ weight.flatten(1).T
+        expected = expected if bias is None else expected + bias
+        if outputs.shape != expected.shape:
+            return False
+        allowed = torch.finfo(outputs.dtype).eps ** 0.6 * torch.maximum(outputs.abs().max(), expected.abs().max())
+        return bool((outputs - expected).abs().max() <= allowed)
 
 
 class _Call(NamedTuple):
@@ -188,6 +217,8 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
 
 
 def _supported(layer: nn.Module) -> bool:
+    if not runs_its_type(layer):
+        return False
     if isinstance(layer, nn.Linear):
         return True
     plain = isinstance(layer, nn.Conv1d | nn.Conv2d) and layer.groups == 1

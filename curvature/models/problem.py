@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from curvature.charts import Parameterization, Standard
+from curvature.charts import Standard
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
-from curvature.layout import Layout
 from curvature.models.assembly import assemble
 from curvature.models.behaviour import cuda_devices, pre_activations_near_a_kink, untouched_generators
 from curvature.models.calling import OutputLike
 from curvature.models.data import DataLike
-from curvature.models.derivatives import Derivatives
-from curvature.models.function import ModelFunction
-from curvature.models.losses import Loss, LossLike
+from curvature.models.losses import LossLike
+from curvature.models.penalty import PenaltyFunction, PenaltyTerms, WeightDecay
+from curvature.models.point import Point
 from curvature.models.trees import Structure, Tensors
 from curvature.precision import full_precision
-from curvature.records.notebook import html_table
 
 __all__ = ["Problem"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Problem:
+class Problem(Point):
     r"""The mean loss $L(w) = \frac1D \sum_n \ell_n(f(x_n; w))$ of a network on fixed data, at weights $w$.
+
+    With a penalty, such as weight decay, the objective is $L(w) + R(w)$.
 
     Build one with :meth:`from_module`. It is frozen and owns copies: the user's module, data, modes, hooks
     and gradients are never touched.
@@ -58,22 +58,9 @@ class Problem:
         Sentences about how this model, loss or data are computed, which every report repeats.
     derivatives
         Which derivatives PyTorch has for model and loss.
+    penalty
+        $R$: a term of the objective that depends on the weights alone; None without one.
     """
-
-    function: ModelFunction
-    loss: Loss
-    inputs: Tensors
-    targets: Tensors
-    weights: Tensor
-    chart: Parameterization
-    denominator: float
-    frozen: tuple[str, ...]
-    unused: tuple[str, ...]
-    num_outputs: int
-    chunk_size: int
-    total: float
-    notes: tuple[str, ...] = ()
-    derivatives: Derivatives = field(default_factory=Derivatives)
 
     @classmethod
     def from_module(
@@ -85,8 +72,10 @@ class Problem:
         output: OutputLike | None = None,
         dtype: torch.dtype | None = torch.float64,
         chunk_size: int | None = None,
+        penalty: PenaltyFunction | None = None,
+        weight_decay: WeightDecay = 0.0,
     ) -> Problem:
-        """Build a problem from a module, a loss and data.
+        r"""Build a problem from a module, a loss and data.
 
         Parameters
         ----------
@@ -118,6 +107,12 @@ class Problem:
             the module's own.
         chunk_size
             Examples evaluated at once; None chooses.
+        penalty
+            A term $R(w)$ beside the loss: a function of the dictionary of trainable weights that returns a scalar.
+            Weight-normalized layers have their effective weights there.
+        weight_decay
+            $\lambda$ of the term $\frac\lambda2 \|w\|^2$, as in ``torch.optim.SGD``; or a mapping from patterns, as in
+            :meth:`subset`, to numbers.
 
         Returns
         -------
@@ -130,81 +125,17 @@ class Problem:
             For anything about the model, the data or the loss that would make the matrices meaningless.
         SelfCheckError
             If the model is not a fixed function of one example (random, or coupled through the batch).
+
+        Notes
+        -----
+        A penalty is part of value, gradient and Hessian, and by choice of the GGN (``ggn(problem, penalty=True)``). All
+        other matrices are about the data alone, and headers of records say so.
         """
         # A sampler, or a random layer before it is refused, draws from the global generators: restore them.
         with full_precision(), untouched_generators(cuda_devices(module)):
-            return cls(*assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size))
-
-    @property
-    def model(self) -> nn.Module:
-        """The private copy of the module."""
-        return self.function.module
-
-    @property
-    def layout(self) -> Layout:
-        """Names and positions of the weights: the only conversion between named tensors and flat vectors."""
-        return self.function.layout
-
-    @property
-    def aliases(self) -> Mapping[str, str]:
-        """Second names of tied weights, each with the name in :attr:`layout`."""
-        return self.function.aliases
-
-    @property
-    def written(self) -> tuple[str, ...]:
-        """Names of buffers that ``forward`` writes into; every pass starts from the values they came with."""
-        return self.function.written
-
-    @property
-    def dim(self) -> int:
-        """Number of weights ``P``."""
-        return self.layout.dim
-
-    @property
-    def num_examples(self) -> int:
-        """Number of examples ``N``."""
-        return len(self.inputs)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights, hence of every matrix."""
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights, hence of every matrix."""
-        return self.weights.device
-
-    def __repr__(self) -> str:
-        return (
-            f"Problem({type(self.model).__name__}, {self.dim} weights, {self.num_examples} examples, "
-            f"{self.loss.label}, chart {self.chart!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
-        )
-
-    def _repr_html_(self) -> str:
-        rows: dict[str, object] = {
-            "model": type(self.model).__name__,
-            "weights": self.dim,
-            "frozen": ", ".join(self.frozen),
-            "unused": ", ".join(self.unused),
-            "examples": self.num_examples,
-            "outputs per example": self.num_outputs,
-            "loss": self.loss.label,
-            "denominator of the mean": "" if self.loss.reduction == "sum" else f"{self.denominator:g}",
-            "chart": self.chart.label,
-            "precision": str(self.dtype).removeprefix("torch."),
-            "device": self.device,
-            "notes": " ".join(self.notes),
-        }
-        return html_table("Problem", {name: str(value) for name, value in rows.items() if value != ""})
-
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Join named tensors (names as in ``layout``) into a ``(P,)`` vector."""
-        return self.layout.flatten(tensors)
-
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Split a ``(P,)`` vector into named tensors."""
-        return self.layout.unflatten(vector)
+            terms = PenaltyTerms(penalty, weight_decay)
+            parts = assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
+            return cls(*parts)
 
     @full_precision()
     def at(self, weights: Tensor) -> Problem:
@@ -276,6 +207,7 @@ class Problem:
             chart=self.chart.restricted(layout),
             frozen=(*self.frozen, *(name for name in named if name not in layout.slices)),
             unused=unused,
+            penalty=None if self.penalty is None else self.penalty.restricted(layout, self.weights),
         )
 
     def predict(self, weights: Tensor | Mapping[str, Tensor], inputs: Tensors | Structure) -> Tensor:
@@ -294,11 +226,6 @@ class Problem:
             Outputs ``(n, ...)``.
         """
         return self.function.predict(weights, inputs)
-
-    def chunks(self) -> Iterator[slice]:
-        """Slices of the examples, at most ``chunk_size`` each."""
-        for start in range(0, self.num_examples, self.chunk_size):
-            yield slice(start, min(start + self.chunk_size, self.num_examples))
 
     @full_precision()
     def outputs(self, weights: Tensor | None = None) -> Tensor:
@@ -324,13 +251,28 @@ class Problem:
 
     @full_precision()
     def value(self, weights: Tensor | None = None) -> float:
-        """The mean loss; at the point, or at other weights ``(P,)``."""
+        """The mean loss and the penalty; at the point, or at other weights ``(P,)``."""
         outputs = self.outputs(weights)
-        return float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
+        mean = float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
+        return mean if self.penalty is None else mean + self.penalty.value(self.weights if weights is None else weights)
 
     @full_precision()
     def gradient(self, weights: Tensor | None = None) -> Tensor:
-        """Gradient ``(P,)`` of the mean loss in the weights; at the point, or at other weights ``(P,)``.
+        """Gradient ``(P,)`` of the mean loss and the penalty; at the point, or at other weights ``(P,)``.
+
+        Raises
+        ------
+        NonFiniteError
+            If it is NaN or infinite; names the parameters and the first example.
+        """
+        total = self.data_gradient(weights)
+        if self.penalty is None:
+            return total
+        return total + self.penalty.gradient(self.weights if weights is None else weights)
+
+    @full_precision()
+    def data_gradient(self, weights: Tensor | None = None) -> Tensor:
+        """Gradient ``(P,)`` of the mean loss alone; at the point, or at other weights ``(P,)``.
 
         Raises
         ------

@@ -54,6 +54,9 @@ class Where:
     reduction
         ``"mean"``, or ``"sum"`` where the loss is the sum over examples: Hessian, GGN and Fisher are then as many times
         those of the mean as its denominator says, and second moments of gradients the square of it.
+    penalty
+        The penalty of the objective, e.g. ``"weight_decay=0.05"``, and ``"without weight_decay=0.05"`` for a matrix
+        that does not contain its Hessian; empty for an objective without one.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class Where:
     num_samples: int | None = None
     dtype: str = "float64"
     reduction: str = "mean"
+    penalty: str = ""
 
     @property
     def chart_label(self) -> str:
@@ -78,11 +82,10 @@ class Where:
 
     @property
     def label(self) -> str:
-        """Matrix, chart with its gauge, block, and a sum, e.g. ``"ggn, weight-norm (paper)"``."""
-        parts = [self.matrix, self.chart_label]
-        parts += [] if self.block == "all" else [self.block]
-        parts += ["sum over examples"] if self.reduction == "sum" else []
-        return ", ".join(parts)
+        """Matrix, chart with its gauge, block, a sum, and penalty, e.g. ``"ggn, weight-norm (paper)"``."""
+        total = "sum over examples" if self.reduction == "sum" else ""
+        parts = self.matrix, self.chart_label, self.block.removeprefix("all"), total, self.penalty
+        return ", ".join(filter(None, parts))
 
     def __str__(self) -> str:
         return self.label
@@ -139,6 +142,11 @@ class Located:
         return self.where.reduction
 
     @property
+    def penalty(self) -> str:
+        """The penalty of the objective, and whether its Hessian is in the matrix; empty without one."""
+        return self.where.penalty
+
+    @property
     def label(self) -> str:
-        """Matrix, chart with its gauge, and block."""
+        """Matrix, chart with its gauge, block, and penalty."""
         return self.where.label

@@ -107,8 +107,12 @@ def with_warnings(study: Study, problem: Problem) -> Study:
     """
     warnings = [*study.warnings, *problem.notes]
     if problem.unused:
+        rest = "zero rows, counted as null directions" if problem.penalty is None else "only the penalty acts on them"
+        warnings.append(f"the loss does not depend on {', '.join(problem.unused)}: {rest}.")
+    if problem.penalty is not None:
         warnings.append(
-            f"the loss does not depend on {', '.join(problem.unused)}: zero rows, counted as null directions."
+            f"the objective has {problem.penalty.label}: it is part of losses, gradients and Hessians. The GGN, the "
+            "Fisher and the moments of gradients are those of the data, without it."
         )
     if problem.frozen:
         warnings.append(f"left out, because frozen: {', '.join(problem.frozen)}.")

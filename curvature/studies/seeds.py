@@ -20,6 +20,7 @@ from curvature.studies.identities import claimed_identities
 from curvature.studies.measuring import measure_point, measured_spectra
 from curvature.studies.settings import PUBLISHED, StudySettings
 from curvature.studies.training import Run, Schedule, Trajectory, train, trajectories
+from curvature.studies.training.network import refuse_penalty
 
 __all__ = ["WHOLE", "fingerprint", "measure_seed", "measured_seeds"]
 
@@ -53,6 +54,8 @@ def fingerprint(problem: Problem, settings: StudySettings, seed: int) -> str:
         "loss": repr(problem.loss),
         "parameters": [(entry.name, entry.shape) for entry in problem.layout.entries],
     }
+    if problem.penalty is not None:
+        facts["penalty"] = (problem.penalty.label, problem.penalty.value(problem.weights))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for tensor in (problem.weights, problem.inputs, problem.targets):
         digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
@@ -83,7 +86,8 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
     Raises
     ------
     ConfigurationError
-        If the model has no layer that weight norm could normalize.
+        If the model has no layer that weight norm could normalize, or an arm with batch normalization would train with
+        a penalty.
     NonFiniteError
         If training diverges at a learning rate that was not tuned.
 
@@ -102,6 +106,8 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
     _refuse_structured(start)
     if not any(entry.normalized for entry in start.layout.entries):
         raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
+    if any("batch-norm" in arm.method for arm in settings.arms):  # before anything is trained
+        refuse_penalty(start)
     collector = Collector(progress)
     identities, untested = claimed_identities(start, seed=seed, batch_size=settings.training.batch_size)
     collector.checks += identities

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curvature.models import Problem
+from curvature.models.replaced import runs_its_type
 
 __all__ = [
     "ELEMENTWISE",
@@ -207,10 +208,10 @@ def leaves_of(
     Returns
     -------
     list of (str, Module), or None
-        Name and module of each leaf; None if there is another container, a hook or an unknown leaf.
+        Name and module of each leaf; None if there is another container, an unknown leaf, a hook, or code that was
+        replaced on an instance.
     """
-    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
-    if any(hooks):
+    if not runs_its_type(model):
         return None
     if type(model) is nn.Sequential:
         leaves: list[tuple[str, nn.Module]] = []

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from curvature.linalg.routes import EntriesRoute, ProductCost
@@ -15,6 +17,7 @@ from curvature.matrices.fast.chain import Chain, chain_of
 from curvature.matrices.fast.network import Network, network_of
 from curvature.matrices.fast.products import OutputProduct
 from curvature.models import Problem
+from curvature.models.function import ModelFunction
 
 __all__ = ["FastPath", "OutputFactor", "OutputMatrix", "fast_path"]
 
@@ -22,6 +25,8 @@ __all__ = ["FastPath", "OutputFactor", "OutputMatrix", "fast_path"]
 OutputFactor = Callable[[Tensor, Tensor, slice], Tensor]
 # (outputs, targets) -> D M_n, (n, C, C)
 OutputMatrix = Callable[[Tensor, Tensor], Tensor]
+
+_COMPARED, _COMPARED_ENTRIES = 8, 2**22  # examples, and numbers in their gradients
 
 _CONTRACTED_FROM = (
     3  # columns R of S_n: the contraction takes N P^2 multiplications, the factor times itself R N P^2 / 2
@@ -143,8 +148,19 @@ def fast_path(problem: Problem) -> FastPath | None:
     Returns
     -------
     FastPath or None
-        For a chain of linear layers or a convolutional network; None for any other model, which autograd serves.
+        For a chain of linear layers or a convolutional network; None for any other model, which autograd serves, and
+        for one that computes something else than its layers say.
+
+    Notes
+    -----
+    Outputs and one vector-Jacobian product of a few examples are compared with those of the module, once for each model
+    (measured for a network 64-8-10: 0.7 ms; the entries of its Hessian take 8 ms with 200 examples, 30 with 1797).
     """
+    path = _path(problem)
+    return path if path is not None and _runs_the_same(problem, path) else None
+
+
+def _path(problem: Problem) -> FastPath | None:
     if not isinstance(problem.inputs, Tensor) or not problem.function.reader.is_plain:
         return None
     chain = chain_of(problem)
@@ -152,6 +168,48 @@ def fast_path(problem: Problem) -> FastPath | None:
         return _ChainPath(chain)
     network = network_of(problem)
     return None if network is None else _NetworkPath(network)
+
+
+_AGREED: WeakKeyDictionary[ModelFunction, bool] = WeakKeyDictionary()
+
+
+def _runs_the_same(problem: Problem, path: FastPath) -> bool:
+    """Whether closed forms and module have the same outputs and first derivatives, for a few examples; kept.
+
+    The types of the layers do not say everything about the code that runs: methods can be replaced on a class, and
+    functions in torch.
+    """
+    if problem.function not in _AGREED:
+        _AGREED[problem.function] = _agree(problem, path)
+    return _AGREED[problem.function]
+
+
+def _agree(problem: Problem, path: FastPath) -> bool:
+    examples = slice(0, max(1, min(_COMPARED, _COMPARED_ENTRIES // problem.dim)))
+    leaves = problem.leaves()
+    with torch.enable_grad():
+        outputs = problem.predict(leaves, problem.inputs[examples])
+    if not torch.isfinite(outputs).all():  # there is nothing to compare, and no matrix
+        return True
+    generator = torch.Generator().manual_seed(0)
+    cotangent = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    slopes = torch.autograd.grad(outputs, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
+    computed = []
+
+    def factor(values: Tensor, _targets: Tensor, _examples: slice) -> Tensor:
+        computed.append(values.detach().reshape(outputs.shape))
+        return cotangent.reshape(len(outputs), -1, 1)
+
+    with torch.no_grad():
+        rows = path.factor_rows(examples, factor).sum(dim=0)
+    parts = zip(problem.unflatten(rows).values(), slopes, strict=True)
+    return _close(computed[0], outputs.detach()) and all(_close(part, slope) for part, slope in parts)
+
+
+def _close(value: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal but for rounding."""
+    size = torch.maximum(value.abs().max(), expected.abs().max())
+    return bool((value - expected).abs().max() <= torch.finfo(value.dtype).eps ** 0.6 * size)
 
 
 @dataclass(frozen=True, eq=False)

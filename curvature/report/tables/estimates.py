@@ -49,6 +49,7 @@ def _estimate_row(m: Measured) -> dict[str, Any]:
     record = m.record
     row = place_of(m) | {name: getattr(record, name) for name in _SHARED}
     row |= {"reduction": record.reduction} if record.reduction != "mean" else {}
+    row |= {"penalty": record.penalty} if record.penalty else {}
     return row | {"num_products": record.num_products, "seconds": record.seconds, "numbers": {}}
 
 
@@ -83,7 +84,7 @@ def ends_table(title: str, items: Sequence[Measured]) -> Table:
     states = []
     for m in items:
         record, floor = m.record, m.record.noise_floor
-        chart = chart_label(record.chart, record.gauge)
+        chart = ", ".join(filter(None, (chart_label(record.chart, record.gauge), record.penalty)))
         for end, rank, value, bound in _ends(record):
             entry = value if abs(value) > floor else Cell(floor, status="below_noise_floor")
             rows.append((m.arm, record.block, record.matrix, chart, end, rank, entry, bound))

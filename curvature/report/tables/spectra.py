@@ -59,6 +59,7 @@ def _spectrum_row(m: Measured, spectrum: Spectrum | None) -> dict[str, Any]:
         row |= dict(zip(("negative", "zero", "positive"), spectrum.inertia, strict=True))
         row |= {"smallest": float(spectrum.eigenvalues[0]), "largest": float(spectrum.eigenvalues[-1])}
         row |= {name: getattr(spectrum, name) for name in ("trace", "floor_rule", "dtype", "seconds")}
+    row |= {"penalty": record.penalty} if record.penalty else {}
     row["method"] = record.method
     row["numbers"] = {name: asdict(quantity) for name, quantity in record.values.items()}
     row["damped"] = [[delta, kappa.value, dimension.value] for delta, (kappa, dimension) in record.damped.items()]
@@ -93,6 +94,7 @@ def _matrix_table(rows: Sequence[Row], every_number: bool) -> Table:
         "/".join(dict.fromkeys(r["method"] for r in rows)),
     ]
     facts += [count(first["num_samples"], "sampled label")] if first.get("num_samples") else []
+    facts += [first["penalty"]] if first.get("penalty") else []
     facts += ["positive semidefinite"] if first.get("positive_semidefinite") else []
     known = dict.fromkeys(
         name

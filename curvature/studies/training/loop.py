@@ -78,8 +78,8 @@ def train(
 ) -> Run:
     r"""Minibatch training of the coordinates of a chart that starts at the problem's weights.
 
-    Every step takes $J(\theta)^T \nabla L_B$, with the mean loss $L_B$ of the batch, to the optimizer. Only first
-    derivatives are taken through the chart. Divergence is an outcome: the run ends there.
+    Every step takes $J(\theta)^T \nabla L_B$, with the mean loss $L_B$ of the batch and the penalty of the problem, to
+    the optimizer. Only first derivatives are taken through the chart. Divergence is an outcome: the run ends there.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def _take_step(
 ) -> bool:
     """Move the coordinates by one batch; whether its loss and the new coordinates are finite."""
     inputs, targets, share = batch
-    if share:  # else every target of this batch is ignored
+    if share or trainable.problem.penalty is not None:  # else every target of this batch is ignored
         loss, gradient = trainable.loss_and_gradient(coordinates, inputs, targets, share)
     else:
         loss, gradient = coordinates.new_zeros(()), torch.zeros_like(coordinates)
@@ -206,6 +206,8 @@ class _Record:
         outputs = self.problem.outputs(weights) if outputs is None else outputs
         targets = self.problem.targets
         loss = float(self.problem.loss.terms(outputs, targets).sum()) / self.problem.denominator
+        if self.problem.penalty is not None:
+            loss += self.problem.penalty.value(weights)
         if not math.isfinite(loss):
             return False
         reached = [name for name, level in self.open_levels.items() if loss <= level]

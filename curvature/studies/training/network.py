@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -13,16 +12,21 @@ from curvature.charts.batch_norm import Statistics, fold, scale_name, with_scale
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Layout
 from curvature.models import Problem
+from curvature.models.copying import private_copy
+from curvature.models.replaced import runs_its_type
 
-__all__ = ["BatchNormNetwork", "Network"]
+__all__ = ["BatchNormNetwork", "Network", "refuse_penalty"]
+
+
+_FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 class Network:
     """The problem's model with parameters that are views of one vector: a step copies one tensor, not a dictionary."""
 
     def __init__(self, problem: Problem, layout: Layout | None = None):
-        self.loss, self.layout = problem.loss, layout or problem.layout
-        self.model = copy.deepcopy(problem.model)
+        self.loss, self.penalty, self.layout = problem.loss, problem.penalty, layout or problem.layout
+        self.model = private_copy(problem.model, problem.dtype)
         more = problem.weights.new_ones(self.layout.dim - problem.dim)
         self.vector = torch.cat([problem.weights, more])
         self.named = self.layout.unflatten(self.vector)
@@ -39,12 +43,21 @@ class Network:
             setattr(self.model.get_submodule(path), leaf, getattr(self.model.get_submodule(owner), name))
 
     def loss_and_gradient(self, vector: Tensor, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Loss of a batch, its terms divided by ``share``, and its gradient, which the next call overwrites."""
+        """Loss of a batch, its terms divided by ``share``, and its gradient, which the next call overwrites.
+
+        A batch without a share, all of whose targets are ignored, has no loss. The penalty is added to every batch, as
+        ``torch.optim`` does it with weight decay.
+        """
         self.vector.copy_(vector)
         self.gradient.zero_()  # backward adds to the views of it
-        with torch.enable_grad():
-            loss = self.loss.terms(self.model(inputs), targets).sum() / share
-            loss.backward()
+        loss = self.vector.new_zeros(())
+        if share:
+            with torch.enable_grad():
+                loss = self.loss.terms(self.model(inputs), targets).sum() / share
+                loss.backward()
+        if self.penalty is not None:
+            self.gradient += self.penalty.gradient(self.vector)
+            loss = loss.detach() + self.penalty.value(self.vector)
         return loss.detach(), self.gradient
 
 
@@ -58,7 +71,7 @@ class BatchNormNetwork(Network):
     Raises
     ------
     ConfigurationError
-        If a layer has no bias, is transposed, shares its weight, or runs more than once.
+        If a layer has no bias, is transposed, shares its weight, or runs more than once, or the problem has a penalty.
     """
 
     def __init__(self, problem: Problem, *, mean_only: bool = False, epsilon: float = 1e-5):
@@ -148,15 +161,38 @@ class BatchNormNetwork(Network):
         return self.problem.flatten(fold(self.layout.unflatten(vector), statistics))
 
 
+def refuse_penalty(problem: Problem) -> None:
+    """Raise an error for a problem with a penalty, which batch normalization cannot train with.
+
+    Parameters
+    ----------
+    problem
+        The problem.
+
+    Raises
+    ------
+    ConfigurationError
+        If it has a penalty.
+    """
+    if problem.penalty is not None:
+        raise ConfigurationError(
+            f"batch normalization cannot train with {problem.penalty.label}: the penalty is on the weights of the "
+            "ordinary network, which depend on the statistics of all data, and a batch has its own. Leave out the "
+            "arms with batch normalization (full=True trains them), or the penalty."
+        )
+
+
 def _normalizable(problem: Problem) -> dict[str, tuple[str, str]]:
     """Path of each layer with a normalizable weight, with the names of its weight and bias."""
+    refuse_penalty(problem)
     targets: dict[str, tuple[str, str]] = {}
     uses = [id(parameter) for _, parameter in problem.model.named_parameters(remove_duplicate=False)]
     for entry in problem.layout.entries:
         if not entry.normalized:
             continue
         layer, bias = problem.model.get_submodule(entry.layer), f"{entry.layer}.bias" if entry.layer else "bias"
-        plain = isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        # A subclass that overrides forward, or a replaced one, may compute something else from the weight.
+        plain = type(layer).forward in _FORWARDS and runs_its_type(layer)
         tied = entry.name in problem.aliases.values() or uses.count(id(layer.weight)) > 1
         if not plain or tied or entry.norm_axis != 0 or bias not in problem.layout.slices:
             raise ConfigurationError(

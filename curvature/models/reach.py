@@ -1,0 +1,118 @@
+"""Trainable tensors that reach the objective on another way than from the layout through the outputs."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from curvature.errors import InputError
+from curvature.models.behaviour import leaf_variables
+from curvature.models.function import ModelFunction
+from curvature.models.trees import Tensors
+from curvature.models.unregistered import unregistered
+
+__all__ = ["note_unregistered", "refuse_other_ways"]
+
+_NAMED = 8  # names listed in a message
+
+
+def refuse_other_ways(value: Tensor, module: nn.Module) -> None:
+    """Refuse a loss that depends on trainable tensors although the outputs are held fixed.
+
+    Parameters
+    ----------
+    value
+        The loss of detached outputs.
+    module
+        The user's module, for the names of its parameters.
+
+    Raises
+    ------
+    InputError
+        If the value can be differentiated; names the tensors and says what to do instead.
+    """
+    if not value.requires_grad:
+        return
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    reached = leaf_variables(value)
+    ids = {id(tensor) for tensor in reached}
+    if of_model := [name for key, name in names.items() if key in ids]:
+        raise InputError(
+            f"the loss depends on parameters of the model ({_listed(of_model)}) in another way than through its "
+            "outputs, so that part would be missing from every derivative. Pass a loss of the outputs alone, and the "
+            "rest as penalty=lambda weights: ... (a function of the dictionary of weights) or weight_decay=. For a "
+            "constant, use detach()."
+        )
+    shapes = [f"shape {tuple(tensor.shape)}" for tensor in reached]
+    raise InputError(
+        f"the loss depends on trainable tensors in another way than through the outputs of the model "
+        f"({_listed(shapes)}), so that part would be missing from every derivative. Pass a penalty on weights as "
+        "penalty= or weight_decay=, return hidden activations among the outputs, and make parameters of the loss part "
+        "of the module, or constant by requires_grad_(False)."
+    )
+
+
+def note_unregistered(function: ModelFunction, module: nn.Module, weights: Tensor, inputs: Tensors) -> str:
+    """Warn about trainable tensors of a module that are not registered as its parameters.
+
+    Parameters
+    ----------
+    function
+        The private copy of the module.
+    module
+        The user's module.
+    weights
+        The point ``(P,)``.
+    inputs
+        A few examples ``(N, ...)``.
+
+    Returns
+    -------
+    str
+        The warning, for reports; empty if there is nothing to warn about.
+
+    Raises
+    ------
+    InputError
+        If a function that was put into the module uses parameters by another way than as attributes of a layer, where
+        an analysis puts the weights.
+    """
+    leaves = function.leaves(weights)
+    registered = {name: function.module.get_parameter(name) for name in leaves}
+    for parameter in registered.values():
+        parameter.requires_grad_()
+    try:
+        with torch.enable_grad():
+            outputs = function.predict(leaves, inputs)
+    finally:
+        for parameter in registered.values():
+            parameter.requires_grad_(False)
+    given = {id(leaf) for leaf in leaves.values()}
+    reached = [tensor for tensor in leaf_variables(outputs) if id(tensor) not in given]
+    names = {id(parameter): name for name, parameter in (*module.named_parameters(), *registered.items())}
+    if by_variable := [names[id(tensor)] for tensor in reached if id(tensor) in names]:
+        raise InputError(
+            f"a function of the module refers to its parameters {_listed(by_variable)} by variables. The weights of "
+            "an analysis are attributes of the layers, as self.weight, so such a function would not see them. Read the "
+            "parameters from the layer: layer.forward = types.MethodType(function, layer), with self.weight inside."
+        )
+    named = unregistered(function.module)
+    listed = [name for name, _ in named]
+    known = {id(tensor) for _, tensor in named}
+    listed += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in reached if id(tensor) not in known]
+    if not listed:
+        return ""
+    message = (
+        f"trainable tensors of the module are not registered as its parameters: {_listed(listed)}. They are held "
+        "fixed, and no matrix has rows for them. If they are trained, register them by nn.Parameter, nn.ModuleList, "
+        "nn.ModuleDict or nn.ParameterList."
+    )
+    warnings.warn(message, stacklevel=4)  # the call of from_module
+    return message
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
