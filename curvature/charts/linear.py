@@ -168,13 +168,14 @@ def _pairs_of(blocks: object, name: str) -> list[tuple[Tensor, Tensor]]:
             f"the factor of {name} is a mapping of {', '.join(map(repr, blocks)) or 'nothing'}, but must be {wanted}. "
             "Give the coordinates of each parameter instead of its name: problem.layout.slices[name] has their range."
         )
-    pairs = list(blocks) if isinstance(blocks, Sequence) and not isinstance(blocks, str) else [blocks]
-    for pair in pairs:
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for pair in list(blocks) if isinstance(blocks, Sequence) and not isinstance(blocks, str) else [blocks]:
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
             raise ConfigurationError(
                 f"the factor of {name} must be {wanted}, got {type(blocks).__name__} with {type(pair).__name__}."
             )
-    return [(indices, block) for indices, block in pairs]
+        pairs.append((pair[0], pair[1]))
+    return pairs
 
 
 def _refuse_blocks(blocks: Sequence[tuple[Tensor, Tensor]], name: str, dim: int) -> None:

@@ -40,7 +40,8 @@ def packed(about: str, arrays: Mapping[str, np.ndarray]) -> bytes:
         The archive.
     """
     stream = io.BytesIO()
-    np.savez(stream, about=np.array(about), **dict(arrays))
+    members: dict[str, Any] = {"about": np.array(about), **arrays}
+    np.savez(stream, **members)
     content = stream.getvalue()
     assert content[-22:-18] == _END
     assert content[-2:] == b"\0\0"
