@@ -143,4 +143,11 @@ DEFECTS = [
         "$vectors[$rows[:, $b], $k] += problem.weights[$rows[:, $a]]",
         ("two_linear_layers_have_the_square_of_the_hidden_width",),
     ),
+    Defect(
+        "null directions of bent coordinates, kept in a curved chart",
+        "matrices:_Move.null_space",
+        "~($basis[~$mask] != 0).any(dim=0)",
+        "~($basis[~$mask] > 2).any(dim=0)",
+        ("the_hessian_in_a_bent_chart_keeps_the_null_directions_of_weights_that_the_chart_keeps",),
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Defects in the bounds and in the summaries of a spectrum."""
+"""Defects in the bounds and in the summaries of a spectrum, and in the readers of stored records."""
 
 from planted import Defect
 
@@ -60,5 +60,40 @@ DEFECTS = [
         "$start += $size",
         "$start += 0 * $size",
         ("vectors_by_name_are_eigenvectors_for_torch_and_its_own_names",),
+    ),
+    Defect(
+        "an archive whose hash is not compared",
+        "records.sealed:unpacked",
+        "_digest($content[:-_HEX]) != $content[-_HEX:]",
+        "$content[:-_HEX] == $content[-_HEX:]",
+        ("every_bit_of_the_hash_and_of_what_marks_it_counts",),
+    ),
+    Defect(
+        "a summary whose hash is not compared",
+        "records.sealed:unsealed_text",
+        "$sealed and $rest != $hash",
+        "$sealed and $rest == $hash + $rest",
+        ("one_flipped_bit_of_a_summary_is_an_error_also_away_from_its_run",),
+    ),
+    Defect(
+        "a rank beyond the dimension, read without a word",
+        "records.validation:require_rank",
+        "0 <= $rank <= $dim",
+        "0 <= $rank",
+        ("numbers_that_contradict_each_other_are_refused_with_the_reason",),
+    ),
+    Defect(
+        "eigenvalues in any order, read without a word",
+        "records:Spectrum.validate",
+        "np.diff(self.eigenvalues) >= 0",
+        "np.diff(self.eigenvalues) > -np.inf",
+        ("numbers_that_contradict_each_other_are_refused_with_the_reason",),
+    ),
+    Defect(
+        "files of a run whose hashes are not compared",
+        "report.directory:_refuse_changed",
+        "_hash($path) != $written",
+        "_hash($path) == $written + $written",
+        ("one_flipped_bit_in_any_file_of_a_run_is_an_error",),
     ),
 ]
