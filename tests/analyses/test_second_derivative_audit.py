@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from analyses import second_derivative_audit as audit
-from analyses._derivative_cases import CASES, EXAMPLES, NOT_TRIED, Case
+from curvature.studies.installation.modules import CASES, EXAMPLES, NOT_TRIED, Case
 
 PAGE = Path(__file__).parents[2] / "docs" / "second_derivatives.md"
 

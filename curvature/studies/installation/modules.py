@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,16 +93,12 @@ class Case:
             return model, nn.MSELoss(), inputs, targets
 
 
-def _layers(family: str, shape: tuple[int, ...], **builds: Callable[[], nn.Module]) -> list[Case]:
-    return [Case(name.replace("__", ", "), family, build, shape) for name, build in builds.items()]
-
-
-def _plain(family: str, shape: tuple[int, ...], *kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> list[Case]:
-    """Cases of modules that need no arguments, or the given ones."""
+def _plain(family: str, shape: tuple[int, ...], *kinds: Any) -> list[Case]:
+    """Cases of modules that need no arguments, or of ``(module, *arguments)``."""
     cases = []
     for kind in kinds:
         module, *arguments = kind if isinstance(kind, tuple) else (kind,)
-        cases.append(Case(module.__name__, family, lambda m=module, a=arguments: m(*a), shape))
+        cases.append(Case(module.__name__, family, partial(module, *arguments), shape))
     return cases
 
 
@@ -151,6 +149,11 @@ def _grid(layer: nn.Module, signal: Tensor) -> Tensor:
     return F.grid_sample(layer(signal), grid + 0.05 * signal.mean((1, 2, 3))[:, None, None, None], align_corners=False)
 
 
+def _log_probabilities(layer: nn.Module, signal: Tensor) -> Tensor:
+    assert isinstance(layer, nn.AdaptiveLogSoftmaxWithLoss)
+    return layer.log_prob(signal)
+
+
 def _labelled(layer: nn.Module, signal: Tensor) -> Tensor:
     """A layer that takes the labels too, with the losses of the examples as outputs."""
     return layer(signal, torch.arange(len(signal), device=signal.device) % 4)[:, None]
@@ -160,19 +163,27 @@ def _linear() -> nn.Linear:
     return nn.Linear(3, 2)
 
 
-def _recurrent(kind: type[nn.Module], **options: int | bool) -> Callable[[], nn.Module]:
-    return lambda: kind(2, 2, batch_first=True, **options)
+def _recurrent(kind: Callable[..., nn.Module], **options: int | bool) -> Callable[[], nn.Module]:
+    return partial(kind, 2, 2, batch_first=True, **options)
 
 
 def _parametrized_recurrent() -> nn.Module:
     return parametrizations.weight_norm(nn.LSTM(2, 2, batch_first=True), "weight_hh_l0")
 
 
+def _convolution() -> nn.Conv2d:
+    return nn.Conv2d(2, 2, 2)
+
+
+def _normalized(norm: Callable[..., nn.Module], build: Callable[[], nn.Module], dim: int | None) -> nn.Module:
+    return norm(build(), dim=dim)
+
+
 def _orthogonal(name: str) -> nn.Module:
     return parametrizations.orthogonal(nn.Linear(3, 3), orthogonal_map=name, use_trivialization=False)
 
 
-def _transformer(kind: type[nn.Module], **options: object) -> nn.Module:
+def _transformer(kind: Callable[..., Any], **options: object) -> Any:
     return kind(2, 1, dim_feedforward=3, dropout=0.0, batch_first=True, **options)
 
 
@@ -214,7 +225,7 @@ LAYERS = [
             (nn.AdaptiveMaxPool2d, 2)),
     *_plain("pooling", VOLUME, (nn.AvgPool3d, 2), (nn.MaxPool3d, 2), (nn.LPPool3d, 2, 2), (nn.AdaptiveAvgPool3d, 2),
             (nn.AdaptiveMaxPool3d, 2)),
-    *(Case(f"MaxUnpool{rank}d", "pooling", lambda kind=kind: kind(2), shape, _pooled)
+    *(Case(f"MaxUnpool{rank}d", "pooling", partial(kind, 2), shape, _pooled)
       for rank, kind, shape in ((1, nn.MaxUnpool1d, LINE), (2, nn.MaxUnpool2d, IMAGE), (3, nn.MaxUnpool3d, VOLUME))),
     Case("FractionalMaxPool2d", "pooling",
          lambda: nn.FractionalMaxPool2d(2, 2, _random_samples=torch.full((EXAMPLES, 2, 2), 0.4, dtype=torch.float64)),
@@ -232,7 +243,7 @@ LAYERS = [
     *_plain("vision", (4, 2, 2), (nn.PixelShuffle, 2), (nn.ChannelShuffle, 2)),
     *_plain("vision", IMAGE, (nn.PixelUnshuffle, 2)),
     *_plain("vision", (1, 2, 2), (nn.UpsamplingNearest2d, None, 2), (nn.UpsamplingBilinear2d, None, 2)),
-    *(Case(f"Upsample, {mode}", "vision", lambda mode=mode: nn.Upsample(scale_factor=2, mode=mode), shape)
+    *(Case(f"Upsample, {mode}", "vision", partial(nn.Upsample, scale_factor=2, mode=mode), shape)
       for mode, shape in (("nearest", (1, 3)), ("linear", (1, 3)), ("bilinear", (1, 2, 2)), ("bicubic", (1, 2, 2)),
                           ("trilinear", (1, 2, 2, 2)))),
     Case("grid_sample", "vision", nn.Identity, (1, 4, 4), _grid),
@@ -261,17 +272,17 @@ LAYERS = [
     Case("Transformer", "attention",
          lambda: _transformer(nn.Transformer, num_encoder_layers=1, num_decoder_layers=1), (2, 2), _twice),
     *(Case(f"weight_norm of {layer}, dim={dim}", "parametrization",
-           lambda kind=kind, dim=dim: parametrizations.weight_norm(kind(), dim=dim), shape)
-      for layer, kind, shape in (("Linear", _linear, (3,)), ("Conv2d", lambda: nn.Conv2d(2, 2, 2), (2, 3, 3)))
+           partial(_normalized, parametrizations.weight_norm, kind, dim), shape)
+      for layer, kind, shape in (("Linear", _linear, (3,)), ("Conv2d", _convolution, (2, 3, 3)))
       for dim in (0, 1, None)),
     *(Case(f"legacy weight_norm of {layer}, dim={dim}", "parametrization",
-           lambda kind=kind, dim=dim: legacy_weight_norm(kind(), dim=dim), shape)
-      for layer, kind, shape in (("Linear", _linear, (3,)), ("Conv2d", lambda: nn.Conv2d(2, 2, 2), (2, 3, 3)))
+           partial(_normalized, legacy_weight_norm, kind, dim), shape)
+      for layer, kind, shape in (("Linear", _linear, (3,)), ("Conv2d", _convolution, (2, 3, 3)))
       for dim in (0, 1, None)),
     Case("weight_norm of LSTM", "parametrization", _parametrized_recurrent, (2, 2), _first),
     Case("spectral_norm", "parametrization", lambda: parametrizations.spectral_norm(_linear()), (3,)),
     Case("legacy spectral_norm", "parametrization", lambda: legacy_spectral_norm(_linear()), (3,)),
-    *(Case(f"orthogonal, {name}", "parametrization", lambda name=name: _orthogonal(name), (3,))
+    *(Case(f"orthogonal, {name}", "parametrization", partial(_orthogonal, name), (3,))
       for name in ("matrix_exp", "cayley", "householder")),
 ]  # fmt: skip
 
@@ -374,7 +385,7 @@ LOSSES = [
     _loss("TripletMarginWithDistanceLoss", _joined(nn.TripletMarginWithDistanceLoss, _triplet), _zeros),
     _loss("CTCLoss", _joined(nn.CTCLoss, _ctc), lambda n: torch.tensor([[1, 2]]).expand(n, -1), shape=(4, 3)),
     Case("AdaptiveLogSoftmaxWithLoss", "loss", lambda: nn.AdaptiveLogSoftmaxWithLoss(3, 4, [2], div_value=1.0), (3,),
-         lambda layer, signal: layer.log_prob(signal)),
+         _log_probabilities),
 ]  # fmt: skip
 
 if hasattr(nn, "LinearCrossEntropyLoss"):  # new in torch 2.13
