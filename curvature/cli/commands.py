@@ -6,6 +6,7 @@ import contextlib
 import functools
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Annotated, Any, cast
 
@@ -116,22 +117,29 @@ def _with_options(kind: type[Configuration], *, without: Collection[str] = ()) -
         def run(**options: Any) -> None:
             flags = {name: options.pop(name) for name in kind.model_fields.keys() & options.keys()}
             run_options = RunOptions(**options)
-            try:
+            with _one_message(run_options.debug):
                 command(flags, run_options)
-            except (typer.Exit, BrokenPipeError):  # typer handles a closed pipe, as in `| head`
-                raise
-            except (KeyboardInterrupt, Exception) as error:
-                if run_options.debug:
-                    sys.stderr.write(printable(traceback.format_exc()))
-                message, code = _explain(error)
-                Terminal().error(message)
-                raise typer.Exit(int(code)) from None
 
         cast(Any, run).__signature__ = signature(kind, without=without)
         run.__doc__ = _unwrapped(command.__doc__ or "")
         return cast(Command, run)
 
     return decorate
+
+
+@contextlib.contextmanager
+def _one_message(debug: bool) -> Iterator[None]:
+    """End every failure in one message and its exit code."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):  # typer handles a closed pipe, as in `| head`
+        raise
+    except (KeyboardInterrupt, Exception) as error:
+        if debug:
+            sys.stderr.write(printable(traceback.format_exc()))
+        message, code = _explain(error)
+        Terminal().error(message)
+        raise typer.Exit(int(code)) from None
 
 
 def _unwrapped(text: str) -> str:
@@ -179,6 +187,25 @@ def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
     study.
     """
     execute("compare", flags, run_options)
+
+
+@app.command(epilog=_EPILOG)
+def doctor(
+    derivatives: Annotated[
+        bool, typer.Option("--derivatives", help="Audit the second derivative of every module of torch.nn.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only tables, warnings and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Examine this installation: versions, machine, known faults of PyTorch, and public numbers with their digits."""
+    from curvature.cli.doctor import doctor as examine
+    from curvature.cli.preparation import limited_threads
+
+    # One thread: the matrices are tiny, and threads that wait for each other took ten times as long on a busy machine.
+    with _one_message(debug), warnings.catch_warnings(), limited_threads(1):
+        warnings.simplefilter("ignore")
+        examine(Terminal(quiet), derivatives=derivatives, as_json=as_json)
 
 
 def main() -> None:
