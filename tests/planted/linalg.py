@@ -241,7 +241,7 @@ DEFECTS = [
         "linalg.vectors:eigenvectors",
         "$operator @ $block - $block * $values",
         "$block * $values - $block * $values",
-        ("residuals_of_rough_vectors_are_those_of_products",),
+        ("wrong_vectors_of_a_decomposition_have_residuals_that_say_so",),
     ),
     Defect(
         "a difference that forgets how large its terms are",
