@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -372,6 +373,58 @@ def unused_parameter() -> Question:
     inputs, targets = data()
     criterion = nn.CrossEntropyLoss()
     return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
+
+
+class _Decayed(nn.Module):
+    """Cross-entropy with weight decay of the parameters of a module, as a training loop may have it."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.parameters_of_module = tuple(module.parameters())
+        self.decay, self.reduction = decay, "mean"
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        penalty = sum(parameter.square().sum() for parameter in self.parameters_of_module)
+        return nn.functional.cross_entropy(outputs, targets) + self.decay / 2 * penalty
+
+
+@hazard("weight decay inside the loss", "the loss that is passed, all data at once")
+def weight_decay_in_the_loss() -> Question:
+    """The parameters reach the loss by another way than the outputs; every tool gets a loss of its own module."""
+    inputs, targets = data()
+    truth = exact(module := network(), _Decayed(module, 0.5), inputs, targets)
+
+    def ask(tool: str) -> float:
+        asked = network()
+        criterion = _Decayed(asked, 0.5)
+        # Here a callable is the loss of one example.
+        loss = criterion.forward if tool == OURS else criterion
+        return distance(spectrum_by(tool, asked, loss, loader(inputs, targets)), truth)
+
+    return Question(ask)
+
+
+def code_question(module: nn.Module) -> Question:
+    """Ask for the Hessian of a module that runs other code than its layers say."""
+    inputs, targets = data()
+    criterion = nn.CrossEntropyLoss()
+    return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
+
+
+@hazard("`forward` replaced on the instance", "the code that runs, all data at once")
+def replaced_forward() -> Question:
+    """As libraries do that wrap a model in place."""
+    module = network()
+    module.forward = types.MethodType(lambda self, inputs: 3 * type(self).forward(self, inputs), module)
+    return code_question(module)
+
+
+@hazard("a forward hook that changes the outputs of a layer", "the code that runs, all data at once")
+def changing_hook() -> Question:
+    """The layer's type does not show it."""
+    module = network()
+    module[1].register_forward_hook(lambda _layer, _inputs, outputs: 2 * outputs)
+    return code_question(module)
 
 
 @hazard("a pre-activation exactly at a ReLU's kink", "central differences of the gradient, across the kink")

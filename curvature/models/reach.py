@@ -80,7 +80,7 @@ def note_unregistered(function: ModelFunction, module: nn.Module, weights: Tenso
         an analysis puts the weights.
     """
     leaves = function.leaves(weights)
-    registered = {name: function.module.get_parameter(name) for name in leaves}
+    registered = {name: tensor for name, tensor in function.module.named_parameters() if name in leaves}
     for parameter in registered.values():
         parameter.requires_grad_()
     try:

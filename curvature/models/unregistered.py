@@ -28,7 +28,8 @@ def unregistered(module: nn.Module) -> list[tuple[str, Tensor]]:
     tensors = [(name, buffer) for name, buffer in module.named_buffers() if buffer.requires_grad]
     for path, layer in module.named_modules():
         for name, value in vars(layer).items():
-            if name not in _OWN:
+            cached = isinstance(layer, nn.RNNBase) and name == "_flat_weights"  # its own weights, in another order
+            if name not in _OWN and not cached:
                 tensors += _trainable(value, f"{path}.{name}" if path else name, seen)
     return tensors
 

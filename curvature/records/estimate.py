@@ -84,7 +84,8 @@ class Estimate(Located):
         return self.method == "exact"
 
     def __str__(self) -> str:
-        matrix = self.matrix + (", sum over examples" if self.reduction == "sum" else "")
+        total = "sum over examples" if self.reduction == "sum" else ""
+        matrix = ", ".join(filter(None, (self.matrix, total, self.penalty)))
         if np.ndim(self.value):
             return f"{self.what} of {matrix}: {self.dim} entries, {self.method}"
         how = self.method if self.exact else f"{100 * self.level:g} %, {self.method}"

@@ -31,7 +31,8 @@ def to_plain(record: Any) -> dict[str, Any]:
     -------
     dict
         Value by field; arrays and tuples are not converted. Eigenvectors are left out: they are as large as the matrix.
-        The reduction is left out where it is the mean, as it was before there were sums.
+        The reduction is left out where it is the mean, and the penalty where there is none, as it was before there were
+        sums and penalties.
     """
     plain: dict[str, Any] = {}
     for item in fields(record):
@@ -40,6 +41,8 @@ def to_plain(record: Any) -> dict[str, Any]:
             plain |= {part.name: getattr(value, part.name) for part in fields(value)}
             if value.reduction == "mean":
                 del plain["reduction"]
+            if not value.penalty:
+                del plain["penalty"]
         elif not isinstance(value, Eigenvectors):
             plain[item.name] = value
     return plain

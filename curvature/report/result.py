@@ -148,8 +148,9 @@ def _row_table(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
     import xarray as xr
 
     columns = {}
-    if any("reduction" in row for row in rows):  # left out of a record whose loss is a mean
-        rows = [{"reduction": "mean", **row} for row in rows]
+    for name, usual in (("reduction", "mean"), ("penalty", "")):  # left out of records that have the usual one
+        if any(name in row for row in rows):
+            rows = [{name: usual, **row} for row in rows]
     for key in rows[0]:
         values = [_stored(row[key]) for row in rows]
         if any(isinstance(value, str) for value in values):

@@ -573,6 +573,27 @@ def test_bound_is_a_result_unless_strict():
     run("spectrum", *USER, "-m", "ggn", "--strict")
 
 
+def test_weight_decay_moves_every_eigenvalue_of_the_hessian_and_of_no_other_matrix():
+    arguments = ["spectrum", *SMALL, "-m", "hessian"]
+    plain, decayed = (document(*arguments, *more) for more in ([], ["--weight-decay", "0.25", "--out", "decayed"]))
+    rows = [{row["matrix"]: row for row in measured["spectra"]} for measured in (plain, decayed)]
+    for end in ("smallest", "largest"):
+        shift = rows[1]["hessian"][end] - rows[0]["hessian"][end]
+        assert abs(shift - 0.25) < 1e-12
+    assert rows[1]["ggn"]["largest"] == rows[0]["ggn"]["largest"]
+    assert rows[1]["hessian"]["penalty"] == "weight_decay=0.25"
+    assert rows[1]["ggn"]["penalty"] == "without weight_decay=0.25"
+    assert "penalty" not in rows[0]["hessian"]
+    assert "without weight_decay=0.25" in Path("decayed/report.html").read_text()
+    assert "weight_decay = 0.25" in Path("decayed/config.toml").read_text()
+    assert "--weight-decay: should be greater" in run("spectrum", *SMALL, "--weight-decay", "-1", code=2).stderr
+
+
+def test_compare_has_the_weight_decay_of_its_training():
+    refused = run("compare", *SMALL[:4], "--full", "--num-seeds", "1", "--weight-decay", "0.25", code=2)
+    assert "batch normalization cannot train with weight_decay=0.25" in refused.stderr
+
+
 def test_existing_target_is_refused_before_any_work():
     Path("a").mkdir()
     result = run("spectrum", *SMALL, "--out", "a", code=2)

@@ -311,6 +311,21 @@ def test_plain_networks_keep_their_closed_forms_at_every_point_and_the_compariso
     assert len(compared) == 4
 
 
+def test_code_that_differs_for_late_examples_alone_is_seen_by_the_replaced_method():
+    inputs = torch.cat([-INPUTS.abs(), -INPUTS.abs(), INPUTS.abs()])
+    module = chain()
+
+    def kinked(self, z):
+        return nn.Linear.forward(self, torch.where(z[:, :1] > 0, z.sin(), z))
+
+    module[0].forward = types.MethodType(kinked, module[0])
+    labels = LABELS.repeat(3)
+    problem = cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, labels))
+    parameters = list(module.parameters())
+    slopes = torch.autograd.grad(functional.cross_entropy(module(inputs), labels), parameters, create_graph=True)
+    assert distance(cv.hessian(problem).dense(), rows_of(flat(slopes), parameters)) < 1e-12
+
+
 def test_hook_that_looks_and_does_not_touch_leaves_the_numbers_alone():
     module = chain()
     module[0].register_forward_hook(lambda *_: None)
@@ -402,6 +417,12 @@ def test_layer_runs_its_type_unless_something_was_put_in_between():
     layer = nn.Linear(2, 2)
     assert runs_its_type(layer)
     layer.note = "an attribute that is no code"
+    assert runs_its_type(layer)
+    layer.forward = layer.forward
+    assert not runs_its_type(layer)
+    del layer.forward
+    assert runs_its_type(layer)
+    layer.register_forward_pre_hook(lambda *_: None).remove()
     assert runs_its_type(layer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -150,4 +150,40 @@ DEFECTS = [
         "~($basis[~$mask] > 2).any(dim=0)",
         ("the_hessian_in_a_bent_chart_keeps_the_null_directions_of_weights_that_the_chart_keeps",),
     ),
+    # --------------------------------------------------------------------------------------- penalties and other code
+    Defect(
+        "half of the weight decay in the entries",
+        "matrices:PenaltyHessian.add_to",
+        "$matrix.diagonal().add_(self.penalty.decay)",
+        "$matrix.diagonal().add_(self.penalty.decay / 2)",
+        ("value_gradient_and_every_route_of_the_hessian_contain_the_penalty",),
+    ),
+    Defect(
+        "a factor of the GGN without its penalty",
+        "matrices:PenaltyHessian._factor",
+        "$decay[$part].sqrt()",
+        "0 * $decay[$part]",
+        ("ggn_contains_the_penalty_by_choice_and_says_so",),
+    ),
+    Defect(
+        "a covariance around the gradient of the penalty too",
+        "matrices:gradient_covariance",
+        "cache($problem.data_gradient)",
+        "cache($problem.gradient)",
+        ("fisher_and_moments_of_gradients_are_those_of_the_data",),
+    ),
+    Defect(
+        "a matrix that does not say that it is without the penalty",
+        "matrices.weight_space:_penalty_label",
+        "$problem.penalty.label if $penalized else $other",
+        "$problem.penalty.label",
+        ("ggn_contains_the_penalty_by_choice_and_says_so",),
+    ),
+    Defect(
+        "closed forms of layers whose methods were replaced on their class",
+        "matrices.fast.paths:_agree",
+        "_close($computed, $outputs) and all($close for $pair in $parts)",
+        "True",
+        ("methods_replaced_on_classes_of_torch_are_seen_by_numbers",),
+    ),
 ]

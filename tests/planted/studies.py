@@ -110,4 +110,11 @@ DEFECTS = [
         "$centred.square().square().mean($axes, keepdim=True)",
         ("normalized_arms_train_as_a_module_written_by_hand",),
     ),
+    Defect(
+        "training without the penalty",
+        "studies.training:Network.loss_and_gradient",
+        "self.penalty.gradient(self.vector)",
+        "0.0",
+        ("study_trains_the_objective_that_it_measures_as_sgd_with_weight_decay_does",),
+    ),
 ]

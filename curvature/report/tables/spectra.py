@@ -210,6 +210,7 @@ def summary_rows(selection: Selection) -> list[dict[str, Any]]:
             m.record.chart,
             m.record.gauge,
             m.record.effective,
+            m.record.penalty,
         ),
     )
     rows = [
@@ -223,6 +224,7 @@ def summary_rows(selection: Selection) -> list[dict[str, Any]]:
 def _summary_row(members: Sequence[Measured], spectra: Sequence[Spectrum]) -> dict[str, Any]:
     first, records = members[0], [m.record for m in members]
     row: dict[str, Any] = {"matrix": first.record.matrix, "block": first.record.block}
+    row |= {"penalty": first.record.penalty} if first.record.penalty else {}
     row |= {"arm": first.arm, "checkpoint": first.checkpoint}
     row |= {name: getattr(first.record, name) for name in ("chart", "gauge", "effective")}
     row |= {
@@ -317,11 +319,11 @@ def _point_table(title: str, rows: Sequence[Row], rules: Sequence[str], *, folde
 
 
 def _heading(row: Row, rows: Sequence[Row]) -> str:
-    """Matrix and block; the form too where the matrix was taken in several."""
+    """Matrix, block and penalty; the form too where the matrix was taken in several."""
     several = len({other["form"] for other in rows if other["matrix"] == row["matrix"]} - {""}) > 1
     forms = {"": "on the weights", "all coordinates": "in all coordinates of the chart"}
     form = str(forms.get(row["form"], row["form"])) if several else ""
-    return subject(row["matrix"], block_words(row["block"]), form)
+    return subject(row["matrix"], block_words(row["block"]), form, row.get("penalty", ""))
 
 
 def _kappa(row: Row, name: str) -> tuple[Row | None, bool]:
