@@ -118,7 +118,7 @@ DEFECTS = [
     Defect(
         "examples that count alike whatever their weight",
         "matrices:example_shares",
-        "problem.loss.denominators($outputs, $targets) / problem.denominator",
+        "problem.loss.denominators($outputs, $targets) / problem.total",
         "torch.ones(problem.num_examples, dtype=problem.dtype) / problem.num_examples",
         ("matrices_equal_loops_over_single_examples",),
     ),
@@ -131,7 +131,7 @@ DEFECTS = [
     ),
     Defect(
         "one-sided step in a central difference",
-        "matrices:_central",
+        "matrices.witnesses:_central",
         "($ahead - $behind) / (2 * $step)",
         "($ahead - $behind) / $step",
         ("blocks_are_checked_in_their_own_coordinates",),

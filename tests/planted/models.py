@@ -68,7 +68,7 @@ DEFECTS = [
     ),
     Defect(
         "gradient of the last chunk instead of the sum",
-        "models:Problem.gradient",
+        "models:Problem.data_gradient",
         "$total += self._chunk_gradient($$arguments)",
         "$total = self._chunk_gradient($$arguments)",
         ("every_matrix_of_a_random_network_is_that_of_torch_func",),
