@@ -30,6 +30,8 @@ class ExitCode(IntEnum):
     SELF_CHECK = 6
     RESOURCES = 7
     INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    TERMINATED = 143
 
 
 class CurvatureError(Exception):

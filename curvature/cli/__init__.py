@@ -3,6 +3,40 @@
 Results go to stdout, everything else to stderr. torch is imported inside the commands, so that ``--help`` is quick.
 """
 
-from curvature.cli.commands import app, main
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from curvature.cli.interruption import run_command_line
+
+if TYPE_CHECKING:
+    from curvature.cli.commands import app
 
 __all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command_line(_start)
+
+
+def _start() -> None:
+    from rich.console import Console
+
+    from curvature.cli.commands import app
+
+    # A console of rich, which also prints the help, calls a closed pipe an error of its own.
+    setattr(Console, "on_broken_pipe", _raise_broken_pipe)  # noqa: B010
+    app()
+
+
+def _raise_broken_pipe(_console: object) -> None:
+    raise BrokenPipeError
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from curvature.cli.commands import app
+
+        return app
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,11 +22,12 @@ from curvature.cli.configuration import (
     option_name,
 )
 from curvature.cli.execution import execute
+from curvature.cli.interruption import discard_output, interruptible
 from curvature.cli.options import RunOptions, signature
 from curvature.cli.terminal import Terminal, one_line, printable
 from curvature.errors import CurvatureError, ExitCode
 
-__all__ = ["EXIT_WORDS", "app", "main"]
+__all__ = ["EXIT_WORDS", "app"]
 
 EXIT_WORDS = {
     ExitCode.DONE: "done",
@@ -37,6 +38,8 @@ EXIT_WORDS = {
     ExitCode.SELF_CHECK: "a self-check failed: do not trust the numbers",
     ExitCode.RESOURCES: "out of memory, or an iteration did not converge",
     ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.BROKEN_PIPE: "nobody reads the output any more",
+    ExitCode.TERMINATED: "terminated",
 }
 
 _EPILOG = (
@@ -131,9 +134,13 @@ def _with_options(kind: type[Configuration], *, without: Collection[str] = ()) -
 def _one_message(debug: bool) -> Iterator[None]:
     """End every failure in one message and its exit code."""
     try:
-        yield
-    except (typer.Exit, BrokenPipeError):  # typer handles a closed pipe, as in `| head`
+        with interruptible():
+            yield
+    except typer.Exit:
         raise
+    except BrokenPipeError:  # nobody reads on, as in `| head`
+        discard_output()
+        raise typer.Exit(int(ExitCode.BROKEN_PIPE)) from None
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             sys.stderr.write(printable(traceback.format_exc()))
@@ -151,7 +158,7 @@ def _explain(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, CurvatureError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing was written.", ExitCode.INTERRUPTED
+        return "interrupted; nothing was written.", ExitCode(getattr(error, "exit_code", ExitCode.INTERRUPTED))
     # PyTorch raises a RuntimeError where the CPU has no memory left, and its own class for other devices.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         message = "out of memory. Use fewer examples (--num-examples), a smaller model, or --block layer."
@@ -206,8 +213,3 @@ def doctor(
     with _one_message(debug), warnings.catch_warnings(), limited_threads(1):
         warnings.simplefilter("ignore")
         examine(Terminal(quiet), derivatives=derivatives, as_json=as_json)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

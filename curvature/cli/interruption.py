@@ -1,0 +1,128 @@
+"""Signals and closed pipes: each ends a command with its exit code, whatever the command is doing.
+
+Only modules of the interpreter itself are imported here, so that a signal during the imports of the command finds its
+handler.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+__all__ = ["BROKEN_PIPE", "Interrupted", "discard_output", "interruptible", "run_command_line"]
+
+BROKEN_PIPE = 128 + 13  # of a process that SIGPIPE ends
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AGAIN = 1.0  # seconds until a signal is raised again whose exception was lost
+
+_working = False  # whether a command is at work, which has files and processes to clean up
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command.
+
+    Parameters
+    ----------
+    number
+        Of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def run_command_line(start: Callable[[], Any]) -> None:
+    """Import and run the command line, with handlers for SIGINT and SIGTERM in place before the first import.
+
+    Parameters
+    ----------
+    start
+        Imports and runs it; ends in ``SystemExit``.
+
+    Raises
+    ------
+    SystemExit
+        With the exit code of the command; 141 if the reader of its output has gone, as for a process that SIGPIPE ends.
+    """
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell has it ignored in the background, or nohup
+            signal.signal(number, _on_signal)
+    code: Any = 0
+    try:
+        start()
+    except SystemExit as end:
+        code = end.code
+    except BrokenPipeError:
+        code = BROKEN_PIPE
+    if code in (0, 1, None) and not _flushed():
+        code = BROKEN_PIPE
+    if code == BROKEN_PIPE:
+        discard_output()
+    if code in {128 + number for number in _SIGNALS}:
+        _flushed()
+        os._exit(code)  # everything is cleaned up, and to take libraries down can last seconds
+    raise SystemExit(code)
+
+
+def _flushed() -> bool:
+    """Whether what was printed has reached somebody."""
+    if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # how click marks a closed pipe, which it calls an error
+        return False
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (BrokenPipeError, ValueError):  # closed at the other end, or on this side
+        return False
+    return True
+
+
+def discard_output() -> None:
+    """Send everything that is still to be printed nowhere: nobody reads it."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.__stdout__, sys.__stderr__):
+            if stream is not None:
+                os.dup2(nowhere, stream.fileno())
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let signals raise :class:`Interrupted`, so that files and processes are cleaned up on the way out.
+
+    An exception that a signal raises inside a callback of a library or of the garbage collector is lost. It is raised
+    again every second until the command ends. Outside of this context a signal ends the process at once.
+
+    Yields
+    ------
+    None
+        While a command is at work.
+    """
+    global _working
+    _working = True
+    try:
+        yield
+    finally:
+        _working = False
+        _set_alarm(0.0)
+
+
+def _on_signal(number: int, _frame: FrameType | None) -> None:
+    if not _working:
+        with suppress(OSError):
+            os.write(2, b"error: interrupted; nothing was written.\n")
+        os._exit(128 + number)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, lambda *_: _on_signal(number, None))
+    _set_alarm(_AGAIN)
+    raise Interrupted(number)
+
+
+def _set_alarm(seconds: float) -> None:
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
