@@ -19,7 +19,7 @@ from curvature.models.hooks import remove_recording_hooks
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
 from curvature.models.module import common_type, refuse_module
 from curvature.models.penalty import Penalty, PenaltyTerms, make_penalty, note_gauge
-from curvature.models.reach import note_unregistered, refuse_other_ways
+from curvature.models.reach import note_unregistered, refuse_kept_results, refuse_other_ways
 from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
 from curvature.models.trial import checked_outputs
 from curvature.models.unwrapping import unwrap
@@ -127,6 +127,7 @@ def assemble(
     function, derivatives, unused, more = differentiated(
         function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
     )
+    refuse_kept_results(module, unused)
     with torch.enable_grad():
         reached = function.predict(function.leaves(weights), inputs[:1])
         refuse_other_ways(loss.terms(reached.detach(), targets[:1]), module)  # of activations that forward has stored

@@ -13,7 +13,7 @@ from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors
 from curvature.models.unregistered import unregistered
 
-__all__ = ["note_unregistered", "refuse_other_ways"]
+__all__ = ["note_unregistered", "refuse_kept_results", "refuse_other_ways"]
 
 _NAMED = 8  # names listed in a message
 
@@ -52,6 +52,33 @@ def refuse_other_ways(value: Tensor, module: nn.Module) -> None:
         "penalty= or weight_decay=, return hidden activations among the outputs, and make parameters of the loss part "
         "of the module, or constant by requires_grad_(False)."
     )
+
+
+def refuse_kept_results(module: nn.Module, unused: tuple[str, ...]) -> None:
+    """Refuse a module that keeps a tensor computed once from parameters that the loss then does not depend on.
+
+    Parameters
+    ----------
+    module
+        The user's module.
+    unused
+        Names of parameters that the loss of its copy, which keeps the tensor without its graph, does not depend on.
+
+    Raises
+    ------
+    InputError
+        Naming the tensor and the parameter.
+    """
+    names = {id(parameter): name for name, parameter in module.named_parameters() if name in unused}
+    for path, layer in module.named_modules():
+        for attribute, value in vars(layer).items():
+            if not isinstance(value, Tensor) or value.is_leaf:
+                continue
+            if sources := [names[id(tensor)] for tensor in leaf_variables(value) if id(tensor) in names]:
+                raise InputError(
+                    f"{f'{path}.{attribute}' if path else attribute} was computed from {_listed(sources)} once, "
+                    "before forward, so the outputs do not follow these parameters. Compute it in forward."
+                )
 
 
 def note_unregistered(function: ModelFunction, module: nn.Module, weights: Tensor, inputs: Tensors) -> str:

@@ -70,7 +70,8 @@ def efficiency(
 
     Notes
     -----
-    $E \ge 4\kappa/(1 + \kappa)^2$ with $\kappa$ the condition number of $K^{1/2} A K^{1/2}$ (Kantorovich).
+    The gradient is that of the objective, with its penalty; $F$ is that of the data, without it, unless ``fisher`` says
+    otherwise. $E \ge 4\kappa/(1 + \kappa)^2$ with $\kappa$ the condition number of $K^{1/2} A K^{1/2}$ (Kantorovich).
 
     Examples
     --------

@@ -180,3 +180,15 @@ def test_registered_frozen_and_constant_tensors_are_not_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert problem_of(module).notes == ()
+
+
+def test_tensor_that_was_computed_from_a_parameter_once_is_refused():
+    module = chain()
+    weight = module[0].weight
+    del module[0].weight
+    module[0].raw = weight
+    module[0].weight = 2 * weight
+    with pytest.raises(cv.InputError, match=r"0\.weight was computed from 0\.raw once.*Compute it in forward"):
+        problem_of(module)
+    module[0].register_forward_pre_hook(lambda layer, _: setattr(layer, "weight", 2 * layer.raw))
+    assert problem_of(module).unused == ()

@@ -40,7 +40,7 @@ from curvature.report.result import read_result, write_result
 
 # Text that JSON would read as something else, and text that no table should mangle.
 TRAPS = ("null", "true", "[1, 2]", '{"a": 1}', "1e5", "NaN", "Åß 日本", "", '"quoted"')
-WHERE = Where("ggn", "weight-norm", "paper", "0.weight", True, 7, 2, "float32", "sum")
+WHERE = Where("ggn", "weight-norm", "paper", "0.weight", True, 7, 2, "float32", "sum", "weight_decay=0.1")
 CHECKS = (Check("symmetry", 1e-16, 1e-12, "three pairs", "C1", 3e-16), Check("null", math.nan, math.inf))
 KAPPA = Quantity(3.5, "lower_bound", "at least", 3.0, math.inf, "dense, Weyl")
 
