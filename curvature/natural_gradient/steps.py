@@ -77,8 +77,8 @@ def natural_gradient_step(
     Notes
     -----
     The gradient is that of the objective, with its penalty; $F$ is that of the data unless ``fisher`` says otherwise
-    (``ggn(problem, penalty=True)``). Costs one eigendecomposition per block. Without damping the step does not depend on
-    the chart, up to the null space of $F$; with damping it does.
+    (``ggn(problem, penalty=True)``). Costs one eigendecomposition per block. Without damping the step does not depend
+    on the chart, up to the null space of $F$; with damping it does.
     """
     chosen = Damping.chosen(damping, relative_damping, zero=True)
     refuse_scale_of_loss(problem, fisher)
