@@ -314,7 +314,7 @@ def _result(file, rehash):
     written = Path("run/DONE").read_text()
     Path(name).write_bytes(content)
     if rehash:
-        Path("run/DONE").write_text(report.directory._manifest(Path("run")))
+        Path("run/DONE").write_text(report.atomic.manifest(Path("run")))
     try:
         with limited():
             study = report.load_study("run")

@@ -1,5 +1,6 @@
 """From a study to its run directory: result file, JSON, CSV, figures and one self-contained HTML page."""
 
+from curvature.report.atomic import write_texts
 from curvature.report.directory import (
     check_parts,
     load_part,
@@ -22,4 +23,5 @@ __all__ = [
     "study_document",
     "write_part",
     "write_run",
+    "write_texts",
 ]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import secrets
-import shutil
 import tomllib
 import warnings
 from pathlib import Path
@@ -18,6 +14,7 @@ from curvature.errors import ConfigurationError
 from curvature.records import Study
 from curvature.records.sealed import CHANGED, sealed_text, unsealed_text
 from curvature.records.validation import require
+from curvature.report.atomic import DONE, file_hash, write_texts
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
 from curvature.report.figures import render_svg
@@ -27,7 +24,7 @@ from curvature.report.plain import csv_text, json_text, plain_values, toml_text,
 from curvature.report.result import SCHEMA, read_result, write_result
 from curvature.report.selection import shown_part
 from curvature.report.tables import KINDS
-from curvature.report.target import check_target, require_writable, shown_path, write_error
+from curvature.report.target import check_target, shown_path, write_error
 from curvature.text import reason_of
 
 __all__ = [
@@ -44,7 +41,6 @@ _MAX_TEXT = 2**28  # bytes of a text file of a run
 _NEEDED = ("config.toml", "provenance.json", "result.nc")
 _DERIVED = r"summary\.json|summary\.csv|verdicts\.csv|report\.html|figures/.+\.svg"  # from the others: may be deleted
 _LINE = re.compile(rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{'|'.join(map(re.escape, _NEEDED))}|{_DERIVED})")  # of DONE
-_DONE = "DONE"  # the last file that is written, with the hashes of the others
 _FIELDS = ("command", "model", "data", "num_weights", "num_examples")  # of a study, in its summary
 # Members of a summary but its hash: a summary with another one and no hash has lost its hash.
 _MEMBERS = {"schema", "version", *_FIELDS, "findings", "config", "provenance", "seeds", "checkpoints", "warnings"}
@@ -76,28 +72,10 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
     ResourceError
         If the disk is full or fails.
     """
-    out = check_target(out, overwrite=overwrite)
-    files = _contents(study)
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _beside(out)
-        temporary.mkdir()
-        for name, content in files.items():
-            (temporary / name).parent.mkdir(exist_ok=True)
-            (temporary / name).write_bytes(content.encode())
-        write_result(study, temporary / "result.nc")
-        (temporary / _DONE).write_text(_manifest(temporary))
-        for path in sorted(temporary.rglob("*"), reverse=True):
-            _sync(path)
-        _sync(temporary)
-        _replace(temporary, require_writable(out, overwrite=overwrite))
-    except OSError as error:
-        raise write_error(out, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    out = check_target(out, overwrite=overwrite)  # before the figures are drawn
+    return write_texts(
+        _contents(study), out, overwrite=overwrite, also=lambda folder: write_result(study, folder / "result.nc")
+    )
 
 
 def study_document(study: Study) -> dict[str, Any]:
@@ -194,10 +172,10 @@ def load_study(directory: str | Path) -> Study:
         malice, which could write new ones. The report and its figures may be missing: they follow from the rest.
     """
     directory = Path(directory)
-    if not (directory / _DONE).is_file():
+    if not (directory / DONE).is_file():
         raise ConfigurationError(f"{shown_path(directory)} is not a finished run: it has no file DONE.")
     try:
-        written = _hashes(_text(directory / _DONE))
+        written = _hashes(_text(directory / DONE))
         for name, digest in written.items():
             if name in _NEEDED or (directory / name).exists():
                 _refuse_changed(directory / name, digest)
@@ -237,7 +215,7 @@ def write_part(study: Study, path: Path) -> None:
         for left in (unfinished, digest):
             left.unlink(missing_ok=True)  # of an interrupted writing; nothing is written through a link
         write_result(study, unfinished)
-        digest.write_text(f"{_hash(unfinished)}\n")
+        digest.write_text(f"{file_hash(unfinished)}\n")
         unfinished.replace(path)
     except OSError as error:
         raise write_error(path, error) from error
@@ -263,7 +241,7 @@ def load_part(path: Path) -> Study:
     """
     try:
         digest = _text(path.with_name(f"{path.name}.sha256"))
-        require(digest == f"{_hash(path)}\n", CHANGED)
+        require(digest == f"{file_hash(path)}\n", CHANGED)
         return read_result(path, {}, {})
     except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
@@ -305,39 +283,8 @@ def _contents(study: Study) -> dict[str, str]:
     }
 
 
-def _replace(temporary: Path, out: Path) -> None:
-    """Rename; an earlier run steps aside first and comes back if that fails."""
-    if out.exists():
-        aside = _beside(out)
-        out.rename(aside)
-        try:
-            temporary.rename(out)
-        except OSError:
-            aside.rename(out)
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        temporary.rename(out)
-    _sync(out.parent)
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-
-
-def _manifest(directory: Path) -> str:
-    """The schema, then the SHA-256 of every file in the format of ``sha256sum --check``."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / _DONE)
-    return f"{SCHEMA}\n" + "".join(f"{_hash(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _hashes(manifest: str) -> dict[str, str]:
-    """Hash of each file that a manifest lists; one that :func:`_manifest` could not have written is an error."""
+    """Hash of each file that a manifest lists; one that :func:`manifest` could not have written is an error."""
     schema, *lines, end = manifest.split("\n")
     pairs = [_LINE.fullmatch(line) for line in lines]
     if schema != SCHEMA or end or not all(pairs):
@@ -351,7 +298,7 @@ def _hashes(manifest: str) -> dict[str, str]:
 def _refuse_changed(path: Path, written: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
-    if _hash(path) != written:
+    if file_hash(path) != written:
         raise ValueError(f"{path.name} is not what was written")
 
 
@@ -362,11 +309,3 @@ def _text(path: Path) -> str:
     if path.stat().st_size > _MAX_TEXT:
         raise ValueError(f"{path.name} is larger than {_MAX_TEXT} bytes, the limit for a text file of a run")
     return path.read_bytes().decode()  # every byte as it is: a reader of text would replace line ends
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

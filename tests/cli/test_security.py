@@ -283,7 +283,7 @@ def circle(file):
 def test_a_result_file_is_looked_at_before_it_is_read(copy, spoil, words):
     with h5py.File(copy / "result.nc", "a") as file:
         spoil(file)
-    (copy / "DONE").write_text(report.directory._manifest(copy))  # by somebody who means it
+    (copy / "DONE").write_text(report.atomic.manifest(copy))  # by somebody who means it
     with pytest.raises(ConfigurationError, match=words):
         report.load_study(copy)
 
