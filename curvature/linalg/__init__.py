@@ -13,7 +13,7 @@ All eigenvalues pass these stations:
 3. ``eigen`` with ``lapack``, ``singular`` and ``dense``: eigenvalues by the entries, the factor or its Gram matrix;
 4. ``checks``: self-checks of the products against second computations;
 5. ``floor``: the noise floor, below which rounding hides eigenvalues;
-6. ``rank``: the rank by formula, by the factor or by a gap, or the bounds that are left;
+6. ``rank``: the rank by formula or by the factor, or the bounds that are left;
 7. the record, :class:`~curvature.records.Spectrum`.
 
 Krylov methods need products only: ``lanczos``, ``density``, ``extremal`` with ``completeness``, and ``solve``.

@@ -292,7 +292,7 @@ def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
     rank = _summed_rank(shown, width, bound) if width < factor.num_columns else None
     rank = rank or _whole_rank(shown, bound)
     if not complete:
-        rank = Rank(rank.rank, 0, bound, f"{rank.rule} without its parts at the level of rounding")
+        rank = Rank(rank.low, 0, bound, f"{rank.rule} without its parts at the level of rounding")
     _FACTORS[operator] = rank
     return rank
 

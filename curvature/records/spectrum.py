@@ -54,7 +54,7 @@ class Spectrum(Located):
     noise_floor, floor_rule
         Eigenvalues below the floor in absolute value cannot be told from zero; and which estimate of rounding set it.
     rank, rank_rule
-        Rank, and where it comes from: a formula with verified null vectors, a gap, or a threshold.
+        Rank, and where it comes from: a formula with verified null vectors, the factor, or a threshold.
     rank_bounds
         Smallest and largest possible rank; both equal the rank where it is resolved. None in a record made by hand,
         whose rank is taken as given.
