@@ -361,7 +361,7 @@ def log_bulk(dim, seed):
     return np.sort(10 ** -np.random.default_rng(seed).uniform(0, 3, dim))
 
 
-MANY_RESTARTS = [  # values, largest basis, block, largest and smallest: some 10 to 300 restarts each
+MANY_RESTARTS = [  # values, largest basis, block, largest and smallest: some 3 to 300 restarts each
     (two_bulks, 17, 4, (6, 3)),
     (two_bulks, 12, 1, (4, 2)),
     (lambda dim, _: np.linspace(0, 1, dim), 14, 1, (4, 0)),
@@ -393,7 +393,7 @@ def test_intervals_after_many_restarts_hold_the_truth_and_stay_narrow(values, ma
     truth = np.concatenate([exact[:bottom], exact[dim - top :]])
     low, high = found.intervals()
     assert found.certified
-    assert found.num_products > 5 * max_basis  # it did restart, often
+    assert found.num_products > 2 * max_basis  # it did restart
     assert ((low <= truth) & (truth <= high)).all()
     assert (found.residuals >= 0).all()
     least, most = found.ritz_range
