@@ -137,12 +137,13 @@ def _is_affine(problem: Problem, path: str, call: _Call, weights: Mapping[str, T
 
     A subclass may override ``forward``, and methods and functions can be replaced.
     """
-    layer = problem.model.get_submodule(path)
-    names = [f"{path}.{leaf}" if path else leaf for leaf in ("weight", "bias")]
-    original = [problem.aliases.get(name, name) for name in names]
-    weight, bias = (
-        weights.get(name, getattr(layer, leaf)) for name, leaf in zip(original, ("weight", "bias"), strict=True)
-    )
+    layer: Any = problem.model.get_submodule(path)
+    prefix = f"{path}." if path else ""
+    name = problem.aliases.get(f"{prefix}weight", f"{prefix}weight")
+    weight, bias = weights.get(name, layer.weight), layer.bias
+    if bias is not None:
+        name = problem.aliases.get(f"{prefix}bias", f"{prefix}bias")
+        bias = weights.get(name, bias)
     with torch.no_grad():
         outputs = _positions(layer, call.outputs[:_COMPARED, None])[:, 0]
         expected = _patches(layer, call.inputs[:_COMPARED]) @ weight.flatten(1).T

@@ -23,9 +23,7 @@ def runs_its_type(layer: nn.Module) -> bool:
     bool
         False with a hook, its own or a global one, with a method replaced on the instance, and after ``compile()``.
     """
-    if any(getattr(torch_module, f"_global{name}") for name in _HOOKS) or any(getattr(layer, name) for name in _HOOKS):
-        return False
-    if layer._compiled_call_impl is not None:
-        return False
     kind = type(layer)
-    return not any(callable(getattr(kind, name, None)) for name in vars(layer))
+    hooks = [name for name in _HOOKS if getattr(torch_module, f"_global{name}") or getattr(layer, name)]
+    replaced = [name for name in vars(layer) if callable(getattr(kind, name, None))]
+    return not hooks and not replaced and layer._compiled_call_impl is None

@@ -167,7 +167,7 @@ DEFECTS = [
     Defect(
         "closed forms of layers whose forward was replaced on the instance",
         "models:runs_its_type",
-        "not any(callable(getattr($kind, $name, None)) for $name in vars($layer))",
+        "not $hooks and not $replaced and $compiled is None",
         "True",
         ("code_that_differs_for_late_examples_alone_is_seen_by_the_replaced_method",),
     ),
