@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from curvature._version import __version__
 from curvature.cli.configuration import (
     RENAMED,
+    AnalyzeConfiguration,
     CompareConfiguration,
     Configuration,
     SpectrumConfiguration,
@@ -194,6 +195,21 @@ def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
     study.
     """
     execute("compare", flags, run_options)
+
+
+@app.command(epilog=_EPILOG)
+@_with_options(AnalyzeConfiguration, without={"dry_run"})
+def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
+    """Look at a model: one row for each layer, one for the whole, and warnings in words.
+
+    A row has the trace, both ends of the spectrum, a condition number, the effective rank and the share of the
+    gradient, in the coordinates in which the model was trained unless --chart names others.
+
+    Without options: a small untrained network on handwritten digits.
+    """
+    from curvature.cli.analyze import execute_analysis
+
+    execute_analysis(flags, run_options)
 
 
 @app.command(epilog=_EPILOG)

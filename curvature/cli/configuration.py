@@ -27,6 +27,7 @@ __all__ = [
     "MODEL",
     "PANELS",
     "RENAMED",
+    "AnalyzeConfiguration",
     "CompareConfiguration",
     "Configuration",
     "Shown",
@@ -114,6 +115,32 @@ Matrices = Annotated[
     Field(min_length=1),
     AfterValidator(_known_matrices),
     Shown(COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m"),
+]
+
+
+Charts = Annotated[
+    Names,
+    Shown(
+        COMPUTE,
+        "NAME",
+        "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
+        "normalization along random directions). Repeatable.",
+    ),
+]
+Gauges = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_split_gauges),
+    Shown(
+        COMPUTE,
+        "NAME",
+        "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
+        "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
+    ),
+]
+Seed = Annotated[
+    int,
+    Field(ge=0, lt=2**53),
+    Shown(COMPUTE, "N", "Seed of the initial weights and of everything else that is random."),
 ]
 
 
@@ -214,25 +241,8 @@ class SpectrumConfiguration(Configuration):
     """Configuration of ``curvature spectrum``."""
 
     matrix: Matrices = ("hessian", "ggn")
-    chart: Annotated[
-        Names,
-        Shown(
-            COMPUTE,
-            "NAME",
-            "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
-            "normalization along random directions). Repeatable.",
-        ),
-    ] = ()
-    gauge: Annotated[
-        tuple[str, ...],
-        BeforeValidator(_split_gauges),
-        Shown(
-            COMPUTE,
-            "NAME",
-            "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
-            "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
-        ),
-    ] = ()
+    chart: Charts = ()
+    gauge: Gauges = ()
     block: Annotated[
         str,
         Shown(
@@ -270,11 +280,7 @@ class SpectrumConfiguration(Configuration):
     ] = 60
     num_samples: Annotated[Count, Shown(COMPUTE, "N", "For mc-fisher: labels drawn per example.")] = 1
     gradient: bool = True
-    seed: Annotated[
-        int,
-        Field(ge=0, lt=2**53),
-        Shown(COMPUTE, "N", "Seed of the initial weights and of everything else that is random."),
-    ] = 0
+    seed: Seed = 0
 
 
 class CompareConfiguration(Configuration):
@@ -314,4 +320,17 @@ class CompareConfiguration(Configuration):
     threshold: PositiveFloat = math.log(1.1)
 
 
-KINDS: dict[str, type[Configuration]] = {"spectrum": SpectrumConfiguration, "compare": CompareConfiguration}
+class AnalyzeConfiguration(Configuration):
+    """Configuration of ``curvature analyze``."""
+
+    matrix: Matrices = ("ggn",)
+    chart: Charts = ()
+    gauge: Gauges = ()
+    seed: Seed = 0
+
+
+KINDS: dict[str, type[Configuration]] = {
+    "spectrum": SpectrumConfiguration,
+    "compare": CompareConfiguration,
+    "analyze": AnalyzeConfiguration,
+}

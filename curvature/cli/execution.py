@@ -27,7 +27,7 @@ from curvature.errors import ExitCode
 if TYPE_CHECKING:
     from curvature.records import Study
 
-__all__ = ["execute"]
+__all__ = ["around_user_code", "execute"]
 
 
 def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> None:
@@ -59,11 +59,11 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     )
     if run_options.dry_run:
         assert isinstance(config, SpectrumConfiguration)
-        with _around_user_code(config, run_options, terminal):
+        with around_user_code(config, run_options, terminal):
             plans = plan_spectrum(config, terminal)
         tables.print_plans(plans, run_options.as_json)
         return
-    with _around_user_code(config, run_options, terminal):
+    with around_user_code(config, run_options, terminal):
         study = _measure(config, terminal, started, run_options.out)
         document, out = _write(study, run_options)
     _print_result(command, study, document, run_options)
@@ -73,8 +73,21 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
 
 
 @contextlib.contextmanager
-def _around_user_code(config: Configuration, run_options: RunOptions, terminal: Terminal) -> Iterator[None]:
-    """Send output of user code to stderr, shorten warnings of libraries, and limit the threads."""
+def around_user_code(config: Configuration, run_options: RunOptions, terminal: Terminal) -> Iterator[None]:
+    """Send output of user code to stderr, shorten warnings of libraries, and limit the threads.
+
+    Parameters
+    ----------
+    config, run_options
+        Of the command.
+    terminal
+        Receives warnings.
+
+    Yields
+    ------
+    None
+        Inside the context the target of ``--out`` has been checked.
+    """
     with contextlib.redirect_stdout(sys.stderr), short_warnings(terminal, run_options.debug):
         from curvature import report
 

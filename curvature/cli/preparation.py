@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Prepared",
     "add_provenance",
+    "collected_provenance",
     "describe_data",
     "describe_model",
     "limited_threads",
@@ -238,6 +239,23 @@ def add_provenance(study: Study, config: Configuration, prepared: Prepared, *, s
     ----------
     study
         The result.
+    config, prepared, started
+        As for :func:`collected_provenance`.
+
+    Returns
+    -------
+    Study
+        A copy with its ``provenance`` filled in.
+    """
+    collected = collected_provenance(config, prepared, started=started)
+    return replace(study, provenance={**study.provenance, **collected})
+
+
+def collected_provenance(config: Configuration, prepared: Prepared, *, started: float) -> dict[str, Any]:
+    """Collect versions, machine, time, and hashes of the model, the data and the named files.
+
+    Parameters
+    ----------
     config
         Names the files.
     prepared
@@ -247,8 +265,8 @@ def add_provenance(study: Study, config: Configuration, prepared: Prepared, *, s
 
     Returns
     -------
-    Study
-        A copy with its ``provenance`` filled in.
+    dict
+        Plain values.
     """
     from curvature import provenance
 
@@ -259,7 +277,7 @@ def add_provenance(study: Study, config: Configuration, prepared: Prepared, *, s
         config.loss.rpartition(":")[0],
     )
     tensors = dict(prepared.model.named_parameters()) | dict(prepared.model.named_buffers())
-    collected = provenance.collect(
+    return provenance.collect(
         started=started,
         device=config.device,
         dtype=config.dtype,
@@ -267,7 +285,6 @@ def add_provenance(study: Study, config: Configuration, prepared: Prepared, *, s
         data_sha256=provenance.hash_tensors(_named(prepared.data)),
         files_sha256={name: provenance.hash_file(name) for name in files if name and Path(name).is_file()},
     )
-    return replace(study, provenance={**study.provenance, **collected})
 
 
 def _named(data: Any) -> dict[str, Tensor]:

@@ -69,6 +69,12 @@ class LayerSummary:
         low, median, high = self.stretches
         return f"{median:.3g}" if high <= low * (1 + 1e-3) else f"{median:.3g} [{low:.3g}, {high:.3g}]"
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The numbers as text: quantities as they show their status, the share in per cent, the stretches."""
+        share = "-" if math.isnan(self.gradient_share) else f"{100 * self.gradient_share:.3g} %"
+        return (*(str(getattr(self, name)) for name in _QUANTITIES), share, self.stretch_text)
+
 
 @dataclass(frozen=True)
 class Analysis(Located):
@@ -160,9 +166,7 @@ class Analysis(Located):
 
     @staticmethod
     def _cells(row: LayerSummary) -> tuple[str, ...]:
-        numbers = (str(getattr(row, name)) for name in _QUANTITIES)
-        share = "-" if math.isnan(row.gradient_share) else f"{100 * row.gradient_share:.3g} %"
-        return (row.layer, str(row.num_parameters), *numbers, share, row.stretch_text)
+        return (row.layer, str(row.num_parameters), *row.texts)
 
 
 def _number(quantity: Quantity) -> float:

@@ -1,0 +1,196 @@
+"""``curvature analyze``: one look at a model, a row for each layer."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from curvature._version import __version__
+from curvature.cli.configuration import MATRICES, AnalyzeConfiguration
+from curvature.cli.execution import around_user_code
+from curvature.cli.options import RunOptions
+from curvature.cli.preparation import (
+    collected_provenance,
+    describe_data,
+    describe_model,
+    note_versions,
+    prepare,
+    written_configuration,
+)
+from curvature.cli.sources import names_code, resolve
+from curvature.cli.terminal import Terminal
+from curvature.errors import ExitCode
+
+if TYPE_CHECKING:
+    from curvature.records import Analysis, LayerSummary
+    from curvature.report.table import Table
+
+__all__ = ["execute_analysis"]
+
+_SCHEMA = "curvature/analysis/1"
+
+
+def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
+    """Resolve the configuration, analyze, write the run directory, and print the tables.
+
+    Parameters
+    ----------
+    flags
+        Values of the options that are fields of the configuration.
+    run_options
+        The other options.
+
+    Raises
+    ------
+    typer.Exit
+        Under ``--strict``, if a headline number of the whole model is open.
+    """
+    started = time.time()
+    terminal = Terminal(run_options.quiet, run_options.verbose)
+    config = resolve(
+        "analyze",
+        flags,
+        file=run_options.config,
+        settings=run_options.settings or (),
+        trust=run_options.trust_config,
+        warn=terminal.warn,
+    )
+    assert isinstance(config, AnalyzeConfiguration)
+    with around_user_code(config, run_options, terminal):
+        analyses, document = _analyzed(config, terminal, started)
+        out = None if run_options.out is None else _write(analyses, document, config, run_options)
+    if run_options.as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
+    else:
+        _print(analyses)
+    for analysis in analyses:
+        for warning in analysis.warnings:
+            terminal.warn(f"{analysis.label}: {warning}" if len(analyses) > 1 else warning)
+    if out is not None:
+        paths = shlex.join(["--config", f"{out / 'config.toml'}", "--out", f"{out}-again"])
+        trust = " --trust-config" if names_code(config) else ""
+        terminal.note(f"written: {out}, with analysis.csv, analysis.json and a figure for each table")
+        terminal.note(f"next: curvature analyze {paths}{trust} repeats this run")
+    _exit_unless_resolved(analyses, terminal, strict=run_options.strict)
+
+
+def _analyzed(
+    config: AnalyzeConfiguration, terminal: Terminal, started: float
+) -> tuple[list[Analysis], dict[str, Any]]:
+    """The analyses, and the document that has everything in plain values."""
+    import torch
+
+    from curvature.cli import loading
+    from curvature.report.plain import plain_values
+    from curvature.studies import analyze
+
+    note_versions(config, terminal)
+    prepared = prepare(config, terminal, seed=config.seed)
+    problem = prepared.problem(prepared.model, getattr(torch, config.dtype))
+    model = describe_model(config, f"seed {config.seed}" if config.weights is None else None)
+    data = describe_data(config, prepared.data)
+    terminal.note(f"model: {model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
+    terminal.note(f"data:  {data}")
+    charts = [problem.chart]
+    if config.chart or config.gauge:
+        names = config.chart or ("weight-norm",)
+        charts = loading.build_charts(names, config.gauge, problem.chart, seed=config.seed)
+    for note in problem.notes:
+        terminal.note(f"note: {note}")
+    analyses = [
+        analyze(problem, matrix=MATRICES[name], chart=chart, seed=config.seed)
+        for name in config.matrix
+        for chart in charts
+    ]
+    document = {
+        "schema": _SCHEMA,
+        "version": __version__,
+        "model": model,
+        "data": data,
+        "notes": list(problem.notes),
+        "analyses": [asdict(analysis) for analysis in analyses],
+        "config": written_configuration("analyze", config),
+        "provenance": collected_provenance(config, prepared, started=started),
+    }
+    return analyses, plain_values(document)
+
+
+def _write(
+    analyses: Sequence[Analysis], document: dict[str, Any], config: AnalyzeConfiguration, run_options: RunOptions
+) -> Path:
+    from matplotlib.figure import Figure
+
+    from curvature import report
+    from curvature.report.figures import plot_analysis, render_svg
+    from curvature.report.plain import json_text, toml_text
+
+    files = {
+        "analysis.json": json_text(document),
+        "analysis.csv": _csv(analyses),
+        "config.toml": toml_text(written_configuration("analyze", config)),
+        "provenance.json": json_text(document["provenance"]),
+    }
+    for analysis in analyses:
+        figure = Figure(figsize=(8, 1.8 + 0.45 * len(analysis.rows)), layout="constrained")
+        plot_analysis(analysis, figure.subplots())
+        parts = (analysis.matrix, analysis.chart, "" if analysis.gauge == "-" else analysis.gauge)
+        name = "_".join(part.replace(" ", "").replace("=", "") for part in parts if part)
+        files[f"figures/{name}.svg"] = render_svg(figure, f"Curvature by layer: {analysis.label}", salt=name)
+    assert run_options.out is not None
+    return report.write_texts(files, run_options.out, overwrite=run_options.overwrite)
+
+
+def _csv(analyses: Sequence[Analysis]) -> str:
+    import pandas as pd
+
+    frames = [
+        analysis.to_dataframe().reset_index().assign(matrix=analysis.matrix, chart=analysis.chart, gauge=analysis.gauge)
+        for analysis in analyses
+    ]
+    return str(pd.concat(frames).set_index(["matrix", "chart", "gauge", "layer"]).to_csv())
+
+
+def _print(analyses: Sequence[Analysis]) -> None:
+    from curvature.report.render import table_text
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    width = shutil.get_terminal_size((160, 24)).columns
+    for analysis in analyses:
+        typer.echo(table_text(_table(analysis), width=width))
+        typer.echo()
+    sys.stdout.flush()
+
+
+def _table(analysis: Analysis) -> Table:
+    from curvature.report.table import Table
+
+    header = ("layer", "parameters", "trace", "largest", "smallest", "kappa_80", "effective rank", "gradient")
+    return Table(analysis.summary, (*header, "stretch"), tuple(_cells(row) for row in analysis.rows))
+
+
+def _cells(row: LayerSummary) -> tuple[Any, ...]:
+    return row.layer, row.num_parameters, *row.texts
+
+
+def _exit_unless_resolved(analyses: Sequence[Analysis], terminal: Terminal, *, strict: bool) -> None:
+    names = ("largest", "kappa_80", "effective_rank")
+    open_numbers = []
+    for analysis in analyses:
+        estimated = ("undefined",) if analysis.whole.method == "lanczos" else ()  # otherwise there is no such number
+        for name in names:
+            status = getattr(analysis.whole, name).status
+            if status in ("lower_bound", "upper_bound_only", "unresolved", *estimated):
+                open_numbers.append(f"{name} of {analysis.label} ({status.replace('_', ' ')})")
+    if strict and open_numbers:
+        terminal.error(f"--strict: {len(open_numbers)} numbers are open, the first: {open_numbers[0]}.")
+        raise typer.Exit(int(ExitCode.UNRESOLVED))
