@@ -233,7 +233,12 @@ class Configuration(BaseModel):
     device: Annotated[str, Shown(MACHINE, "NAME", "cpu, cuda, cuda:1, ...")] = "cpu"
     threads: Annotated[
         Workers | None,
-        Shown(MACHINE, "N", "CPU threads; by default PyTorch chooses. On a busy machine 1 is fastest."),
+        Shown(
+            MACHINE,
+            "N",
+            "CPU threads; by default as many as the process may use (affinity, quota of a container). On a busy "
+            "machine 1 is fastest.",
+        ),
     ] = None
 
 

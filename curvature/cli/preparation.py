@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from curvature._version import __version__
 from curvature.cli.configuration import Configuration
 from curvature.cli.terminal import Terminal, count, one_line
 from curvature.errors import ConfigurationError
+from curvature.machine import num_processors
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,7 @@ __all__ = [
     "written_configuration",
 ]
 
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -302,18 +305,24 @@ def limited_threads(threads: int | None) -> Iterator[None]:
     Parameters
     ----------
     threads
-        The limit; None changes nothing.
+        The limit; None: the processors that this process may use (its affinity, the quota of its container), unless the
+        environment sets a number. More threads than that only wait for each other.
 
     Yields
     ------
     None
         The earlier limits are restored at the end.
     """
-    if threads is None:
-        yield
-        return
     import torch
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    if threads is None:
+        allowed = num_processors()
+        most = max(torch.get_num_threads(), *(library["num_threads"] for library in threadpool_info()), 1)
+        if most <= allowed or any(name in os.environ for name in _THREAD_VARIABLES):
+            yield
+            return
+        threads = allowed
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

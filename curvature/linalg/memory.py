@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from curvature.errors import ResourceError
+from curvature.machine import available_memory
 
 __all__ = ["USABLE", "ensure_memory", "free_memory", "memory_text"]
 
@@ -13,7 +13,7 @@ USABLE = 0.9  # of the memory that is free
 
 
 def free_memory(device: torch.device) -> float:
-    """Measure the bytes that are free now.
+    """Measure the bytes that this process can still have, within its own limits and those of its container.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def free_memory(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    return float(psutil.virtual_memory().available)
+    return available_memory()
 
 
 def memory_text(num_bytes: float) -> str:
