@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from curvature.errors import NotDefinedError
 from curvature.linalg.routes import COLUMNS_AT_ONCE, EntriesRoute, FactorRoute, Routes
 from curvature.matrices.autograd import backward_columns, split_columns
 from curvature.models import Problem
@@ -162,6 +163,11 @@ def penalty_hessian(problem: Problem) -> PenaltyHessian | None:
     PenaltyHessian or None
         None without a penalty.
 
+    Raises
+    ------
+    NotDefinedError
+        From its products, if PyTorch has no second derivative of the user's function.
+
     Notes
     -----
     That of weight decay is a diagonal. That of a user's function is multiplied by double backward, through a graph that
@@ -181,7 +187,13 @@ def penalty_hessian(problem: Problem) -> PenaltyHessian | None:
         return list(slopes), leaves
 
     def product(block: Tensor) -> Tensor:
-        slopes, leaves = graph()
-        return backward_columns(slopes, leaves, split_columns(problem, block), batched=True)
+        try:
+            slopes, leaves = graph()
+            return backward_columns(slopes, leaves, split_columns(problem, block), batched=True)
+        except RuntimeError as error:  # also NotImplementedError
+            raise NotDefinedError(
+                f"PyTorch has no second derivative of the penalty ({' '.join(str(error).split())}), so there is no "
+                "Hessian. Write the penalty with other functions, e.g. torch.linalg.vector_norm for torch.cdist."
+            ) from error
 
     return PenaltyHessian(penalty, product)

@@ -83,7 +83,8 @@ class Penalty:
             total += 0.5 * float(self.decay @ weights.square())
         if self.function is not None:
             with torch.no_grad():
-                total += float(self.function(self._named(self.layout.unflatten(weights))))
+                copies = {name: part.clone() for name, part in self.layout.unflatten(weights).items()}
+                total += float(self.function(self._named(copies)))
         return total
 
     def gradient(self, weights: Tensor) -> Tensor:
@@ -179,7 +180,8 @@ class Penalty:
         return replace(self, decay=decay, fixed={name: part.to(dtype) for name, part in self.fixed.items()})
 
     def _named(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**self.fixed, **tensors}
+        """Every weight by name; the fixed ones as copies, since a user's function may write into what it gets."""
+        return {**{name: part.clone() for name, part in self.fixed.items()}, **tensors}
 
     def _not_finite(self, vector: Tensor) -> list[str]:
         return [name for name, part in self.layout.unflatten(vector).items() if not torch.isfinite(part).all()]
@@ -290,10 +292,12 @@ def _decay_text(weight_decay: WeightDecay) -> str:
 def _try(penalty: Penalty, weights: Tensor) -> None:
     """Evaluate a user's penalty twice, and refuse what is not a smooth function of the weights that it is given."""
     advice = "It gets a dictionary of the trainable weights by name and must return one scalar computed from them."
-    leaves = {name: part.detach().clone().requires_grad_() for name, part in penalty.layout.unflatten(weights).items()}
     assert penalty.function is not None
-    results = []
+    results, given = [], dict[int, Tensor]()
     for _ in range(2):
+        named = penalty.layout.unflatten(weights)
+        leaves = {name: part.detach().clone().requires_grad_() for name, part in named.items()}
+        given |= {id(leaf): leaf for leaf in leaves.values()}
         try:
             with torch.enable_grad():
                 results.append(penalty.function(dict(leaves)))
@@ -303,7 +307,6 @@ def _try(penalty: Penalty, weights: Tensor) -> None:
     if not isinstance(first, Tensor) or first.numel() != 1:
         got = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         raise InputError(f"the penalty must return one scalar tensor, got {got}. {advice}")
-    given = {id(leaf) for leaf in leaves.values()}
     reached = leaf_variables(first)
     if foreign := [tuple(variable.shape) for variable in reached if id(variable) not in given]:
         shapes = ", ".join(map(str, foreign[:5]))

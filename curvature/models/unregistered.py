@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import FunctionType, MethodType, ModuleType
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ _OWN = frozenset(vars(nn.Module()))  # attributes that torch keeps in every modu
 
 
 def unregistered(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """List leaf tensors that require gradients in buffers, attributes, lists and dictionaries of the layers.
+    """List leaf tensors that require gradients in buffers, attributes, lists, dictionaries and objects of the layers.
 
     Parameters
     ----------
@@ -34,7 +35,7 @@ def unregistered(module: nn.Module) -> list[tuple[str, Tensor]]:
     return tensors
 
 
-def _trainable(value: object, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+def _trainable(value: object, path: str, seen: set[int], *, objects: bool = True) -> Iterator[tuple[str, Tensor]]:
     """Trainable leaves in a value of an attribute; each object is visited once."""
     if id(value) in seen:
         return
@@ -44,7 +45,10 @@ def _trainable(value: object, path: str, seen: set[int]) -> Iterator[tuple[str, 
             yield path, value
         return
     for part, inner in _parts(value):
-        yield from _trainable(inner, f"{path}{part}", seen)
+        yield from _trainable(inner, f"{path}{part}", seen, objects=objects)
+    if objects and _is_users_object(value):
+        for name, inner in vars(value).items():
+            yield from _trainable(inner, f"{path}.{name}", seen, objects=False)
 
 
 def _parts(value: object) -> Iterable[tuple[str, object]]:
@@ -56,3 +60,10 @@ def _parts(value: object) -> Iterable[tuple[str, object]]:
     if isinstance(value, list | tuple | set | frozenset):
         return [(f"[{index}]", inner) for index, inner in enumerate(value)]
     return []
+
+
+def _is_users_object(value: object) -> bool:
+    """Whether an object may hold layers in attributes of its own: an instance of a class that is not of PyTorch."""
+    if isinstance(value, nn.Module | type | FunctionType | MethodType | ModuleType) or not hasattr(value, "__dict__"):
+        return False
+    return type(value).__module__.partition(".")[0] not in ("torch", "builtins")

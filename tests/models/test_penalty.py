@@ -363,6 +363,28 @@ def test_penalty_without_a_derivative_here_is_named_and_not_an_example():
         cv.hessian(steep).dense()
 
 
+def test_penalty_without_a_second_derivative_has_a_gradient_and_no_hessian():
+    problem = made(penalty=lambda w: torch.cdist(w["0.weight"], w["0.weight"] + 1).sum())
+    assert torch.isfinite(problem.gradient()).all()
+    with pytest.raises(cv.NotDefinedError, match="no second derivative of the penalty"):
+        cv.hessian(problem).dense()
+    assert cv.spectrum(cv.ggn(problem)).penalty == "without penalty"
+
+
+def test_penalty_that_writes_into_what_it_gets_does_not_reach_the_problem():
+    def writing(weights):
+        with torch.no_grad():
+            weights["0.bias"].zero_()
+            weights["2.weight"].mul_(2)
+        return weights["0.weight"].square().sum() + weights["2.weight"].square().sum()
+
+    problem = made(penalty=writing)
+    before = problem.weights.clone()
+    first = problem.value(), problem.subset("0").value()
+    assert (problem.value(), problem.subset("0").value()) == first
+    assert torch.equal(problem.weights, before)
+
+
 def test_ggn_with_a_penalty_needs_one_and_zero_decay_is_none():
     for options in ({}, {"weight_decay": 0}, {"weight_decay": {"0": 0.0}}):
         problem = made(**options)

@@ -1,5 +1,6 @@
 """Trainable tensors that reach the loss by another way than the outputs are refused or named."""
 
+import types
 import warnings
 
 import pytest
@@ -109,13 +110,15 @@ class Unregistered(nn.Module):
         self.first = nn.Linear(4, 5)
         self.rest = [nn.Linear(5, 5)]
         self.heads = {"last": (nn.Linear(5, 3),)}
+        self.helper = types.SimpleNamespace(shift=torch.full((3,), 0.5, requires_grad=True))
         self.scale = torch.full((3,), 1.5, requires_grad=True)
 
     def forward(self, inputs):
-        return self.scale * self.heads["last"][0](torch.tanh(self.rest[0](self.first(inputs))))
+        outputs = self.heads["last"][0](torch.tanh(self.rest[0](self.first(inputs))))
+        return self.scale * outputs + self.helper.shift
 
 
-NAMES = ["rest[0].weight", "rest[0].bias", "heads['last'][0].weight", "heads['last'][0].bias", "scale"]
+NAMES = ["rest[0].weight", "rest[0].bias", "heads['last'][0].weight", "heads['last'][0].bias", "helper.shift", "scale"]
 
 
 def test_layers_in_lists_and_dictionaries_are_named_held_fixed_and_computed_in_double():
@@ -132,6 +135,7 @@ def test_layers_in_lists_and_dictionaries_are_named_held_fixed_and_computed_in_d
     for layer in (module.rest[0], module.heads["last"][0]):
         layer.double()
     module.scale = module.scale.detach().double()
+    module.helper.shift = module.helper.shift.detach().double()
     parameters = list(module.first.parameters())
     slopes = torch.autograd.grad(functional.cross_entropy(module(INPUTS), LABELS), parameters, create_graph=True)
     rows = [
@@ -176,6 +180,7 @@ def test_registered_frozen_and_constant_tensors_are_not_named():
     for layer in (module.rest[0], module.heads["last"][0]):
         layer.double().requires_grad_(False)
     module.scale = module.scale.detach().double()
+    module.helper.shift = module.helper.shift.detach().double()
     module.registered_twice = [module.first]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
