@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError
+from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.dense import mirrored
 from curvature.linalg.routes import FactorRoute
 from curvature.matrices.fast.paths import OutputFactor
@@ -155,6 +155,11 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     WeightSpaceMatrix
         ``P x P``, unit loss / weight**2, of rank ``N - 1`` at most.
 
+    Raises
+    ------
+    NotDefinedError
+        If there is only one example, or only one that counts.
+
     Notes
     -----
     In the scale of the loss, as :func:`empirical_fisher` with ``scale="loss"``, from which it differs by the outer
@@ -163,6 +168,11 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     """
     require_problem(problem, "gradient_covariance")
     mean, roots = cache(problem.data_gradient), example_shares(problem).sqrt()
+    if int((roots > 0).sum()) < 2:
+        raise NotDefinedError(
+            "the gradient covariance needs at least two examples: that of a single one is zero. Use "
+            "cv.empirical_fisher, or choose other matrices. A packed graph is one example."
+        )
     space = OutputSpace(_gradient_factor(problem), centre=Centre(mean, roots))
     operator = output_space(problem, space, "gradient_covariance", gradient_covariance, method=method)
     uncentred = operator.routes.factor

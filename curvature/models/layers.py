@@ -67,7 +67,8 @@ def trace_layers(
     r"""Run the data through the model once and record every linear and 1-d or 2-d convolutional layer.
 
     Layers used more than once, grouped or with unusual padding, or whose weight is frozen or tied are left out, and so
-    are layers that compute something else than the affine function of their parameters; of packed data, all are.
+    are layers that compute something else than the affine function of their parameters; of packed data,
+    convolutions are left out too.
 
     Parameters
     ----------
@@ -86,8 +87,7 @@ def trace_layers(
     -----
     Costs one forward pass, and ``R`` backward passes with a factor.
     """
-    if problem.function.reader.packed:  # the first axis of a layer's input is then not that of the examples
-        return {}
+    packed = problem.function.reader.packed
     recorded: dict[str, list[_Piece]] = {}
     affine: set[str] = set()  # of the first chunk
     for rows in problem.chunks():
@@ -103,7 +103,10 @@ def trace_layers(
             gradients = _pulled_back(single, outputs, output_factor(outputs.detach(), problem.targets[rows]))
         for path, call in single.items():
             piece = _Piece(call.inputs, gradients.get(path), call.depends_on_weights, call.passed_on is outputs)
-            recorded.setdefault(path, []).append(piece)
+            if not packed:
+                recorded.setdefault(path, []).append(piece)
+            elif isinstance(problem.model.get_submodule(path), nn.Linear):
+                recorded[path] = [piece.of_one_example()]
     uses = Counter(id(parameter) for _, parameter in problem.model.named_parameters(remove_duplicate=False))
     traces = {}
     for path, pieces in recorded.items():
@@ -170,6 +173,11 @@ class _Piece(NamedTuple):
     gradients: Tensor | None
     depends_on_weights: bool
     is_output: bool
+
+    def of_one_example(self) -> _Piece:
+        """The same with an axis for the one example that packed data are, whose first axis is a position."""
+        gradients = None if self.gradients is None else self.gradients.movedim(1, 0)[None]
+        return self._replace(inputs=self.inputs[None], gradients=gradients)
 
 
 def _pulled_back(calls: dict[str, _Call], outputs: Tensor, factor: Tensor) -> dict[str, Tensor]:

@@ -224,6 +224,36 @@ def test_spectra_charts_and_subsets_take_several_inputs():
     assert cv.spectrum(cv.pullback(cv.hessian(problem), cv.WeightNorm())).dim > problem.dim
 
 
+class Unpacking(TwoInputs):
+    def forward(self, both):
+        return super().forward(both[:, :4], both[:, 4].long())
+
+
+PUBLIC = {
+    "gradient": lambda problem: problem.gradient(),
+    "another point": lambda problem: problem.at(0.9 * problem.weights).value(),
+    "trace": lambda problem: cv.trace(cv.hessian(problem)).value,
+    "extremal eigenvalues": lambda problem: cv.extremal_eigenvalues(cv.hessian(problem)).largest,
+    "sampled Fisher": lambda problem: cv.monte_carlo_fisher(problem, 2).dense(),
+    "efficiency": lambda problem: cv.efficiency(problem, cv.WeightNorm()).efficiency,
+    "natural gradient": lambda problem: cv.natural_gradient_step(problem, relative_damping=1e-2),
+    "K-FAC": lambda problem: cv.chart_step(problem, cv.preconditioner(problem, "kfac", relative_damping=1e-2)),
+    "alignments": lambda problem: [alignment.cosine for alignment in cv.alignments(problem)],
+    "whitening": lambda problem: [record.bures for record in cv.whitening(problem)],
+}
+
+
+@pytest.mark.parametrize("function", PUBLIC)
+def test_public_functions_give_the_numbers_of_the_same_inputs_in_one_tensor(function):
+    both = torch.cat([X, KIND[:, None].double()], dim=1)
+    two, one = (
+        cv.Problem.from_module(module, loss="cross-entropy", data=(inputs, Y))
+        for module, inputs in ((TwoInputs(), (X, KIND)), (Unpacking(), both))
+    )
+    numbers = [torch.as_tensor(PUBLIC[function](problem)) for problem in (two, one)]
+    assert torch.allclose(*numbers, rtol=1e-10, atol=0)
+
+
 def test_targets_in_a_structure_reach_a_callable_loss_as_they_are():
     targets = {"class": Y, "weight": drawn(NUM, seed=3).abs()}
 

@@ -95,6 +95,15 @@ def test_an_example_is_a_sequence_with_either_unit(unit):
     assert distance(cv.empirical_fisher(problem).dense(), expected) < 1e-13
 
 
+def test_the_mean_of_the_means_of_sequences_is_a_callable_loss():
+    module, targets = LanguageModel(), PADDED[:3]
+    means = [functional.cross_entropy(logits, target) for logits, target in zip(module(IDS[:3]), targets, strict=True)]
+    parameters = list(module.parameters())
+    expected = rows_of(rows_of(torch.stack(means).mean()[None], parameters)[0], parameters).detach()
+    problem = cv.Problem.from_module(module, loss=cv.PerExample(functional.cross_entropy), data=(IDS[:3], targets))
+    assert distance(cv.hessian(problem).dense(), expected) < 1e-13
+
+
 @pytest.mark.parametrize(("unit", "words"), [("token", "mean over the 6 of 12"), ("sequence", "over 3 sequences")])
 def test_padding_is_reported_with_the_mean_that_is_taken(unit, words):
     problem = cv.Problem.from_module(LanguageModel(), loss=cv.CrossEntropy(unit=unit), data=(IDS, PADDED))
@@ -251,3 +260,30 @@ def test_the_energy_of_one_packed_graph_takes_a_squared_error():
     hessian = rows_of(rows_of(loss[None], parameters)[0], parameters).detach()
     problem = cv.Problem.from_module(module, loss="mse", data=cv.Packed((FEATURES, EDGES), energy[0]))
     assert distance(cv.hessian(problem).dense(), hessian) < 1e-13
+
+
+class Pointwise(Graph):
+    """Without edges: nodes are independent, as examples are."""
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.own(x) + self.others(2 * x)))
+
+
+def test_nodes_without_edges_have_the_k_fac_steps_of_as_many_examples():
+    nodes, packed = (
+        cv.Problem.from_module(Pointwise(), loss="cross-entropy", data=data)
+        for data in ((FEATURES, CLASS_OF_NODE), cv.Packed(FEATURES, CLASS_OF_NODE))
+    )
+    steps = [
+        cv.chart_step(problem, cv.preconditioner(problem, "kfac", relative_damping=1e-2)) for problem in (nodes, packed)
+    ]
+    assert distance(*steps) < 1e-12
+    assert cv.spectrum(cv.ggn(packed)).rank == cv.spectrum(cv.ggn(nodes)).rank
+
+
+def test_the_covariance_of_one_example_is_refused():
+    problem = cv.Problem.from_module(Graph(), loss="cross-entropy", data=cv.Packed((FEATURES, EDGES), CLASS_OF_NODE))
+    with pytest.raises(cv.NotDefinedError, match="needs at least two examples"):
+        cv.gradient_covariance(problem)
+    study = cv.measure(problem, matrices=("hessian", "ggn"))
+    assert any("only one example" in warning for warning in study.warnings)
