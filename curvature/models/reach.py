@@ -128,7 +128,11 @@ def note_unregistered(function: ModelFunction, module: nn.Module, weights: Tenso
     named = unregistered(function.module)
     listed = [name for name, _ in named]
     known = {id(tensor) for _, tensor in named}
-    listed += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in reached if id(tensor) not in known]
+    if others := [tensor for tensor in reached if id(tensor) not in known]:
+        # What forward makes itself, such as inputs that it differentiates by, is another tensor in every pass.
+        with torch.enable_grad():
+            again = {id(tensor) for tensor in leaf_variables(function.predict(leaves, inputs))}
+        listed += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in others if id(tensor) in again]
     if not listed:
         return ""
     message = (
