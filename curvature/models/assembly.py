@@ -114,8 +114,10 @@ def assemble(
         refuse_other_ways(loss.first_term(outputs, targets), module)
         loss, more = differentiable(loss, outputs, targets, declared=loss is loss_like)
         notes += more
+    of_package = type(loss).__module__.startswith("curvature.") and not isinstance(loss, PerExample)
+    part = slice(0, 1) if of_package else slice(None)  # a user's loss may treat examples differently
     with torch.enable_grad():
-        refuse_other_ways(loss.terms(outputs, targets), module)
+        refuse_other_ways(loss.terms(outputs[part], targets[part]), module)
     num_outputs = outputs[0].numel()
     if chunk_size is None:
         columns = max(1, num_outputs) * len(weights) * weights.element_size()
