@@ -178,6 +178,38 @@ def test_a_users_loss_and_the_built_in_one_do_not_contradict_each_other():
         assert apart < 1e-13 * largest
         singular = records["built-in, factor"].eigenvalues
         compare(records, int((singular > 1e-24 * largest).sum()), np.ones(1))
+        # Only the visible part of the user's loss has a factor: it gives the likely rank.
+        low, high = records["own, dense"].possible_ranks
+        assert records["own, dense"].rank == records["built-in, factor"].rank
+        assert low < high
+        assert "without its parts at the level of rounding" in records["own, dense"].rank_rule
+
+
+def test_a_users_squared_error_has_a_whole_factor_and_resolves_what_the_built_in_one_does():
+    inputs, targets = normal(1, 12, 6), normal(2, 12, 2)
+    inputs[:, 5] = inputs[:, 4] * (
+        1 + 1e-9 * normal(3, 12)
+    )  # singular values down to 1e-9, far below the entries' floor
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    ranks = {}
+    for loss in ("half-squared-error", lambda f, y: 0.5 * ((f - y) ** 2).sum()):
+        operator = cv.ggn(cv.Problem.from_module(module, loss=loss, data=(inputs, targets)))
+        spectrum = cv.spectrum(operator, method="dense")
+        ranks[str(loss)] = spectrum.possible_ranks
+        kappa = spectrum.condition_numbers()["kappa_80"]
+        singular = torch.linalg.svdvals(jacobian(module, inputs))
+        rank = int((singular > 1e-13 * singular[0]).sum())
+        exact = float((singular[0] / singular[-(-80 * rank // 100) - 1]) ** 2)
+        assert spectrum.possible_ranks == (rank, rank)
+        assert kappa.low <= exact <= kappa.high
+    assert len(set(ranks.values())) == 1
+
+
+def jacobian(module, inputs):
+    """Derivatives of all outputs by all parameters, row by row by plain backward passes."""
+    parameters = list(module.parameters())
+    rows = [torch.autograd.grad(output, parameters, retain_graph=True) for output in module(inputs).reshape(-1)]
+    return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
 
 
 def test_the_hessian_in_a_bent_chart_keeps_the_null_directions_of_weights_that_the_chart_keeps():
