@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError, NotDefinedError
+from curvature.errors import ConfigurationError
 from curvature.linalg.dense import mirrored
 from curvature.linalg.routes import FactorRoute
 from curvature.matrices.fast.paths import OutputFactor
@@ -155,11 +155,6 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     WeightSpaceMatrix
         ``P x P``, unit loss / weight**2, of rank ``N - 1`` at most.
 
-    Raises
-    ------
-    NotDefinedError
-        If there is only one example, or only one that counts.
-
     Notes
     -----
     In the scale of the loss, as :func:`empirical_fisher` with ``scale="loss"``, from which it differs by the outer
@@ -168,11 +163,6 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     """
     require_problem(problem, "gradient_covariance")
     mean, roots = cache(problem.data_gradient), example_shares(problem).sqrt()
-    if int((roots > 0).sum()) < 2:
-        raise NotDefinedError(
-            "the gradient covariance needs at least two examples: that of a single one is zero. Use "
-            "cv.empirical_fisher, or choose other matrices. A packed graph is one example."
-        )
     space = OutputSpace(_gradient_factor(problem), centre=Centre(mean, roots))
     operator = output_space(problem, space, "gradient_covariance", gradient_covariance, method=method)
     uncentred = operator.routes.factor
@@ -184,10 +174,30 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
 
     factor = replace(uncentred, blocks=blocks, gram=_centred_gram(uncentred, roots))
     bound = min(problem.dim, max(0, int((roots > 0).sum()) - 1))
+    if bound == 0:  # of one example, the difference to the mean is rounding
+        return _zero(operator, mean)
     return replace(
         operator,
         routes=replace(operator.routes, entries=accumulated_route(problem, factor), factor=factor),
         facts=replace(operator.facts, rank_bound=bound, gradient=mean, centred=True),
+    )
+
+
+def _zero(operator: WeightSpaceMatrix, mean: Callable[[], Tensor]) -> WeightSpaceMatrix:
+    """The matrix of the same problem that is exactly zero."""
+    problem, uncentred = operator.problem, operator.routes.factor
+    assert uncentred is not None
+
+    def blocks() -> Iterator[Tensor]:
+        for examples in problem.chunks():
+            yield problem.weights.new_zeros(problem.dim, examples.stop - examples.start)
+
+    factor = replace(uncentred, blocks=blocks, gram=None)
+    return replace(
+        operator,
+        matmat=torch.zeros_like,
+        routes=replace(operator.routes, entries=accumulated_route(problem, factor), factor=factor),
+        facts=replace(operator.facts, rank_bound=0, gradient=mean, centred=True, witnesses=()),
     )
 
 

@@ -171,9 +171,6 @@ def _noise_and_steps(
     settings: StudySettings,
 ) -> None:
     """Gradient noise of every neuron, and the step of weight norm against the natural gradient."""
-    if problem.num_examples < 2:
-        collector.warn("no gradient noise and no comparison of steps: there is only one example.")
-        return
     covariance = covariance or MATRICES["gradient_covariance"](problem).materialized()
     generator = torch.Generator().manual_seed(place.seed)
     collector.extend(place, alignments(problem, seed=generator, covariance=covariance))

@@ -281,8 +281,13 @@ def test_nodes_without_edges_have_the_k_fac_steps_of_as_many_examples():
     assert cv.spectrum(cv.ggn(packed)).rank == cv.spectrum(cv.ggn(nodes)).rank
 
 
-def test_the_covariance_of_one_example_is_refused():
-    problem = cv.Problem.from_module(Graph(), loss="cross-entropy", data=cv.Packed((FEATURES, EDGES), CLASS_OF_NODE))
-    with pytest.raises(cv.NotDefinedError, match="needs at least two examples"):
-        cv.gradient_covariance(problem)
-    assert cv.measure(problem, matrices=("hessian", "ggn")).measurements
+@pytest.mark.parametrize("build", [Graph, Pointwise])
+def test_the_covariance_of_one_example_is_exactly_zero(build):
+    inputs = FEATURES if build is Pointwise else (FEATURES, EDGES)
+    problem = cv.Problem.from_module(build(), loss="cross-entropy", data=cv.Packed(inputs, CLASS_OF_NODE))
+    covariance = cv.gradient_covariance(problem)
+    assert not covariance.dense().any()
+    assert not (covariance @ drawn(problem.dim, 2)).any()
+    assert cv.spectrum(covariance).rank == 0
+    assert cv.alignments(problem) == ()
+    assert cv.measure(problem).measurements
