@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvature.arrays import Int, Num
 from curvature.errors import ConfigurationError, InputError
 
 __all__ = ["Entry", "Layout"]
@@ -52,7 +53,7 @@ class Entry:
         """Number of vectors that weight normalization normalizes in this tensor."""
         return 1 if self.norm_axis is None else self.shape[self.norm_axis]
 
-    def rows(self, block: Tensor) -> Tensor:
+    def rows(self, block: Num[Tensor, "numel *columns"]) -> Num[Tensor, "rows length *columns"]:
         """View ``(numel, ...)`` as ``(rows, row length, ...)``: one row per normalized vector."""
         if self.norm_axis is None:
             return block.reshape(1, self.numel, *block.shape[1:])
@@ -61,7 +62,7 @@ class Entry:
         tensor = block.reshape(*self.shape, *block.shape[1:]).movedim(self.norm_axis, 0)
         return tensor.reshape(self.num_rows, self.numel // self.num_rows, *block.shape[1:])
 
-    def from_rows(self, rows: Tensor) -> Tensor:
+    def from_rows(self, rows: Num[Tensor, "rows length *columns"]) -> Num[Tensor, "numel *columns"]:
         """Invert :meth:`rows`."""
         if self.norm_axis in (None, 0):
             return rows.reshape(-1, *rows.shape[2:])
@@ -94,7 +95,7 @@ class Layout:
         """Entries with their slices, in order."""
         return [(entry, self.slices[entry.name]) for entry in self.entries]
 
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+    def unflatten(self, vector: Num[Tensor, "dim"]) -> dict[str, Num[Tensor, "..."]]:
         """Split a flat vector into named tensors.
 
         Parameters
@@ -116,7 +117,7 @@ class Layout:
             raise ConfigurationError(f"a flat vector here has shape ({self.dim},), got {tuple(vector.shape)}.")
         return {entry.name: vector[span].view(entry.shape) for entry, span in self.pairs()}
 
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def flatten(self, tensors: Mapping[str, Num[Tensor, "..."]]) -> Num[Tensor, "dim"]:
         """Join named tensors into a flat vector.
 
         Parameters
@@ -146,7 +147,7 @@ class Layout:
                 )
         return torch.cat([tensors[entry.name].reshape(-1) for entry in self.entries])
 
-    def blocks(self, by: str) -> dict[str, Tensor]:
+    def blocks(self, by: str) -> dict[str, Int[Tensor, "block"]]:
         """Positions of the principal blocks of a matrix in these coordinates.
 
         Parameters

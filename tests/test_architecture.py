@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = (
-    "_version errors text < layout machine precision provenance removed < records < linalg < charts < models < matrices"
+    "_version arrays errors text < layout machine precision provenance removed < records < linalg < charts < models < matrices"
     " < natural_gradient < studies < report < cli"
 )
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS.split(" < ")) for wing in wings.split()}

@@ -1,8 +1,7 @@
 """Check the annotations of the package while its tests run: public functions and methods, and the fields of records.
 
-What an annotation forbids must not happen: a call with such an argument has to be refused by the function itself, with
-its own message. So the function is called all the same, and the check complains only if it then returns. What a
-function returns, and what a record is made of, must always be as annotated.
+Kinds and shapes of arrays are checked by jaxtyping, whose kinds take the place of those in ``curvature.arrays``. Where
+the first argument of a call, or the object of a method, has a field ``dim``, the axis ``dim`` has that size.
 """
 
 import functools
@@ -16,20 +15,25 @@ from typing import runtime_checkable
 
 import beartype
 import jaxtyping
+import numpy as np
 from beartype._check.code import codemain
 from beartype.roar import BeartypeCallHintParamViolation
 
+from curvature import arrays
+
 # Arithmetic is not among them: it answers NotImplemented to what it does not know.
 DUNDERS = ("__init__", "__call__", "__matmul__", "__getitem__")
-# Compared by identity in a table of their own module; and what a user's model returns, until its trial has refused it.
-SKIPPED_MODULES, SKIPPED = ("curvature.cli", "curvature.models.zoo"), ("ModelFunction.predict", "Problem.predict")
+# What a user's model or loss returns, until a trial has refused it.
+SKIPPED = ("ModelFunction.predict", "Problem.predict", "PerExample.terms")
+KINDS = {kind: getattr(jaxtyping, kind) for kind in arrays.__all__}
+DIM = jaxtyping.Shaped[np.ndarray, "dim"]
 # Which item of a list is looked at is drawn: from a generator of its own, as tests watch the global one.
 codemain.getrandbits = random.Random(0).getrandbits
 CHECKER = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # an int is a float
 
 
 def install():
-    """Check every module of the package that is imported from now on, but the skipped ones."""
+    """Check every module of the package that is imported from now on."""
     assert "curvature.linalg" not in sys.modules, "the package was imported before its annotations could be checked"
     sys.meta_path.insert(0, _Finder)
 
@@ -37,7 +41,7 @@ def install():
 class _Finder(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
-        if not f"{fullname}.".startswith("curvature.") or fullname.startswith(SKIPPED_MODULES):
+        if not f"{fullname}.".startswith("curvature."):
             return None
         spec = super().find_spec(fullname, path, target)
         if spec is not None and type(spec.loader) is importlib.machinery.SourceFileLoader:
@@ -48,9 +52,11 @@ class _Finder(importlib.machinery.PathFinder):
 class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module):
         super().exec_module(module)
-        for name, thing in list(vars(module).items()):
-            if getattr(thing, "__module__", None) == module.__name__:
-                setattr(module, name, checked(thing))
+        own = [thing for thing in vars(module).values() if getattr(thing, "__module__", None) == module.__name__]
+        strict = {id(thing): checked(thing) for thing in own}
+        tables = [table for table in vars(module).values() if type(table) is dict]
+        for table in [vars(module), *tables]:  # a table of functions holds the same ones as the module
+            table |= {key: strict[id(thing)] for key, thing in table.items() if id(thing) in strict}
 
 
 def checked(thing):
@@ -79,21 +85,28 @@ def _checked_function(function, owner=None):
     if function.__qualname__ in SKIPPED:
         return function
     function.__annotations__ = _resolved(function, owner)
-    if any("jaxtyping" in str(kind) for kind in function.__annotations__.values()):
-        strict = jaxtyping.jaxtyped(function, typechecker=CHECKER)
-    else:
-        strict = CHECKER(function)  # takes a microsecond, and the other a hundred
+    strict = CHECKER(function)
+    shaped = any("jaxtyping" in str(kind) for kind in function.__annotations__.values())
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         __tracebackhide__ = True
         try:
-            return strict(*args, **kwargs)
-        except (jaxtyping.TypeCheckError, BeartypeCallHintParamViolation) as error:
-            if not _is_about_parameters(error):
+            if not shaped:
+                return strict(*args, **kwargs)
+            with jaxtyping.jaxtyped("context"):  # the sizes of axes hold for one call
+                size = getattr(args[0], "__dict__", {}).get("dim") if args else None
+                if isinstance(size, int):
+                    assert isinstance(np.broadcast_to(0, size), DIM)  # which sets it
+                return strict(*args, **kwargs)
+        except BeartypeCallHintParamViolation as error:
+            frame = error.__traceback__.tb_next
+            if frame is None or frame.tb_next is not None:  # a function that this one has called complains
                 raise
             violation = error
         function(*args, **kwargs)  # refuses what it does not take
+        if function.__name__ == "__init__" and hasattr(args[0], "validate"):
+            args[0].validate()  # what was read from a file is refused by this, once the record is made
         raise violation
 
     return function if strict is function else call
@@ -107,7 +120,7 @@ def _resolved(function, owner):
         if is_dataclass(owner) and function.__name__ == "__init__":  # fields of a base know the names of its module
             for base in owner.__mro__:
                 names = dict(vars(sys.modules[base.__module__])) | names
-    names = inspect.unwrap(function).__globals__ | names
+    names = inspect.unwrap(function).__globals__ | names | KINDS
     resolved = {}
     for name, kind in function.__annotations__.items():
         try:
@@ -115,13 +128,3 @@ def _resolved(function, owner):
         except (NameError, AttributeError):
             continue
     return resolved
-
-
-def _is_about_parameters(error):
-    """Whether a check complains about the arguments of the function itself, rather than of one that it has called."""
-    wrapper = error.__traceback__.tb_next
-    if isinstance(error, jaxtyping.TypeCheckError):
-        wrapper = wrapper.tb_next  # which has two of them
-        if "checking the parameters of" not in str(error):
-            return False
-    return wrapper is not None and wrapper.tb_next is None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts.chart import Chart, Parameterization
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry, Layout
@@ -24,8 +25,8 @@ class Statistics:
 
     weight: str
     bias: str
-    mean: Tensor
-    deviation: Tensor
+    mean: Float[Tensor, "rows"]
+    deviation: Float[Tensor, "rows"]
 
 
 def scale_name(weight: str) -> str:
@@ -64,10 +65,10 @@ class FrozenBatchNorm(Parameterization):
     name = "batch-norm"
     gauge = "population statistics, frozen"
 
-    def __init__(self, coordinates: Tensor, statistics: Mapping[str, Statistics]):
+    def __init__(self, coordinates: Float[Tensor, "dim"], statistics: Mapping[str, Statistics]):
         self.coordinates, self.statistics = coordinates, dict(statistics)
 
-    def at(self, layout: Layout, weights: Tensor) -> Chart:
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
         """Build the chart at weights that its coordinates reproduce."""
         chart = _FrozenBatchNormChart(self, layout)
         error = torch.linalg.vector_norm(chart.to_weights(chart.coordinates) - weights)
@@ -99,7 +100,9 @@ def with_scales(layout: Layout, weights: list[str]) -> Layout:
     return Layout((*layout.entries, *scales))
 
 
-def fold(named: Mapping[str, Tensor], statistics: Mapping[str, Statistics]) -> dict[str, Tensor]:
+def fold(
+    named: Mapping[str, Float[Tensor, "..."]], statistics: Mapping[str, Statistics]
+) -> dict[str, Float[Tensor, "..."]]:
     r"""Compute the weights that batch normalization at fixed statistics amounts to; differentiable.
 
     Parameters

@@ -10,6 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import InputError, SelfCheckError
 from curvature.layout import Entry, Layout
 from curvature.records.where import chart_label
@@ -34,7 +35,7 @@ class Chart(ABC):
 
     name: str
     gauge: str
-    coordinates: Tensor
+    coordinates: Float[Tensor, "dim"]
     layout: Layout
     flat: bool = False
 
@@ -62,14 +63,16 @@ class Chart(ABC):
         return torch.zeros(len(self.to_weights(self.coordinates)), dtype=torch.bool)
 
     @abstractmethod
-    def to_weights(self, coordinates: Tensor) -> Tensor:
+    def to_weights(self, coordinates: Float[Tensor, "dim"]) -> Float[Tensor, "weights"]:
         """Weights ``(P,)`` at these coordinates ``(Q,)``; differentiable."""
 
     @abstractmethod
-    def moved(self, coordinates: Tensor) -> Parameterization:
+    def moved(self, coordinates: Float[Tensor, "dim"]) -> Parameterization:
         """Return the parameterization whose chart has these coordinates: the gauge that training has reached."""
 
-    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearize(
+        self, coordinates: Float[Tensor, "dim"]
+    ) -> tuple[Float[Tensor, "weights"], Callable[[Tensor], Tensor]]:
         r"""Compute the weights ``(P,)`` at these coordinates, and the map $r \mapsto J^T r$ *there* for one cotangent.
 
         A training step needs this: :meth:`pull` at a point that moves, without a new chart for each step.
@@ -79,30 +82,36 @@ class Chart(ABC):
             weights = self.to_weights(variable)
         return weights.detach(), lambda cotangent: torch.autograd.grad(weights, variable, cotangent)[0]
 
-    def push(self, tangents: Tensor) -> Tensor:
+    def push(self, tangents: Float[Tensor, "dim columns"]) -> Float[Tensor, "weights columns"]:
         """Push tangents forward, $J V$: ``(Q, K)`` to ``(P, K)``."""
         return _derivative_along(self.to_weights, self.coordinates, tangents)
 
-    def pull(self, cotangents: Tensor) -> Tensor:
+    def pull(self, cotangents: Float[Tensor, "weights columns"]) -> Float[Tensor, "dim columns"]:
         """Pull cotangents back, $J^T R$: ``(P, K)`` to ``(Q, K)``."""
         transposed = torch.func.vjp(self.to_weights, self.coordinates)[1]
         return torch.func.vmap(lambda cotangent: transposed(cotangent)[0], in_dims=1, out_dims=1)(cotangents)
 
-    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+    def second_order_product(
+        self, gradient: Float[Tensor, "weights"], tangents: Float[Tensor, "dim columns"]
+    ) -> Float[Tensor, "dim columns"]:
         r"""Multiply :meth:`second_order` by a block ``(Q, K)``."""
         projected = torch.func.grad(lambda coordinates: self.to_weights(coordinates) @ gradient)
         return _derivative_along(projected, self.coordinates, tangents)
 
-    def second_order(self, gradient: Tensor) -> Tensor:
+    def second_order(self, gradient: Float[Tensor, "weights"]) -> Float[Tensor, "dim dim"]:
         r"""Entries of $\sum_k r_k\, \partial^2 w_k / \partial\theta^2$, ``(Q, Q)``, for the weight gradient $r$."""
         return self.second_order_product(gradient, torch.eye(self.dim, dtype=gradient.dtype, device=gradient.device))
 
-    def pulled_back(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+    def pulled_back(
+        self, matrix: Float[Tensor, "weights weights"], gradient: Float[Tensor, "weights"] | None = None
+    ) -> Float[Tensor, "dim dim"]:
         r"""Entries of $J^T A J$, ``(Q, Q)``, plus :meth:`second_order` where a weight gradient is given."""
         result = self.pull(self.pull(matrix).T)
         return result if gradient is None else result.add_(self.second_order(gradient))
 
-    def effective(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+    def effective(
+        self, matrix: Float[Tensor, "weights weights"], gradient: Float[Tensor, "weights"] | None = None
+    ) -> Float[Tensor, "weights weights"]:
         r"""Entries of $K^{1/2} A K^{1/2}$, ``(P, P)``; with a gradient, also the second-order term, horizontally."""
         result = self.metric_root(self.metric_root(matrix).T)
         if gradient is None:
@@ -119,16 +128,16 @@ class Chart(ABC):
         kept = values > max(jacobian.shape) * torch.finfo(values.dtype).eps * values[0]
         return left[:, kept], values[kept], right[kept].T
 
-    def metric_root(self, block: Tensor) -> Tensor:
+    def metric_root(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "weights columns"]:
         r"""Multiply by $K^{1/2}$, $K = J J^T$: ``(P, K)`` to ``(P, K)``."""
         left, values, _ = self._polar
         return left @ (values[:, None] * (left.T @ block))
 
-    def metric(self, block: Tensor) -> Tensor:
+    def metric(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "weights columns"]:
         r"""Multiply by $K = J J^T$: ``(P, K)`` to ``(P, K)``."""
         return self.metric_root(self.metric_root(block))
 
-    def horizontal(self, block: Tensor) -> Tensor:
+    def horizontal(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "dim columns"]:
         r"""Map weight space onto the horizontal space $(\ker J)^\perp$: ``(P, K)`` to ``(Q, K)``.
 
         This is $O^T$ of the polar decomposition $J = K^{1/2} O$.
@@ -136,7 +145,7 @@ class Chart(ABC):
         left, _, right = self._polar
         return right @ (left.T @ block)
 
-    def horizontal_transpose(self, block: Tensor) -> Tensor:
+    def horizontal_transpose(self, block: Float[Tensor, "dim columns"]) -> Float[Tensor, "weights columns"]:
         """Multiply by the transpose of :meth:`horizontal`: ``(Q, K)`` to ``(P, K)``."""
         left, _, right = self._polar
         return left @ (right.T @ block)
@@ -177,15 +186,15 @@ class Parameterization:
     name: str = "custom"
     gauge: str = "-"
 
-    def to_weights(self, coordinates: Tensor) -> Tensor:
+    def to_weights(self, coordinates: Float[Tensor, "dim"]) -> Float[Tensor, "weights"]:
         """Weights at these coordinates; differentiable by ``torch.func``."""
         raise NotImplementedError
 
-    def from_weights(self, weights: Tensor) -> Tensor:
+    def from_weights(self, weights: Float[Tensor, "weights"]) -> Float[Tensor, "dim"]:
         """Coordinates of these weights; any, if there are several."""
         raise NotImplementedError
 
-    def at(self, layout: Layout, weights: Tensor) -> Chart:
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
         """Build the chart whose point has these weights.
 
         Parameters

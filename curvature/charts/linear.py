@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Num
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_values
 from curvature.errors import ConfigurationError, InputError
@@ -25,7 +26,7 @@ class Standard(Parameterization):
 
     name = "standard"
 
-    def at(self, layout: Layout, weights: Tensor) -> Chart:
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
         """Build the identity chart."""
         return _MultiplierChart(self, layout, weights, torch.ones_like(weights))
 
@@ -45,13 +46,13 @@ class ScaledStandard(Parameterization):
 
     name = "scaled-standard"
 
-    def __init__(self, scale: float | Mapping[str, Tensor] | None = None):
+    def __init__(self, scale: float | Mapping[str, Num[Tensor, "..."]] | None = None):
         if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):
             raise ConfigurationError(f"scale must be a positive number, got {scale}.")
         self.scale = scale
         self.gauge = "paper" if scale is None else "given" if isinstance(scale, Mapping) else f"scale={scale:g}"
 
-    def at(self, layout: Layout, weights: Tensor) -> Chart:
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
         """Build the chart of scaled rows."""
         multipliers = torch.ones_like(weights)
         for entry, span in layout.pairs():
@@ -144,7 +145,7 @@ class LinearChart(Parameterization):
     def __repr__(self) -> str:
         return f"LinearChart({self.label})"
 
-    def at(self, layout: Layout, weights: Tensor) -> Chart:
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
         """Build the affine chart; its coordinates at the point are zero."""
         if isinstance(self.factor, Tensor):
             if self.factor.ndim not in (1, 2) or self.factor.shape[0] != len(weights):

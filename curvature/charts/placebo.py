@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Num
 from curvature.charts.chart import Parameterization
 from curvature.charts.rows import NormalizedRows, refuse_zero_rows, row_norms
 from curvature.charts.weight_norm import WeightNorm
@@ -47,11 +48,11 @@ class Placebo(WeightNorm):
         gauge: str | None = None,
         *,
         seed: int = 0,
-        directions: Mapping[str, Tensor] | None = None,
+        directions: Mapping[str, Float[Tensor, "..."]] | None = None,
         name: str = "placebo",
-        stretch: float | Tensor | Mapping[str, Tensor] | None = None,
-        v: Mapping[str, Tensor] | None = None,
-        g: Mapping[str, Tensor] | None = None,
+        stretch: float | Num[Tensor, "..."] | Mapping[str, Num[Tensor, "..."]] | None = None,
+        v: Mapping[str, Float[Tensor, "..."]] | None = None,
+        g: Mapping[str, Float[Tensor, "..."]] | None = None,
         log_scale: bool = False,
         layers: str | None = None,
     ):
@@ -63,7 +64,9 @@ class Placebo(WeightNorm):
     def __repr__(self) -> str:
         return f"Placebo({self.gauge!r})" if self.name == "placebo" else f"Placebo({self.gauge!r}, name={self.name!r})"
 
-    def at_values(self, v: Mapping[str, Tensor], g: Mapping[str, Tensor]) -> Parameterization:
+    def at_values(
+        self, v: Mapping[str, Float[Tensor, "..."]], g: Mapping[str, Float[Tensor, "..."]]
+    ) -> Parameterization:
         return Placebo(v=v, g=g, log_scale=self.log_scale, name=self.name)
 
     def _groups(self, layout: Layout, weights: Tensor) -> dict[str, NormalizedRows]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Num
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry
 
@@ -22,7 +23,7 @@ __all__ = ["PAPER_SCALE", "NormalizedRows", "refuse_zero_rows", "row_norms", "ro
 PAPER_SCALE = 0.05  # Salimans & Kingma (2016), section 3: v is drawn from N(0, 0.05^2)
 
 
-def row_norms(rows: Tensor) -> Tensor:
+def row_norms(rows: Float[Tensor, "rows length"]) -> Float[Tensor, "rows"]:
     """Compute the length of each row.
 
     Parameters
@@ -38,7 +39,9 @@ def row_norms(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1)
 
 
-def row_values(values: Mapping[str, Tensor], entry: Entry, like: Tensor, what: str) -> Tensor:
+def row_values(
+    values: Mapping[str, Num[Tensor, "..."]], entry: Entry, like: Float[Tensor, "..."], what: str
+) -> Float[Tensor, "rows"]:
     """Look up positive values, one per row, that the user gave for an entry.
 
     Parameters
@@ -70,7 +73,7 @@ def row_values(values: Mapping[str, Tensor], entry: Entry, like: Tensor, what: s
     return row
 
 
-def refuse_zero_rows(lengths: Tensor, entry: Entry, what: str) -> None:
+def refuse_zero_rows(lengths: Float[Tensor, "rows"], entry: Entry, what: str) -> None:
     """Raise an error that names the layer and the first row whose length is zero.
 
     Parameters
@@ -111,13 +114,13 @@ class NormalizedRows:
         Whether the first coordinate is $\log g$ instead of $g$.
     """
 
-    unit: Tensor
-    scale: Tensor
-    length: Tensor
+    unit: Float[Tensor, "rows length"]
+    scale: Float[Tensor, "rows"]
+    length: Float[Tensor, "rows"]
     log_scale: bool = False
 
     @property
-    def rate(self) -> Tensor:
+    def rate(self) -> Float[Tensor, "rows"]:
         """Derivative of ``g`` in the first coordinate, ``(rows,)``."""
         return self.scale if self.log_scale else torch.ones_like(self.scale)
 
@@ -126,49 +129,60 @@ class NormalizedRows:
         """Coordinates that do not move the weights: one per row; all of ``v`` where ``g = 0``."""
         return int(torch.where(self.scale == 0, self.unit.shape[1], 1).sum())
 
-    def weights(self) -> Tensor:
+    def weights(self) -> Float[Tensor, "rows length"]:
         """``g u``, ``(rows, length)``."""
         return self.scale[:, None] * self.unit
 
-    def directions(self) -> Tensor:
+    def directions(self) -> Float[Tensor, "rows length"]:
         """``v``, ``(rows, length)``."""
         return self.length[:, None] * self.unit
 
-    def multipliers(self, *, polar: bool) -> tuple[Tensor, Tensor]:
+    def multipliers(self, *, polar: bool) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows"]]:
         """Radial and tangential multipliers of ``J``, ``(rows,)`` each; only their signs for its polar factor."""
         along, across = self.rate, self.scale / self.length
         return (along.sign(), across.sign()) if polar else (along, across)
 
-    def push(self, g: Tensor, v: Tensor, *, polar: bool) -> Tensor:
+    def push(
+        self, g: Float[Tensor, "rows columns"], v: Float[Tensor, "rows length columns"], *, polar: bool
+    ) -> Float[Tensor, "rows length columns"]:
         """Map ``(a, b)`` to ``along * a u + across * M b``: ``(rows, K)`` and ``(rows, length, K)``."""
         along, across = self.multipliers(polar=polar)
         inner = self._inner(v)
         coefficient = along[:, None] * g - across[:, None] * inner
         return across[:, None, None] * v + self.unit[:, :, None] * coefficient[:, None]
 
-    def pull(self, block: Tensor, *, polar: bool) -> tuple[Tensor, Tensor]:
+    def pull(
+        self, block: Float[Tensor, "rows length columns"], *, polar: bool
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows length columns"]]:
         """Map ``r`` to ``(along * u.r, across * M r)``: the transpose of :meth:`push`."""
         along, across = self.multipliers(polar=polar)
         inner = self._inner(block)
         tangential = across[:, None, None] * (block - self.unit[:, :, None] * inner[:, None])
         return along[:, None] * inner, tangential
 
-    def metric_root(self, block: Tensor) -> Tensor:
+    def metric_root(self, block: Float[Tensor, "rows length columns"]) -> Float[Tensor, "rows length columns"]:
         r"""Multiply by $K^{1/2} = |along|\, u u^T + |across|\, M$."""
         along, across = (multiplier.abs() for multiplier in self.multipliers(polar=False))
         coefficient = (along - across)[:, None] * self._inner(block)
         return across[:, None, None] * block + self.unit[:, :, None] * coefficient[:, None]
 
-    def without_unit(self, blocks: Tensor) -> Tensor:
+    def without_unit(self, blocks: Float[Tensor, "rows length columns"]) -> Float[Tensor, "rows length columns"]:
         """``M B`` per row."""
         return blocks - self.unit[:, :, None] * self._inner(blocks)[:, None]
 
-    def slopes(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def slopes(
+        self, gradient: Float[Tensor, "rows length"]
+    ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows length"]]:
         """Radial part ``u.r`` ``(rows,)`` and tangential part ``M r`` ``(rows, length)`` of a weight gradient."""
         radial = (self.unit * gradient).sum(dim=1)
         return radial, gradient - radial[:, None] * self.unit
 
-    def second_order_product(self, gradient: Tensor, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def second_order_product(
+        self,
+        gradient: Float[Tensor, "rows length"],
+        g: Float[Tensor, "rows columns"],
+        v: Float[Tensor, "rows length columns"],
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "rows length columns"]]:
         """Multiply the second-order term for a weight gradient ``(rows, length)`` by a block ``(a, b)``."""
         radial, across = self.slopes(gradient)
         mixed = (self.rate / self.length)[:, None] * across
@@ -184,7 +198,9 @@ class NormalizedRows:
         )
         return product_g, product_v
 
-    def second_order(self, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def second_order(
+        self, gradient: Float[Tensor, "rows length"]
+    ) -> tuple[Float[Tensor, "rows"], Float[Tensor, "rows length"], Float[Tensor, "rows length length"]]:
         """Entries of the second-order term: ``gg`` ``(rows,)``, ``gv`` ``(rows, d)`` and ``vv`` ``(rows, d, d)``."""
         unit = self.unit
         radial, across = self.slopes(gradient)
@@ -196,7 +212,7 @@ class NormalizedRows:
         mixed = (self.rate / self.length)[:, None] * across
         return (self.scale * radial if self.log_scale else torch.zeros_like(radial)), mixed, tangential
 
-    def horizontal_second_order(self, gradient: Tensor) -> Tensor:
+    def horizontal_second_order(self, gradient: Float[Tensor, "rows length"]) -> Float[Tensor, "rows length length"]:
         """Entries of the second-order term on the horizontal space, mapped to the weights: ``(rows, d, d)``."""
         # The polar factor of J is (a, b) -> sign(a) u.x, sign(b) M x: M keeps the mixed part, and of the tangential one
         # what lies in M on both sides.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.dense import empty_square
 
 __all__ = ["RowAction", "RowMap", "swept"]
@@ -34,10 +35,10 @@ class RowAction:
         Positions of the first part in the result, and $a$; None if there is no first part.
     """
 
-    unit: Tensor
-    keep: Tensor
-    along: Tensor
-    radial: tuple[slice, Tensor] | None = None
+    unit: Float[Tensor, "rows length"]
+    keep: Float[Tensor, "rows"]
+    along: Float[Tensor, "rows"]
+    radial: tuple[slice, Float[Tensor, "rows"]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class RowMap:
     action: RowAction | None = None
 
 
-def swept(matrix: Tensor, maps: Sequence[RowMap], dim: int) -> Tensor:
+def swept(matrix: Float[Tensor, "weights weights"], maps: Sequence[RowMap], dim: int) -> Float[Tensor, "dim dim"]:
     """Map a symmetric matrix from both sides.
 
     Parameters

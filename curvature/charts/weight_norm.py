@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Num
 from curvature.charts.chart import Parameterization
 from curvature.charts.linear import Standard
 from curvature.charts.rows import PAPER_SCALE, NormalizedRows, refuse_zero_rows, row_norms, row_values
@@ -55,9 +56,9 @@ class WeightNorm(Parameterization):
         self,
         gauge: str | None = None,
         *,
-        stretch: float | Tensor | Mapping[str, Tensor] | None = None,
-        v: Mapping[str, Tensor] | None = None,
-        g: Mapping[str, Tensor] | None = None,
+        stretch: float | Num[Tensor, "..."] | Mapping[str, Num[Tensor, "..."]] | None = None,
+        v: Mapping[str, Float[Tensor, "..."]] | None = None,
+        g: Mapping[str, Float[Tensor, "..."]] | None = None,
         log_scale: bool = False,
         layers: str | None = None,
     ):
@@ -92,7 +93,7 @@ class WeightNorm(Parameterization):
         chosen = entry.normalized and (self.layers is None or re.search(self.layers, entry.name) is not None)
         return chosen and (self.v is None or entry.name in self.v)
 
-    def at(self, layout: Layout, weights: Tensor) -> WeightNormChart:
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> WeightNormChart:
         """Build the chart at these weights; a zero row of ``v`` is an error that names it."""
         if not any(self.normalizes(entry) for entry in layout.entries):
             raise ConfigurationError(
@@ -102,7 +103,9 @@ class WeightNorm(Parameterization):
             )
         return WeightNormChart(self, layout, weights, self._groups(layout, weights), has_offset=self.has_offset)
 
-    def at_values(self, v: Mapping[str, Tensor], g: Mapping[str, Tensor]) -> Parameterization:
+    def at_values(
+        self, v: Mapping[str, Float[Tensor, "..."]], g: Mapping[str, Float[Tensor, "..."]]
+    ) -> Parameterization:
         """The same parameterization at these explicit values, by name of the weight."""
         return WeightNorm(v=v, g=g, log_scale=self.log_scale)
 

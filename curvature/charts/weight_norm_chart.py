@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.rows import NormalizedRows
 from curvature.charts.sweep import RowAction, RowMap, swept
@@ -51,7 +52,7 @@ class WeightNormChart(Chart):
         self,
         parameterization: _Explicit,
         weight_layout: Layout,
-        weights: Tensor,
+        weights: Float[Tensor, "weights"],
         groups: Mapping[str, NormalizedRows],
         *,
         has_offset: bool = False,
@@ -101,15 +102,15 @@ class WeightNormChart(Chart):
         return self.parameterization.at_values(directions, scales)
 
     @property
-    def stretches(self) -> Tensor:
+    def stretches(self) -> Float[Tensor, "rows"]:
         r"""$\|v\| / |g|$ of every normalized row."""
         return torch.cat([rows.length / rows.scale.abs() for rows in self.groups.values()])
 
-    def squared_lengths(self, block: Tensor) -> Tensor:
+    def squared_lengths(self, block: Float[Tensor, "dim"]) -> Float[Tensor, "rows"]:
         r"""$\|v\|^2$ of every normalized row, for coordinates ``(Q,)`` or for a gradient in them."""
         return torch.cat([self._split(block, entry)[1].square().sum(dim=1) for entry, _ in self._normalized()])
 
-    def to_weights(self, coordinates: Tensor) -> Tensor:
+    def to_weights(self, coordinates: Float[Tensor, "dim"]) -> Float[Tensor, "weights"]:
         parts = []
         for entry in self.weight_layout.entries:
             if entry.name not in self.groups:
@@ -122,7 +123,9 @@ class WeightNormChart(Chart):
         weights = torch.cat(parts)
         return weights if self.origin is None else weights + self.origin
 
-    def linearize(self, coordinates: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def linearize(
+        self, coordinates: Float[Tensor, "dim"]
+    ) -> tuple[Float[Tensor, "weights"], Callable[[Tensor], Tensor]]:
         parts = iter(coordinates.split(self._sizes[0]))
         pieces: list[Tensor] = []
         saved: list[tuple[Tensor, ...] | None] = []
@@ -170,16 +173,16 @@ class WeightNormChart(Chart):
         span_g, span_v = self._spans(entry)
         return block[span_g], entry.rows(block[span_v])
 
-    def push(self, tangents: Tensor) -> Tensor:
+    def push(self, tangents: Float[Tensor, "dim columns"]) -> Float[Tensor, "weights columns"]:
         return self._to_weight_space(tangents, polar=False)
 
-    def pull(self, cotangents: Tensor) -> Tensor:
+    def pull(self, cotangents: Float[Tensor, "weights columns"]) -> Float[Tensor, "dim columns"]:
         return self._to_coordinate_space(cotangents, polar=False)
 
-    def horizontal(self, block: Tensor) -> Tensor:
+    def horizontal(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "dim columns"]:
         return self._to_coordinate_space(block, polar=True)
 
-    def horizontal_transpose(self, block: Tensor) -> Tensor:
+    def horizontal_transpose(self, block: Float[Tensor, "dim columns"]) -> Float[Tensor, "weights columns"]:
         return self._to_weight_space(block, polar=True)
 
     def _to_weight_space(self, block: Tensor, *, polar: bool) -> Tensor:
@@ -205,13 +208,15 @@ class WeightNormChart(Chart):
             mapped[span_v] = entry.from_rows(v)
         return mapped
 
-    def metric_root(self, block: Tensor) -> Tensor:
+    def metric_root(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "weights columns"]:
         mapped = block.clone()
         for entry, span in self._normalized():
             mapped[span] = entry.from_rows(self.groups[entry.name].metric_root(entry.rows(block[span])))
         return mapped
 
-    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+    def second_order_product(
+        self, gradient: Float[Tensor, "weights"], tangents: Float[Tensor, "dim columns"]
+    ) -> Float[Tensor, "dim columns"]:
         product = torch.zeros_like(tangents)
         for entry, span in self._normalized():
             rows = self.groups[entry.name]
@@ -220,7 +225,9 @@ class WeightNormChart(Chart):
             product[span_g], product[span_v] = g, entry.from_rows(v)
         return product
 
-    def pulled_back(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+    def pulled_back(
+        self, matrix: Float[Tensor, "weights weights"], gradient: Float[Tensor, "weights"] | None = None
+    ) -> Float[Tensor, "dim dim"]:
         maps = self._row_maps(effective=False)
         if maps is None:
             return super().pulled_back(matrix, gradient)
@@ -235,7 +242,9 @@ class WeightNormChart(Chart):
                 _row_blocks(result[v, v], rows).add_(tangential.permute(1, 2, 0))
         return mirrored(result)
 
-    def effective(self, matrix: Tensor, gradient: Tensor | None = None) -> Tensor:
+    def effective(
+        self, matrix: Float[Tensor, "weights weights"], gradient: Float[Tensor, "weights"] | None = None
+    ) -> Float[Tensor, "weights weights"]:
         maps = self._row_maps(effective=True)
         if maps is None:
             return super().effective(matrix, gradient)

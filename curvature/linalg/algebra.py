@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Int
 from curvature.errors import ConfigurationError
 from curvature.linalg.facts import Facts
 from curvature.linalg.routes import EntriesRoute, FactorRoute, ProductCost, Routes
@@ -174,7 +175,7 @@ def scaled_facts(facts: Facts, scale: float) -> Facts:
     )
 
 
-def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
+def congruent_routes(routes: Routes, map_: Float[Tensor, "dim coordinates"]) -> Routes:
     """Derive the routes of ``M^T A M``.
 
     Parameters
@@ -200,7 +201,7 @@ def congruent_routes(routes: Routes, map_: Tensor) -> Routes:
     return Routes(entries, factor, cost)
 
 
-def congruent_facts(facts: Facts, map_: Tensor, scale: Callable[[], float]) -> Facts:
+def congruent_facts(facts: Facts, map_: Float[Tensor, "dim coordinates"], scale: Callable[[], float]) -> Facts:
     """Derive the facts of ``M^T A M``.
 
     Parameters
@@ -230,7 +231,7 @@ def congruent_facts(facts: Facts, map_: Tensor, scale: Callable[[], float]) -> F
 
 
 def restricted_routes(
-    routes: Routes, index: Tensor, dim: int, dtype: torch.dtype, shared: Callable[[], Tensor] | None
+    routes: Routes, index: Int[Tensor, "block"], dim: int, dtype: torch.dtype, shared: Callable[[], Tensor] | None
 ) -> Routes:
     """Derive the routes of the principal block of some coordinates.
 
@@ -263,7 +264,7 @@ def restricted_routes(
     return replace(routes, entries=entries, factor=factor, products=replace(routes.products, column_bytes=padded))
 
 
-def restricted_facts(facts: Facts, index: Tensor, pad: Map) -> Facts:
+def restricted_facts(facts: Facts, index: Int[Tensor, "block"], pad: Map) -> Facts:
     """Derive the facts of the principal block of some coordinates.
 
     Parameters

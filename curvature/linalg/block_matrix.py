@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.layout import Layout
 from curvature.linalg.checks import Witness, same_form, self_checks
@@ -108,7 +109,7 @@ class BlockMatrix:
         return f"{type(self).__name__}({self.where}, {self.dim} x {self.dim}, {precision}, {self.device})"
 
     @full_precision()
-    def __matmul__(self, block: Tensor) -> Tensor:
+    def __matmul__(self, block: Float[Tensor, "dim *columns"]) -> Float[Tensor, "dim *columns"]:
         """Multiply a vector ``(D,)`` or a block of columns ``(D, K)``."""
         if not isinstance(block, Tensor):
             raise ConfigurationError(
@@ -134,7 +135,7 @@ class BlockMatrix:
                 raise NonFiniteError(f"a product with {self.name} is NaN or infinite; {self.diagnosis(columns)}")
         return product[:, 0] if block.ndim == 1 else product
 
-    def diagnosis(self, block: Tensor | None = None) -> str:
+    def diagnosis(self, block: Float[Tensor, "dim columns"] | None = None) -> str:
         """Explain where NaN or infinity comes from.
 
         Parameters
@@ -201,7 +202,7 @@ class BlockMatrix:
         return self.routes.dense_bytes(self.dim, self.dtype)
 
     @full_precision()
-    def dense(self) -> Tensor:
+    def dense(self) -> Float[Tensor, "dim dim"]:
         """Compute all entries, by the cheapest route that is known, otherwise by ``D`` products.
 
         Returns
@@ -234,11 +235,11 @@ class BlockMatrix:
         return symmetrized(torch.cat(columns, dim=1), self.name)
 
     @property
-    def kept(self) -> Tensor | None:
+    def kept(self) -> Float[Tensor, "dim dim"] | None:
         """The entries, if :meth:`materialized` has computed and stored them; otherwise None."""
         return None if self.routes.entries is None else self.routes.entries.kept
 
-    def entries(self) -> Tensor:
+    def entries(self) -> Float[Tensor, "dim dim"]:
         """Return all entries, which must not be changed: those that are stored, otherwise :meth:`dense`.
 
         Returns
@@ -288,7 +289,7 @@ class BlockMatrix:
         """
         return self.routes.entries_pay(self.dim, self.dtype, self.device, num_products)
 
-    def gram(self) -> Tensor:
+    def gram(self) -> Float[Tensor, "width width"]:
         r"""Compute the Gram matrix $B^T B$ of the factor $A = B B^T$, which has the non-zero eigenvalues of $A$.
 
         Returns
@@ -309,7 +310,7 @@ class BlockMatrix:
         return self.scaled_gram()[0]
 
     @full_precision()
-    def scaled_gram(self) -> tuple[Tensor, float]:
+    def scaled_gram(self) -> tuple[Float[Tensor, "width width"], float]:
         """Compute the Gram matrix and the scale of its rounding.
 
         Returns

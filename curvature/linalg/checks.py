@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import SelfCheckError
 from curvature.linalg.norms import vector_norms
 from curvature.records import Check
@@ -42,10 +43,10 @@ class Testimony:
         ``A V``, if the witness computes it.
     """
 
-    form: Tensor
+    form: Float[Tensor, "columns columns"]
     rounding: float = 0.0
     roughness: float = 0.0
-    image: Tensor | None = None
+    image: Float[Tensor, "dim columns"] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def self_checks(
     name: str,
     multiply: Callable[[Tensor], Tensor],
     dim: int,
-    like: Tensor,
+    like: Float[Tensor, "..."],
     *,
     positive_semidefinite: bool = False,
     cancelled: float = 0.0,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.lanczos import lanczos
 from curvature.linalg.lapack import inertia
 from curvature.linalg.operator import SymmetricOperator
@@ -24,8 +25,8 @@ _SECOND_START = 50  # minimum of steps of the second run
 def verified(
     operator: SymmetricOperator,
     record: ExtremalEigenvalues,
-    ritz: Tensor,
-    every: np.ndarray,
+    ritz: Float[Tensor, "values dim"],
+    every: Float[np.ndarray, "ritz"],
     generator: torch.Generator,
 ) -> ExtremalEigenvalues:
     """Look for eigenvalues that are missing in a record of extremal eigenvalues.
@@ -83,7 +84,9 @@ def verified(
     )
 
 
-def new_start(span: Tensor, width: int, generator: torch.Generator) -> Tensor:
+def new_start(
+    span: Float[Tensor, "values dim"], width: int, generator: torch.Generator
+) -> Float[Tensor, "columns dim"]:
     """Draw random orthonormal rows that are orthogonal to given ones.
 
     Parameters

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import NonFiniteError, SelfCheckError
 
 __all__ = ["empty_square", "mirrored", "symmetric_product", "symmetrized"]
@@ -15,7 +16,7 @@ __all__ = ["empty_square", "mirrored", "symmetric_product", "symmetrized"]
 _TILE = 512  # rows and columns of a tile: 2 MB in float64, so a tile and its transposed partner fit into cache
 
 
-def symmetrized(matrix: Tensor, name: str) -> Tensor:
+def symmetrized(matrix: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "dim dim"]:
     """Make a matrix that is symmetric up to rounding exactly symmetric, in place.
 
     Parameters
@@ -65,7 +66,9 @@ def symmetrized(matrix: Tensor, name: str) -> Tensor:
     return matrix
 
 
-def symmetric_product(matrix: Tensor, block: Tensor) -> Tensor:
+def symmetric_product(
+    matrix: Float[Tensor, "dim dim"], block: Float[Tensor, "dim columns"]
+) -> Float[Tensor, "dim columns"]:
     """Multiply a symmetric matrix by a block of columns.
 
     Parameters
@@ -91,7 +94,7 @@ def symmetric_product(matrix: Tensor, block: Tensor) -> Tensor:
     return torch.from_numpy(block.T.contiguous().numpy() @ matrix.numpy()).T
 
 
-def empty_square(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def empty_square(dim: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "dim dim"]:
     """Allocate a square matrix without filling it.
 
     Parameters
@@ -113,7 +116,7 @@ def empty_square(dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(np.empty((dim, dim), dtype=torch.empty(0, dtype=dtype).numpy().dtype))
 
 
-def mirrored(matrix: Tensor) -> Tensor:
+def mirrored(matrix: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
     """Copy the upper triangle into the lower one, in place, tile by tile.
 
     Parameters

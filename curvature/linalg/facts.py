@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.checks import Witness
 from curvature.linalg.routes import FactorRoute
 
@@ -29,7 +30,7 @@ class NullSpace:
         Number of directions by reason; a direction with two reasons counts for the first only.
     """
 
-    basis: Tensor = field(repr=False)
+    basis: Float[Tensor, "dim null"] = field(repr=False)
     reasons: Mapping[str, int]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from curvature.arrays import Float
 from curvature.errors import SelfCheckError
 from curvature.linalg.operator import SymmetricOperator
 from curvature.records import Check
@@ -52,7 +53,7 @@ def singular_units(dim: int, num_columns: int, dtype: torch.dtype) -> float:
 
 def noise_floor(
     operator: SymmetricOperator,
-    values: np.ndarray,
+    values: Float[np.ndarray, "dim"],
     method: str,
     size: float,
     checks: tuple[Check, ...],

@@ -23,6 +23,7 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
+from curvature.arrays import Float64
 from curvature.errors import ConfigurationError
 from curvature.linalg.operator import SymmetricOperator
 
@@ -42,7 +43,7 @@ LEVEL = 0.95  # the level at which coverage is measured
 CHEAP_DIM = 4096  # a dense form up to here is built rather than estimated
 
 
-def mean_interval(samples: np.ndarray) -> tuple[float, float]:
+def mean_interval(samples: Float64[np.ndarray, "probes"]) -> tuple[float, float]:
     r"""Return the 95 % interval of the mean of independent samples that may be skewed.
 
     Parameters
@@ -120,7 +121,7 @@ def require_budget(method: str, num_products: int, least: int) -> None:
         raise ConfigurationError(f"method={method!r} needs a budget of at least {least} products, got {num_products}.")
 
 
-def normal_probes(dim: int, count: int, generator: torch.Generator) -> Tensor:
+def normal_probes(dim: int, count: int, generator: torch.Generator) -> Float64[Tensor, "dim probes"]:
     """Draw normal probes on the CPU in float64.
 
     Parameters
@@ -174,7 +175,7 @@ def quantile(count: int) -> float:
     return float(student.ppf((1 + LEVEL) / 2, count - 1))
 
 
-def spread(samples: np.ndarray) -> float:
+def spread(samples: Float64[np.ndarray, "probes"]) -> float:
     """Return the sample standard deviation at any scale: squares neither overflow nor vanish.
 
     Parameters

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.memory import ensure_memory
 from curvature.linalg.norms import vector_norms
 from curvature.linalg.operator import SymmetricOperator
@@ -13,7 +14,9 @@ from curvature.linalg.operator import SymmetricOperator
 __all__ = ["lanczos"]
 
 
-def lanczos(operator: SymmetricOperator, starts: Tensor, num_matvecs: int) -> tuple[Tensor, Tensor]:
+def lanczos(
+    operator: SymmetricOperator, starts: Float[Tensor, "dim probes"], num_matvecs: int
+) -> tuple[Float[Tensor, "probes steps"], Float[Tensor, "probes steps-1"]]:
     r"""Tridiagonalize a matrix on the Krylov space of each start vector, with one block product per step.
 
     Parameters

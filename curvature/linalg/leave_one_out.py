@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Float64
 from curvature.errors import SelfCheckError
 from curvature.linalg.memory import ensure_memory
 from curvature.linalg.operator import SymmetricOperator
@@ -18,7 +19,9 @@ from curvature.linalg.operator import SymmetricOperator
 __all__ = ["frobenius", "product", "xdiag", "xnystrace", "xtrace"]
 
 
-def xtrace(operator: SymmetricOperator, probes: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
+def xtrace(
+    operator: SymmetricOperator, probes: Float64[Tensor, "dim probes"]
+) -> tuple[Float64[np.ndarray, "probes"], Float64[np.ndarray, "probes"], float]:
     """Return leave-one-out samples of the trace of any symmetric matrix.
 
     Parameters
@@ -63,7 +66,9 @@ def _xtrace_samples(r: Tensor, w: Tensor, h: Tensor, squares: Tensor, dim: int) 
     return trace - (s * (h @ s)).sum(dim=-2) + scale * rest
 
 
-def xnystrace(operator: SymmetricOperator, probes: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
+def xnystrace(
+    operator: SymmetricOperator, probes: Float64[Tensor, "dim probes"]
+) -> tuple[Float64[np.ndarray, "probes"], Float64[np.ndarray, "probes"], float]:
     """Return leave-one-out samples of the trace of a positive semidefinite matrix, by Nystrom approximations.
 
     Parameters
@@ -126,7 +131,9 @@ def _xnystrace_samples(r: Tensor, h: Tensor, g: Tensor, dim: int) -> Tensor:
     return trace - removed + (dim - h.shape[-1] + 1) * lengths / diagonal
 
 
-def xdiag(operator: SymmetricOperator, probes: Tensor) -> tuple[Tensor, Tensor, float]:
+def xdiag(
+    operator: SymmetricOperator, probes: Float64[Tensor, "dim probes"]
+) -> tuple[Float64[Tensor, "dim"], Float64[Tensor, "dim"], float]:
     """Return the mean of the leave-one-out diagonals of any symmetric matrix.
 
     Parameters
@@ -189,7 +196,7 @@ def _without_each(count: int) -> Tensor:
     return every[~torch.eye(count, dtype=torch.bool)].reshape(count, count - 1)
 
 
-def product(operator: SymmetricOperator, block: Tensor) -> Tensor:
+def product(operator: SymmetricOperator, block: Float[Tensor, "dim columns"]) -> Float64[Tensor, "dim columns"]:
     """Multiply in the matrix's own precision, and return float64 for what follows.
 
     Parameters
@@ -213,7 +220,7 @@ def product(operator: SymmetricOperator, block: Tensor) -> Tensor:
     return (operator @ block.to(operator.device, operator.dtype)).double()
 
 
-def frobenius(images: Tensor) -> float:
+def frobenius(images: Float[Tensor, "dim probes"]) -> float:
     """Estimate the Frobenius norm of a matrix from its images of probes with unit variance.
 
     Parameters

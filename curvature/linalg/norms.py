@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
+
 __all__ = ["vector_norms"]
 
 
-def vector_norms(vectors: Tensor, dim: int) -> Tensor:
+def vector_norms(vectors: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
     r"""Compute $\|x\|$ along one axis, without overflow or underflow of the squares.
 
     Parameters

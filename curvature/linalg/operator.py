@@ -13,6 +13,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
+from curvature.arrays import Float, Int
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Layout
 from curvature.linalg import algebra
@@ -68,7 +69,7 @@ class SymmetricOperator(BlockMatrix):
     @full_precision()
     def from_dense(
         cls,
-        matrix: Tensor,
+        matrix: Float[Tensor, "dim dim"],
         *,
         name: str = "matrix",
         where: Where | None = None,
@@ -169,7 +170,9 @@ class SymmetricOperator(BlockMatrix):
             raise ConfigurationError(f"{pattern!r} means several blocks. Use curvature.blocks(operator, {pattern!r}).")
         return self.principal(index, pattern)
 
-    def principal(self, index: Tensor, name: str, *, entries: Callable[[], Tensor] | None = None) -> SymmetricOperator:
+    def principal(
+        self, index: Int[Tensor, "block"], name: str, *, entries: Callable[[], Tensor] | None = None
+    ) -> SymmetricOperator:
         """Take the principal block of some coordinates.
 
         Parameters
@@ -203,7 +206,7 @@ class SymmetricOperator(BlockMatrix):
             facts=algebra.restricted_facts(self.facts, index, pad),
         )
 
-    def congruence(self, map_: Tensor, name: str = "congruence") -> SymmetricOperator:
+    def congruence(self, map_: Float[Tensor, "dim coordinates"], name: str = "congruence") -> SymmetricOperator:
         """Change the coordinates linearly: ``M^T A M`` for a dense ``M``.
 
         Parameters

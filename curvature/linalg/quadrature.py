@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from curvature.arrays import Float, Float64
 from curvature.errors import SelfCheckError
 from curvature.linalg.intervals import rounding_units
 from curvature.linalg.lanczos import lanczos
@@ -41,7 +42,9 @@ class DampedFunction:
     end: float
 
 
-def quadratures(problem: DampedFunction, probes: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def quadratures(
+    problem: DampedFunction, probes: Float[Tensor, "dim probes"], steps: int
+) -> tuple[Float64[np.ndarray, "probes"], Float64[np.ndarray, "probes"]]:
     r"""Bound $D\, q^T f(A + \delta I)\, q$ for each probe, from below and from above.
 
     Parameters
@@ -127,7 +130,9 @@ def _tridiagonal(operator: SymmetricOperator, probes: Tensor, steps: int) -> tup
     return np.where(done, diagonal[:, :1], diagonal), off_diagonal
 
 
-def gauss(diagonal: np.ndarray, off_diagonal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gauss(
+    diagonal: Float64[np.ndarray, "probes steps"], off_diagonal: Float64[np.ndarray, "probes steps-1"]
+) -> tuple[Float64[np.ndarray, "probes steps"], Float64[np.ndarray, "probes steps"]]:
     """Return nodes and weights of the Gauss rules of tridiagonal matrices.
 
     Parameters

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.block_matrix import BlockMatrix
 from curvature.linalg.facts import NullSpace
 from curvature.linalg.floor import singular_units
@@ -161,7 +162,7 @@ def _all_null(basis: Tensor, operator: BlockMatrix, allowed: float) -> bool:
 
 def decide_rank(
     operator: BlockMatrix,
-    sizes: np.ndarray,
+    sizes: Float[np.ndarray, "dim"],
     floor: float,
     threshold: float,
     formula: tuple[int, str] | None,

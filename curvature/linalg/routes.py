@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.dense import symmetrized
 from curvature.linalg.memory import USABLE, ensure_memory, free_memory
 
@@ -43,7 +44,7 @@ class EntriesRoute:
     compute: Callable[[], Tensor] = field(repr=False)
     multiplications: float | None = None
     peak_bytes: float = 0.0
-    kept: Tensor | None = field(default=None, repr=False)
+    kept: Float[Tensor, "dim dim"] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class FactorRoute:
     block_bytes: float = 0.0
     gram: Callable[[], tuple[Tensor, float]] | None = field(default=None, repr=False)
 
-    def gram_matrix(self, name: str, dim: int) -> tuple[Tensor, float]:
+    def gram_matrix(self, name: str, dim: int) -> tuple[Float[Tensor, "width width"], float]:
         """Compute the Gram matrix of the factor, and the scale of its rounding.
 
         Parameters

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import NonFiniteError
 from curvature.linalg.block_matrix import BlockMatrix
 
 __all__ = ["short_factor", "singular_values"]
 
 
-def singular_values(matrix: Tensor) -> Tensor:
+def singular_values(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "values"]:
     """Compute singular values by a QR decomposition and the singular values of its triangle.
 
     Parameters
@@ -35,7 +36,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     return torch.from_numpy(np.linalg.svd(triangle.numpy(), compute_uv=False))
 
 
-def short_factor(operator: BlockMatrix) -> Tensor:
+def short_factor(operator: BlockMatrix) -> Float[Tensor, "width dim"]:
     """Compute ``C`` with ``A = C^T C`` and at most ``D`` rows from a factor ``A = B B^T``.
 
     Parameters

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import ConvergenceError, NonFiniteError
 from curvature.linalg.operator import SymmetricOperator, require_operator
 from curvature.precision import full_precision
@@ -17,12 +18,12 @@ __all__ = ["conjugate_gradients"]
 @full_precision()
 def conjugate_gradients(
     operator: SymmetricOperator,
-    right_hand_sides: Tensor,
+    right_hand_sides: Float[Tensor, "dim *columns"],
     *,
     damping: float = 0.0,
     tolerance: float = 1e-10,
     max_products: int | None = None,
-) -> Tensor:
+) -> Float[Tensor, "dim *columns"]:
     r"""Solve $(A + \lambda I) X = B$ for a positive definite matrix $A + \lambda I$, all columns together.
 
     Parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curvature.arrays import Float, Float64
 from curvature.errors import ConfigurationError
 
 __all__ = ["Function", "SpectralFunction", "spectral_function"]
@@ -64,7 +65,9 @@ class SpectralFunction:
         """
         return self.domain == "real" or bool(end > rounding if self.domain == "positive" else end >= -rounding)
 
-    def rule(self, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def rule(
+        self, nodes: Float64[np.ndarray, "probes steps"], weights: Float64[np.ndarray, "probes steps"]
+    ) -> Float64[np.ndarray, "probes"]:
         """Sum of weighted values at the nodes.
 
         Parameters
@@ -79,7 +82,9 @@ class SpectralFunction:
         """
         return (weights * self.values(nodes)).sum(axis=-1)
 
-    def moved(self, nodes: np.ndarray, rounding: float, *, above: bool) -> np.ndarray:
+    def moved(
+        self, nodes: Float64[np.ndarray, "*points"], rounding: float, *, above: bool
+    ) -> Float64[np.ndarray, "*points"]:
         """Nodes moved by their rounding.
 
         Parameters
@@ -98,7 +103,7 @@ class SpectralFunction:
         """
         return nodes + (rounding if above == self.increasing else -rounding)
 
-    def sums(self, eigenvalues: np.ndarray, rounding: float, end: float) -> tuple[float, float]:
+    def sums(self, eigenvalues: Float[np.ndarray, "dim"], rounding: float, end: float) -> tuple[float, float]:
         """Bound the sum over eigenvalues that are known up to rounding.
 
         Parameters

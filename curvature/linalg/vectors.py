@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from curvature.arrays import Float
 from curvature.linalg.norms import vector_norms
 from curvature.linalg.operator import SymmetricOperator
 from curvature.records import Eigenvectors
@@ -12,7 +13,9 @@ from curvature.records import Eigenvectors
 __all__ = ["eigenvectors"]
 
 
-def eigenvectors(operator: SymmetricOperator, values: np.ndarray, columns: np.ndarray) -> Eigenvectors:
+def eigenvectors(
+    operator: SymmetricOperator, values: Float[np.ndarray, "values"], columns: Float[np.ndarray, "dim values"]
+) -> Eigenvectors:
     r"""Make the record of eigenvectors from orthonormal columns.
 
     Parameters

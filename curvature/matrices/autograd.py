@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.linalg.routes import ProductCost
 from curvature.matrices.fast.paths import OutputFactor
 from curvature.models import Problem
@@ -65,7 +66,7 @@ def kept_graphs(problem: Problem, build: Callable[[slice], tuple]) -> Callable[[
     return cache(lambda: [build(examples) for examples in problem.chunks()])
 
 
-def split_columns(problem: Problem, block: Tensor) -> list[Tensor]:
+def split_columns(problem: Problem, block: Float[Tensor, "weights columns"]) -> list[Float[Tensor, "columns ..."]]:
     """Split a block of vectors into one tensor per parameter.
 
     Parameters
@@ -83,7 +84,13 @@ def split_columns(problem: Problem, block: Tensor) -> list[Tensor]:
     return [block[span].T.reshape(-1, *entry.shape) for entry, span in problem.layout.pairs()]
 
 
-def backward_columns(outputs: list[Tensor], leaves: list[Tensor], columns: list[Tensor], *, batched: bool) -> Tensor:
+def backward_columns(
+    outputs: list[Float[Tensor, "..."]],
+    leaves: list[Float[Tensor, "..."]],
+    columns: list[Float[Tensor, "columns ..."]],
+    *,
+    batched: bool,
+) -> Float[Tensor, "weights columns"]:
     """Pull ``K`` cotangents back through a graph.
 
     Parameters
@@ -139,7 +146,7 @@ def backward_columns(outputs: list[Tensor], leaves: list[Tensor], columns: list[
     return torch.stack([pull([column[k] for column in columns], ()) for k in range(num_columns)], dim=1)
 
 
-def factor_block(problem: Problem, examples: slice, factor: OutputFactor) -> Tensor:
+def factor_block(problem: Problem, examples: slice, factor: OutputFactor) -> Float[Tensor, "weights width"]:
     """Compute the block ``[J_n^T S_n, ...]`` of the factor for one chunk of examples.
 
     Parameters
@@ -206,7 +213,7 @@ def _example_rows(problem: Problem, example: Tensors, cotangents: Tensor) -> Ten
     return backward_columns([outputs], list(named.values()), columns, batched=False).T
 
 
-def accumulated(blocks: Iterable[Tensor], problem: Problem) -> Tensor:
+def accumulated(blocks: Iterable[Float[Tensor, "weights _"]], problem: Problem) -> Float[Tensor, "weights weights"]:
     r"""Sum $B_k B_k^T$ over the blocks of a factor.
 
     Parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.routes import EntriesRoute, FactorRoute, ProductCost, Routes
 from curvature.matrices.autograd import (
     accumulated,
@@ -40,7 +41,7 @@ class Centre:
     """
 
     mean: Callable[[], Tensor]
-    roots: Tensor
+    roots: Float[Tensor, "examples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,13 @@ class OutputSpace:
     centre: Centre | None = None
     visible: Callable[[], tuple[OutputFactor, bool] | None] | None = None
 
-    def multiply(self, problem: Problem, outputs: Tensor, examples: slice, tangents: Tensor) -> Tensor:
+    def multiply(
+        self,
+        problem: Problem,
+        outputs: Float[Tensor, "examples ..."],
+        examples: slice,
+        tangents: Float[Tensor, "examples outputs columns"],
+    ) -> Float[Tensor, "examples outputs columns"]:
         """Multiply tangents of the outputs by ``M_n``.
 
         Parameters
@@ -253,7 +260,7 @@ def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
     )
 
 
-def example_shares(problem: Problem) -> Tensor:
+def example_shares(problem: Problem) -> Float[Tensor, "examples"]:
     r"""Compute the weights $\alpha_n = D_n / T$ of the examples in the mean.
 
     Parameters

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Chart
 from curvature.errors import CurvatureError, SelfCheckError
 from curvature.linalg.checks import Testimony, Witness, same_form
@@ -266,7 +267,9 @@ def _in_double(problem: Problem) -> Problem:
     )
 
 
-def not_finite(problem: Problem, rebuild: Callable[..., SymmetricOperator], block: Tensor) -> str:
+def not_finite(
+    problem: Problem, rebuild: Callable[..., SymmetricOperator], block: Float[Tensor, "weights columns"]
+) -> str:
     """Find the first example and the parameters for which a product is not finite, by bisection.
 
     Parameters

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curvature.arrays import Float
 from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.models.calling import Reader, arguments
@@ -120,7 +121,7 @@ class ModelFunction:
             args, kwargs = arguments(structure_of(inputs.clone()), self.module.forward)
             return torch.func.functional_call(self.module, named, args, kwargs)
 
-    def leaves(self, weights: Tensor) -> dict[str, Tensor]:
+    def leaves(self, weights: Float[Tensor, "weights"]) -> dict[str, Float[Tensor, "..."]]:
         """Split flat weights ``(P,)`` into new named tensors that require gradients.
 
         Parameters
@@ -185,7 +186,7 @@ class ModelFunction:
         named = self.layout.unflatten(weights)
         return replace(self, padded={name: named[name] for name in self.padded})
 
-    def restricted(self, layout: Layout, weights: Tensor) -> ModelFunction:
+    def restricted(self, layout: Layout, weights: Float[Tensor, "weights"]) -> ModelFunction:
         """Fix all weights that another layout leaves out at their values.
 
         Parameters

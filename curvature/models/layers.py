@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curvature.arrays import Float, Int
 from curvature.models import Problem
 from curvature.models.replaced import runs_its_type
 
@@ -45,12 +46,12 @@ class LayerTrace:
     path: str
     weight: str
     bias: str | None
-    inputs: Tensor
-    output_gradients: Tensor | None
+    inputs: Float[Tensor, "examples _ length"]
+    output_gradients: Float[Tensor, "examples columns _ rows"] | None
     depends_on_weights: bool
     is_output: bool
 
-    def rows(self, problem: Problem) -> Tensor:
+    def rows(self, problem: Problem) -> Int[Tensor, "rows length"]:
         """Positions in the flat weights of the augmented rows ``[w, b]``: ``(fan_out, fan_in (+ 1))``."""
         index = torch.arange(problem.dim)
         weight = index[problem.layout.slices[self.weight]]

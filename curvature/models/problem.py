@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.charts import Standard
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.models.assembly import assemble
@@ -138,7 +139,7 @@ class Problem(Point):
             return cls(*parts)
 
     @full_precision()
-    def at(self, weights: Tensor) -> Problem:
+    def at(self, weights: Float[Tensor, "weights"]) -> Problem:
         """Move to other weights: same model, loss and data; the chart becomes ``Standard()``.
 
         Parameters
@@ -228,7 +229,7 @@ class Problem(Point):
         return self.function.predict(weights, inputs)
 
     @full_precision()
-    def outputs(self, weights: Tensor | None = None) -> Tensor:
+    def outputs(self, weights: Float[Tensor, "weights"] | None = None) -> Float[Tensor, "examples ..."]:
         """Outputs ``(N, ...)`` for all examples, without a graph; at the point, or at other weights ``(P,)``."""
         point = self.weights if weights is None else weights
         with torch.no_grad():
@@ -298,11 +299,13 @@ class Problem(Point):
         parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
-    def leaves(self, weights: Tensor | None = None) -> dict[str, Tensor]:
+    def leaves(self, weights: Float[Tensor, "weights"] | None = None) -> dict[str, Float[Tensor, "..."]]:
         """Fresh named tensors at the point that require gradients."""
         return self.function.leaves(self.weights if weights is None else weights)
 
-    def chunk_loss(self, rows: slice, weights: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+    def chunk_loss(
+        self, rows: slice, weights: Float[Tensor, "weights"] | None = None
+    ) -> tuple[Float[Tensor, "examples ..."], list[Float[Tensor, "..."]], Float[Tensor, ""]]:
         """Outputs of some examples, fresh leaves, and what the examples add to the mean loss, with its graph."""
         return self.function.loss_graph(
             self.weights if weights is None else weights,

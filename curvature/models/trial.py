@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import InputError, NonFiniteError, SelfCheckError
 from curvature.models.behaviour import first_layer, generator_states
 from curvature.models.calling import Reader, reader_of
@@ -49,7 +50,9 @@ class _Trial:
         return generator_states(self.weights.device)
 
 
-def checked_outputs(function: ModelFunction, weights: Tensor, inputs: Tensors) -> tuple[Tensor, ModelFunction, str]:
+def checked_outputs(
+    function: ModelFunction, weights: Float[Tensor, "weights"], inputs: Tensors
+) -> tuple[Tensor, ModelFunction, str]:
     """Compute the outputs for all data, and refuse a model that is not a fixed function of one example.
 
     Parameters

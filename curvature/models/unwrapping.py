@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm as LegacyWeightNorm
 
+from curvature.arrays import Float
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import InputError
 from curvature.layout import Entry, Layout
@@ -49,7 +50,7 @@ class Unwrapped:
     """
 
     function: ModelFunction
-    weights: Tensor
+    weights: Float[Tensor, "weights"]
     frozen: tuple[str, ...]
     chart: Parameterization
 

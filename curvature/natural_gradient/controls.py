@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Parameterization, Placebo, Standard, WeightNorm
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import gradient_covariance
@@ -41,7 +42,7 @@ class Controls:
         self._covariance = covariance
 
     @cached_property
-    def top_directions(self) -> dict[str, Tensor]:
+    def top_directions(self) -> dict[str, Float[Tensor, "..."]]:
         """Top eigenvector of each neuron's gradient covariance."""
         return top_directions(self.problem, self._covariance)
 
@@ -100,7 +101,7 @@ def control_charts(
 
 
 @full_precision()
-def top_directions(problem: Problem, covariance: SymmetricOperator | None = None) -> dict[str, Tensor]:
+def top_directions(problem: Problem, covariance: SymmetricOperator | None = None) -> dict[str, Float[Tensor, "..."]]:
     """Return the top eigenvector of each neuron's gradient covariance.
 
     Parameters

@@ -25,6 +25,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import LinearChart
 from curvature.errors import ConfigurationError
 from curvature.linalg.operator import SymmetricOperator
@@ -44,7 +45,7 @@ _Block = tuple[Tensor, Tensor]  # indices, root of the inverse
 _Eigenblock = tuple[Tensor, Tensor, Tensor]  # indices, eigenvalues, eigenvectors
 
 
-def absolute_damping(matrix: Tensor, damping: Damping) -> float:
+def absolute_damping(matrix: Float[Tensor, "dim dim"], damping: Damping) -> float:
     r"""Return $\lambda$ in the unit of the eigenvalues of a matrix.
 
     Parameters
@@ -123,7 +124,7 @@ class Preconditioners:
         self._eigenblocks: dict[str, list[_Eigenblock]] = {}
 
     @cached_property
-    def matrix(self) -> Tensor:
+    def matrix(self) -> Float[Tensor, "weights weights"]:
         """Entries of the Fisher; ``prong`` does not compute them where every parameter is in a layer."""
         return (self._fisher or fisher_matrix(self.problem)).entries()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Parameterization
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
@@ -21,7 +22,7 @@ __all__ = ["chart_step", "natural_gradient_step"]
 
 
 @full_precision()
-def chart_step(problem: Problem, chart: Parameterization) -> Tensor:
+def chart_step(problem: Problem, chart: Parameterization) -> Float[Tensor, "weights"]:
     r"""Gradient step of a chart, pushed forward to the weights.
 
     Parameters
@@ -48,7 +49,7 @@ def natural_gradient_step(
     relative_damping: float | None = None,
     block: str = "all",
     fisher: SymmetricOperator | None = None,
-) -> Tensor:
+) -> Float[Tensor, "weights"]:
     r"""Damped natural-gradient step on the weights.
 
     Parameters

@@ -10,6 +10,7 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import WeightNorm
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.layout import Entry
@@ -71,7 +72,7 @@ def best_stretch(
     return stretch_in_closed_form(problem, matrix, absolute_damping(matrix, chosen))
 
 
-def stretch_in_closed_form(problem: Problem, matrix: Tensor, shift: float) -> float:
+def stretch_in_closed_form(problem: Problem, matrix: Float[Tensor, "weights weights"], shift: float) -> float:
     r"""Return the best stretch for the entries of a Fisher matrix and the absolute damping ``shift``.
 
     Parameters
@@ -119,7 +120,7 @@ def best_stretches(
     damping: float | None = None,
     relative_damping: float | None = None,
     fisher: SymmetricOperator | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Float[Tensor, "rows"]]:
     r"""Return the best gauge at this point: one stretch for the network, for each layer, or for each neuron.
 
     Parameters

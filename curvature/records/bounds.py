@@ -10,6 +10,8 @@ import math
 
 import numpy as np
 
+from curvature.arrays import Float
+
 __all__ = ["FAILURE", "cumulative_band", "gauss_radau", "kato_temple", "lanczos_slack", "spectral_bounds"]
 
 FAILURE = 1e-3  # probability that a bound from a random start is wrong
@@ -93,8 +95,11 @@ def spectral_bounds(
 
 
 def kato_temple(
-    values: np.ndarray, residuals: np.ndarray, below: np.ndarray, above: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    values: Float[np.ndarray, "values"],
+    residuals: Float[np.ndarray, "values"],
+    below: Float[np.ndarray, "values"],
+    above: Float[np.ndarray, "values"],
+) -> tuple[Float[np.ndarray, "values"], Float[np.ndarray, "values"]]:
     r"""Bound the only eigenvalue in $(\alpha, \beta)$ by a Rayleigh quotient and its residual.
 
     Parameters
@@ -122,7 +127,9 @@ def kato_temple(
     return values - np.minimum(residuals, down), values + np.minimum(residuals, up)
 
 
-def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> np.ndarray:
+def gauss_radau(
+    diagonal: Float[np.ndarray, "probes steps"], off_diagonal: Float[np.ndarray, "probes steps-1"], node: float
+) -> Float[np.ndarray, "probes steps"]:
     r"""Change the last diagonal entry of tridiagonal matrices so that a given node is an eigenvalue.
 
     Parameters
@@ -157,8 +164,12 @@ def gauss_radau(diagonal: np.ndarray, off_diagonal: np.ndarray, node: float) -> 
 
 
 def cumulative_band(
-    nodes: np.ndarray, weights: np.ndarray, dim: int, grid: np.ndarray, level: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    nodes: Float[np.ndarray, "probes steps"],
+    weights: Float[np.ndarray, "probes steps"],
+    dim: int,
+    grid: Float[np.ndarray, "points"],
+    level: float,
+) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
     r"""Bound the share of eigenvalues up to each point of a grid.
 
     Parameters

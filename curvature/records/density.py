@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.arrays import Float, Num
 from curvature.errors import ConfigurationError
 from curvature.records.bounds import cumulative_band
 from curvature.records.quantity import Check
@@ -46,8 +47,8 @@ class SpectralDensity(Located):
 
     where: Where
     dim: int
-    nodes: np.ndarray = field(repr=False)
-    weights: np.ndarray = field(repr=False)
+    nodes: Float[np.ndarray, "probes steps"] = field(repr=False)
+    weights: Float[np.ndarray, "probes steps"] = field(repr=False)
     num_products: int = 0
     seconds: float = math.nan
     checks: tuple[Check, ...] = field(default=(), repr=False)
@@ -89,7 +90,9 @@ class SpectralDensity(Located):
         """``(max - min) / num_matvecs``: the density has no information on a finer scale."""
         return float(self.nodes.max() - self.nodes.min()) / self.num_matvecs
 
-    def histogram(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def histogram(
+        self,
+    ) -> tuple[Float[np.ndarray, "edges"], Float[np.ndarray, "edges-1"], Float[np.ndarray, "edges-1"]]:
         """Compute the mean density in bins as wide as the resolution.
 
         Returns
@@ -130,8 +133,8 @@ class SpectralDensity(Located):
         return float(per_probe.mean()), float(spread / len(per_probe) ** 0.5)
 
     def cumulative(
-        self, grid: Sequence[float] | np.ndarray, *, level: float = 0.95
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, grid: Sequence[float] | Num[np.ndarray, "*points"], *, level: float = 0.95
+    ) -> tuple[Float[np.ndarray, "*points"], Float[np.ndarray, "*points"], Float[np.ndarray, "*points"]]:
         """Estimate the share of the eigenvalues that are at most a given number.
 
         Parameters

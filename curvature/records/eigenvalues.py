@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from curvature.arrays import Float
 from curvature.records.where import Where
 
 __all__ = ["MeasuredEigenvalues", "sizes_with_intervals"]
@@ -19,7 +20,7 @@ class MeasuredEigenvalues(Protocol):
         """Header: matrix, chart, gauge, block."""
 
     @property
-    def eigenvalues(self) -> np.ndarray:
+    def eigenvalues(self) -> Float[np.ndarray, "dim"]:
         """Ascending, ``(dim,)``."""
 
     @property
@@ -55,7 +56,7 @@ class MeasuredEigenvalues(Protocol):
         """Smallest and largest possible rank; equal where the rank is resolved."""
 
     @property
-    def gradient_weights(self) -> np.ndarray | None:
+    def gradient_weights(self) -> Float[np.ndarray, "dim"] | None:
         """Squared components of the loss gradient along the eigenvectors; None if not computed."""
 
     @property
@@ -63,14 +64,16 @@ class MeasuredEigenvalues(Protocol):
         """Numbers of negative, zero and positive eigenvalues."""
 
     @property
-    def on_rank(self) -> np.ndarray:
+    def on_rank(self) -> Float[np.ndarray, "values"]:
         """The ``rank`` largest eigenvalues in absolute value, by descending absolute value."""
 
-    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+    def intervals(self) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim"]]:
         """Lower and upper ends of the intervals of the ascending eigenvalues."""
 
 
-def sizes_with_intervals(spectrum: MeasuredEigenvalues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sizes_with_intervals(
+    spectrum: MeasuredEigenvalues,
+) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim"], Float[np.ndarray, "dim"]]:
     """Sort the absolute eigenvalues in descending order, with the ends of their intervals.
 
     Parameters

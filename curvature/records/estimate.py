@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curvature.arrays import Float
 from curvature.records.validation import require
 from curvature.records.where import Located, Where
 
@@ -47,14 +48,14 @@ class Estimate(Located):
     """
 
     what: str
-    value: float | np.ndarray
-    low: float | np.ndarray
-    high: float | np.ndarray
+    value: float | Float[np.ndarray, "dim"]
+    low: float | Float[np.ndarray, "dim"]
+    high: float | Float[np.ndarray, "dim"]
     level: float
     method: str
     where: Where
     dim: int
-    standard_error: float | np.ndarray = 0.0
+    standard_error: float | Float[np.ndarray, "dim"] = 0.0
     quadrature_error: float = 0.0
     num_products: int = 0
     num_probes: int = 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.arrays import Float
 from curvature.records.bounds import FAILURE, kato_temple, spectral_bounds
 from curvature.records.notebook import html_rows
 from curvature.records.quantity import Check, Quantity
@@ -67,10 +68,10 @@ class ExtremalEigenvalues(Located):
 
     where: Where
     dim: int
-    largest: np.ndarray
-    smallest: np.ndarray
-    residuals: np.ndarray = field(repr=False)
-    error_bounds: np.ndarray = field(repr=False)
+    largest: Float[np.ndarray, "largest"]
+    smallest: Float[np.ndarray, "smallest"]
+    residuals: Float[np.ndarray, "smallest+largest"] = field(repr=False)
+    error_bounds: Float[np.ndarray, "smallest+largest"] = field(repr=False)
     converged: bool
     num_products: int
     seconds: float = math.nan
@@ -122,12 +123,12 @@ class ExtremalEigenvalues(Located):
         return html_rows(f"Ends of the {self.label}; {self.complete}, {self.num_products} products", rows)
 
     @property
-    def largest_bounds(self) -> np.ndarray:
+    def largest_bounds(self) -> Float[np.ndarray, "largest"]:
         """Error bounds of ``largest``, in its order."""
         return self.error_bounds[len(self.smallest) :][::-1]
 
     @property
-    def smallest_bounds(self) -> np.ndarray:
+    def smallest_bounds(self) -> Float[np.ndarray, "smallest"]:
         """Error bounds of ``smallest``, in its order."""
         return self.error_bounds[: len(self.smallest)]
 
@@ -136,7 +137,7 @@ class ExtremalEigenvalues(Located):
         """Whether the set is proven to be complete, not only with high probability."""
         return self.complete in ("certified by inertia", "the whole space")
 
-    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+    def intervals(self) -> tuple[Float[np.ndarray, "values"], Float[np.ndarray, "values"]]:
         r"""Bound the eigenvalues, rounding included.
 
         Returns

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from curvature.arrays import Float
+
 __all__ = ["spectrum_picture"]
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 300, 170, 46, 24
@@ -13,7 +15,7 @@ _MAX_POINTS = 80  # drawn; more would make a notebook heavy and overlap
 _BLUE, _VERMILLION, _GRAY = "#0072B2", "#D55E00", "#777777"  # Okabe & Ito
 
 
-def spectrum_picture(eigenvalues: np.ndarray, noise_floor: float, title: str) -> str:
+def spectrum_picture(eigenvalues: Float[np.ndarray, "dim"], noise_floor: float, title: str) -> str:
     """Draw the absolute eigenvalues above the noise floor, by rank, on a logarithmic axis.
 
     Parameters

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError
 from curvature.records.conditioning import condition_numbers
 from curvature.records.conditions import ConditionNumbers
@@ -69,13 +70,13 @@ class Spectrum(Located):
     """
 
     where: Where
-    eigenvalues: np.ndarray = field(repr=False)
+    eigenvalues: Float[np.ndarray, "dim"] = field(repr=False)
     positive_semidefinite: bool
     method: str
     noise_floor: float
     rank: int
     rank_rule: str
-    gradient_weights: np.ndarray | None = field(default=None, repr=False)
+    gradient_weights: Float[np.ndarray, "dim"] | None = field(default=None, repr=False)
     seconds: float = math.nan
     checks: tuple[Check, ...] = field(default=(), repr=False)
     floor_rule: str = ""
@@ -98,7 +99,7 @@ class Spectrum(Located):
         low, high = self.possible_ranks
         return str(self.rank) if low == high else f"{low} to {high}"
 
-    def intervals(self) -> tuple[np.ndarray, np.ndarray]:
+    def intervals(self) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim"]]:
         r"""Bound each eigenvalue by rounding.
 
         Returns
@@ -163,7 +164,7 @@ class Spectrum(Located):
         return float(self.eigenvalues.sum())
 
     @property
-    def on_rank(self) -> np.ndarray:
+    def on_rank(self) -> Float[np.ndarray, "values"]:
         """The ``rank`` largest eigenvalues in absolute value, by descending absolute value, signs kept."""
         return self.eigenvalues[np.argsort(-np.abs(self.eigenvalues), kind="stable")][: self.rank]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from curvature.arrays import Float
 from curvature.records.damping import Damping
 from curvature.records.quantity import Quantity
 
@@ -16,7 +17,7 @@ RELATIVE_DAMPING = 1e-6  # default of the logarithmic distances
 
 
 def sphericity(
-    eigenvalues: np.ndarray, *, damping: float | None = None, relative_damping: float | None = None
+    eigenvalues: Float[np.ndarray, "dim"], *, damping: float | None = None, relative_damping: float | None = None
 ) -> dict[str, Quantity]:
     r"""Measure how far a positive semidefinite spectrum is from a multiple of the identity.
 
@@ -68,7 +69,7 @@ def sphericity(
     }
 
 
-def effective_ranks(eigenvalues: np.ndarray) -> dict[str, Quantity]:
+def effective_ranks(eigenvalues: Float[np.ndarray, "dim"]) -> dict[str, Quantity]:
     r"""Compute four effective ranks of a positive semidefinite matrix.
 
     Parameters
@@ -94,7 +95,10 @@ def effective_ranks(eigenvalues: np.ndarray) -> dict[str, Quantity]:
 
 
 def with_intervals(
-    quantities: dict[str, Quantity], eigenvalues: np.ndarray, ends: tuple[np.ndarray, np.ndarray], method: str
+    quantities: dict[str, Quantity],
+    eigenvalues: Float[np.ndarray, "dim"],
+    ends: tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim"]],
+    method: str,
 ) -> dict[str, Quantity]:
     """Add the intervals that follow from those of the eigenvalues, where there is a simple formula.
 

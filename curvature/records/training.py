@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.arrays import Float64, Int
 from curvature.records.validation import require
 
 __all__ = ["LearningRateSweep", "StepsToLoss", "TrainingCurve"]
@@ -58,9 +59,9 @@ class TrainingCurve:
 
     arm: str
     seed: int
-    steps: np.ndarray = field(repr=False)
-    losses: np.ndarray = field(repr=False)
-    accuracies: np.ndarray = field(repr=False)
+    steps: Int[np.ndarray, "steps"] = field(repr=False)
+    losses: Float64[np.ndarray, "steps"] = field(repr=False)
+    accuracies: Float64[np.ndarray, "steps"] = field(repr=False)
     learning_rate: float = math.nan
 
     def validate(self) -> None:
@@ -124,8 +125,8 @@ class LearningRateSweep:
 
     arm: str
     seed: int
-    rates: np.ndarray
-    final_losses: np.ndarray
+    rates: Float64[np.ndarray, "rates"]
+    final_losses: Float64[np.ndarray, "rates"]
     chosen: float
     at_edge: bool
     budget: int

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError
 
 __all__ = ["Eigenvectors"]
@@ -30,9 +31,9 @@ class Eigenvectors:
         Name and shape of every tensor of coordinates, in order; empty if the coordinates have no names.
     """
 
-    eigenvalues: np.ndarray = field(repr=False)
-    columns: np.ndarray = field(repr=False)
-    residuals: np.ndarray = field(repr=False)
+    eigenvalues: Float[np.ndarray, "values"] = field(repr=False)
+    columns: Float[np.ndarray, "dim values"] = field(repr=False)
+    residuals: Float[np.ndarray, "values"] = field(repr=False)
     names: tuple[tuple[str, tuple[int, ...]], ...] = field(default=(), repr=False)
 
     @property
@@ -43,7 +44,7 @@ class Eigenvectors:
     def __len__(self) -> int:
         return self.columns.shape[1]
 
-    def flat(self, k: int) -> np.ndarray:
+    def flat(self, k: int) -> Float[np.ndarray, "dim"]:
         """Return the eigenvector of ``eigenvalues[k]`` as one flat vector.
 
         Parameters
@@ -67,7 +68,7 @@ class Eigenvectors:
             )
         return self.columns[:, k]
 
-    def vector(self, k: int) -> dict[str, np.ndarray]:
+    def vector(self, k: int) -> dict[str, Float[np.ndarray, "..."]]:
         """Return the eigenvector of ``eigenvalues[k]`` as one array per parameter.
 
         Parameters

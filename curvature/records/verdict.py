@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from curvature.arrays import Float64
 from curvature.records.validation import require
 
 __all__ = ["Decomposition", "Verdict"]
@@ -144,8 +145,8 @@ class Decomposition:
     quantity: str
     matrix: str
     sources: tuple[str, ...]
-    parts: np.ndarray = field(repr=False)
-    whole: np.ndarray = field(repr=False)
+    parts: Float64[np.ndarray, "seeds sources"] = field(repr=False)
+    whole: Float64[np.ndarray, "seeds"] = field(repr=False)
     seeds: tuple[int, ...]
     held: Mapping[str, str] = field(default_factory=dict)
     num_orders: int = 1

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float64
 from curvature.cli.loading.files import (
     MAX_BYTES,
     describe_contents,
@@ -107,7 +108,7 @@ def load_pt(
     return _divided(value, str(file), target, with_targets)
 
 
-def load_csv(path: str, target: str | None) -> tuple[Tensor, Tensor]:
+def load_csv(path: str, target: str | None) -> tuple[Float64[Tensor, "examples columns"], Float64[Tensor, "examples"]]:
     """Read a table of numbers with a row of names, in UTF-8.
 
     Parameters

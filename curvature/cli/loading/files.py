@@ -9,8 +9,9 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,13 +153,13 @@ def gigabytes(size: int) -> str:
     return f"{size / 2**30:.3g} GB"
 
 
-def refuse_large(file: Path | IO[bytes], name: str | None = None) -> None:
+def refuse_large(file: Path | BytesIO, name: str | None = None) -> None:
     """Refuse a file by its size, or by its unpacked size if it is an archive, without reading it.
 
     Parameters
     ----------
     file
-        A path or an open file.
+        A path, or a file in memory.
     name
         Its name, for the message.
 
@@ -331,7 +332,7 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             queue.extend(part.values() if isinstance(part, Mapping) else part)
 
 
-def _members(file: Path | IO[bytes]) -> list[zipfile.ZipInfo]:
+def _members(file: Path | BytesIO) -> list[zipfile.ZipInfo]:
     """List the members of an archive; an empty list for other files."""
     try:
         with zipfile.ZipFile(file) as archive:

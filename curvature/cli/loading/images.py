@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float64, Int
 from curvature.cli.loading.files import MAX_BYTES, expanded, gigabytes, is_file, reason
 from curvature.cli.wording import first_line
 from curvature.errors import InputError
@@ -29,7 +30,9 @@ __all__ = ["FOLDERS", "cifar10", "mnist"]
 _RECORD = 1 + 3 * 32 * 32
 
 
-def mnist(folder: str, num_examples: int | None = None, *, image: bool = False) -> tuple[Tensor, Tensor]:
+def mnist(
+    folder: str, num_examples: int | None = None, *, image: bool = False
+) -> tuple[Float64[Tensor, "examples ..."], Int[Tensor, "examples"]]:
     """Read the training images of MNIST, or of a data set in the same format such as Fashion-MNIST.
 
     Parameters
@@ -63,7 +66,9 @@ def mnist(folder: str, num_examples: int | None = None, *, image: bool = False) 
     return _tensors(pixels[:, None], labels, image)
 
 
-def cifar10(folder: str, num_examples: int | None = None, *, image: bool = False) -> tuple[Tensor, Tensor]:
+def cifar10(
+    folder: str, num_examples: int | None = None, *, image: bool = False
+) -> tuple[Float64[Tensor, "examples ..."], Int[Tensor, "examples"]]:
     """Read the training images of CIFAR-10, binary version, in the order of the files.
 
     Parameters

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.models import Problem
 from curvature.models.replaced import runs_its_type
 
@@ -63,8 +64,8 @@ class Layer:
     """
 
     path: str
-    weight: Tensor
-    bias: Tensor | None
+    weight: Float[Tensor, "rows length"]
+    bias: Float[Tensor, "rows"] | None
     weight_slice: slice | None
     bias_slice: slice | None
     activations: tuple[nn.Module, ...]
@@ -225,7 +226,11 @@ def leaves_of(
     return [(path, model)] if type(model) in kinds else None
 
 
-def forward(chain: Chain, examples: slice, order: int) -> tuple[list[Tensor], list[Tensor], list[list[Tensor]]]:
+def forward(
+    chain: Chain, examples: slice, order: int
+) -> tuple[
+    list[Float[Tensor, "examples _"]], list[Float[Tensor, "examples _"]], list[list[Float[Tensor, "examples _"]]]
+]:
     """Run a chain on some examples.
 
     Parameters
@@ -258,7 +263,9 @@ def forward(chain: Chain, examples: slice, order: int) -> tuple[list[Tensor], li
     return inputs, outputs, slopes
 
 
-def activate(activations: tuple[nn.Module, ...], z: Tensor, order: int) -> list[Tensor]:
+def activate(
+    activations: tuple[nn.Module, ...], z: Float[Tensor, "*points"], order: int
+) -> list[Float[Tensor, "*points"]]:
     """Compute value and derivatives of elementwise functions, by autograd.
 
     Parameters

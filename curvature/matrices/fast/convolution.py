@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.matrices.fast.chain import matmul
 from curvature.matrices.fast.layer_blocks import assemble, contract, spread
 from curvature.matrices.fast.network import Network, Trace, forward
@@ -36,7 +37,9 @@ __all__ = [
 _CHUNK_BYTES = 64 * 2**20  # of a chunk of examples, unless a quarter of the result is more
 
 
-def curvature(network: Network, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
+def curvature(
+    network: Network, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool
+) -> Float[Tensor, "weights weights"]:
     r"""Compute the entries of the Hessian, or of a matrix of the form of the GGN.
 
     Parameters
@@ -84,7 +87,9 @@ def _push(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
     return step.push(block, trace.chosen[s]) if isinstance(step, Select) else step.push(block)
 
 
-def pull(step: Step, s: int, trace: Trace, block: Tensor) -> Tensor:
+def pull(
+    step: Step, s: int, trace: Trace, block: Float[Tensor, "examples _ columns"]
+) -> Float[Tensor, "examples _ columns"]:
     """Pull cotangents back through one step.
 
     Parameters

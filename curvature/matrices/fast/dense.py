@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.dense import empty_square, mirrored
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
@@ -19,7 +20,9 @@ __all__ = ["curvature", "curvature_bytes"]
 _CHUNK_BYTES = 32 * 2**20  # of the two factors of one product over a chunk of examples
 
 
-def curvature(chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool) -> Tensor:
+def curvature(
+    chain: Chain, output_hessian: Callable[[Tensor, Tensor], Tensor], *, second_order: bool
+) -> Float[Tensor, "weights weights"]:
     r"""Compute the entries of the Hessian, or of a matrix of the form of the GGN.
 
     Parameters

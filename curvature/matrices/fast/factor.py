@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.dense import mirrored
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
@@ -18,7 +19,9 @@ __all__ = ["factor_rows", "gram"]
 _CACHE_BYTES = 4 * 2**20  # of the rows of the Gram matrix that are computed at once
 
 
-def factor_rows(chain: Chain, examples: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
+def factor_rows(
+    chain: Chain, examples: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]
+) -> Float[Tensor, "width weights"]:
     r"""Compute rows $(J_n^T S_n)^T$ of the transposed factor for some examples.
 
     Parameters
@@ -58,7 +61,7 @@ def factor_rows(chain: Chain, examples: slice, factor: Callable[[Tensor, Tensor,
     return rows.flatten(0, 1)
 
 
-def gram(chain: Chain, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
+def gram(chain: Chain, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Float[Tensor, "width width"]:
     r"""Compute the Gram matrix $B^T B$ of the factor without computing $B$.
 
     Parameters

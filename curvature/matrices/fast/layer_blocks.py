@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.matrices.fast.chain import matmul
 from curvature.matrices.fast.network import Network
 
@@ -57,7 +58,7 @@ def contract(rows: Tensor, middle: Tensor, other_rows: Tensor | None, block: Ten
             block[o : o + step, :, first : first + most] += total.transpose(0, 1)
 
 
-def spread(compact: Tensor, channels: int) -> Tensor:
+def spread(compact: Float[Tensor, "examples outputs _"], channels: int) -> Float[Tensor, "examples outputs _"]:
     """Expand compact tangents to full ones, with zeros for all other channels.
 
     Parameters
@@ -78,7 +79,7 @@ def spread(compact: Tensor, channels: int) -> Tensor:
     return full.flatten(3).flatten(1, 2)
 
 
-def assemble(network: Network, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
+def assemble(network: Network, blocks: dict[tuple[int, int], Float[Tensor, "_ _"]]) -> Float[Tensor, "weights weights"]:
     """Copy the blocks to the entries of the matrix, in the order of the layout.
 
     Parameters

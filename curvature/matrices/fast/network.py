@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float, Int
 from curvature.matrices.fast.chain import ELEMENTWISE, NEUTRAL, activate, leaves_of, shares_parameters
 from curvature.matrices.fast.steps import CONVOLUTIONS, Fixed, Pointwise, Select, Step, Weighted
 from curvature.models import Problem
@@ -229,11 +230,11 @@ class Trace:
         Indices of the inputs that are maxima, ``(n, outputs)``.
     """
 
-    outputs: Tensor
-    rows: dict[int, Tensor]
-    slopes: dict[int, Tensor]
-    bends: dict[int, Tensor]
-    chosen: dict[int, Tensor]
+    outputs: Float[Tensor, "examples ..."]
+    rows: dict[int, Float[Tensor, "examples _ _"]]
+    slopes: dict[int, Float[Tensor, "examples _"]]
+    bends: dict[int, Float[Tensor, "examples _"]]
+    chosen: dict[int, Int[Tensor, "examples _"]]
 
 
 def forward(network: Network, examples: slice, order: int) -> Trace:

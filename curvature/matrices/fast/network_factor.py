@@ -19,6 +19,7 @@ from math import prod
 
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.matrices.fast.chain import matmul
 from curvature.matrices.fast.convolution import examples_at_once, held_bytes, pull
 from curvature.matrices.fast.layer_blocks import assemble, contract
@@ -28,7 +29,9 @@ from curvature.matrices.fast.steps import Weighted
 __all__ = ["factor_rows", "gauss_newton", "gauss_newton_bytes", "gauss_newton_cost"]
 
 
-def factor_rows(network: Network, examples: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]) -> Tensor:
+def factor_rows(
+    network: Network, examples: slice, factor: Callable[[Tensor, Tensor, slice], Tensor]
+) -> Float[Tensor, "width weights"]:
     r"""Compute rows $(J_n^T S_n)^T$ of the transposed factor for some examples.
 
     Parameters
@@ -60,7 +63,9 @@ def factor_rows(network: Network, examples: slice, factor: Callable[[Tensor, Ten
     return result.flatten(0, 1)
 
 
-def gauss_newton(network: Network, factor: Callable[[Tensor, Tensor, slice], Tensor], num_columns: int) -> Tensor:
+def gauss_newton(
+    network: Network, factor: Callable[[Tensor, Tensor, slice], Tensor], num_columns: int
+) -> Float[Tensor, "weights weights"]:
     r"""Compute the entries of $\sum_n J_n^T S_n S_n^T J_n$.
 
     Parameters

@@ -7,6 +7,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.matrices.fast.chain import matmul
 from curvature.matrices.fast.network import Network, forward
 from curvature.matrices.fast.products import OutputProduct
@@ -62,7 +63,7 @@ class NetworkProducts:
         widest = max(prod(step.shape) for step in steps)
         self.columns = max(1, _TANGENT_BYTES // (problem.num_examples * widest * problem.weights.element_size()))
 
-    def __call__(self, block: Tensor) -> Tensor:
+    def __call__(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "weights columns"]:
         """Multiply a block of vectors ``(P, K)``."""
         parts = [self._product(part) for part in block.split(self.columns, dim=1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.linalg.routes import EntriesRoute, ProductCost
 from curvature.matrices.fast import convolution, dense, factor, network_factor, network_products, products
 from curvature.matrices.fast.chain import Chain, chain_of
@@ -72,7 +73,7 @@ class FastPath(Protocol):
         """
         ...
 
-    def factor_rows(self, examples: slice, output_factor: OutputFactor) -> Tensor:
+    def factor_rows(self, examples: slice, output_factor: OutputFactor) -> Float[Tensor, "width weights"]:
         r"""Compute rows $(J_n^T S_n)^T$ of the transposed factor for some examples.
 
         Parameters

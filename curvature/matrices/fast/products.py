@@ -20,6 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
 __all__ = ["OutputProduct", "Products", "product_bytes", "product_multiplications"]
@@ -138,7 +139,7 @@ class Products:
         self.pieces: dict[int, list[Piece]] = {}
         self.buffers = threading.local()
 
-    def __call__(self, block: Tensor) -> Tensor:
+    def __call__(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "weights columns"]:
         """Multiply a block of vectors ``(P, K)``."""
         vectors = block.T.contiguous()
         product = torch.zeros_like(vectors)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curvature.arrays import Float, Int
 from curvature.matrices.fast.chain import matmul
 
 __all__ = ["CONVOLUTIONS", "Fixed", "Pointwise", "Select", "Step", "Weighted"]
@@ -64,7 +65,9 @@ class Select:
     before: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def push(self, block: Tensor, chosen: Tensor) -> Tensor:
+    def push(
+        self, block: Float[Tensor, "examples _ columns"], chosen: Int[Tensor, "examples outputs"]
+    ) -> Float[Tensor, "examples outputs columns"]:
         """Push tangents forward.
 
         Parameters
@@ -81,7 +84,9 @@ class Select:
         """
         return block.gather(1, chosen[:, :, None].expand(-1, -1, block.shape[2]))
 
-    def pull(self, block: Tensor, chosen: Tensor) -> Tensor:
+    def pull(
+        self, block: Float[Tensor, "examples outputs columns"], chosen: Int[Tensor, "examples outputs"]
+    ) -> Float[Tensor, "examples _ columns"]:
         """Pull cotangents back.
 
         Parameters
@@ -116,11 +121,11 @@ class Fixed:
     before: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def push(self, block: Tensor) -> Tensor:
+    def push(self, block: Float[Tensor, "examples _ columns"]) -> Float[Tensor, "examples _ columns"]:
         """Push tangents ``(n, inputs, columns)`` forward to ``(n, outputs, columns)``."""
         return _by_columns(self.module, block, self.before)
 
-    def pull(self, block: Tensor) -> Tensor:
+    def pull(self, block: Float[Tensor, "examples _ columns"]) -> Float[Tensor, "examples _ columns"]:
         """Pull cotangents ``(n, outputs, columns)`` back to ``(n, inputs, columns)``."""
         return _by_columns(_transposed(self.module, self.before), block, self.shape)
 
@@ -145,8 +150,8 @@ class Weighted:
 
     path: str
     module: nn.Module
-    weight: Tensor
-    bias: Tensor | None
+    weight: Float[Tensor, "rows ..."]
+    bias: Float[Tensor, "rows"] | None
     weight_slice: slice | None
     bias_slice: slice | None
     before: tuple[int, ...]
@@ -193,7 +198,7 @@ class Weighted:
         """Whether derivatives are first taken by its outputs, which are fewer than its weights."""
         return self.fan_out * self.positions <= self.num_weights
 
-    def linear(self, signal: Tensor) -> Tensor:
+    def linear(self, signal: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         """Apply the layer without its bias to signals ``(n, *before)``."""
         if isinstance(self.module, nn.Linear):
             return functional.linear(signal, self.weight)
@@ -208,7 +213,7 @@ class Weighted:
         return self.module
 
     @cached_property
-    def matrix(self) -> Tensor | None:
+    def matrix(self) -> Float[Tensor, "outputs _"] | None:
         """The layer as one matrix ``(outputs, inputs)``; None if it would be large and mostly zero."""
         if isinstance(self.module, nn.Linear):
             return self.weight
@@ -218,7 +223,7 @@ class Weighted:
             return None
         return self.spread(self.weight.reshape(1, self.fan_out, self.fan_in))[0]
 
-    def spread(self, weights: Tensor) -> Tensor:
+    def spread(self, weights: Float[Tensor, "columns rows length"]) -> Float[Tensor, "columns outputs _"]:
         """Write weights ``(K, O, fan_in)`` as matrices ``(K, outputs, inputs)`` of the layer."""
         if isinstance(self.module, nn.Linear):
             return weights
@@ -227,7 +232,7 @@ class Weighted:
         taps, values = (part.expand(*matrices.shape[:3], -1) for part in (self.taps, weights[:, :, None]))
         return matrices.scatter_(3, taps, values)[..., :-1].flatten(1, 2)
 
-    def gather(self, matrices: Tensor) -> Tensor:
+    def gather(self, matrices: Float[Tensor, "columns outputs _"]) -> Float[Tensor, "columns rows length"]:
         """Apply the transpose of :meth:`spread` to matrices ``(K, outputs, inputs)``."""
         if isinstance(self.module, nn.Linear):
             return matrices
@@ -235,20 +240,20 @@ class Weighted:
         padded = padded.unflatten(1, (self.fan_out, self.positions))
         return padded.gather(3, self.taps.expand(*padded.shape[:3], -1)).sum(dim=2)
 
-    def push(self, block: Tensor) -> Tensor:
+    def push(self, block: Float[Tensor, "examples _ columns"]) -> Float[Tensor, "examples _ columns"]:
         """Push tangents ``(n, inputs, columns)`` forward to ``(n, outputs, columns)``."""
         if self.matrix is not None:
             return matmul(self.matrix, block)
         return _by_columns(self.linear, block, self.before)
 
-    def pull(self, block: Tensor) -> Tensor:
+    def pull(self, block: Float[Tensor, "examples _ columns"]) -> Float[Tensor, "examples _ columns"]:
         """Pull cotangents ``(n, outputs, columns)`` back to ``(n, inputs, columns)``."""
         if self.matrix is not None:
             return matmul(self.matrix.T, block)
         return _by_columns(_transposed(self.linear, self.before), block, self.shape)
 
     @cached_property
-    def taps(self) -> Tensor:
+    def taps(self) -> Int[Tensor, "_ length"]:
         """Index of the input of each number of each patch, ``(T, fan_in)``; padding has the index after the last input.
 
         Tap ``k`` at position ``t`` of an axis reads the coordinate ``t * stride + k * dilation - padding``.
@@ -269,7 +274,7 @@ class Weighted:
         taps = torch.where(inside[:, None], channels + index[:, None], prod(self.before)).flatten(1)
         return taps.to(self.weight.device)
 
-    def patches(self, block: Tensor) -> Tensor:
+    def patches(self, block: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples _ length ..."]:
         """Copy signals ``(n, inputs, ...)`` to patches ``(n, T, fan_in, ...)``."""
         if isinstance(self.module, nn.Linear):
             return block[:, None]

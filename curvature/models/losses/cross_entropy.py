@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import ConfigurationError, InputError, NotDefinedError
 from curvature.models.losses.loss import Loss, flat_outputs, unweighted
 
@@ -43,7 +44,7 @@ class CrossEntropy(Loss):
         ``"mean"``, or ``"sum"``: without the denominator.
     """
 
-    weight: Tensor | None = None
+    weight: Float[Tensor, "outputs"] | None = None
     ignore_index: int = -100
     label_smoothing: float = 0.0
     class_axis: int | None = None
@@ -74,7 +75,7 @@ class CrossEntropy(Loss):
             return outputs.new_ones(outputs.shape[1])
         return self.weight.to(outputs)
 
-    def classes_last(self, outputs: Tensor, targets: Tensor) -> bool:
+    def classes_last(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> bool:
         if outputs.ndim < 3 or self.class_axis is not None:
             return outputs.ndim > 2 and self.class_axis == -1
         as_in_pytorch, last = (_fits(outputs, targets, axis) for axis in (1, -1))
@@ -86,7 +87,9 @@ class CrossEntropy(Loss):
             )
         return last
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         if outputs.ndim < 2:
             raise InputError(
                 f"cross-entropy needs outputs of shape (N, C), the model returns {tuple(outputs.shape)}. "
@@ -130,7 +133,9 @@ class CrossEntropy(Loss):
                 "class a weight."
             )
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         elements = functional.cross_entropy(
             outputs,
             targets,
@@ -141,7 +146,9 @@ class CrossEntropy(Loss):
         )
         return elements.reshape(len(outputs), -1).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         if targets.is_floating_point():
             elements = torch.ones_like(outputs[:, 0])
         else:
@@ -150,7 +157,7 @@ class CrossEntropy(Loss):
         counted = elements.reshape(len(outputs), -1).sum(dim=1)
         return counted if self.unit == "token" else (counted > 0).to(outputs)
 
-    def note(self, outputs: Tensor, targets: Tensor) -> str:
+    def note(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> str:
         if targets.is_floating_point() or outputs.ndim < 3 or not (ignored := targets == self.ignore_index).any():
             return ""
         sequences = int((~ignored).reshape(len(targets), -1).any(dim=1).sum())
@@ -159,7 +166,7 @@ class CrossEntropy(Loss):
             return f"The loss is the mean over the {tokens}, in {sequences} sequences."
         return f"The loss is the mean over {sequences} sequences, each with the sum over its positions: {tokens}."
 
-    def num_terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return replace(self, weight=None).denominators(outputs, targets)
 
     def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -172,7 +179,9 @@ class CrossEntropy(Loss):
         valid = targets != self.ignore_index
         return ((1 - smoothing) * weights[torch.where(valid, targets, 0)] + smoothing * weights.mean()) * valid
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         # With q = sqrt(p), a unit vector, diag(p) - p p^T = diag(q) (I - q q^T) diag(q), and I - q q^T is Q Q^T for any
         # orthonormal basis Q of the complement of q: here the columns but k of the Householder reflection
         # I - u u^T / (1 + q_k), u = q + e_k (Golub & Van Loan 2013, section 5.1). With k the likeliest class nothing
@@ -191,7 +200,9 @@ class CrossEntropy(Loss):
         mass = self._label_mass(outputs, targets).reshape(len(outputs), 1, 1, -1)
         return _block_diagonal(columns * mass.sqrt())
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def hessian_product(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Callable[[Tensor], Tensor]:
         if outputs.ndim > 2:
             return super().hessian_product(outputs, targets)
         probabilities = torch.softmax(outputs, dim=1)[:, None]
@@ -206,7 +217,9 @@ class CrossEntropy(Loss):
 
         return product
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         # The score for label y is p - e_y, drawn with probability p_y: one column per label.
         logits = _with_positions(outputs)
         probabilities = torch.softmax(logits, dim=1)
@@ -215,7 +228,13 @@ class CrossEntropy(Loss):
         mass = self._label_mass(outputs, targets).reshape(len(outputs), 1, 1, -1)
         return _block_diagonal(scores * (probabilities[:, None] * mass).sqrt())
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         logits = _with_positions(outputs)
         num, classes, positions = logits.shape
         probabilities = torch.softmax(logits, dim=1)
@@ -227,7 +246,7 @@ class CrossEntropy(Loss):
         # Positions are independent, so one joint draw serves them all: cross terms vanish in expectation.
         return (scores * (mass / num_samples).sqrt()).permute(0, 1, 3, 2).reshape(num, -1, num_samples)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         if self.label_smoothing:
             raise NotDefinedError(
                 f"with label_smoothing={self.label_smoothing:g} the gradient of the loss is not the score of any label "

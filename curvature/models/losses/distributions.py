@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import ConfigurationError, InputError, NotDefinedError
 from curvature.models.losses.elementwise import (
     PointwiseLoss,
@@ -41,7 +42,9 @@ class BinaryCrossEntropyOfProbabilities(PointwiseLoss):
         super().__post_init__()
         object.__setattr__(self, "weight", checked_weight("weight", self.weight))
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         targets = super().prepare(outputs, targets)
         refuse_weight_of_examples("weight", self.weight, outputs)
         if (targets < 0).any() or (targets > 1).any():
@@ -60,25 +63,37 @@ class BinaryCrossEntropyOfProbabilities(PointwiseLoss):
     def _weights(self, outputs: Tensor) -> Tensor:
         return torch.ones_like(outputs) if self.weight is None else self.weight.to(outputs).expand_as(outputs)
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         # Not PyTorch's function: its derivative is clamped where p (1 - p) < 1e-12.
         elements = -torch.xlogy(targets, outputs) - torch.special.xlog1py(1 - targets, -outputs)
         return flat_outputs(elements * self._weights(outputs)).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return (targets / outputs**2 + (1 - targets) / (1 - outputs) ** 2) * self._weights(outputs)
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return unweighted(self.gradient(outputs, targets), flat_outputs(self._weights(outputs)))
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         return diagonal_factor(self._weights(outputs) / (outputs * (1 - outputs)))
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         chance = flat_outputs(outputs)[:, :, None]
         uniform = torch.rand((*chance.shape[:2], num_samples), generator=generator, dtype=torch.float64).to(outputs)
@@ -112,7 +127,9 @@ class PoissonLikelihood(PointwiseLoss):
         """Without logarithms, no curvature where the count is zero."""
         return not self.log_input
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         targets = super().prepare(outputs, targets)
         if (targets < 0).any():
             raise InputError(f"{self.name} needs counts >= 0 as targets, got {float(targets.min()):g}.")
@@ -123,7 +140,9 @@ class PoissonLikelihood(PointwiseLoss):
             )
         return targets
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         if self.log_input:
             elements = outputs.exp() - targets * outputs
         else:
@@ -134,13 +153,17 @@ class PoissonLikelihood(PointwiseLoss):
             elements = elements + torch.where(targets > 1, stirling, 0.0)
         return flat_outputs(elements).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return outputs.exp() if self.log_input else targets / (outputs + self.eps) ** 2
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         if self.log_input:
             return diagonal_factor(outputs.exp())
@@ -149,7 +172,13 @@ class PoissonLikelihood(PointwiseLoss):
         spread = torch.diag_embed(flat_outputs(outputs).sqrt() / shifted)
         return torch.cat([spread, (self.eps / shifted)[:, :, None]], dim=2)
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         flat = flat_outputs(outputs)[:, :, None].expand(-1, -1, num_samples)
         rates = flat.exp() if self.log_input else flat
@@ -188,7 +217,9 @@ class GaussianLikelihood(Loss):
         if not self.eps > 0:
             raise ConfigurationError(f"eps must be above 0, got {self.eps}.")
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         if outputs.ndim < 2 or outputs.shape[1] % 2:
             raise InputError(
                 f"{self.name} needs outputs of shape (N, 2 C): C means, then their C variances. The model returns "
@@ -214,24 +245,32 @@ class GaussianLikelihood(Loss):
         means, second = outputs.chunk(2, dim=1)
         return means, second.exp() if self.log_variance else second
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         means, variances = self._split(outputs)
         elements = 0.5 * (variances.log() + (means - targets) ** 2 / variances)
         if self.full:
             elements = elements + 0.5 * math.log(2 * math.pi)
         return flat_outputs(elements).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel() // 2)
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del outputs, targets
         raise NotDefinedError(
             f"the loss {self.name!r} is not convex in means and variances, so its GGN has no factor; use the dense "
             "route (method='dense'), or cv.fisher(problem), which is positive semidefinite."
         )
 
-    def hessian(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs outputs"]:
         means, variances = map(flat_outputs, self._split(outputs))
         residual = means - flat_outputs(targets)
         if self.log_variance:
@@ -241,13 +280,21 @@ class GaussianLikelihood(Loss):
         top = torch.cat([torch.diag_embed(1 / variances), torch.diag_embed(cross)], dim=2)
         return torch.cat([top, torch.cat([torch.diag_embed(cross), torch.diag_embed(second)], dim=2)], dim=1)
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         _, variances = map(flat_outputs, self._split(outputs))
         second = torch.full_like(variances, 0.5) if self.log_variance else 0.5 / variances**2
         return diagonal_factor(torch.cat([1 / variances, second], dim=1))
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         _, variances = map(flat_outputs, self._split(outputs))
         shape = (*variances.shape, num_samples)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.losses.loss import Loss, flat_outputs, unweighted
 
@@ -32,10 +33,12 @@ class PointwiseLoss(Loss):
     """
 
     @abstractmethod
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         r"""Diagonal of $\nabla_f^2 \ell_n$, shape of the outputs."""
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         if targets.shape != outputs.shape:
             hint = ""
             if targets.numel() == outputs.numel():
@@ -48,10 +51,14 @@ class PointwiseLoss(Loss):
             raise InputError(f"{self.name} needs real targets, got {targets.dtype}.")
         return targets.to(outputs)
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         return diagonal_factor(self.curvature(outputs, targets))
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+    def hessian_product(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Callable[[Tensor], Tensor]:
         diagonal = flat_outputs(self.curvature(outputs, targets))[:, None]
         return lambda rows: diagonal * rows
 
@@ -66,7 +73,7 @@ class ElementwiseLoss(PointwiseLoss):
     def second_derivative(self, outputs: Tensor) -> Tensor:
         r"""Diagonal of $\nabla_f^2 \ell_n$, shape of the outputs."""
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         del targets
         return self.second_derivative(outputs)
 
@@ -98,7 +105,9 @@ class BinaryCrossEntropy(ElementwiseLoss):
         for option in ("weight", "pos_weight"):
             object.__setattr__(self, option, checked_weight(option, getattr(self, option)))
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         targets = super().prepare(outputs, targets)
         refuse_weight_of_examples("weight", self.weight, outputs)
         refuse_weight_of_examples("pos_weight", self.pos_weight, outputs)
@@ -109,14 +118,18 @@ class BinaryCrossEntropy(ElementwiseLoss):
             )
         return targets
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         weight, pos_weight = (None if w is None else w.to(outputs) for w in (self.weight, self.pos_weight))
         elements = functional.binary_cross_entropy_with_logits(
             outputs, targets, weight=weight, pos_weight=pos_weight, reduction="none"
         )
         return elements.reshape(len(outputs), -1).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
     def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
@@ -131,24 +144,32 @@ class BinaryCrossEntropy(ElementwiseLoss):
     def second_derivative(self, outputs: Tensor) -> Tensor:
         return torch.sigmoid(outputs) * torch.sigmoid(-outputs)
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         mass = self._label_mass(outputs, targets)
         return self.second_derivative(outputs) if mass is None else self.second_derivative(outputs) * mass
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         gradient, mass = self.gradient(outputs, targets), self._label_mass(outputs, targets)
         if mass is None:
             return gradient
         return unweighted(gradient, flat_outputs(mass))
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         # Scores sigma - 1 with probability sigma and sigma - 0 with probability 1 - sigma, per output.
         ones, zeros = torch.sigmoid(flat_outputs(outputs)), torch.sigmoid(-flat_outputs(outputs))
         factor = torch.cat([torch.diag_embed(-zeros * ones.sqrt()), torch.diag_embed(ones * zeros.sqrt())], dim=2)
         mass = self._label_mass(outputs, targets)
         return factor if mass is None else factor * flat_outputs(mass).sqrt()[:, :, None]
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         chance = torch.sigmoid(flat_outputs(outputs))[:, :, None]
         uniform = torch.rand((*chance.shape[:2], num_samples), generator=generator, dtype=torch.float64).to(outputs)
         scores = (chance - (uniform < chance).to(outputs)) / num_samples**0.5
@@ -163,17 +184,27 @@ class HalfSquaredError(ElementwiseLoss):
     name: str = "half-squared-error"
     reduction: str = "mean"
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return 0.5 * ((outputs - targets) ** 2).reshape(len(outputs), -1).sum(dim=1)
 
     def second_derivative(self, outputs: Tensor) -> Tensor:
         return torch.ones_like(outputs)
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         # The score of N(f, sigma^2) is (f - y) / sigma^2, of variance 1 / sigma^2 = the second derivative.
         return self.hessian_factor(outputs, targets)
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         return self._gaussian_scores(outputs, num_samples, generator)
 
@@ -188,10 +219,14 @@ class MeanSquaredError(HalfSquaredError):
 
     name: str = "mean-squared-error"
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return 2.0 * super().terms(outputs, targets)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
     def second_derivative(self, outputs: Tensor) -> Tensor:

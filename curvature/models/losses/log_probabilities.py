@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import InputError, NotDefinedError
 from curvature.models.losses.cross_entropy import CrossEntropy
 from curvature.models.losses.loss import Loss, flat_outputs, unweighted
@@ -29,7 +30,9 @@ class LinearLoss(Loss):
 
     flat = True
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         return torch.zeros_like(flat_outputs(outputs))[:, :, None]
 
@@ -72,7 +75,9 @@ class NegativeLogLikelihood(LinearLoss):
             "function of the weights, and its GGN is that of the softmax. cv.fisher(problem) is the same matrix."
         )
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         if targets.is_floating_point():
             raise InputError(
                 f"{self.name} needs classes (integers) as targets, got {targets.dtype}. For probabilities use "
@@ -80,15 +85,19 @@ class NegativeLogLikelihood(LinearLoss):
             )
         return self._composed.prepare(outputs, targets)
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         weight = None if self.weight is None else self.weight.to(outputs)
         elements = functional.nll_loss(outputs, targets, weight, ignore_index=self.ignore_index, reduction="none")
         return elements.reshape(len(outputs), -1).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return self._composed.denominators(outputs, targets)
 
-    def num_terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return self._composed.num_terms(outputs, targets)
 
     def _mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -96,17 +105,25 @@ class NegativeLogLikelihood(LinearLoss):
         mass = CrossEntropy._label_mass(self._composed, outputs, targets)
         return flat_outputs(mass[:, None].expand_as(outputs))
 
-    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return unweighted(self.gradient(outputs, targets), self._mass(outputs, targets))
 
-    def check_likelihood(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_likelihood(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> None:
         del targets
         _refuse_unnormalized(self.name, outputs.exp().sum(dim=1))
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         return self._composed.fisher_factor(outputs, targets)
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         return self._composed.sampled_factor(outputs, targets, num_samples, generator)
 
 
@@ -141,7 +158,9 @@ class KullbackLeibler(LinearLoss):
             f"are; {others}."
         )
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         if targets.shape != outputs.shape or not targets.is_floating_point():
             form = "log-probabilities" if self.log_target else "probabilities"
             raise InputError(
@@ -155,25 +174,37 @@ class KullbackLeibler(LinearLoss):
             )
         return targets.to(outputs)
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         elements = functional.kl_div(outputs, targets, reduction="none", log_target=self.log_target)
         return elements.reshape(len(outputs), -1).sum(dim=1)
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         num_outputs = outputs[0].numel() if self.reduction == "mean" else 1
         return torch.full_like(super().denominators(outputs, targets), num_outputs)
 
-    def check_likelihood(self, outputs: Tensor, targets: Tensor) -> None:
+    def check_likelihood(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> None:
         dim = class_dimension(outputs) or 1
         _refuse_unnormalized(self.name, outputs.exp().sum(dim=dim))
         targets = targets.exp() if self.log_target else targets
         _refuse_unnormalized(f"the Fisher of {self.name}", targets.sum(dim=dim), "targets")
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         return self._on_logits(outputs, CrossEntropy().fisher_factor)
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
 
         def factor(logits: Tensor, classes: Tensor) -> Tensor:

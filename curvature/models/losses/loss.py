@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.models.trees import Tensors
 
@@ -65,40 +66,40 @@ class Loss(ABC):
         return "Use cv.hessian, or a loss that is curved in the outputs."
 
     @abstractmethod
-    def prepare(self, outputs: Tensor, targets: Tensors) -> Tensors:
+    def prepare(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensors:
         """Check the targets against the outputs; return them in the dtype the loss needs."""
 
     @abstractmethod
-    def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def terms(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Float[Tensor, "examples"]:
         r"""Sum-reduced losses $\ell_n$, shape ``(N,)``; twice differentiable in the outputs."""
 
-    def classes_last(self, outputs: Tensor, targets: Tensors) -> bool:
+    def classes_last(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> bool:
         """Whether the model has classes on the last axis, and not on the second; see ``CrossEntropy``."""
         del outputs, targets
         return False
 
-    def note(self, outputs: Tensor, targets: Tensors) -> str:
+    def note(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> str:
         """Describe what the mean is over, where that needs to be known; otherwise an empty string."""
         del outputs, targets
         return ""
 
-    def denominators(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def denominators(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Float[Tensor, "examples"]:
         r"""$D_n$, shape ``(N,)``: what example $n$ adds to the denominator of the mean."""
         del targets
         return outputs.new_ones(len(outputs))
 
-    def num_terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensor:
         """Number of log-likelihood terms that the loss of each example is the mean of, shape ``(N,)``."""
         return self.denominators(outputs, targets)
 
-    def gradient(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def gradient(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Float[Tensor, "examples outputs"]:
         r"""$\nabla_f \ell_n$, shape ``(N, M)``."""
         variable = outputs.detach().requires_grad_()
         with torch.enable_grad():
             total = self.terms(variable, targets).sum()
         return flat_outputs(torch.autograd.grad(total, variable)[0])
 
-    def score(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def score(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensor:
         r"""Gradient of the negative log-likelihood, each term times the root of its weight, shape ``(N, M)``.
 
         With labels drawn from the model, the mean of its outer product is :meth:`fisher_factor` times its transpose.
@@ -106,20 +107,26 @@ class Loss(ABC):
         return self.gradient(outputs, targets)
 
     @abstractmethod
-    def hessian_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors
+    ) -> Float[Tensor, "examples outputs columns"]:
         r"""$S_n$ with $S_n S_n^T = \nabla_f^2 \ell_n$, shape ``(N, M, R)``."""
 
-    def hessian(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def hessian(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors
+    ) -> Float[Tensor, "examples outputs outputs"]:
         r"""$\nabla_f^2 \ell_n$, shape ``(N, M, M)``."""
         factor = self.hessian_factor(outputs, targets)
         return factor @ factor.mT
 
-    def hessian_product(self, outputs: Tensor, targets: Tensors) -> Callable[[Tensor], Tensor]:
+    def hessian_product(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Callable[[Tensor], Tensor]:
         r"""$T \mapsto \nabla_f^2 \ell_n T$ on rows, ``(N, K, M)`` to ``(N, K, M)``; made once for many products."""
         matrices = self.hessian(outputs, targets)
         return lambda rows: torch.bmm(rows, matrices)
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors
+    ) -> Float[Tensor, "examples outputs columns"]:
         """Factor of the second moment of the score over *all* labels of the model, ``(N, M, R)``."""
         del outputs, targets
         raise NotDefinedError(
@@ -127,7 +134,9 @@ class Loss(ABC):
             "Use ggn, empirical_fisher or gradient_covariance, or one of the named losses."
         )
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensors, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors, num_samples: int, generator: torch.Generator
+    ) -> Float[Tensor, "examples outputs columns"]:
         """Factor of the same second moment over ``num_samples`` labels drawn from the model, ``(N, M, num_samples)``.
 
         Drawn on the CPU in one call per set of outputs, so that results agree across devices.
@@ -135,7 +144,7 @@ class Loss(ABC):
         del num_samples, generator
         return self.fisher_factor(outputs, targets)
 
-    def check_likelihood(self, outputs: Tensor, targets: Tensors) -> None:
+    def check_likelihood(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> None:
         """Raise a :class:`~curvature.NotDefinedError` where these outputs and targets do not define a likelihood."""
         del outputs, targets
 
@@ -156,7 +165,7 @@ class Loss(ABC):
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-def flat_outputs(outputs: Tensor) -> Tensor:
+def flat_outputs(outputs: Shaped[Tensor, "examples ..."]) -> Shaped[Tensor, "examples outputs"]:
     """Flatten the outputs of each example; a model that returns ``(N,)`` has one output.
 
     Parameters

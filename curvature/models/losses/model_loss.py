@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import NotDefinedError
 from curvature.models.losses.loss import Loss
 
@@ -24,15 +25,21 @@ class ModelLoss(Loss):
     likelihood: bool = False
     convex: bool = False
 
-    def prepare(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def prepare(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Shaped[Tensor, "examples ..."]:
         del outputs
         return targets
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         del targets
         return outputs.reshape(len(outputs), -1).sum(dim=1)
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del outputs, targets
         raise NotDefinedError(
             "the GGN and the Fisher need the outputs of the model, and here only the loss that the model returns is "
@@ -40,5 +47,7 @@ class ModelLoss(Loss):
             "empirical_fisher or gradient_covariance."
         )
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         return self.hessian_factor(outputs, targets)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from curvature.arrays import Float
 from curvature.errors import InputError, NotDefinedError
 from curvature.models.losses.loss import Loss
 from curvature.models.substitutes import Substitutes
@@ -46,7 +47,7 @@ class PerExample(Loss):
     convex: bool = field(default=False, init=False)
     structured_targets: bool = field(default=True, init=False)
 
-    def prepare(self, outputs: Tensor, targets: Tensors) -> Tensors:
+    def prepare(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensors:
         targets = as_type(targets, outputs.dtype, outputs.device)
         try:
             value = self.function(outputs[0].clone(), structure_of(targets[0].clone()))
@@ -77,14 +78,18 @@ class PerExample(Loss):
     def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
         return torch.func.vmap(self.function)(outputs, structure_of(targets))
 
-    def hessian(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def hessian(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors
+    ) -> Float[Tensor, "examples outputs outputs"]:
         # Reverse over reverse: some losses (Huber, soft margin) have no rule in forward mode, and for some layers
         # torch.func.hessian is wrong.
         second = torch.func.vmap(torch.func.jacrev(torch.func.grad(self.function)))(outputs, structure_of(targets))
         size = outputs[0].numel()
         return second.reshape(len(outputs), size, size)
 
-    def hessian_factor(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors
+    ) -> Float[Tensor, "examples outputs columns"]:
         values, vectors = torch.linalg.eigh(self.hessian(outputs, targets))
         if (values < -100 * torch.finfo(values.dtype).eps * values.abs().max()).any():
             raise NotDefinedError(
@@ -112,13 +117,15 @@ class OneByOne(PerExample):
     replaces: bool = False
     by_value: bool = False
 
-    def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def terms(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Float[Tensor, "examples"]:
         with Substitutes() if self.replaces else nullcontext():
             # Copies: the rows that a loop over a tensor returns are views, which must not be written to in place.
             pairs = [(output.clone(), targets[n].clone()) for n, output in enumerate(outputs)]
             return torch.stack([self.function(output, structure_of(target)) for output, target in pairs])
 
-    def hessian(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def hessian(
+        self, outputs: Float[Tensor, "examples ..."], targets: Tensors
+    ) -> Float[Tensor, "examples outputs outputs"]:
         return torch.stack([self._second(output, targets[n : n + 1]) for n, output in enumerate(outputs)])
 
     def _second(self, output: Tensor, target: Tensors) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float, Shaped
 from curvature.errors import ConfigurationError
 from curvature.models.losses.elementwise import PointwiseLoss
 from curvature.models.losses.loss import flat_outputs
@@ -19,7 +20,9 @@ class _MeanOfElements(PointwiseLoss):
 
     flat = True
 
-    def denominators(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
 
@@ -40,13 +43,15 @@ class Huber(_MeanOfElements):
         if not self.delta > 0:
             raise ConfigurationError(f"delta must be above 0, got {self.delta}.")
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         residual = outputs - targets
         size = residual.abs()
         elements = torch.where(size < self.delta, 0.5 * residual**2, self.delta * (size - 0.5 * self.delta))
         return flat_outputs(elements).sum(dim=1)
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         return ((outputs - targets).abs() < self.delta).to(outputs)
 
 
@@ -64,7 +69,9 @@ class SmoothL1(_MeanOfElements):
         if not self.beta >= 0:
             raise ConfigurationError(f"beta must not be negative, got {self.beta}.")
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         residual = outputs - targets
         size = residual.abs()
         if self.beta == 0:
@@ -72,7 +79,7 @@ class SmoothL1(_MeanOfElements):
         elements = torch.where(size < self.beta, 0.5 * residual**2 / self.beta, size - 0.5 * self.beta)
         return flat_outputs(elements).sum(dim=1)
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         inside = ((outputs - targets).abs() < self.beta).to(outputs)
         return inside / self.beta if self.beta else inside
 
@@ -87,18 +94,28 @@ class AbsoluteError(_MeanOfElements):
     name: str = "absolute-error"
     reduction: str = "mean"
 
-    def terms(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
         return flat_outputs((outputs - targets).abs()).sum(dim=1)
 
-    def curvature(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
         del targets
         return torch.zeros_like(outputs)
 
-    def fisher_factor(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def fisher_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         return torch.diag_embed(torch.ones_like(flat_outputs(outputs)))
 
-    def sampled_factor(self, outputs: Tensor, targets: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
+    def sampled_factor(
+        self,
+        outputs: Float[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        num_samples: int,
+        generator: torch.Generator,
+    ) -> Float[Tensor, "examples outputs columns"]:
         del targets
         shape = (*flat_outputs(outputs).shape, num_samples)
         signs = 2 * torch.randint(2, shape, generator=generator).to(outputs) - 1

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float64, Int
 from curvature.errors import ConfigurationError
 
 __all__ = ["DATA", "breast_cancer", "diabetes", "digits", "housing", "wine"]
@@ -13,7 +14,9 @@ __all__ = ["DATA", "breast_cancer", "diabetes", "digits", "housing", "wine"]
 _MOST_ROWS = 10**7  # of a synthetic table: more would fill the memory before anything is measured
 
 
-def digits(num_examples: int | None = None, *, image: bool = False) -> tuple[Tensor, Tensor]:
+def digits(
+    num_examples: int | None = None, *, image: bool = False
+) -> tuple[Float64[Tensor, "examples ..."], Int[Tensor, "examples"]]:
     """Load the 1797 handwritten 8 x 8 digits of scikit-learn, pixels in [0, 1], in their original order.
 
     Real data that come with the package: no download. Some pixels are 0 on every image, so every model on them has
@@ -40,7 +43,7 @@ def digits(num_examples: int | None = None, *, image: bool = False) -> tuple[Ten
     return (pixels.view(-1, 1, 8, 8) if image else pixels), labels
 
 
-def breast_cancer(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
+def breast_cancer(num_examples: int | None = None) -> tuple[Float64[Tensor, "examples 30"], Int[Tensor, "examples"]]:
     """Load 569 tumours by 30 measurements, benign or malignant (Street, Wolberg & Mangasarian 1993).
 
     From scikit-learn: no download. The rows are shuffled once with a fixed seed, since they come sorted.
@@ -60,7 +63,7 @@ def breast_cancer(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
     return _table(load_breast_cancer(return_X_y=True), num_examples)
 
 
-def wine(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
+def wine(num_examples: int | None = None) -> tuple[Float64[Tensor, "examples 13"], Int[Tensor, "examples"]]:
     """Load 178 wines of three cultivars by 13 measurements (Forina et al. 1988).
 
     From scikit-learn: no download. The rows are shuffled once with a fixed seed, since they come sorted.
@@ -80,7 +83,7 @@ def wine(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
     return _table(load_wine(return_X_y=True), num_examples)
 
 
-def diabetes(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
+def diabetes(num_examples: int | None = None) -> tuple[Float64[Tensor, "examples 10"], Float64[Tensor, "examples 1"]]:
     """Load 442 patients by 10 measurements, and the progression of their disease (Efron et al. 2004).
 
     From scikit-learn: no download. The rows are shuffled once with a fixed seed.
@@ -100,7 +103,9 @@ def diabetes(num_examples: int | None = None) -> tuple[Tensor, Tensor]:
     return _table(load_diabetes(return_X_y=True), num_examples)
 
 
-def housing(num_examples: int | None = None, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def housing(
+    num_examples: int | None = None, *, seed: int = 0
+) -> tuple[Float64[Tensor, "examples 8"], Float64[Tensor, "examples 1"]]:
     """Draw a *synthetic* table that resembles the California housing data, which need a download.
 
     Eight columns as in the real table: income and population with heavy tails, age, rooms and bedrooms nearly

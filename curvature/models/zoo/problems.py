@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float64
 from curvature.errors import ConfigurationError
 from curvature.models.problem import Problem
 from curvature.models.zoo.datasets import digits
@@ -103,7 +104,7 @@ def softmax_regression(num_examples: int = 100, dim: int = 5, num_classes: int =
 
 def two_layer_linear(
     widths: tuple[int, int, int] = (5, 4, 3), *, num_examples: int = 50, seed: int = 0
-) -> tuple[Problem, tuple[Tensor, Tensor]]:
+) -> tuple[Problem, tuple[Float64[Tensor, "hidden inputs"], Float64[Tensor, "outputs hidden"]]]:
     r"""Build a linear network $W_2 W_1 x$ on exactly whitened inputs with half squared error.
 
     The non-zero GGN eigenvalues are $\{\sigma_i(W_2)^2 + \sigma_j(W_1)^2\}$, singular values padded with zeros.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from curvature.arrays import Float64, Int
 from curvature.records import Measured, Spectrum
 from curvature.report.figures.labels import common_words, labels_of, records_of
 from curvature.report.figures.style import (
@@ -144,7 +145,7 @@ def plot_spectra(
     return finish(ax, title or f"Eigenvalues of {common_words(spectra)}", "rank by |eigenvalue|", _EIGENVALUE)
 
 
-def descending(spectrum: Spectrum) -> tuple[np.ndarray, np.ndarray]:
+def descending(spectrum: Spectrum) -> tuple[Float64[np.ndarray, "dim"], Int[np.ndarray, "dim"]]:
     """Eigenvalues by descending absolute value.
 
     Parameters

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, LogFormatterSciNotation
 
+from curvature.arrays import Float64, Int
 from curvature.report.figures.labels import chart_of, safe
 from curvature.report.spread import Spread
 
@@ -246,7 +247,7 @@ def keep_a_decade(ax: Axes) -> None:
         ax.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
 
 
-def fanned(count: int, half: float) -> np.ndarray:
+def fanned(count: int, half: float) -> Float64[np.ndarray, "points"]:
     """Offsets that keep neighbours apart, without a random number: multiples of the golden ratio.
 
     Parameters
@@ -264,7 +265,7 @@ def fanned(count: int, half: float) -> np.ndarray:
     return half * (2 * ((np.arange(count) * 0.6180339887498949 + 0.5) % 1) - 1)
 
 
-def thinned(indices: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
+def thinned(indices: Int[np.ndarray, "dim"], limit: int = MAX_POINTS) -> Int[np.ndarray, "points"]:
     """Thin indices evenly on a logarithmic axis.
 
     Parameters

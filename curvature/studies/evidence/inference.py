@@ -29,6 +29,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import stats
 
+from curvature.arrays import Float64
 from curvature.errors import ConfigurationError
 from curvature.records import Verdict
 
@@ -115,7 +116,7 @@ def median_interval(lows: Numbers, highs: Numbers | None = None, level: float = 
     return (float(left[k - 1]), float(right[len(right) - k])) if k else (-math.inf, math.inf)
 
 
-def holm(p_values: Numbers) -> np.ndarray:
+def holm(p_values: Numbers) -> Float64[np.ndarray, "claims"]:
     r"""Holm's (1979) step-down adjustment: $\max_{j \le k} \min(1, (m - j + 1)\, p_{(j)})$.
 
     Parameters

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from curvature.arrays import Float64
 from curvature.records import ConditionNumbers, Measured, Quantity, StepComparison, Study, TrainingCurve
 
 __all__ = [
@@ -247,7 +248,9 @@ def final_loss(curve: TrainingCurve) -> float:
     return float(curve.losses[-1]) if len(curve.losses) and np.isfinite(curve.losses[-1]) else math.inf
 
 
-def learning_rate_width(rates: Sequence[float] | np.ndarray, losses: Sequence[float] | np.ndarray) -> Quantity:
+def learning_rate_width(
+    rates: Sequence[float] | Float64[np.ndarray, "rates"], losses: Sequence[float] | Float64[np.ndarray, "rates"]
+) -> Quantity:
     """Decades of learning rates around the best that end within 10 % of its loss (C4).
 
     Parameters

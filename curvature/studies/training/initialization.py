@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts.rows import PAPER_SCALE, row_norms
 from curvature.errors import InputError
 from curvature.models import Problem
@@ -40,8 +41,8 @@ class Start:
     name: str
     problem: Problem
     seed: int
-    v: Mapping[str, Tensor] | None = field(default=None, repr=False)
-    g: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    v: Mapping[str, Float[Tensor, "..."]] | None = field(default=None, repr=False)
+    g: Mapping[str, Float[Tensor, "..."]] | None = field(default=None, repr=False)
 
 
 @full_precision()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Parameterization
 from curvature.errors import NonFiniteError
 from curvature.models import Problem
@@ -31,8 +32,8 @@ class Checkpoint:
 
     name: str
     step: int
-    weights: Tensor = field(repr=False)
-    coordinates: Tensor = field(repr=False)
+    weights: Float[Tensor, "weights"] = field(repr=False)
+    coordinates: Float[Tensor, "coordinates"] = field(repr=False)
     chart: Parameterization
 
 

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.charts.batch_norm import Statistics, fold, scale_name, with_scales
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Layout
@@ -119,7 +120,9 @@ class BatchNormNetwork(Network):
 
         return normalize
 
-    def statistics(self, vector: Tensor, inputs: Tensor, *, normalizing: bool = True) -> dict[str, Statistics]:
+    def statistics(
+        self, vector: Float[Tensor, "coordinates"], inputs: Tensor, *, normalizing: bool = True
+    ) -> dict[str, Statistics]:
         """Statistics of every layer on these inputs, by the layer's path; each on the outputs of the layers below.
 
         With all data these are the population statistics. ``normalizing=False``: those of the plain network.
@@ -133,7 +136,7 @@ class BatchNormNetwork(Network):
         finally:
             self._seen, self._normalizing = None, True
 
-    def live(self, vector: Tensor) -> Tensor:
+    def live(self, vector: Float[Tensor, "coordinates"]) -> Float[Tensor, "weights"]:
         """Weights at population statistics as a differentiable function of the vector, *through* the statistics."""
         named = self.layout.unflatten(vector)
         plain, self.scales = self.scales, {weight: named[scale_name(weight)] for weight in self.scales}
@@ -145,7 +148,7 @@ class BatchNormNetwork(Network):
         finally:
             self._seen, self.scales = None, plain
 
-    def matched(self) -> Tensor:
+    def matched(self) -> Float[Tensor, "coordinates"]:
         r"""The vector of the problem's own function at population statistics: $\gamma=\sigma$, $\beta=b+\mu$."""
         weights = torch.cat([self.problem.weights, self.vector.new_ones(self.layout.dim - self.problem.dim)])
         vector = weights.clone()
@@ -156,7 +159,9 @@ class BatchNormNetwork(Network):
                 named[scale_name(statistics.weight)].copy_(statistics.deviation)
         return vector
 
-    def folded(self, vector: Tensor, statistics: Mapping[str, Statistics]) -> Tensor:
+    def folded(
+        self, vector: Float[Tensor, "coordinates"], statistics: Mapping[str, Statistics]
+    ) -> Float[Tensor, "weights"]:
         """Weights of the ordinary network that this one is at fixed statistics, ``(P,)``."""
         return self.problem.flatten(fold(self.layout.unflatten(vector), statistics))
 

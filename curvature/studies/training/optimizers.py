@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError
 
 __all__ = ["SGD", "Adam", "Optimizer", "Update"]
@@ -40,7 +41,7 @@ class Optimizer:
         """The same rule at another learning rate."""
         return replace(self, learning_rate=learning_rate)
 
-    def begin(self, coordinates: Tensor) -> Update:
+    def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         """An update without memory, for coordinates of this shape, dtype and device."""
         raise NotImplementedError
 
@@ -64,7 +65,7 @@ class SGD(Optimizer):
         if not 0 <= self.momentum < 1:
             raise ConfigurationError(f"momentum must be in [0, 1), got {self.momentum}.")
 
-    def begin(self, coordinates: Tensor) -> Update:
+    def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         velocity = torch.zeros_like(coordinates)
 
         def update(coordinates: Tensor, gradient: Tensor) -> None:
@@ -95,7 +96,7 @@ class Adam(Optimizer):
                 f"Adam needs betas in [0, 1) and epsilon > 0, got {self.betas} and {self.epsilon}."
             )
 
-    def begin(self, coordinates: Tensor) -> Update:
+    def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         mean, square = torch.zeros_like(coordinates), torch.zeros_like(coordinates)
         (first, second), step = self.betas, 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError
 from curvature.records import Check
 from curvature.studies.training.optimizers import SGD, Optimizer
@@ -41,7 +42,12 @@ class NormRecursion:
         plain = isinstance(optimizer, SGD) and not optimizer.momentum and not optimizer.weight_decay
         return plain and hasattr(trainable.chart, "squared_lengths")
 
-    def __call__(self, before: Tensor, gradient: Tensor, after: Tensor) -> None:
+    def __call__(
+        self,
+        before: Float[Tensor, "coordinates"],
+        gradient: Float[Tensor, "coordinates"],
+        after: Float[Tensor, "coordinates"],
+    ) -> None:
         old, new = self._lengths(before), self._lengths(after)
         growth = self._square * self._lengths(gradient)
         self.deviation = max(self.deviation, float(((new - old - growth).abs() / new).max()))

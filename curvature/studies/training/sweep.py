@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from curvature.arrays import Float64
 from curvature.errors import ConfigurationError
 from curvature.models import Problem
 from curvature.precision import full_precision
@@ -29,7 +30,7 @@ def tune_learning_rate(
     arm: str,
     seed: int,
     optimizer: Optimizer,
-    rates: Sequence[float] | np.ndarray,
+    rates: Sequence[float] | Float64[np.ndarray, "rates"],
     max_extensions: int = 6,
 ) -> LearningRateSweep:
     """Train from the same start at every rate and keep the one with the lowest loss over all data at the end.
@@ -96,7 +97,12 @@ def tune_learning_rate(
 
 
 def learning_rate_sweep(
-    arm: str, seed: int, rates: Sequence[float] | np.ndarray, final_losses: Sequence[float] | np.ndarray, *, budget: int
+    arm: str,
+    seed: int,
+    rates: Sequence[float] | Float64[np.ndarray, "rates"],
+    final_losses: Sequence[float] | Float64[np.ndarray, "rates"],
+    *,
+    budget: int,
 ) -> LearningRateSweep:
     """Choose the rate with the lowest final loss.
 

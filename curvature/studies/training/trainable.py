@@ -6,6 +6,7 @@ import copy
 
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Chart, FrozenBatchNorm, Parameterization, Standard
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
 from curvature.models import Problem
@@ -34,26 +35,26 @@ class Trainable:
         self.chart: Chart = parameterization.at(problem.layout, problem.weights)
 
     @property
-    def coordinates(self) -> Tensor:
+    def coordinates(self) -> Float[Tensor, "coordinates"]:
         return self.chart.coordinates
 
     def loss_and_gradient(
-        self, coordinates: Tensor, inputs: Tensor, targets: Tensor, share: float
-    ) -> tuple[Tensor, Tensor]:
+        self, coordinates: Float[Tensor, "coordinates"], inputs: Tensor, targets: Tensor, share: float
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "coordinates"]]:
         """Loss of a batch whose terms are divided by ``share``, and its gradient in the coordinates."""
         vector, pull = self.chart.linearize(coordinates)
         loss, gradient = self.network.loss_and_gradient(vector, inputs, targets, share)
         return loss, pull(gradient)
 
-    def weights(self, coordinates: Tensor) -> Tensor:
+    def weights(self, coordinates: Float[Tensor, "coordinates"]) -> Float[Tensor, "weights"]:
         """Weights of the ordinary network that is evaluated and measured, ``(P,)``."""
         return self.chart.to_weights(coordinates)
 
-    def parameterization(self, coordinates: Tensor) -> Parameterization:
+    def parameterization(self, coordinates: Float[Tensor, "coordinates"]) -> Parameterization:
         """Chart of a checkpoint, at :meth:`weights`: the arm's own."""
         return self.chart.moved(coordinates)
 
-    def refresh(self, coordinates: Tensor) -> Tensor:
+    def refresh(self, coordinates: Float[Tensor, "coordinates"]) -> Float[Tensor, "coordinates"]:
         """Change the chart at these coordinates; return the new coordinates of the same weights."""
         raise NotImplementedError
 
@@ -112,10 +113,10 @@ class BatchNormalized(Trainable):
         vector = self.chart.to_weights(coordinates)
         return vector, self.network.statistics(vector, self.problem.inputs)
 
-    def weights(self, coordinates: Tensor) -> Tensor:
+    def weights(self, coordinates: Float[Tensor, "coordinates"]) -> Float[Tensor, "weights"]:
         return self.network.folded(*self._population(coordinates))
 
-    def parameterization(self, coordinates: Tensor) -> Parameterization:
+    def parameterization(self, coordinates: Float[Tensor, "coordinates"]) -> Parameterization:
         if not self.mean_only:
             vector, statistics = self._population(coordinates)
             return FrozenBatchNorm(vector.clone(), {layer.weight: layer for layer in statistics.values()})
@@ -124,7 +125,7 @@ class BatchNormalized(Trainable):
         chart.gauge = ("" if chart.gauge == "-" else f"{chart.gauge}, ") + FrozenBatchNorm.gauge
         return chart
 
-    def full_batch_parameterization(self, coordinates: Tensor) -> Parameterization:
+    def full_batch_parameterization(self, coordinates: Float[Tensor, "coordinates"]) -> Parameterization:
         r"""Chart of a checkpoint *through* the statistics of all data, which change with the coordinates.
 
         The loss with the statistics of the full batch is $L(w(\theta))$ on the ordinary network, so its GGN is
@@ -171,14 +172,14 @@ class Whitened(Trainable):
         self.refresh_every, self.relative_damping = refresh_every, relative_damping
         super().__init__(problem, preconditioner(problem, "prong", relative_damping=relative_damping))
 
-    def parameterization(self, coordinates: Tensor) -> Parameterization:
+    def parameterization(self, coordinates: Float[Tensor, "coordinates"]) -> Parameterization:
         weights = self.chart.to_weights(coordinates)  # around the weights of the last refresh
         try:
             return preconditioner(self.problem.at(weights), "prong", relative_damping=self.relative_damping)
         except ConvergenceError as error:
             raise NonFiniteError(f"the second moment of a layer's inputs cannot be decomposed: {error}") from error
 
-    def refresh(self, coordinates: Tensor) -> Tensor:
+    def refresh(self, coordinates: Float[Tensor, "coordinates"]) -> Float[Tensor, "coordinates"]:
         fresh = self.parameterization(coordinates)
         self.chart = fresh.at(self.problem.layout, self.chart.to_weights(coordinates))
         return self.chart.coordinates
