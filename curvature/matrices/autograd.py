@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cache
 
@@ -13,6 +14,7 @@ from curvature.arrays import Float
 from curvature.linalg.routes import ProductCost
 from curvature.matrices.fast.paths import OutputFactor
 from curvature.models import Problem
+from curvature.models.behaviour import graph_nodes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 
 __all__ = [
@@ -253,20 +255,31 @@ def product_cost(problem: Problem) -> ProductCost:
     ProductCost
         With memory; multiplications are not counted.
     """
-    saved: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor
-        return tensor
-
     named = problem.leaves()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = problem.predict(named, problem.inputs[:1])
-    weights = {leaf.data_ptr() for leaf in named.values()}
-    each = sum(t.numel() * t.element_size() for address, t in saved.items() if address not in weights)
+    outputs, each = _saved_bytes(problem, named)
     each += 8 * outputs.numel() * outputs.element_size()
     each *= min(problem.num_examples, problem.chunk_size)
     vector = 4.0 * problem.dim * problem.weights.element_size()
     # The graph of a gradient holds the tensors of a forward and a backward pass, and its backward pass as many again. A
     # column of a batched backward pass adds one tangent for each tensor.
     return ProductCost(4.0 * each, vector + (each if batches_backward(problem) else 0))
+
+
+def _saved_bytes(problem: Problem, named: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Outputs for one example, and the size of what a forward pass saves for it besides the weights."""
+    saved: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.data_ptr()] = tensor
+        return tensor
+
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = problem.predict(named, problem.inputs[:1])
+    except RuntimeError:  # torch.func inside forward does not run under such hooks: count what flows through the graph
+        with torch.enable_grad():
+            outputs = problem.predict(named, problem.inputs[:1])
+        flows = (metadata for node in graph_nodes(outputs) for metadata in getattr(node, "_input_metadata", ()))
+        return outputs, sum(math.prod(flow.shape) * outputs.element_size() for flow in flows)
+    weights = {leaf.data_ptr() for leaf in named.values()}
+    return outputs, sum(t.numel() * t.element_size() for address, t in saved.items() if address not in weights)

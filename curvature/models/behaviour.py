@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 __all__ = [
     "cuda_devices",
@@ -64,20 +65,28 @@ def first_layer(model: nn.Module, run: Callable[[], object], guilty: Callable[[o
     str
         The layer, or an empty string where there is none.
     """
-    paths = {layer: path for path, layer in model.named_modules()}
-    entered: list[nn.Module] = []
-    matches: list[nn.Module] = []
+    entered: list[str] = []
+    matches: list[str] = []
+    deciding: list[bool] = []  # activation checkpoints run layers again while an output is differentiated
 
-    def enter(layer: nn.Module, _inputs: object) -> None:
-        entered.append(layer)
+    def watch(label: str, layer: nn.Module) -> Iterator[RemovableHandle]:
+        def enter(_layer: nn.Module, _inputs: object) -> None:
+            if not deciding:
+                entered.append(label)
 
-    def leave(layer: nn.Module, _inputs: object, output: object) -> None:
-        entered.pop()
-        if not matches and guilty(output):
-            matches.append(layer)
+        def leave(_layer: nn.Module, _inputs: object, output: object) -> None:
+            if deciding:
+                return
+            entered.pop()
+            deciding.append(True)
+            if not matches and guilty(output):
+                matches.append(label)
+            deciding.clear()
 
-    handles = [layer.register_forward_pre_hook(enter) for layer in paths]
-    handles += [layer.register_forward_hook(leave) for layer in paths]
+        yield layer.register_forward_pre_hook(enter)
+        yield layer.register_forward_hook(leave)
+
+    handles = [handle for path, layer in model.named_modules() for handle in watch(describe_layer(path, layer), layer)]
     try:
         run()
     except Exception:  # a user's module may raise anything; the layer that raised it is the answer
@@ -85,7 +94,7 @@ def first_layer(model: nn.Module, run: Callable[[], object], guilty: Callable[[o
     finally:
         for handle in handles:
             handle.remove()
-    return describe_layer(paths[matches[0]], matches[0]) if matches else ""
+    return matches[0] if matches else ""
 
 
 def pre_activations_near_a_kink(model: nn.Module, run: Callable[[], object]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dis
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from functools import partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from curvature.models.behaviour import describe_layer, is_of_torch
 from curvature.models.unregistered import unregistered
 from curvature.models.wrappers import wrapped
 
-__all__ = ["private_copy"]
+__all__ = ["holding", "private_copy"]
 
 _FUNCTIONS = FunctionType, MethodType, partial
 _REFERRING = *_FUNCTIONS, nn.Module
@@ -74,6 +74,31 @@ def private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     for _, tensor in unregistered(model):  # layers in a plain list, which _apply does not see
         tensor.data = convert(tensor.data)
     return model._apply(convert)  # Module.to would cast complex buffers to real ones
+
+
+def holding(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a module and put other tensors in the place of its parameters and buffers.
+
+    Parameters
+    ----------
+    module
+        Any module; not modified.
+    tensors
+        The tensors by name; the copy shares all others with the module.
+
+    Returns
+    -------
+    nn.Module
+        The copy, which keeps the tensors as long as it lives.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    model = copy.deepcopy(module, shared)
+    for name, tensor in tensors.items():
+        path, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(path)
+        tables: tuple[dict[str, Any], ...] = (layer._parameters, layer._buffers)
+        next(table for table in tables if leaf in table)[leaf] = tensor
+    return model
 
 
 class _GraphsCut(TorchFunctionMode):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.utils.checkpoint import CheckpointError
 
-from curvature.errors import InputError
+from curvature.errors import InputError, SelfCheckError
 from curvature.models.behaviour import first_layer, graph_nodes, narrower
 from curvature.models.derivatives import Derivatives
 from curvature.models.function import ModelFunction
@@ -72,15 +73,22 @@ def differentiated(
     InputError
         If a layer has no derivative, or computes with fewer digits than the weights have; for reentrant activation
         checkpoints; or if the outputs depend on a parameter in a way that PyTorch does not differentiate.
+    SelfCheckError
+        If the backward pass of a custom function is not the derivative of its forward pass.
     """
     trial = _Trial(function, weights, inputs, loss)
-    gradient, value = trial.gradient()
+    try:
+        gradient, value = trial.gradient()
+    except CheckpointError:
+        trial = trial.recomputing()
+        gradient, value = trial.gradient()
     trial.refuse_narrower(value)
     entries = function.layout.entries
     unused = tuple(entry.name for entry, part in zip(entries, gradient, strict=True) if part is None)
     trial.refuse_hidden(unused)
+    trial.refuse_wrong(gradient, value)
     if any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value)):
-        trial = replace(trial, function=replace(function, attends=True))
+        trial = replace(trial, function=replace(trial.function, attends=True))
     trial, notes = _without_options(trial)
     derivatives = trial.derivatives()
     if derivatives != Derivatives():
@@ -114,6 +122,8 @@ class _Trial:
                 _, leaves, value = self.run()
                 gradient = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
         except RuntimeError as error:
+            if isinstance(error, CheckpointError) and not self.function.recomputes:
+                raise
             if _REENTRANT[0] in str(error):
                 raise self.reentrant() from error
             raise InputError(
@@ -122,6 +132,17 @@ class _Trial:
         if any(_REENTRANT[1] in str(warning.message) for warning in caught):
             raise self.reentrant()
         return gradient, value
+
+    def recomputing(self) -> _Trial:
+        """The same model, every call of which keeps its weights, for activation checkpoints."""
+        other = replace(self, function=replace(self.function, recomputes=True))
+        moved = (1 + 2.0**-7) * self.weights
+        if not torch.equal(self._outputs(moved), other._outputs(moved)):
+            raise InputError(
+                "the model uses activation checkpoints, and a function that replaces a method of a layer. Its weights "
+                "are not known when the checkpoints run again. Call the function without torch.utils.checkpoint."
+            )
+        return other
 
     def reentrant(self) -> InputError:
         with warnings.catch_warnings(record=True) as caught:
@@ -156,6 +177,26 @@ class _Trial:
                         ".data, torch.no_grad(), integers or a derivative without create_graph=True. If it is a "
                         f"constant on purpose, call requires_grad_(False) on {name!r}."
                     )
+
+    def refuse_wrong(self, gradient: tuple[Tensor | None, ...], value: Tensor) -> None:
+        """Refuse a gradient through a custom autograd function that is not the derivative of the loss."""
+        custom = _custom_functions(value)
+        if not custom:
+            return
+        leaves = self.function.leaves(self.weights).values()
+        along = _directions(leaves)
+        slope = sum(
+            (part * way).sum() for part, way in zip(gradient, along, strict=True) if part is not None
+        ) + torch.zeros_like(value)
+        try:
+            self._compare(lambda weights: replace(self, weights=weights).run()[2].detach(), slope.detach(), custom)
+        except RuntimeError as error:
+            layer = self.layer_where(lambda output: isinstance(output, Tensor) and bool(_custom_functions(output)))
+            raise SelfCheckError(
+                f"the backward pass of {custom}{layer} is not the derivative of its forward pass (a straight-through "
+                "estimator?): the gradient differs from finite differences of the loss, so there is no curvature of one "
+                "function. Replace or freeze that layer."
+            ) from error
 
     def derivatives(self) -> Derivatives:
         """Try each derivative that a matrix needs."""

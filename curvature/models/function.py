@@ -15,7 +15,7 @@ from curvature.arrays import Float
 from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.models.calling import Reader, arguments
-from curvature.models.copying import private_copy
+from curvature.models.copying import holding, private_copy
 from curvature.models.substitutes import Substitutes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 from curvature.precision import full_precision
@@ -45,6 +45,9 @@ class ModelFunction:
         Reads the outputs from what ``forward`` returns.
     differentiates
         Whether ``forward`` takes derivatives itself, as force fields do. It is then run with gradients enabled.
+    recomputes
+        Whether parts of ``forward`` are computed again in a backward pass (activation checkpoints). Every call then has
+        its own copy of the module, which keeps the weights of the call.
     replaces
         Whether functions of PyTorch without a second derivative are replaced by equal ones.
     padded
@@ -58,6 +61,7 @@ class ModelFunction:
     attends: bool = False
     reader: Reader = field(default_factory=Reader)
     differentiates: bool = False
+    recomputes: bool = False
     replaces: bool = False
     padded: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -119,6 +123,8 @@ class ModelFunction:
                 stack.enter_context(device)  # tensors that forward creates must lie where the model is
             inputs = inputs[0] if self.reader.packed else inputs
             args, kwargs = arguments(structure_of(inputs.clone()), self.module.forward)
+            if self.recomputes:
+                return holding(self.module, named)(*args, **kwargs)
             return torch.func.functional_call(self.module, named, args, kwargs)
 
     def leaves(self, weights: Float[Tensor, "weights"]) -> dict[str, Float[Tensor, "..."]]:

@@ -212,6 +212,8 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[_Call]]]:
 
         def record(_layer: nn.Module, args: tuple, kwargs: dict, output: Tensor, path: str = path) -> Tensor:
             inputs = args[0] if args else kwargs["input"]
+            if torch._C._functorch.is_functorch_wrapped_tensor(inputs):  # it has no values outside torch.func
+                return output
             # Later layers may write in place: they get a copy of the output, and the input is copied here.
             passed_on = output.clone()
             call = _Call(inputs.detach().clone(), output, inputs.requires_grad, passed_on)
