@@ -3,7 +3,7 @@ r"""Directions in weight space along which a curvature matrix is zero by constru
 They follow from the network and the data, not from small eigenvalues, and each is verified by a product before it
 counts:
 
-* a parameter that the loss does not depend on;
+* a parameter that the loss does not depend on, and a row of an embedding that ``padding_idx`` masks;
 * a combination of a layer's inputs (with the constant 1) that vanishes on all data: constant or duplicated pixels, dead
   units (for the Hessian only in layers whose input does not depend on the weights);
 * a combination of a layer's outputs that does not influence the loss: dead units (not for the Hessian);
@@ -133,9 +133,11 @@ def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: b
     """Sets of directions ``(P, k)``, each with its reason."""
     for name in problem.unused:
         span = problem.layout.slices[name]
-        vectors = problem.weights.new_zeros(problem.dim, span.stop - span.start)
-        vectors[span] = torch.eye(span.stop - span.start).to(vectors)
-        yield "of unused parameters", vectors
+        yield "of unused parameters", _units(problem, span.start, span.stop)
+    for name, part in problem.function.padded.items():
+        start, width = problem.layout.slices[name].start, part.values.shape[1]
+        for row in part.rows:
+            yield "of masked rows of embeddings", _units(problem, start + row * width, start + (row + 1) * width)
     for trace in traces.values():
         rows = trace.rows(problem).to(problem.device)
         if not (second_order and trace.depends_on_weights):
@@ -149,6 +151,13 @@ def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: b
             yield "of the softmax shift", _fill(problem, rows, ones, None)
     if not second_order:
         yield from _rescalings(problem, traces)
+
+
+def _units(problem: Problem, start: int, stop: int) -> Tensor:
+    """Unit vectors of a range of weights."""
+    vectors = problem.weights.new_zeros(problem.dim, stop - start)
+    vectors[start:stop] = torch.eye(stop - start).to(vectors)
+    return vectors
 
 
 def _left_null(samples: Tensor) -> Tensor:

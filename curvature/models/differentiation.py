@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ from torch.utils.checkpoint import CheckpointError
 from curvature.errors import InputError, SelfCheckError
 from curvature.models.behaviour import first_layer, graph_nodes, narrower
 from curvature.models.derivatives import Derivatives
+from curvature.models.embeddings import without_options
 from curvature.models.function import ModelFunction
-from curvature.models.substitutes import EmbeddingCall, recorded_embeddings
 from curvature.models.trees import Tensors
 
 __all__ = ["Differentiated", "differentiated"]
@@ -89,7 +89,8 @@ def differentiated(
     trial.refuse_wrong(gradient, value)
     if any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value)):
         trial = replace(trial, function=replace(trial.function, attends=True))
-    trial, notes = _without_options(trial)
+    function, notes = without_options(trial.function, weights, inputs)
+    trial = replace(trial, function=function)
     derivatives = trial.derivatives()
     if derivatives != Derivatives():
         trial, derivatives, more = _replaced(trial, derivatives)
@@ -194,8 +195,8 @@ class _Trial:
             layer = self.layer_where(lambda output: isinstance(output, Tensor) and bool(_custom_functions(output)))
             raise SelfCheckError(
                 f"the backward pass of {custom}{layer} is not the derivative of its forward pass (a straight-through "
-                "estimator?): the gradient differs from finite differences of the loss, so there is no curvature of one "
-                "function. Replace or freeze that layer."
+                "estimator?): the gradient differs from finite differences of the loss, so they do not belong to one "
+                "loss. Replace or freeze that layer."
             ) from error
 
     def derivatives(self) -> Derivatives:
@@ -334,41 +335,6 @@ def _has_checkpoint(output: object) -> bool:
 
 def _variables(output: Tensor) -> list[Tensor]:
     return [node.variable for node in graph_nodes(output) if hasattr(node, "variable")]
-
-
-def _without_options(trial: _Trial) -> tuple[_Trial, tuple[str, ...]]:
-    """Leave out the options of embeddings by which a gradient is not the derivative of the function."""
-    leaves = trial.function.leaves(trial.weights)
-    calls = recorded_embeddings(lambda: trial.function.predict(leaves, trial.inputs))
-    if not calls:
-        return trial, ()
-    names = {id(leaf): name for name, leaf in leaves.items()}
-    trained = [(names[id(call.weight)], call) for call in calls if id(call.weight) in names]
-    padded = {name: call.weight.detach() for name, call in trained if "padding_idx" in call.options and not call.bag}
-    notes = dict.fromkeys(note for name, call in trained for note in _notes_of(name, call))
-    return replace(trial, function=replace(trial.function, replaces=True, padded=padded)), tuple(notes)
-
-
-def _notes_of(name: str, call: EmbeddingCall) -> Iterator[str]:
-    """What is done with each option of an embedding."""
-    embedding, options = f"the embedding {name!r}", call.options
-    if "padding_idx" in options:
-        rows, width = call.weight.shape
-        treatment = "is in no bag" if call.bag else "counts as a constant, as in PyTorch's gradient"
-        yield (
-            f"row {options['padding_idx'] % rows} of {embedding} (padding_idx) {treatment}: its {width} weights have "
-            "zero rows in every matrix, unless they are used elsewhere too."
-        )
-    if "scale_grad_by_freq" in options:
-        yield (
-            f"scale_grad_by_freq of {embedding} is left out: gradients divided by the counts of a batch are not the "
-            "derivative of the loss."
-        )
-    if "max_norm" in options:
-        yield (
-            f"max_norm={options['max_norm']:g} of {embedding} is left out: the weights obey it at this point, and "
-            "PyTorch does not differentiate it."
-        )
 
 
 def _replaced(trial: _Trial, missing: Derivatives) -> tuple[_Trial, Derivatives, tuple[str, ...]]:

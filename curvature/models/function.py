@@ -16,7 +16,7 @@ from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.models.calling import Reader, arguments
 from curvature.models.copying import holding, private_copy
-from curvature.models.substitutes import Substitutes
+from curvature.models.substitutes import Padding, Substitutes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 from curvature.precision import full_precision
 
@@ -51,7 +51,7 @@ class ModelFunction:
     replaces
         Whether functions of PyTorch without a second derivative are replaced by equal ones.
     padded
-        Weights of embeddings with ``padding_idx``, by name, at the point: their masked rows are constants.
+        Rows of embeddings, by the name of the weight, that ``padding_idx`` masks: they are constants.
     """
 
     module: nn.Module = field(repr=False)
@@ -63,7 +63,7 @@ class ModelFunction:
     differentiates: bool = False
     recomputes: bool = False
     replaces: bool = False
-    padded: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    padded: Mapping[str, Padding] = field(default_factory=dict, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +116,7 @@ class ModelFunction:
             if self.attends:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self.replaces:
-                stack.enter_context(Substitutes({id(named[name]): value for name, value in self.padded.items()}))
+                stack.enter_context(Substitutes({id(named[name]): part.values for name, part in self.padded.items()}))
             if self.differentiates:
                 stack.enter_context(torch.enable_grad())
             if device.type != "cpu":
@@ -190,7 +190,7 @@ class ModelFunction:
         if not self.padded:
             return self
         named = self.layout.unflatten(weights)
-        return replace(self, padded={name: named[name] for name in self.padded})
+        return replace(self, padded={name: Padding(part.rows, named[name]) for name, part in self.padded.items()})
 
     def restricted(self, layout: Layout, weights: Float[Tensor, "weights"]) -> ModelFunction:
         """Fix all weights that another layout leaves out at their values.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["EmbeddingCall", "Substitutes", "recorded_embeddings"]
+__all__ = ["EmbeddingCall", "Padding", "Substitutes", "recorded_embeddings"]
 
 Arguments = Mapping[str, Any]  # of one call, by name, with defaults
 
@@ -40,6 +40,21 @@ class EmbeddingCall(NamedTuple):
     weight: Tensor
     options: Mapping[str, Any]
     bag: bool
+
+
+class Padding(NamedTuple):
+    """Rows of an embedding that its ``padding_idx`` masks.
+
+    Attributes
+    ----------
+    rows
+        Their indices.
+    values
+        The weight at the point, from which the masked rows are taken as constants.
+    """
+
+    rows: tuple[int, ...]
+    values: Tensor
 
 
 class Substitutes(TorchFunctionMode):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curvature.arrays import Float
 from curvature.errors import InputError, NonFiniteError, SelfCheckError
-from curvature.models.behaviour import first_layer, generator_states
+from curvature.models.behaviour import describe_layer, first_layer, generator_states
 from curvature.models.calling import Reader, reader_of
 from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors, shapes
@@ -88,10 +88,7 @@ def checked_outputs(
     drawn = [name for name, state in states.items() if state != states_after[name]]
     moved = [name for name, span in function.layout.slices.items() if (before != weights)[span].any()]
     if moved:
-        raise InputError(
-            f"forward writes into the parameter {moved[0]!r} (a constraint on weights, for example), so the model's "
-            "output depends on more than its weights. Apply the constraint once before, and remove it from forward."
-        )
+        raise InputError(_written(function, moved[0]))
     reader, note = _reader(function.reader, returned, trial.num_examples)
     written = _restore_buffers(function, buffers)
     trial = replace(trial, function=replace(trial.function, reader=reader, written=written))
@@ -133,6 +130,23 @@ def _restore_buffers(function: ModelFunction, buffers: Mapping[str, tuple[Tensor
             setattr(function.module.get_submodule(path), leaf, value)
             written.append(name)
     return tuple(written)
+
+
+def _written(function: ModelFunction, name: str) -> str:
+    """Say that forward writes into a parameter, which layer owns it, and what to do."""
+    path, _, _ = name.rpartition(".")
+    layer = function.module.get_submodule(path)
+    bound = getattr(layer, "max_norm", None)
+    if bound is not None:
+        return (
+            f"{describe_layer(path, layer)} writes into the parameter {name!r} (max_norm={bound:g}), so the model's "
+            "output depends on more than its weights. Run the model on the data once before: it shortens the rows, and "
+            "does not write again at that point."
+        )
+    return (
+        f"forward writes into the parameter {name!r} (a constraint on weights, for example), so the model's "
+        "output depends on more than its weights. Apply the constraint once before, and remove it from forward."
+    )
 
 
 def _reader(reader: Reader, returned: Any, num_examples: int) -> tuple[Reader, str]:
