@@ -20,6 +20,8 @@ __all__ = ["DifferenceMatrix", "difference_matrix"]
 # Length of the shortest step, times max(1, |w_k|). The error estimate, of fourth order, stays near 1e-11 of the Hessian
 # of smooth models; the extrapolation itself, of sixth order, is better, and rounding of the gradients adds 1e-12.
 _STEP = 3e-4
+# Where all steps cross a jump j of the gradient, the result is off by 0.60 j / h and the difference is 0.29 j / h.
+_SAFETY = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +51,8 @@ def difference_matrix(problem: Problem) -> DifferenceMatrix:
     Returns
     -------
     DifferenceMatrix
-        The symmetric part, and the Frobenius norm of the difference of two extrapolations or of the part that is not
-        symmetric, whichever is larger.
+        The symmetric part; and three times the Frobenius norm of the difference of two extrapolations, or that of the
+        part that is not symmetric, whichever is larger.
 
     Raises
     ------
@@ -74,7 +76,7 @@ def difference_matrix(problem: Problem) -> DifferenceMatrix:
         columns[:, k] = (16 * near - far) / 15
         spread += float((near - far).square().sum())
     entries = 0.5 * (columns + columns.T)
-    return DifferenceMatrix(entries, max(spread**0.5, float(torch.linalg.matrix_norm(columns - entries))))
+    return DifferenceMatrix(entries, max(_SAFETY * spread**0.5, float(torch.linalg.matrix_norm(columns - entries))))
 
 
 def _central(problem: Problem, index: int, step: float) -> Tensor:

@@ -291,7 +291,7 @@ def _twice(
             return zeros
         if any(type(node).__name__ == "Error" for node in graph_nodes(total)):
             raise RuntimeError("a backward pass is marked with @once_differentiable")
-        return torch.autograd.grad(total, by, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(total, by, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def _custom_functions(output: Tensor) -> str:

@@ -22,7 +22,9 @@ from curvature.models.trees import Structure, Tensors, as_type, shapes, structur
 __all__ = ["OneByOne", "PerExample", "differentiable", "refuse_other_reduction"]
 
 # Methods by which Python reads the value of a tensor. A function that uses them means one example.
-_READING = {getattr(Tensor, name) for name in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist")}
+_READING = {
+    getattr(Tensor, name) for name in ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy")
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,14 +78,14 @@ class PerExample(Loss):
             return self.function(outputs[0].detach().clone(), structure_of(targets[0].clone()))
 
     def terms(self, outputs: Tensor, targets: Tensors) -> Tensor:
-        return torch.func.vmap(self.function)(outputs, structure_of(targets))
+        return _vectorized(self.function)(outputs, structure_of(targets))
 
     def hessian(
         self, outputs: Float[Tensor, "examples ..."], targets: Tensors
     ) -> Float[Tensor, "examples outputs outputs"]:
         # Reverse over reverse: some losses (Huber, soft margin) have no rule in forward mode, and for some layers
         # torch.func.hessian is wrong.
-        second = torch.func.vmap(torch.func.jacrev(torch.func.grad(self.function)))(outputs, structure_of(targets))
+        second = _vectorized(torch.func.jacrev(torch.func.grad(self.function)))(outputs, structure_of(targets))
         size = outputs[0].numel()
         return second.reshape(len(outputs), size, size)
 
@@ -100,6 +102,17 @@ class PerExample(Loss):
 
     def __repr__(self) -> str:
         return f"PerExample({self.name})"
+
+
+def _vectorized(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run a function by vmap for all examples, without PyTorch's warning that it loops over some operation."""
+
+    def vectorized(*arguments: Structure) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return torch.func.vmap(function)(*arguments)
+
+    return vectorized
 
 
 @dataclass(frozen=True, repr=False)
