@@ -34,6 +34,7 @@ _BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
 _GAP, _CLEAR, _HIDDEN = 1e3, 10, 4
 _FACTOR_DIM = 4096  # largest dimension at which the rank of the factor is computed
 _FACTOR_WORK = 1e11  # multiply-adds of the QR of all columns, some seconds; beyond it only sums of columns are used
+_HIDDEN_IN_SUMS = 2000  # distance from the floor of the largest eigenvalue below a gap of sums of columns
 _SPARE, _SUMS = 50, 8  # sums of columns beyond the bound of the rank; sums that each column is added to
 
 
@@ -277,7 +278,8 @@ def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
     If there are many more columns than the rank can have, they are first added at random, with signs, into ``bound +
     50`` sums, each column into eight of them. (With one sum for each column, columns of few examples collide: measured,
     4 of 1028 dimensions lost.) Sums of columns never raise the rank, so if ``bound`` of them are independent, that is
-    the rank. Otherwise the singular values of all columns decide, so that every method gives the same answer.
+    the rank; so it is if all others are far below the floor. Otherwise the singular values of all columns decide, so
+    that every method gives the same answer.
     """
     if operator in _FACTORS:
         return _FACTORS[operator]
@@ -317,12 +319,15 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
     assert operator.routes.factor is not None
     num_columns = operator.routes.factor.num_columns
     sizes = singular_values(_summed_columns(operator, width)).cpu().numpy() ** 2
-    # The map to the sums stretches by at most 1 + sqrt(columns / sums) relative to a typical vector, up to chance:
-    # above this floor a singular value of the sums proves one of the factor above its floor.
-    stretch = 2 * (1 + (num_columns / width) ** 0.5)
+    # On the space of dimension r that the rows span, the map to w > r sums stretches by at most 1 + sqrt(r / w) < 2
+    # times as much as a typical vector, up to chance: above this floor, a singular value of the sums proves one of the
+    # factor.
+    stretch = 2.2
     floor = (stretch * singular_units(operator.dim, num_columns, operator.dtype)) ** 2 * float(sizes[0])
     rank = _counted(sizes, floor, bound)
-    if rank.rank == bound and rank.resolved:
+    # Of a singular value that others hide, the w - r > 50 spare sums keep at least a tenth: below a gap so far under the
+    # floor, the factor has none above it either.
+    if rank.resolved and (rank.rank == bound or sizes[rank.rank] <= floor / _HIDDEN_IN_SUMS):
         return rank
     if num_columns * operator.dim**2 > _FACTOR_WORK:
         return Rank(bound, rank.low, bound, "sums of the columns of the factor do not decide (method='factor' may)")
