@@ -325,8 +325,8 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
     stretch = 2.2
     floor = (stretch * singular_units(operator.dim, num_columns, operator.dtype)) ** 2 * float(sizes[0])
     rank = _counted(sizes, floor, bound)
-    # Of a singular value that others hide, the w - r > 50 spare sums keep at least a tenth: below a gap so far under the
-    # floor, the factor has none above it either.
+    # Of a singular value that others hide, the w - r > 50 spare sums keep at least a tenth: below a gap so far under
+    # the floor, the factor has none above it either.
     if rank.resolved and (rank.rank == bound or sizes[rank.rank] <= floor / _HIDDEN_IN_SUMS):
         return rank
     if num_columns * operator.dim**2 > _FACTOR_WORK:
