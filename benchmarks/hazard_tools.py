@@ -123,6 +123,39 @@ HESSIANS = {
 }
 
 
+def _ggn_by_curvature(module: nn.Module, criterion: nn.Module, batches: DataLoader) -> Tensor:
+    return cv.ggn(cv.Problem.from_module(module, loss=criterion, data=batches)).dense()
+
+
+def _ggn_by_curvlinops(module: nn.Module, criterion: nn.Module, batches: DataLoader) -> Tensor:
+    import curvlinops
+
+    trained = [p for p in module.parameters() if p.requires_grad]
+    operator = curvlinops.GGNLinearOperator(module, criterion, trained, batches)
+    return operator @ torch.eye(operator.shape[1], dtype=trained[0].dtype)
+
+
+def _ggn_by_pyhessian(_module: nn.Module, _criterion: nn.Module, _batches: DataLoader) -> Tensor:
+    raise NotImplementedError("has no Gauss-Newton matrix")
+
+
+def _ggn_by_eigenthings(module: nn.Module, criterion: nn.Module, batches: DataLoader) -> Tensor:
+    import hessian_eigenthings as het
+
+    loss = het.supervised_loss_of_output(criterion)
+    operator = het.GGNOperator(module, batches, het.supervised_forward, loss)
+    identity = torch.eye(operator.size, dtype=operator.dtype)
+    return torch.stack([operator.matvec(row) for row in identity], dim=1)
+
+
+GGNS = {
+    OURS: _ggn_by_curvature,
+    "curvlinops": _ggn_by_curvlinops,
+    "PyHessian": _ggn_by_pyhessian,
+    "hessian-eigenthings": _ggn_by_eigenthings,
+}
+
+
 def largest_by(tool: str, module: nn.Module, criterion: nn.Module, batches: DataLoader, count: int) -> Tensor:
     """Largest eigenvalues, descending, by the routine of each tool, for curvlinops SciPy's ARPACK."""
     if tool == OURS:

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.data import DataLoader, TensorDataset
 
 import curvature as cv
-from benchmarks.hazard_tools import HESSIANS, OURS, eigenvalues, largest_by, spectrum_by
+from benchmarks.hazard_tools import GGNS, HESSIANS, OURS, eigenvalues, largest_by, spectrum_by
 from benchmarks.networks import CompositeWeightNorm
 
 RIGHT = 1e-6  # relative error that still counts as right, unless a hazard says otherwise
@@ -373,6 +373,50 @@ def unused_parameter() -> Question:
     inputs, targets = data()
     criterion = nn.CrossEntropyLoss()
     return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
+
+
+def exact_ggn(module: nn.Module, criterion: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Eigenvalues of the GGN over all data at once, with a backward pass for each output."""
+    parameters = list(module.parameters())
+    outputs = module(inputs)
+    rows = [
+        torch.cat([part.reshape(-1) for part in torch.autograd.grad(entry, parameters, retain_graph=True)])
+        for entry in outputs.reshape(-1)
+    ]
+    jacobian = torch.stack(rows)
+    middle = torch.autograd.functional.hessian(lambda f: criterion(f, targets), outputs.detach())
+    return eigenvalues(jacobian.T @ middle.reshape(outputs.numel(), -1) @ jacobian)
+
+
+def ggn_question(module: nn.Module, criterion: nn.Module, batches: DataLoader, truth: Tensor) -> Question:
+    """Ask for the spectrum of the generalized Gauss-Newton matrix."""
+    return Question(lambda tool: distance(eigenvalues(GGNS[tool](copy.deepcopy(module), criterion, batches)), truth))
+
+
+@hazard("the GGN of `NLLLoss` after `LogSoftmax`", "the GGN of the same function of the logits, all data at once")
+def ggn_of_log_probabilities() -> Question:
+    """The loss is linear in its inputs, so the GGN of the module as it is cut is zero."""
+    inputs, targets = data()
+    module = network()
+    truth = exact_ggn(module, nn.CrossEntropyLoss(), inputs, targets)
+    return ggn_question(nn.Sequential(module, nn.LogSoftmax(dim=1)), nn.NLLLoss(), loader(inputs, targets), truth)
+
+
+@hazard("the GGN of a Huber loss with residuals on both sides of delta", "the loss that is passed, all data at once")
+def ggn_of_huber() -> Question:
+    """Outputs with large residuals have no curvature, the others have that of the squared error."""
+    inputs, _ = data()
+    targets = torch.randn(len(inputs), 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    module, criterion = network(), nn.HuberLoss(delta=0.8)
+    return ggn_question(module, criterion, loader(inputs, targets), exact_ggn(module, criterion, inputs, targets))
+
+
+@hazard("`reduction='sum'`", "the loss that is passed, all data at once")
+def summed_loss() -> Question:
+    """The Hessian of a sum, not of a mean; in two batches."""
+    inputs, targets = data(12)
+    module, criterion = network(), nn.CrossEntropyLoss(reduction="sum")
+    return hessian_question(module, criterion, loader(inputs, targets, 6), exact(module, criterion, inputs, targets))
 
 
 class _Decayed(nn.Module):

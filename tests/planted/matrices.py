@@ -186,4 +186,25 @@ DEFECTS = [
         "True",
         ("methods_replaced_on_classes_of_torch_are_seen_by_numbers",),
     ),
+    Defect(
+        "a GGN of zero on log-probabilities that is handed over",
+        "matrices:warn_of_linear_outputs",
+        "isinstance($loss, LinearLoss) or $others",
+        "False",
+        ("a_function_that_is_linear_in_log_probabilities_has_no_ggn_and_a_way_out",),
+    ),
+    Defect(
+        "gradients of a sum in the scale of the mean",
+        "matrices:_gradient_factor",
+        "torch.where($condition, $root, 0.0) * $ratio",
+        "torch.where($condition, $root, 0.0)",
+        ("second_moments_of_gradients_are_those_of_single_examples_in_the_scale_of_the_loss",),
+    ),
+    Defect(
+        "weights of classes that count twice in the scale of the Fisher",
+        "matrices:_score_factor",
+        "problem.loss.score($outputs, $targets)",
+        "problem.loss.gradient($outputs, $targets)",
+        ("weights_of_classes_and_ignored_examples_belong_to_both_scales_alike",),
+    ),
 ]

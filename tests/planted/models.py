@@ -178,4 +178,32 @@ DEFECTS = [
         "True",
         ("preconditioners_read_only_layers_that_are_affine_in_their_parameters",),
     ),
+    Defect(
+        "a variance with half of its curvature",
+        "models:GaussianLikelihood.hessian",
+        "($residual**2 / $variances - 0.5) / $variances**2",
+        "($residual**2 / $variances - 0.25) / $variances**2",
+        ("value_hessian_and_ggn_of_a_loss_module_are_those_of_pytorch",),
+    ),
+    Defect(
+        "positive labels that weigh one more",
+        "models:BinaryCrossEntropy._label_mass",
+        "self.pos_weight.to($outputs) - 1",
+        "self.pos_weight.to($outputs)",
+        ("value_hessian_and_ggn_of_a_loss_module_are_those_of_pytorch",),
+    ),
+    Defect(
+        "curvature of a Huber loss beyond delta",
+        "models:Huber.curvature",
+        "($outputs - $targets).abs() < self.delta",
+        "($outputs - $targets).abs() < 2 * self.delta",
+        ("a_ggn_that_lacks_outputs_says_how_many",),
+    ),
+    Defect(
+        "a sum that is measured as a mean",
+        "models:assemble",
+        '1.0 if $loss.reduction == "sum" else $total',
+        "$total",
+        ("a_sum_is_the_mean_times_its_denominator_and_says_so",),
+    ),
 ]

@@ -45,4 +45,11 @@ DEFECTS = [
         "math.lgamma(($dim + 1) / 2) - math.lgamma(($dim + 2) / 2)",
         ("mean_cosine_of_small_dimensions_is_known",),
     ),
+    Defect(
+        "an empirical Fisher of another scale taken for the Fisher",
+        "natural_gradient:refuse_scale_of_loss",
+        '$matrix is not None and $matrix.name == "empirical_fisher" and $words',
+        "False",
+        ("an_empirical_fisher_of_another_scale_does_not_take_the_place_of_the_fisher",),
+    ),
 ]
