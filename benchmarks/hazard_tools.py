@@ -29,6 +29,10 @@ TOOLS = {  # import name and distribution
 MODULES = {"curvlinops": "curvlinops", "PyHessian": "pyhessian", "hessian-eigenthings": "hessian_eigenthings"}
 
 
+class NotOffered(Exception):
+    """A tool has no such matrix."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hide warnings and output of peers, use float64 and one seed, and restore all global state."""
@@ -136,7 +140,7 @@ def _ggn_by_curvlinops(module: nn.Module, criterion: nn.Module, batches: DataLoa
 
 
 def _ggn_by_pyhessian(_module: nn.Module, _criterion: nn.Module, _batches: DataLoader) -> Tensor:
-    raise NotImplementedError("has no Gauss-Newton matrix")
+    raise NotOffered("has no Gauss-Newton matrix")
 
 
 def _ggn_by_eigenthings(module: nn.Module, criterion: nn.Module, batches: DataLoader) -> Tensor:

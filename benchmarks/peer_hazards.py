@@ -30,7 +30,7 @@ matplotlib.use("agg")
 import torch
 from matplotlib import pyplot as plt
 
-from benchmarks.hazard_tools import TOOLS, installed, quiet, versions
+from benchmarks.hazard_tools import TOOLS, NotOffered, installed, quiet, versions
 from benchmarks.hazards import HAZARDS, Question
 from curvature.report.figures.style import BLUE, GRAY, GREEN, VERMILLION
 
@@ -47,6 +47,8 @@ def answered(question: Question, tool: str) -> dict[str, Any]:
     try:
         with quiet():
             answer = question.ask(tool)
+    except NotOffered as absent:
+        return {"outcome": "missing", "error": None, "words": str(absent)}
     except Exception as raised:  # a peer may raise anything; that is its answer
         message = " ".join(str(raised).split())
         return {"outcome": "raises", "error": None, "words": f"{type(raised).__name__}: {message[:240]}"}
