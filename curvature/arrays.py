@@ -28,10 +28,11 @@ seeds        repetitions of a study; ``sources`` of a difference, ``claims`` tha
 ===========  =========================================================================================================
 """
 
+from typing import Annotated as Bool
 from typing import Annotated as Float
 from typing import Annotated as Float64
 from typing import Annotated as Int
 from typing import Annotated as Num
 from typing import Annotated as Shaped
 
-__all__ = ["Float", "Float64", "Int", "Num", "Shaped"]
+__all__ = ["Bool", "Float", "Float64", "Int", "Num", "Shaped"]

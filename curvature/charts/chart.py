@@ -10,7 +10,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from curvature.arrays import Float
+from curvature.arrays import Bool, Float
 from curvature.errors import InputError, SelfCheckError
 from curvature.layout import Entry, Layout
 from curvature.records.where import chart_label
@@ -58,7 +58,7 @@ class Chart(ABC):
         return self.dim - self._polar[1].numel()
 
     @property
-    def kept_weights(self) -> Tensor:
+    def kept_weights(self) -> Bool[Tensor, "weights"]:
         """Mask ``(P,)`` of the weights that are coordinates themselves; none where that is not known."""
         return torch.zeros(len(self.to_weights(self.coordinates)), dtype=torch.bool)
 

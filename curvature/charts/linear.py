@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from curvature.arrays import Float, Num
+from curvature.arrays import Float, Int, Num
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_values
 from curvature.errors import ConfigurationError, InputError
@@ -137,7 +137,13 @@ class LinearChart(Parameterization):
         For records, e.g. the damping.
     """
 
-    def __init__(self, factor: Tensor | Sequence[tuple[Tensor, Tensor]], *, name: str = "linear", gauge: str = "-"):
+    def __init__(
+        self,
+        factor: Float[Tensor, "..."] | Sequence[tuple[Int[Tensor, "..."], Float[Tensor, "..."]]],
+        *,
+        name: str = "linear",
+        gauge: str = "-",
+    ):
         if not isinstance(factor, Tensor):
             factor = _pairs_of(factor, name)
         self.factor, self.name, self.gauge = factor, name, gauge

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from curvature.arrays import Float
+from curvature.arrays import Bool, Float
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.rows import NormalizedRows
 from curvature.charts.sweep import RowAction, RowMap, swept
@@ -88,12 +88,12 @@ class WeightNormChart(Chart):
         return sum(rows.null_dim for rows in self.groups.values())
 
     @property
-    def kept_weights(self) -> Tensor:
+    def kept_weights(self) -> Bool[Tensor, "weights"]:
         """Mask ``(P,)`` of the weights that are not normalized."""
         pairs = self.weight_layout.pairs()
         return torch.cat([torch.full((entry.numel,), entry.name not in self.groups) for entry, _ in pairs])
 
-    def moved(self, coordinates: Tensor) -> Parameterization:
+    def moved(self, coordinates: Float[Tensor, "dim"]) -> Parameterization:
         directions, scales = {}, {}
         for entry, _ in self._normalized():
             g, v = self._split(coordinates.detach(), entry)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError
 from curvature.models import Problem
 
@@ -36,7 +37,7 @@ class DifferenceMatrix:
         Estimate of the norm of its error.
     """
 
-    entries: Tensor
+    entries: Float[Tensor, "weights weights"]
     error: float
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.errors import NotDefinedError
 from curvature.linalg.routes import COLUMNS_AT_ONCE, EntriesRoute, FactorRoute, Routes
 from curvature.matrices.autograd import backward_columns, split_columns
@@ -47,7 +48,7 @@ class PenaltyHessian:
         decay = self.penalty.decay
         return self.positive_semidefinite and decay is not None and bool((decay > 0).all())
 
-    def product(self, block: Tensor) -> Tensor:
+    def product(self, block: Float[Tensor, "weights columns"]) -> Float[Tensor, "weights columns"]:
         """Multiply columns.
 
         Parameters
@@ -63,7 +64,7 @@ class PenaltyHessian:
         image = torch.zeros_like(block) if self.penalty.decay is None else self.penalty.decay[:, None] * block
         return image if self.product_of_function is None else image + self.product_of_function(block)
 
-    def not_finite(self, block: Tensor) -> str:
+    def not_finite(self, block: Float[Tensor, "weights columns"]) -> str:
         """Explain where NaN or infinity in a product comes from, if it is the penalty.
 
         Parameters
@@ -85,7 +86,7 @@ class PenaltyHessian:
             "this point."
         )
 
-    def add_to(self, matrix: Tensor) -> Tensor:
+    def add_to(self, matrix: Float[Tensor, "weights weights"]) -> Float[Tensor, "weights weights"]:
         """Add the entries.
 
         Parameters

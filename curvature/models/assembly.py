@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.charts import Parameterization
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
@@ -37,7 +38,7 @@ class Parts(NamedTuple):
     loss: Loss
     inputs: Tensors
     targets: Tensors
-    weights: Tensor
+    weights: Float[Tensor, "weights"]
     chart: Parameterization
     denominator: float
     frozen: tuple[str, ...]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.layout import Layout
@@ -59,13 +60,13 @@ class Penalty:
     """
 
     layout: Layout
-    decay: Tensor | None = None
+    decay: Float[Tensor, "weights"] | None = None
     function: PenaltyFunction | None = field(default=None, repr=False)
-    fixed: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    fixed: Mapping[str, Float[Tensor, "..."]] = field(default_factory=dict, repr=False)
     constant: float = 0.0
     label: str = ""
 
-    def value(self, weights: Tensor) -> float:
+    def value(self, weights: Float[Tensor, "weights"]) -> float:
         """Evaluate the penalty.
 
         Parameters
@@ -87,7 +88,7 @@ class Penalty:
                 total += float(self.function(self._named(copies)))
         return total
 
-    def gradient(self, weights: Tensor) -> Tensor:
+    def gradient(self, weights: Float[Tensor, "weights"]) -> Float[Tensor, "weights"]:
         """Differentiate the penalty.
 
         Parameters
@@ -117,7 +118,7 @@ class Penalty:
             )
         return total
 
-    def graph(self, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def graph(self, weights: Float[Tensor, "weights"]) -> tuple[Float[Tensor, ""], list[Float[Tensor, "..."]]]:
         """Evaluate the user's function with its autograd graph.
 
         Parameters
@@ -139,7 +140,7 @@ class Penalty:
                 value = value + sum((torch.zeros_like(leaf) * leaf).sum() for leaf in leaves.values())
         return value, list(leaves.values())
 
-    def restricted(self, layout: Layout, weights: Tensor) -> Penalty:
+    def restricted(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Penalty:
         """Fix the weights that another layout leaves out.
 
         Parameters
@@ -187,7 +188,7 @@ class Penalty:
         return [name for name, part in self.layout.unflatten(vector).items() if not torch.isfinite(part).all()]
 
 
-def make_penalty(layout: Layout, weights: Tensor, terms: PenaltyTerms) -> Penalty | None:
+def make_penalty(layout: Layout, weights: Float[Tensor, "weights"], terms: PenaltyTerms) -> Penalty | None:
     r"""Build the penalty that a user describes, and try it once.
 
     Parameters

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float, Num
 from curvature.charts import Parameterization
 from curvature.layout import Layout
 from curvature.models.derivatives import Derivatives
@@ -31,7 +32,7 @@ class Point:
     loss: Loss
     inputs: Tensors
     targets: Tensors
-    weights: Tensor
+    weights: Float[Tensor, "weights"]
     chart: Parameterization
     denominator: float
     frozen: tuple[str, ...]
@@ -109,11 +110,11 @@ class Point:
         }
         return html_table("Problem", {name: str(value) for name, value in rows.items() if value != ""})
 
-    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+    def flatten(self, tensors: Mapping[str, Num[Tensor, "..."]]) -> Num[Tensor, "weights"]:
         """Join named tensors (names as in ``layout``) into a ``(P,)`` vector."""
         return self.layout.flatten(tensors)
 
-    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+    def unflatten(self, vector: Num[Tensor, "weights"]) -> dict[str, Num[Tensor, "..."]]:
         """Split a ``(P,)`` vector into named tensors."""
         return self.layout.unflatten(vector)
 

@@ -251,14 +251,14 @@ class Problem(Point):
         return pre_activations_near_a_kink(self.model, self.outputs)
 
     @full_precision()
-    def value(self, weights: Tensor | None = None) -> float:
+    def value(self, weights: Float[Tensor, "weights"] | None = None) -> float:
         """The mean loss and the penalty; at the point, or at other weights ``(P,)``."""
         outputs = self.outputs(weights)
         mean = float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
         return mean if self.penalty is None else mean + self.penalty.value(self.weights if weights is None else weights)
 
     @full_precision()
-    def gradient(self, weights: Tensor | None = None) -> Tensor:
+    def gradient(self, weights: Float[Tensor, "weights"] | None = None) -> Float[Tensor, "weights"]:
         """Gradient ``(P,)`` of the mean loss and the penalty; at the point, or at other weights ``(P,)``.
 
         Raises
@@ -272,7 +272,7 @@ class Problem(Point):
         return total + self.penalty.gradient(self.weights if weights is None else weights)
 
     @full_precision()
-    def data_gradient(self, weights: Tensor | None = None) -> Tensor:
+    def data_gradient(self, weights: Float[Tensor, "weights"] | None = None) -> Float[Tensor, "weights"]:
         """Gradient ``(P,)`` of the mean loss alone; at the point, or at other weights ``(P,)``.
 
         Raises

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.errors import InputError
 from curvature.models.behaviour import leaf_variables
 from curvature.models.function import ModelFunction
@@ -81,7 +82,9 @@ def refuse_kept_results(module: nn.Module, unused: tuple[str, ...]) -> None:
                 )
 
 
-def note_unregistered(function: ModelFunction, module: nn.Module, weights: Tensor, inputs: Tensors) -> str:
+def note_unregistered(
+    function: ModelFunction, module: nn.Module, weights: Float[Tensor, "weights"], inputs: Tensors
+) -> str:
     """Warn about trainable tensors of a module that are not registered as its parameters.
 
     Parameters

@@ -52,7 +52,7 @@ class _Trial:
 
 def checked_outputs(
     function: ModelFunction, weights: Float[Tensor, "weights"], inputs: Tensors
-) -> tuple[Tensor, ModelFunction, str]:
+) -> tuple[Float[Tensor, "examples ..."], ModelFunction, str]:
     """Compute the outputs for all data, and refuse a model that is not a fixed function of one example.
 
     Parameters

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curvature.arrays import Float, Shaped
+from curvature.arrays import Float, Num, Shaped
 from curvature.errors import ConfigurationError, InputError, NotDefinedError
 from curvature.models.losses.loss import Loss, flat_outputs, unweighted
 
@@ -166,7 +166,9 @@ class CrossEntropy(Loss):
             return f"The loss is the mean over the {tokens}, in {sequences} sequences."
         return f"The loss is the mean over {sequences} sequences, each with the sum over its positions: {tokens}."
 
-    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def num_terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Num[Tensor, "examples"]:
         return replace(self, weight=None).denominators(outputs, targets)
 
     def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -246,7 +248,9 @@ class CrossEntropy(Loss):
         # Positions are independent, so one joint draw serves them all: cross terms vanish in expectation.
         return (scores * (mass / num_samples).sqrt()).permute(0, 1, 3, 2).reshape(num, -1, num_samples)
 
-    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def score(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs"]:
         if self.label_smoothing:
             raise NotDefinedError(
                 f"with label_smoothing={self.label_smoothing:g} the gradient of the loss is not the score of any label "

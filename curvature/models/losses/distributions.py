@@ -75,10 +75,14 @@ class BinaryCrossEntropyOfProbabilities(PointwiseLoss):
     ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         return (targets / outputs**2 + (1 - targets) / (1 - outputs) ** 2) * self._weights(outputs)
 
-    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def score(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs"]:
         return unweighted(self.gradient(outputs, targets), flat_outputs(self._weights(outputs)))
 
     def fisher_factor(
@@ -158,7 +162,9 @@ class PoissonLikelihood(PointwiseLoss):
     ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         return outputs.exp() if self.log_input else targets / (outputs + self.eps) ** 2
 
     def fisher_factor(

@@ -33,7 +33,9 @@ class PointwiseLoss(Loss):
     """
 
     @abstractmethod
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         r"""Diagonal of $\nabla_f^2 \ell_n$, shape of the outputs."""
 
     def prepare(
@@ -70,10 +72,12 @@ class ElementwiseLoss(PointwiseLoss):
     """
 
     @abstractmethod
-    def second_derivative(self, outputs: Tensor) -> Tensor:
+    def second_derivative(self, outputs: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         r"""Diagonal of $\nabla_f^2 \ell_n$, shape of the outputs."""
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         del targets
         return self.second_derivative(outputs)
 
@@ -141,14 +145,18 @@ class BinaryCrossEntropy(ElementwiseLoss):
             mass = mass + (self.pos_weight.to(outputs) - 1) * targets
         return mass if self.weight is None else mass * self.weight.to(outputs)
 
-    def second_derivative(self, outputs: Tensor) -> Tensor:
+    def second_derivative(self, outputs: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         return torch.sigmoid(outputs) * torch.sigmoid(-outputs)
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         mass = self._label_mass(outputs, targets)
         return self.second_derivative(outputs) if mass is None else self.second_derivative(outputs) * mass
 
-    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def score(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs"]:
         gradient, mass = self.gradient(outputs, targets), self._label_mass(outputs, targets)
         if mass is None:
             return gradient
@@ -189,7 +197,7 @@ class HalfSquaredError(ElementwiseLoss):
     ) -> Float[Tensor, "examples"]:
         return 0.5 * ((outputs - targets) ** 2).reshape(len(outputs), -1).sum(dim=1)
 
-    def second_derivative(self, outputs: Tensor) -> Tensor:
+    def second_derivative(self, outputs: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         return torch.ones_like(outputs)
 
     def fisher_factor(
@@ -229,11 +237,11 @@ class MeanSquaredError(HalfSquaredError):
     ) -> Float[Tensor, "examples"]:
         return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
-    def second_derivative(self, outputs: Tensor) -> Tensor:
+    def second_derivative(self, outputs: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         return torch.full_like(outputs, 2.0)
 
 
-def diagonal_factor(diagonal: Tensor) -> Tensor:
+def diagonal_factor(diagonal: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples outputs outputs"]:
     """Make the factor of a diagonal matrix for each example.
 
     Parameters

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curvature.arrays import Float, Shaped
+from curvature.arrays import Float, Num, Shaped
 from curvature.errors import InputError, NotDefinedError
 from curvature.models.losses.cross_entropy import CrossEntropy
 from curvature.models.losses.loss import Loss, flat_outputs, unweighted
@@ -97,7 +97,9 @@ class NegativeLogLikelihood(LinearLoss):
     ) -> Float[Tensor, "examples"]:
         return self._composed.denominators(outputs, targets)
 
-    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def num_terms(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Num[Tensor, "examples"]:
         return self._composed.num_terms(outputs, targets)
 
     def _mass(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -105,7 +107,9 @@ class NegativeLogLikelihood(LinearLoss):
         mass = CrossEntropy._label_mass(self._composed, outputs, targets)
         return flat_outputs(mass[:, None].expand_as(outputs))
 
-    def score(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def score(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs"]:
         return unweighted(self.gradient(outputs, targets), self._mass(outputs, targets))
 
     def check_likelihood(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> None:

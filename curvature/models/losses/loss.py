@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from curvature.arrays import Float, Shaped
+from curvature.arrays import Float, Num, Shaped
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.models.trees import Tensors
 
@@ -88,7 +88,7 @@ class Loss(ABC):
         del targets
         return outputs.new_ones(len(outputs))
 
-    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensor:
+    def num_terms(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Num[Tensor, "examples"]:
         """Number of log-likelihood terms that the loss of each example is the mean of, shape ``(N,)``."""
         return self.denominators(outputs, targets)
 
@@ -99,7 +99,7 @@ class Loss(ABC):
             total = self.terms(variable, targets).sum()
         return flat_outputs(torch.autograd.grad(total, variable)[0])
 
-    def score(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensor:
+    def score(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Float[Tensor, "examples outputs"]:
         r"""Gradient of the negative log-likelihood, each term times the root of its weight, shape ``(N, M)``.
 
         With labels drawn from the model, the mean of its outer product is :meth:`fisher_factor` times its transpose.
@@ -181,7 +181,9 @@ def flat_outputs(outputs: Shaped[Tensor, "examples ..."]) -> Shaped[Tensor, "exa
     return outputs.reshape(len(outputs), -1)
 
 
-def unweighted(gradient: Tensor, weight: Tensor) -> Tensor:
+def unweighted(
+    gradient: Float[Tensor, "examples outputs"], weight: Float[Tensor, "examples outputs"]
+) -> Float[Tensor, "examples outputs"]:
     """Divide the entries of a gradient by the roots of their weights.
 
     Parameters

@@ -72,7 +72,7 @@ class PerExample(Loss):
             "cv.hessian."
         )
 
-    def first_term(self, outputs: Tensor, targets: Tensors) -> Tensor:
+    def first_term(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensor:
         """The loss of the first example, with the graph of whatever else than the outputs it depends on."""
         with torch.enable_grad():
             return self.function(outputs[0].detach().clone(), structure_of(targets[0].clone()))

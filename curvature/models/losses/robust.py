@@ -51,7 +51,9 @@ class Huber(_MeanOfElements):
         elements = torch.where(size < self.delta, 0.5 * residual**2, self.delta * (size - 0.5 * self.delta))
         return flat_outputs(elements).sum(dim=1)
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         return ((outputs - targets).abs() < self.delta).to(outputs)
 
 
@@ -79,7 +81,9 @@ class SmoothL1(_MeanOfElements):
         elements = torch.where(size < self.beta, 0.5 * residual**2 / self.beta, size - 0.5 * self.beta)
         return flat_outputs(elements).sum(dim=1)
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         inside = ((outputs - targets).abs() < self.beta).to(outputs)
         return inside / self.beta if self.beta else inside
 
@@ -99,7 +103,9 @@ class AbsoluteError(_MeanOfElements):
     ) -> Float[Tensor, "examples"]:
         return flat_outputs((outputs - targets).abs()).sum(dim=1)
 
-    def curvature(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> Tensor:
+    def curvature(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples ..."]:
         del targets
         return torch.zeros_like(outputs)
 

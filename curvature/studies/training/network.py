@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from curvature.arrays import Float
+from curvature.arrays import Float, Shaped
 from curvature.charts.batch_norm import Statistics, fold, scale_name, with_scales
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Layout
@@ -43,7 +43,13 @@ class Network:
             owner, _, name = original.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, getattr(self.model.get_submodule(owner), name))
 
-    def loss_and_gradient(self, vector: Tensor, inputs: Tensor, targets: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(
+        self,
+        vector: Float[Tensor, "coordinates"],
+        inputs: Shaped[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        share: float,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "coordinates"]]:
         """Loss of a batch, its terms divided by ``share``, and its gradient, which the next call overwrites.
 
         A batch without a share, all of whose targets are ignored, has no loss. The penalty is added to every batch, as
@@ -121,7 +127,7 @@ class BatchNormNetwork(Network):
         return normalize
 
     def statistics(
-        self, vector: Float[Tensor, "coordinates"], inputs: Tensor, *, normalizing: bool = True
+        self, vector: Float[Tensor, "coordinates"], inputs: Shaped[Tensor, "examples ..."], *, normalizing: bool = True
     ) -> dict[str, Statistics]:
         """Statistics of every layer on these inputs, by the layer's path; each on the outputs of the layers below.
 

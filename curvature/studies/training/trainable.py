@@ -6,7 +6,7 @@ import copy
 
 from torch import Tensor
 
-from curvature.arrays import Float
+from curvature.arrays import Float, Shaped
 from curvature.charts import Chart, FrozenBatchNorm, Parameterization, Standard
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
 from curvature.models import Problem
@@ -39,7 +39,11 @@ class Trainable:
         return self.chart.coordinates
 
     def loss_and_gradient(
-        self, coordinates: Float[Tensor, "coordinates"], inputs: Tensor, targets: Tensor, share: float
+        self,
+        coordinates: Float[Tensor, "coordinates"],
+        inputs: Shaped[Tensor, "examples ..."],
+        targets: Shaped[Tensor, "examples ..."],
+        share: float,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "coordinates"]]:
         """Loss of a batch whose terms are divided by ``share``, and its gradient in the coordinates."""
         vector, pull = self.chart.linearize(coordinates)
