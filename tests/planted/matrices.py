@@ -207,4 +207,11 @@ DEFECTS = [
         "problem.loss.gradient($outputs, $targets)",
         ("weights_of_classes_and_ignored_examples_belong_to_both_scales_alike",),
     ),
+    Defect(
+        "the rounding of a single gradient less its mean taken for a covariance",
+        "matrices:gradient_covariance",
+        "if $bound == 0:\n    return _zero($operator, $mean)",
+        "pass",
+        ("the_covariance_of_one_example_is_exactly_zero",),
+    ),
 ]
