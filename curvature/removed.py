@@ -33,7 +33,8 @@ def removed(**replacements: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def checked(*arguments: P.args, **options: P.kwargs) -> R:
             for name in replacements.keys() & options.keys():
                 raise RemovedArgumentError(
-                    f"{function.__name__} no longer takes {name}=. Write {replacements[name]} instead."
+                    f"{function.__qualname__.removesuffix('.__init__')} no longer takes {name}=. "
+                    f"Write {replacements[name]} instead."
                 )
             return function(*arguments, **options)
 

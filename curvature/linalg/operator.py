@@ -23,6 +23,7 @@ from curvature.linalg.facts import Facts
 from curvature.linalg.routes import EntriesRoute, FactorRoute, ProductCost, Routes
 from curvature.precision import full_precision
 from curvature.records import Where
+from curvature.removed import removed
 
 __all__ = ["SymmetricOperator", "identity", "require_operator"]
 
@@ -299,6 +300,11 @@ class SymmetricOperator(BlockMatrix):
 
     def __sub__(self, other: SymmetricOperator) -> SymmetricOperator:
         return self + (-other)
+
+
+SymmetricOperator.__init__ = removed(  # type: ignore[method-assign]
+    name="where=cv.Where('name')", positive_semidefinite="facts=cv.Facts(positive_semidefinite=True)"
+)(SymmetricOperator.__init__)
 
 
 def identity(like: SymmetricOperator) -> SymmetricOperator:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from analyses import second_derivative_audit as audit
-from curvature.studies.installation.modules import CASES, EXAMPLES, NOT_TRIED, Case
+from analyses import second_derivative_audit
+from curvature.studies.installation import derivatives as audit
+from curvature.studies.installation.cases import EXAMPLES, Case
+from curvature.studies.installation.modules import CASES, NOT_TRIED
 
 PAGE = Path(__file__).parents[2] / "docs" / "second_derivatives.md"
 
@@ -16,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "second_derivatives.md"
 @pytest.fixture(scope="module")
 def rows():
     """Rows of the fast setting, by case."""
-    return {row["case"]: row for row in audit.measure(fast=True)["rows"]}
+    return {row["case"]: row for row in second_derivative_audit.measure(fast=True)["rows"]}
 
 
 def question(name, seed=0):
@@ -82,7 +84,7 @@ def test_a_wrong_entry_is_called_wrong_with_its_size_and_its_block(block):
     assert answer["outcome"] == audit.WRONG
     assert answer["error"] == pytest.approx(0.25)
     assert answer["block"] == f"{point.names[block[0]]} x {point.names[block[1]]}"
-    assert audit.cell(answer) == f"**wrong**: 25%, {answer['block'].replace('layer.', '')}"
+    assert second_derivative_audit.cell(answer) == f"**wrong**: 25%, {answer['block'].replace('layer.', '')}"
 
 
 def test_nan_is_wrong_and_an_exception_is_an_answer():
@@ -153,7 +155,7 @@ def test_this_package_is_right_or_refuses_in_its_own_words(rows):
 
 @pytest.mark.slow
 def test_this_package_is_right_or_refuses_on_every_case():
-    rows = audit.measure()["rows"]
+    rows = second_derivative_audit.measure()["rows"]
     assert {row["curvature"]["outcome"] for row in rows} == {audit.RIGHT, audit.REFUSED}
 
 
@@ -161,6 +163,6 @@ def test_this_package_is_right_or_refuses_on_every_case():
 def test_page_shows_what_is_found(rows):
     text = PAGE.read_text()
     assert f"{len(CASES)} cases with torch {torch.__version__.split('+')[0]}" in text
-    for row in audit.exceptional(list(rows.values())):
-        cells = " | ".join(audit.cell(row[name]) for name in audit.ROUTES)
+    for row in second_derivative_audit.exceptional(list(rows.values())):
+        cells = " | ".join(second_derivative_audit.cell(row[name]) for name in audit.ROUTES)
         assert f"| {row['case']} | {cells} |" in text
