@@ -127,10 +127,8 @@ def _analyzed(
 def _write(
     analyses: Sequence[Analysis], document: dict[str, Any], config: AnalyzeConfiguration, run_options: RunOptions
 ) -> Path:
-    from matplotlib.figure import Figure
-
     from curvature import report
-    from curvature.report.figures import plot_analysis, render_svg
+    from curvature.report.figures import analysis_svg
     from curvature.report.plain import json_text, toml_text
 
     files = {
@@ -140,11 +138,9 @@ def _write(
         "provenance.json": json_text(document["provenance"]),
     }
     for analysis in analyses:
-        figure = Figure(figsize=(8, 1.8 + 0.45 * len(analysis.rows)), layout="constrained")
-        plot_analysis(analysis, figure.subplots())
         parts = (analysis.matrix, analysis.chart, "" if analysis.gauge == "-" else analysis.gauge)
         name = "_".join(part.replace(" ", "").replace("=", "") for part in parts if part)
-        files[f"figures/{name}.svg"] = render_svg(figure, f"Curvature by layer: {analysis.label}", salt=name)
+        files[f"figures/{name}.svg"] = analysis_svg(analysis)
     assert run_options.out is not None
     return report.write_texts(files, run_options.out, overwrite=run_options.overwrite)
 

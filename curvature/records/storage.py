@@ -131,8 +131,9 @@ def _restored(value: Any, declared: Any) -> Any:
     (kind,) = [option for option in options if option is not types.NoneType][:1]
     if get_origin(kind) is tuple:
         part = get_args(kind)[0]
-        nested = is_dataclass(part)
-        return tuple(part(**item) if nested and isinstance(item, Mapping) else _restored(item, part) for item in value)
+        return tuple(_restored(item, part) for item in value)
+    if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
+        return from_plain(kind, value)
     return _fitting(value, kind)
 
 

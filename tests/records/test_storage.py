@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from curvature import records
 from curvature.records import (
     Alignment,
+    Analysis,
     Check,
     ConditionNumbers,
     Decomposition,
@@ -22,6 +23,7 @@ from curvature.records import (
     ExtremalEigenvalues,
     GaugeState,
     Inertia,
+    LayerSummary,
     LearningRateSweep,
     Measured,
     Quantity,
@@ -45,6 +47,10 @@ CHECKS = (Check("symmetry", 1e-16, 1e-12, "three pairs", "C1", 3e-16), Check("nu
 KAPPA = Quantity(3.5, "lower_bound", "at least", 3.0, math.inf, "dense, Weyl")
 
 # One of each with no field at its default, so that a field which is lost is noticed.
+LAYER = LayerSummary(
+    "0", 12, KAPPA, KAPPA, Quantity(-1.0), Quantity(math.nan, "indefinite"), KAPPA, 0.25, (0.5, 1.0, 2.0), "dense",
+    ("a word", "another"),
+)  # fmt: skip
 EXAMPLES = {
     "Where": WHERE,
     "Quantity": KAPPA,
@@ -114,6 +120,8 @@ EXAMPLES = {
         {1e-3: (KAPPA, Quantity(4.0)), 1.0: (Quantity(1.0, low=1.0, high=1.0), KAPPA)},
         rank_bounds=(4, 6),
     ),
+    "LayerSummary": LAYER,
+    "Analysis": Analysis(WHERE, (LAYER, LAYER), LAYER, 2.5, 0.5),
     "StepComparison": StepComparison("weight-norm", "paper", 1e-3, 2e-3, 0.75, "0", 0.5, 10.0, 0.1, 0.2, 50),
     "Alignment": Alignment("0.weight[3]", "mean input", 0.9, 1.1, 0.2, 64, 50),
     "Whitening": Whitening("0.weight[3]", "e1", 0.4, 0.5, 3.0, 63, 50),

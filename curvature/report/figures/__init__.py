@@ -5,7 +5,7 @@ change with it. With ``ax=None`` a function opens a new pyplot figure, so that a
 not used.
 """
 
-from curvature.report.figures.analysis import plot_analysis
+from curvature.report.figures.analysis import analysis_svg, plot_analysis
 from curvature.report.figures.conditions import plot_conditions_along_training, plot_gauge_sweep, plot_layers
 from curvature.report.figures.estimates import plot_density, plot_extremes
 from curvature.report.figures.pictures import decade_counts, inline_svg, render_svg, text_picture
@@ -16,6 +16,7 @@ from curvature.report.figures.training import plot_alignment, plot_training, plo
 
 __all__ = [
     "MAX_POINTS",
+    "analysis_svg",
     "decade_counts",
     "descending",
     "inline_svg",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from curvature.records import Analysis, LayerSummary, Quantity
 from curvature.report.figures.labels import safe
+from curvature.report.figures.pictures import render_svg
 from curvature.report.figures.style import BLUE, GRAY, VERMILLION, add_legend, axes_or_new, finish
 
-__all__ = ["plot_analysis"]
+__all__ = ["analysis_svg", "plot_analysis"]
 
 
 def plot_analysis(analysis: Analysis, ax: Axes | None = None, *, title: str | None = None) -> Axes:
@@ -46,6 +48,24 @@ def plot_analysis(analysis: Analysis, ax: Axes | None = None, *, title: str | No
     add_legend(ax)
     return finish(ax, title or f"Curvature by layer: {analysis.label}", "|eigenvalue|  (loss/coordinate²)",
                   "layer  (coordinates)")  # fmt: skip
+
+
+def analysis_svg(analysis: Analysis) -> str:
+    """Draw an analysis as the text of an SVG image.
+
+    Parameters
+    ----------
+    analysis
+        What to draw.
+
+    Returns
+    -------
+    str
+        The same bytes for the same analysis.
+    """
+    figure = Figure(figsize=(8, 1.8 + 0.45 * len(analysis.rows)), layout="constrained")
+    plot_analysis(analysis, figure.subplots())
+    return render_svg(figure, f"Curvature by layer: {analysis.label}", salt=analysis.label)
 
 
 def _draw_row(ax: Axes, y: int, row: LayerSummary) -> None:
