@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -105,7 +106,8 @@ def _left_in(group: Path) -> Iterator[float]:
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
-        limit, used = _number(group / limit_name), _number(group / used_name)
+        limit = _number(group / limit_name)
+        used = None if limit is None else _number(group / used_name)
         if limit is not None and used is not None:
             yield limit - used + _entry(group / "memory.stat", cached_name)
 
@@ -132,7 +134,7 @@ def _number(file: Path) -> float | None:
 def _entry(file: Path, name: str) -> float:
     """A number in a file with a name and a number in each line; zero without it."""
     try:
-        rows = (line.split() for line in file.read_text().splitlines())
-        return next((float(row[1]) for row in rows if row[0] == name), 0.0)
-    except (OSError, ValueError, IndexError):
+        match = re.search(rf"^{name} (\d+)$", file.read_text(), re.MULTILINE)
+    except (OSError, ValueError):
         return 0.0
+    return float(match[1]) if match else 0.0

@@ -1,4 +1,4 @@
-"""Limits of a process: memory and processors, by files of control groups of both versions and by limits of the shell."""
+"""Limits of a process: memory and processors, by control groups of both versions and by limits of the shell."""
 
 import os
 import resource

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Point:
         """The private copy of the module."""
         return self.function.module
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Names and positions of the weights: the only conversion between named tensors and flat vectors."""
         return self.function.layout
@@ -64,12 +65,12 @@ class Point:
         """Names of buffers that ``forward`` writes into; every pass starts from the values they came with."""
         return self.function.written
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Number of weights ``P``."""
         return self.layout.dim
 
-    @property
+    @cached_property
     def num_examples(self) -> int:
         """Number of examples ``N``."""
         return len(self.inputs)

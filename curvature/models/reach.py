@@ -137,8 +137,8 @@ def note_unregistered(
     if others := [tensor for tensor in reached if id(tensor) not in known]:
         # What forward makes itself, such as inputs that it differentiates by, is another tensor in every pass.
         with torch.enable_grad():
-            again = {id(tensor) for tensor in leaf_variables(function.predict(leaves, inputs))}
-        listed += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in others if id(tensor) in again]
+            lasting = {id(tensor) for tensor in leaf_variables(function.predict(leaves, inputs))}
+        listed += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in others if id(tensor) in lasting]
     if not listed:
         return ""
     message = (
