@@ -21,6 +21,7 @@ from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.models.behaviour import graph_nodes
 from curvature.models.copying import private_copy
+from curvature.models.culprit import wrong_layer
 from curvature.models.trees import as_type
 
 __all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness", "plus_penalty"]
@@ -132,8 +133,10 @@ def output_witness(
     return Witness(
         "finite differences of the outputs",
         testify,
-        "The derivative of the outputs by autograd differs from finite differences of the outputs: a layer has a wrong "
-        "backward pass. Replace or freeze that layer.",
+        lambda: (
+            "The derivative of the outputs by autograd differs from finite differences of the outputs: "
+            f"{_culprit(problem) or 'a layer has a wrong backward pass'}. Replace or freeze that layer."
+        ),
         _SHRINKS,
         _tolerance(problem.weights),
     )
@@ -213,9 +216,13 @@ def _suspects(problem: Problem) -> str:
     _, _, loss = problem.chunk_loss(slice(0, 1))
     kinds = [type(node).__name__ for node in graph_nodes(loss)]
     advice = "; ".join(text for name, text in _SUSPECTS.items() if any(name in kind for kind in kinds))
-    return "What autograd computes is not the derivative of the gradient: " + (
-        f"{advice}." if advice else "a layer or the loss has a wrong double backward; replace or freeze it."
-    )
+    if not advice:
+        advice = f"{_culprit(problem) or 'a layer or the loss has a wrong double backward'}; replace or freeze it"
+    return f"What autograd computes is not the derivative of the gradient: {advice}."
+
+
+def _culprit(problem: Problem) -> str:
+    return wrong_layer(problem.function, problem.weights, problem.inputs[: min(3, problem.num_examples)])
 
 
 def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOperator], reversible: bool) -> Witness:

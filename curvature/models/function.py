@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -111,21 +111,39 @@ class ModelFunction:
         named = self.layout.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
         named |= {alias: named[original] for alias, original in self.aliases.items()}
         named |= {name: self.module.get_buffer(name).clone() for name in self.written}
-        device = self.device
-        with ExitStack() as stack:
-            if self.attends:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.replaces:
-                stack.enter_context(Substitutes({id(named[name]): part.values for name, part in self.padded.items()}))
-            if self.differentiates:
-                stack.enter_context(torch.enable_grad())
-            if device.type != "cpu":
-                stack.enter_context(device)  # tensors that forward creates must lie where the model is
+        with self.context(named):
             inputs = inputs[0] if self.reader.packed else inputs
             args, kwargs = arguments(structure_of(inputs.clone()), self.module.forward)
             if self.recomputes:
                 return holding(self.module, named)(*args, **kwargs)
             return torch.func.functional_call(self.module, named, args, kwargs)
+
+    @contextmanager
+    def context(self, named: Mapping[str, Tensor]) -> Iterator[None]:
+        """Switch on what the module, or one of its layers, needs while it runs.
+
+        Parameters
+        ----------
+        named
+            The weights that it runs with, by their names in the module.
+
+        Yields
+        ------
+        None
+            While all of it is on.
+        """
+        device = self.device
+        with ExitStack() as stack:
+            if self.attends:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.replaces:
+                padded = {id(named[name]): part.values for name, part in self.padded.items() if name in named}
+                stack.enter_context(Substitutes(padded))
+            if self.differentiates:
+                stack.enter_context(torch.enable_grad())
+            if device.type != "cpu":
+                stack.enter_context(device)  # tensors that forward creates must lie where the model is
+            yield
 
     def leaves(self, weights: Float[Tensor, "weights"]) -> dict[str, Float[Tensor, "..."]]:
         """Split flat weights ``(P,)`` into new named tensors that require gradients.

@@ -116,14 +116,11 @@ def note_unregistered(
     try:
         with torch.enable_grad():
             outputs = function.predict(leaves, inputs)
-            again = function.predict(leaves, inputs)
     finally:
         for parameter in registered.values():
             parameter.requires_grad_(False)
     given = {id(leaf) for leaf in leaves.values()}
-    # A forward that differentiates by its input makes that a new leaf in each pass; both passes are alive here.
-    kept = {tensor.data_ptr() for tensor in leaf_variables(again)}
-    reached = [tensor for tensor in leaf_variables(outputs) if id(tensor) not in given and tensor.data_ptr() in kept]
+    reached = [tensor for tensor in leaf_variables(outputs) if id(tensor) not in given]
     names = {id(parameter): name for name, parameter in (*module.named_parameters(), *registered.items())}
     if by_variable := [names[id(tensor)] for tensor in reached if id(tensor) in names]:
         raise InputError(

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import curvature as cv
 from curvature.matrices import MATRICES
+from curvature.models.culprit import wrong_layer
 from curvature.models.losses import OneByOne
 from oracles import built, distance, drawn
 
@@ -587,3 +588,42 @@ def test_reentrant_activation_checkpoints_are_refused_in_one_sentence():
             problem_of(built(lambda: Saving("reentrant")))
         with pytest.raises(cv.InputError, match=r"use_reentrant=True .* Pass use_reentrant=False"):
             problem_of(built(lambda: nn.Sequential(nn.Linear(4, 4), Saving("reentrant"))))
+
+
+# ------------------------------------------------------------------------------------------ the layer that is wrong
+
+
+class Halted(nn.Linear):
+    """A part of its output is a constant for the gradient, as moving averages are."""
+
+    def forward(self, x):
+        return super().forward(x) * super().forward(x).detach()
+
+
+class Rounded(nn.Module):
+    def forward(self, x):
+        return x + (x - x.detach()) ** 2 * 0.5 + (x.detach() ** 2).tanh()
+
+
+@pytest.mark.parametrize(
+    ("build", "layer"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Tanh(), Halted(4, 4)), nn.Linear(4, 3)), "1.1"),
+        (lambda: nn.Sequential(nn.Linear(4, 4), Rounded(), nn.Linear(4, 3)), "1"),
+        (lambda: nn.Sequential(nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), Halted(4, 3)), "3"),
+    ],
+)
+def test_self_checks_name_the_layer_whose_derivative_is_wrong(build, layer):
+    problem = problem_of(built(build))
+    for matrix in (cv.hessian, cv.ggn):
+        with pytest.raises(cv.SelfCheckError, match=rf"layer '{layer}' \(.*\) has a wrong backward pass .*detach"):
+            cv.spectrum(matrix(problem))
+
+
+def test_right_layers_are_not_blamed():
+    layers = (nn.LayerNorm(4), nn.ReLU(), nn.GELU(), Applied(Cubed), nn.Softmax(1))
+    for layer in layers:
+        function = problem_of(mlp(layer)).function
+        assert wrong_layer(function, function.layout.flatten(dict(function.module.named_parameters())), INPUTS) == ""
+    text = problem_of(built(lambda: Text(padding_idx=0)), TOKENS, CLASSES)
+    assert wrong_layer(text.function, text.weights, TOKENS) == ""
