@@ -214,4 +214,18 @@ DEFECTS = [
         "pass",
         ("the_covariance_of_one_example_is_exactly_zero",),
     ),
+    Defect(
+        "an error of finite differences a hundred times too small",
+        "matrices:difference_matrix",
+        "max(_SAFETY * $spread ** 0.5, $asymmetry)",
+        "0.01 * max(_SAFETY * $spread ** 0.5, $asymmetry)",
+        ("differences_of_the_gradient_are_within_their_error",),
+    ),
+    Defect(
+        "tangents by the Jacobian twice too long",
+        "matrices:_by_jacobian",
+        "$jacobian.T @ $block",
+        "2 * ($jacobian.T @ $block)",
+        ("custom_functions_without_a_second_derivative_have_every_matrix_but_the_hessian",),
+    ),
 ]
