@@ -187,35 +187,19 @@ def test_a_small_asymmetry_is_seen_far_above_rounding_alone():
             assert operator.checks
 
 
-class Forgetful(torch.autograd.Function):
-    """``x^2 / 2`` whose backward pass keeps its saved value from being differentiated: symmetric, and wrong."""
+def forgetful(x):
+    """``x^2 / 2`` whose gradient is constant in ``x`` for autograd: a second derivative that is symmetric, and wrong.
 
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**2 / 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0].detach()
+    Without a custom function, whose derivatives are tried when a problem is made.
+    """
+    line = x * x.detach()
+    return line + (x**2 / 2 - line).detach()
 
 
-class Wrong(torch.autograd.Function):
+def wrong(x):
     """``x^2 / 2`` with a wrong first derivative, linear in the gradient: the matrix is symmetric all the same."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x**2 / 2
-
-    @staticmethod
-    def setup_context(ctx, inputs, _output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 1.1 * gradient * ctx.saved_tensors[0]
+    square = x**2 / 2
+    return 1.1 * square - 0.1 * square.detach()
 
 
 class Applied(nn.Module):
@@ -228,7 +212,7 @@ class Applied(nn.Module):
 
 
 def test_a_symmetric_but_wrong_second_derivative_is_found_by_finite_differences():
-    operator = cv.hessian(classification(two_layers(Applied(Forgetful.apply))))
+    operator = cv.hessian(classification(two_layers(Applied(forgetful))))
     form = operator @ torch.eye(operator.dim, dtype=torch.float64)
     assert torch.allclose(form, form.T, atol=1e-12)  # no symmetry check would see it
     with pytest.raises(SelfCheckError, match=r"finite differences of the gradient.*wrong double backward"):
@@ -237,7 +221,7 @@ def test_a_symmetric_but_wrong_second_derivative_is_found_by_finite_differences(
 
 
 def test_a_wrong_first_derivative_is_found_by_differences_of_the_outputs():
-    operator = cv.ggn(classification(two_layers(Applied(Wrong.apply))))
+    operator = cv.ggn(classification(two_layers(Applied(wrong))))
     with pytest.raises(SelfCheckError, match="finite differences of the outputs"):
         cv.spectrum(operator)
 
