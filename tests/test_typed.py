@@ -13,9 +13,15 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 
 import curvature as cv
+import typed
 from curvature import arrays
 from curvature.arrays import Float
 from typed import checked
+
+
+@pytest.fixture(autouse=True)
+def _every_call_is_checked(monkeypatch):
+    monkeypatch.setattr(typed, "EVERY", 1)
 
 
 @checked
