@@ -10,6 +10,11 @@ from curvature.models.losses.log_probabilities import LinearLoss, class_dimensio
 
 __all__ = ["linear_outputs", "linear_words", "warn_of_linear_outputs"]
 
+_UNNORMALIZED = (
+    "Besides, the outputs are not log-probabilities, which this loss needs: their exponentials do not sum to one. For "
+    'logits use loss="cross-entropy", which contains the log_softmax.'
+)
+
 
 def linear_outputs(problem: Problem) -> tuple[int, int]:
     """Count the outputs in which the loss has no second derivative.
@@ -81,6 +86,8 @@ def warn_of_linear_outputs(problem: Problem) -> None:
             warnings.warn(f"{linear_words(problem)}.", UserWarning, stacklevel=4)
         return
     reason = f"the GGN is exactly zero, since the loss {loss.name!r} is linear in the outputs for every example"
-    if isinstance(loss, LinearLoss) or class_dimension(problem.outputs()) is not None:
-        raise NotDefinedError(f"{reason}. {loss.remedy}")
+    normalized = class_dimension(problem.outputs()) is not None
+    if isinstance(loss, LinearLoss) or normalized:
+        remedy = loss.remedy if normalized else _UNNORMALIZED
+        raise NotDefinedError(f"{reason}. {remedy}")
     warnings.warn(f"{reason}: what is left of the curvature is in cv.hessian.", UserWarning, stacklevel=4)

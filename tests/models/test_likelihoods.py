@@ -507,6 +507,11 @@ def test_a_fisher_without_a_likelihood_is_refused(module, message):
     targets = CLASS if isinstance(module, nn.NLLLoss) else drawn("probabilities")
     problem = cv.Problem.from_module(model_of(()), loss=module, data=(inputs_of(), targets))
     assert float(cv.gradient_covariance(problem).dense().trace()) > 0
+    if problem.loss.name in ("negative-log-likelihood", "kullback-leibler"):
+        with pytest.raises(
+            cv.NotDefinedError, match=r"exactly zero.*outputs are not log-probabilities.*For logits use"
+        ):
+            cv.ggn(problem)
     for build in (
         cv.fisher,
         partial(cv.monte_carlo_fisher, num_samples=2),
