@@ -19,6 +19,8 @@ from curvature.models.trees import Tensors, shapes
 
 __all__ = ["checked_outputs"]
 
+_GRAPH = "If the examples are nodes of a graph, the whole graph is one example: pass cv.Packed(inputs, targets)."
+
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
@@ -211,7 +213,7 @@ def _refuse_coupled(trial: _Trial, outputs: Tensor, count: int, tolerance: Tenso
             f"the model takes all {trial.num_examples} examples, but fails on {count} of them, in "
             f"{trial.first_layer(count) or 'forward'} ({type(error).__name__}: {error}). It needs the other examples, "
             "as batch norm does when it computes statistics. A mean over examples needs a model that treats them one "
-            "by one."
+            f"by one. {_GRAPH}"
         ) from error
     if part.shape != outputs[:count].shape:
         mismatch = f"have shape {tuple(part.shape)}"
@@ -221,7 +223,8 @@ def _refuse_coupled(trial: _Trial, outputs: Tensor, count: int, tolerance: Tenso
         return
     raise SelfCheckError(
         f"the output for an example depends on the other examples in its batch: {count} of {len(outputs)} alone "
-        f"{mismatch}{_first_difference(trial, count)}. A mean over examples needs a model that treats them one by one."
+        f"{mismatch}{_first_difference(trial, count)}. A mean over examples needs a model that treats them one by one. "
+        + _GRAPH
     )
 
 

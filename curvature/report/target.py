@@ -14,6 +14,9 @@ __all__ = ["check_target", "require_writable", "shown_path", "write_error"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
+_OTHER_PLACE = {  # errors that another --out avoids, and more space on the disk does not
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOTEMPTY, errno.ELOOP,
+}  # fmt: skip
 _FILES = {
     "config.toml", "provenance.json", "result.nc", "summary.json", "summary.csv", "verdicts.csv", "figures",
     "report.html", "log.jsonl", "state", "DONE",
@@ -81,6 +84,11 @@ def require_writable(out: Path, *, overwrite: bool) -> Path:
         _check_replaceable(out, overwrite)
     above = out.absolute().parent
     while not above.exists():
+        if above.is_symlink():
+            raise ConfigurationError(
+                f"cannot write {shown_path(out)}: {shown_path(above)} is a symbolic link that leads nowhere. Choose "
+                "another --out, or remove the link."
+            )
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ConfigurationError(
@@ -126,7 +134,7 @@ def write_error(out: Path, error: OSError) -> CurvatureError:
     """
     reason = error.strerror or str(error)
     message = f"could not write the run directory {shown_path(out)}: {reason}. Nothing was changed there. "
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOTEMPTY):
+    if error.errno in _OTHER_PLACE:
         return ConfigurationError(message + "Choose another --out.")
     return ResourceError(message + "Free some space, or choose an --out on another disk.")
 

@@ -82,9 +82,8 @@ def _under(tensors: Mapping[str, Tensor], prefix: str, say: Say) -> dict[str, Te
 def _announced(inside: dict[str, Tensor], outside: Collection[str], prefix: str, say: Say) -> dict[str, Tensor]:
     """Say which prefix was removed, and what is not used; refuse a name that is there with and without it."""
     for name in outside:
-        short = ".".join(part for part in name.split(".") if part not in _INTERNAL | _USUAL)
-        if short in inside:
-            raise InputError(_clash(prefix + short, name, short))
+        if name in inside:
+            raise InputError(_clash(prefix + name, name, name))
     unused = f" Not used, because their names do not have it: {listed(outside)}." if outside else ""
     say(f"note: removed the prefix {prefix!r} from the names of the weights.{unused}")
     return inside
@@ -131,6 +130,10 @@ def _removed(tensors: Mapping[str, Tensor], prefix: str, say: Say) -> dict[str, 
             f"the file has the weights of the model under the prefix {prefix!r}, but most of it is outside of this "
             f"prefix: {listed(outside)}. To use only the part with the prefix, add --strip-prefix {prefix}"
         )
+    for name in outside:
+        short = ".".join(part for part in name.split(".") if part not in _INTERNAL | _USUAL)
+        if short in inside:
+            raise InputError(_clash(prefix + short, name, short))
     return _announced(inside, outside, prefix, say)
 
 

@@ -118,7 +118,25 @@ def _matrix_table(rows: Sequence[Row], every_number: bool) -> Table:
         f"{matrix_name(first['matrix'])} ({', '.join(filter(None, facts))})",
         ("chart", "dim", "rank", "smallest", "largest", "< 0", "= 0", "> 0", *names),
         tuple(lines),
-        (*_status_notes(rows, every_number), *_rank_notes(rows, every_number), _floor_note(rows)),
+        (
+            *_status_notes(rows, every_number),
+            *_rank_notes(rows, every_number),
+            *_comparison_notes(rows, names),
+            _floor_note(rows),
+        ),
+    )
+
+
+def _comparison_notes(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
+    """Warn of ratios of absolute values in the rows of one block whose ranks differ."""
+    shown = [name for name in names if name.startswith("abs_kappa")]
+    of_blocks = grouped(rows, lambda row: row["block"]).values()
+    differ = any(len({(row["lowest_rank"], row["highest_rank"]) for row in members}) > 1 for members in of_blocks)
+    if not (shown and differ):
+        return ()
+    return (
+        "Ratios of absolute values (abs_kappa, |κ|) of rows with different ranks are not comparable: each leaves out "
+        "another number of eigenvalues.",
     )
 
 
