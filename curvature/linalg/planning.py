@@ -323,6 +323,9 @@ def _seconds(operator: SymmetricOperator, methods: Iterable[str], counts: Counts
     seconds = {}
     for method in methods:
         products = num_products(operator, method, counts)
+        factor = operator.routes.factor
+        if method in ("factor", "gram") and factor is not None and factor.as_products:
+            products = factor.num_columns
         if products and operator.routes.products.multiplications is None:
             uncounted = product_seconds(operator) if uncounted is None else uncounted
             seconds[method] = _SECONDS + method_work(operator, method, counts) / rate + products * uncounted

@@ -62,12 +62,15 @@ class FactorRoute:
     gram
         Returns $B^T B$, ``(r, r)``, without computing $B$, and the scale of its rounding if that is larger than its
         norm, otherwise 0. None if there is no such computation.
+    as_products
+        Whether a column costs about as much as a product with a vector, as by autograd; only for estimates of time.
     """
 
     blocks: Callable[[], Iterator[Tensor]] = field(repr=False)
     num_columns: int
     block_bytes: float = 0.0
     gram: Callable[[], tuple[Tensor, float]] | None = field(default=None, repr=False)
+    as_products: bool = False
 
     def gram_matrix(self, name: str, dim: int) -> tuple[Float[Tensor, "width width"], float]:
         """Compute the Gram matrix of the factor, and the scale of its rounding.

@@ -59,11 +59,14 @@ def product_seconds(operator: BlockMatrix) -> float:
 
 
 def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the second call; the first one loads libraries and fills caches."""
+    """Seconds of the fastest of three calls; one before them loads libraries and fills caches."""
     work()
-    started = time.perf_counter()
-    work()
-    return max(time.perf_counter() - started, 1e-9)
+    seconds = []
+    for _ in range(3):  # on a busy machine one call alone takes up to four times as long
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return max(min(seconds), 1e-9)
 
 
 def seconds_text(seconds: float) -> str:

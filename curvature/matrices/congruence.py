@@ -172,7 +172,12 @@ class _Move:
             def moved() -> Iterator[Tensor]:
                 return map(self.pull, blocks())
 
-            factor = FactorRoute(moved, routes.factor.num_columns, 2 * routes.factor.block_bytes)
+            factor = FactorRoute(
+                moved,
+                routes.factor.num_columns,
+                2 * routes.factor.block_bytes,
+                as_products=routes.factor.as_products,
+            )
         column = routes.products.column_bytes + 4 * operator.dtype.itemsize * dim
         return Routes(
             EntriesRoute(self.entries, count, peak),

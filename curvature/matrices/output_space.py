@@ -234,7 +234,7 @@ def _factor_route(
     rows = 2.0 * problem.weights.element_size() * problem.dim * held
     rows = rows if path is not None else 2 * rows + num_columns * cost.fixed_bytes
     gram = None if path is None else path.gram(factor)
-    return FactorRoute(blocks, problem.num_examples * num_columns, rows, gram)
+    return FactorRoute(blocks, problem.num_examples * num_columns, rows, gram, as_products=path is None)
 
 
 def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:

@@ -286,6 +286,15 @@ def test_the_next_command_is_one_that_works(here):
     assert "--trust-config" not in run("spectrum", *SMALL, "--out", "b").stderr
 
 
+def test_the_next_command_names_target_and_number_of_examples(here):
+    rows = [f"{k % 3},{k % 5},{k % 2}" for k in range(12)]
+    (here / "d.csv").write_text("\n".join(["a,b,y", *rows]))
+    arguments = ["--model", "builtin:mlp", "--arg", "inputs=2", "--arg", "outputs=2", "--arg", "widths=2"]
+    arguments += ["--data", "d.csv", "--target", "y", "--num-examples", "9"]
+    stderr = run("spectrum", *arguments, "-m", "ggn", "--threads", "1").stderr
+    assert f"train: curvature compare {' '.join(arguments)}\n" in stderr
+
+
 def test_arguments_of_the_model_are_written_as_they_are_read():
     read = sources.resolve("spectrum", {"arg": ["widths=4,", "sizes=1,2", "rate=0.5", "bias=true"]}, environment={})
     written = options.model_and_data(read)

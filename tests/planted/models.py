@@ -4,6 +4,37 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "functions of the user shared with the private copy",
+        "models:_Isolation.value",
+        "self._function($value)",
+        "$value",
+        (
+            "hooks_neither_fire_into_the_users_buffers_nor_collect_gradients",
+            "a_forward_replaced_on_the_instance_runs_on_the_copy",
+        ),
+    ),
+    Defect(
+        "hooks that forward reads removed as if they only recorded",
+        "models:remove_recording_hooks",
+        "$without is not None and $recorded is not None and torch.equal($without, $recorded)",
+        "True",
+        ("hooks_that_record_what_forward_returns_belong_to_the_function",),
+    ),
+    Defect(
+        "averaged weights taken from a wrapper that computes something else",
+        "models:wrapped",
+        "$kind is None or $$rest",
+        "True",
+        ("a_wrapped_module_has_the_hessian_and_the_names_of_the_module_inside",),
+    ),
+    Defect(
+        "a sampler with replacement read as a permutation",
+        "models:_refuse_selection",
+        "$sampler.replacement or $$rest",
+        "False",
+        ("unsteady_or_empty_data_are_refused_with_the_cause",),
+    ),
+    Defect(
         "softmax without its rank-one term, in the factor",
         "models:CrossEntropy.hessian_factor",
         "$columns[:, :, None] * -$kept[:, None]",

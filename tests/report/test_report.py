@@ -345,6 +345,13 @@ def test_what_is_not_a_run_is_never_replaced(tmp_path):
     assert (home / "thesis.tex").read_text() == "x"
 
 
+@pytest.mark.parametrize("target", ["loop", "nothing"])
+def test_a_link_above_the_run_that_leads_nowhere_is_refused_by_name(tmp_path, target):
+    (tmp_path / "loop").symlink_to(tmp_path / target)
+    with pytest.raises(ConfigurationError, match=r"loop is a symbolic link that leads nowhere\. Choose another --out"):
+        report.check_target(tmp_path / "loop" / "runs" / "run")
+
+
 @pytest.mark.parametrize("to_something", [True, False])
 def test_a_symbolic_link_is_refused(tmp_path, to_something):
     (tmp_path / "real").mkdir()
@@ -355,7 +362,13 @@ def test_a_symbolic_link_is_refused(tmp_path, to_something):
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"), [(errno.ENOSPC, ResourceError), (errno.EIO, ResourceError), (errno.EACCES, ConfigurationError)]
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, ResourceError),
+        (errno.EIO, ResourceError),
+        (errno.EACCES, ConfigurationError),
+        (errno.ELOOP, ConfigurationError),
+    ],
 )
 @pytest.mark.parametrize("where", ["fsync", "rename"])
 def test_a_failing_disk_leaves_the_earlier_run_as_it_was(tmp_path, monkeypatch, number, kind, where):
