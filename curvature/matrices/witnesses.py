@@ -20,8 +20,8 @@ from curvature.linalg.checks import Testimony, Witness, same_form
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.models.behaviour import graph_nodes
-from curvature.models.copying import private_copy
 from curvature.models.culprit import wrong_layer
+from curvature.models.module.copying import private_copy
 from curvature.models.trees import as_type
 
 __all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness", "plus_penalty"]

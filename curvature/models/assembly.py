@@ -14,17 +14,17 @@ from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
 from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
 from curvature.models.derivatives import Derivatives
-from curvature.models.differentiation import differentiated
 from curvature.models.function import ModelFunction
-from curvature.models.hooks import remove_recording_hooks
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
-from curvature.models.module import common_type, refuse_module
+from curvature.models.module.refusal import common_type, refuse_module
+from curvature.models.module.wrappers import inner_module, wrapper_notes
 from curvature.models.penalty import Penalty, PenaltyTerms, make_penalty, note_gauge
-from curvature.models.reach import note_unregistered, refuse_kept_results, refuse_other_ways
 from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
-from curvature.models.trial import checked_outputs
+from curvature.models.trial.differentiation import differentiated
+from curvature.models.trial.hooks import remove_recording_hooks
+from curvature.models.trial.outputs import checked_outputs
+from curvature.models.trial.reach import note_unregistered, refuse_kept_results, refuse_other_ways
 from curvature.models.unwrapping import unwrap
-from curvature.models.wrappers import inner_module, wrapper_notes
 
 __all__ = ["Parts", "assemble"]
 

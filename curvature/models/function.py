@@ -15,7 +15,7 @@ from curvature.arrays import Float
 from curvature.errors import InputError
 from curvature.layout import Layout
 from curvature.models.calling import Reader, arguments
-from curvature.models.copying import holding, private_copy
+from curvature.models.module.copying import holding, private_copy
 from curvature.models.substitutes import Padding, Substitutes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 from curvature.precision import full_precision

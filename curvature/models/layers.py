@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from curvature.arrays import Float, Int
 from curvature.models import Problem
-from curvature.models.replaced import runs_its_type
+from curvature.models.module.replaced import runs_its_type
 
 __all__ = ["LayerTrace", "trace_layers"]
 

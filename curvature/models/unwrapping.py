@@ -15,8 +15,8 @@ from curvature.arrays import Float
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.errors import InputError
 from curvature.layout import Entry, Layout
-from curvature.models.copying import private_copy
 from curvature.models.function import ModelFunction
+from curvature.models.module.copying import private_copy
 
 __all__ = ["Unwrapped", "unwrap"]
 

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 import curvature as cv
 from curvature.matrices.fast.paths import fast_path
 from curvature.models.layers import trace_layers
-from curvature.models.replaced import runs_its_type
+from curvature.models.module.replaced import runs_its_type
 from curvature.studies import training
 from oracles import built, distance, drawn
 

@@ -134,7 +134,7 @@ DEFECTS = [
     ),
     Defect(
         "the target of an item with several inputs in its second place",
-        "models.items:split",
+        "models.data.items:split",
         "(tuple($item[:-1]), $item[-1])",
         "(($item[0], *$item[2:]), $item[1])",
         ("datasets_and_loaders_of_structures_are_read_as_their_tensors",),

@@ -26,7 +26,7 @@ from curvature.cli.loading.files import (
 )
 from curvature.cli.wording import Say, choice, first_line, listed
 from curvature.errors import ConfigurationError, InputError
-from curvature.models.items import TARGET_NAMES
+from curvature.models.data.items import TARGET_NAMES
 from curvature.models.trees import Structure, leaves_by_name, mapped
 
 __all__ = ["as_tensor", "load_csv", "load_npz", "load_pt"]

@@ -21,7 +21,7 @@ from curvature.cli.loading.files import SAVE_WEIGHTS, existing, is_file, is_torc
 from curvature.cli.wording import Say, choice, listed, nearest
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import zoo
-from curvature.models.wrappers import inner_module, wrapper_notes
+from curvature.models.module.wrappers import inner_module, wrapper_notes
 from curvature.provenance import hash_file
 
 __all__ = ["Build", "load_model", "takes_images"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from curvature.arrays import Float
 from curvature.models import Problem
-from curvature.models.replaced import runs_its_type
+from curvature.models.module.replaced import runs_its_type
 
 __all__ = [
     "ELEMENTWISE",

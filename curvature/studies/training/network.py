@@ -13,8 +13,8 @@ from curvature.charts.batch_norm import Statistics, fold, scale_name, with_scale
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Layout
 from curvature.models import Problem
-from curvature.models.copying import private_copy
-from curvature.models.replaced import runs_its_type
+from curvature.models.module.copying import private_copy
+from curvature.models.module.replaced import runs_its_type
 
 __all__ = ["BatchNormNetwork", "Network", "refuse_penalty"]
 

@@ -11,8 +11,8 @@ from curvature.arrays import Float
 from curvature.errors import InputError
 from curvature.models.behaviour import leaf_variables
 from curvature.models.function import ModelFunction
+from curvature.models.module.unregistered import unregistered
 from curvature.models.trees import Tensors
-from curvature.models.unregistered import unregistered
 
 __all__ = ["note_unregistered", "refuse_kept_results", "refuse_other_ways"]
 

@@ -9,7 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm as LegacySpectralNorm
 
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.behaviour import describe_layer
-from curvature.models.wrappers import refuse_sharded
+from curvature.models.module.wrappers import refuse_sharded
 
 __all__ = ["common_type", "refuse_module"]
 

@@ -15,9 +15,9 @@ from torch.utils.checkpoint import CheckpointError
 from curvature.errors import InputError, SelfCheckError
 from curvature.models.behaviour import first_layer, graph_nodes, narrower
 from curvature.models.derivatives import Derivatives
-from curvature.models.embeddings import without_options
 from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors
+from curvature.models.trial.embeddings import without_options
 
 __all__ = ["Differentiated", "differentiated"]
 

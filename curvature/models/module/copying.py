@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from curvature.errors import InputError
 from curvature.models.behaviour import describe_layer, is_of_torch
-from curvature.models.unregistered import unregistered
-from curvature.models.wrappers import wrapped
+from curvature.models.module.unregistered import unregistered
+from curvature.models.module.wrappers import wrapped
 
 __all__ = ["holding", "private_copy"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import InputError
-from curvature.models.reading import array_as_tensor
+from curvature.models.data.reading import array_as_tensor
 from curvature.models.trees import leaves_by_name, mapped
 
 __all__ = ["TARGET_NAMES", "is_list_of_batches", "joined", "split", "tensors_of"]

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from curvature.errors import InputError
 from curvature.models.behaviour import generator_states
-from curvature.models.items import is_list_of_batches, joined, split, tensors_of
-from curvature.models.reading import describe, in_order, untouched_generator
+from curvature.models.data.items import is_list_of_batches, joined, split, tensors_of
+from curvature.models.data.reading import describe, in_order, untouched_generator
 from curvature.models.trees import Structure, Tensors, leaves_by_name, mapped, tree_of
 
 __all__ = ["DataLike", "Packed", "materialize", "refuse_non_finite"]
@@ -91,8 +91,8 @@ def materialize(
     data
         A pair ``(inputs, targets)``, where both may be tuples, lists or dictionaries of tensors; ``(x1, x2, ..., y)``;
         a dictionary with the targets among its entries; :class:`Packed`; a ``Dataset`` of such items; or a
-        ``DataLoader`` or a list of such batches. See :func:`~curvature.models.items.split`. NumPy arrays may replace
-        tensors. A loader that shuffles a map-style dataset is read in the order of the dataset.
+        ``DataLoader`` or a list of such batches. See :func:`~curvature.models.data.items.split`. NumPy arrays may
+        replace tensors. A loader that shuffles a map-style dataset is read in the order of the dataset.
     forward
         Of the model, to tell whether ``(x1, x2, ..., y)`` has as many inputs as it needs.
     with_targets

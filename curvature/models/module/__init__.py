@@ -1,0 +1,1 @@
+"""The user's module: what is refused, which wrappers are removed, and how it is copied."""
