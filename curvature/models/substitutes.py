@@ -1,4 +1,4 @@
-"""Functions of PyTorch without a second derivative, written with operations that have one.
+"""Functions of PyTorch without a right second derivative, written with operations that have one.
 
 PyTorch differentiates these only once, or returns a gradient that is not the derivative of the function: an option of
 an embedding masks it (``padding_idx``), scales it (``scale_grad_by_freq``), makes it sparse, or writes into the weight
@@ -126,9 +126,12 @@ def _bound(func: Callable[..., Any], args: tuple, kwargs: Arguments | None) -> A
 
 
 def _signature(func: Callable[..., Any]) -> inspect.Signature:
-    if func in (torch.pdist, functional.pdist):  # built in, without a signature that Python can read
-        parameter, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameter, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    # Two are built in, without a signature that Python can read.
+    if func in (torch.pdist, functional.pdist):
         return inspect.Signature([parameter("input", kind), parameter("p", kind, default=2.0)])
+    if func is torch._weight_norm:
+        return inspect.Signature([parameter("v", kind), parameter("g", kind), parameter("dim", kind, default=0)])
     return inspect.signature(func)
 
 
@@ -176,6 +179,14 @@ def _hardsigmoid(call: Arguments) -> Tensor:
     inside = functional.relu6(call["input"] + 3)
     slope = inside * float(torch.tensor(1 / 6, dtype=torch.float32))
     return slope + (inside / 6 - slope).detach()
+
+
+def _weight_norm(call: Arguments) -> Tensor:
+    """``g v / ||v||``: PyTorch's own has a wrong double backward (torch 2.13). ``dim=-1`` is the norm of all of ``v``."""
+    v, dim = call["v"], call["dim"]
+    others = [axis for axis in range(v.ndim) if axis != dim]
+    length = torch.linalg.vector_norm(v) if dim == -1 else torch.linalg.vector_norm(v, dim=others, keepdim=True)
+    return v * (call["g"] / length)
 
 
 def _cdist(call: Arguments) -> Tensor:
@@ -232,6 +243,7 @@ def _reduced(terms: Tensor, call: Arguments) -> Tensor:
 _SUBSTITUTES: dict[Callable[..., Any], Callable[[Arguments], Tensor]] = {
     functional.embedding_bag: _embedding_bag,
     functional.hardsigmoid: _hardsigmoid,
+    torch._weight_norm: _weight_norm,
     torch.cdist: _cdist,
     torch.pdist: _pdist,
     functional.pdist: _pdist,

@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "PyTorch's own weight norm differentiated twice",
+        "models:differentiated",
+        """function = replace(function, replaces=True)""",
+        """function = replace(function, replaces=function.replaces)""",
+        ("weight_norm_called_in_forward_is_never_differentiated_twice",),
+    ),
+    Defect(
         "functions of the user shared with the private copy",
         "models:_Isolation.value",
         "self._function($value)",

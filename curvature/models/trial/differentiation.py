@@ -23,6 +23,10 @@ __all__ = ["Differentiated", "differentiated"]
 
 _OFF = 1e-4  # relative difference of a derivative from finite differences that shows another function
 _WRONG = "a wrong double backward"
+_WEIGHT_NORM = (
+    "forward calls torch._weight_norm, whose double backward is wrong in PyTorch: it is replaced by g v / ||v||, which "
+    "has the same values and gradients."
+)
 _REENTRANT = ("use_reentrant=True", "None of the inputs have requires_grad=True")  # in an error, in a warning
 
 
@@ -90,6 +94,9 @@ def differentiated(
     if any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value)):
         trial = replace(trial, function=replace(trial.function, attends=True))
     function, notes = without_options(trial.function, weights, inputs)
+    if any("WeightNormInterface" in type(node).__name__ for node in graph_nodes(value)):
+        function = replace(function, replaces=True)
+        notes += (_WEIGHT_NORM,)
     trial = replace(trial, function=function)
     derivatives = trial.derivatives()
     if derivatives != Derivatives():
