@@ -39,7 +39,7 @@ EXIT_WORDS = {
     ExitCode.SELF_CHECK: "a self-check failed: do not trust the numbers",
     ExitCode.RESOURCES: "out of memory, or an iteration did not converge",
     ExitCode.INTERRUPTED: "interrupted",
-    ExitCode.BROKEN_PIPE: "nobody reads the output any more",
+    ExitCode.BROKEN_PIPE: "the output pipe was closed",
     ExitCode.TERMINATED: "terminated",
 }
 
@@ -221,7 +221,7 @@ def doctor(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only tables, warnings and errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Examine this installation: versions, machine, known faults of PyTorch, and public numbers with their digits."""
+    """Check this installation: versions, machine, known faults of PyTorch, and published numbers it must reproduce."""
     from curvature.cli.doctor import doctor as examine
     from curvature.cli.preparation import limited_threads
 

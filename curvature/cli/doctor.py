@@ -1,4 +1,4 @@
-"""``curvature doctor``: what is installed, what this machine has, and whether public numbers come out right."""
+"""``curvature doctor``: what is installed, what this machine has, and whether it reproduces published numbers."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def doctor(terminal: Terminal, *, derivatives: bool, as_json: bool) -> None:
     if missed or wrong:
         first = f"{missed[0].oracle}: {missed[0].quantity}" if missed else f"the Hessian of {wrong[0]}"
         terminal.error(
-            f"{len(missed) + len(wrong)} numbers are not what they should be, the first: {first}. Do not trust results "
-            "of this installation; install the versions of constraints.txt and run this command again."
+            f"{len(missed) + len(wrong)} numbers are wrong, the first: {first}. Do not trust results "
+            "of this installation. Install the versions of constraints.txt and run this command again."
         )
         raise typer.Exit(int(ExitCode.SELF_CHECK))
-    terminal.note(f"all {len(oracles)} public numbers are met")
+    terminal.note(f"all {len(oracles)} published numbers are reproduced")
 
 
 def installed_extras() -> dict[str, dict[str, str | None]]:

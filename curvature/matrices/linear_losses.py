@@ -11,7 +11,7 @@ from curvature.models.losses.log_probabilities import LinearLoss, class_dimensio
 __all__ = ["linear_outputs", "linear_words", "warn_of_linear_outputs"]
 
 _UNNORMALIZED = (
-    "Besides, the outputs are not log-probabilities, which this loss needs: their exponentials do not sum to one. For "
+    "Also, the outputs are not log-probabilities, as this loss requires: their exponentials do not sum to one. For "
     'logits use loss="cross-entropy", which contains the log_softmax.'
 )
 
@@ -90,4 +90,4 @@ def warn_of_linear_outputs(problem: Problem) -> None:
     if isinstance(loss, LinearLoss) or normalized:
         remedy = loss.remedy if normalized else _UNNORMALIZED
         raise NotDefinedError(f"{reason}. {remedy}")
-    warnings.warn(f"{reason}: what is left of the curvature is in cv.hessian.", UserWarning, stacklevel=4)
+    warnings.warn(f"{reason}. cv.hessian contains the curvature that is left out here.", UserWarning, stacklevel=4)

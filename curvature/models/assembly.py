@@ -188,7 +188,7 @@ def _unshifted(inputs: Tensors, targets: Tensors) -> str:
         same = leaf.shape == targets.shape and not leaf.is_floating_point()
         if same and ((leaf == targets) | (targets < 0)).all():
             return (
-                f"The targets equal {name}: the loss is that of repeating the input. To predict the next token, shift "
+                f"The targets equal {name}, so the loss rewards repeating the input. To predict the next token, shift "
                 "the targets by one position (Hugging Face's models do that inside their own loss)."
             )
     return ""

@@ -123,8 +123,8 @@ def reader_of(returned: Any, output: OutputLike | None, own_loss: bool) -> tuple
     example = repr(names[0]) if names else "0" if isinstance(returned, tuple | list) else "lambda returned: ..."
     raise InputError(
         f"the model returns {_kind(returned, names)}, not one tensor. Name the entry that holds its "
-        f"{'loss' if own_loss else 'outputs'}, for example output={example}; a function that makes one tensor of what "
-        "forward returns works too."
+        f"{'loss' if own_loss else 'outputs'}, for example output={example}, or pass a function that turns what "
+        "forward returns into one tensor."
     )
 
 

@@ -44,8 +44,8 @@ class Derivatives:
         if not self.second:
             return
         message = (
-            f"{self.second}, so there is no Hessian by automatic differentiation. Replace that function, take the ggn, "
-            "or pass method='finite-differences' to hessian: differences of the gradient, with an estimate of their "
+            f"{self.second}, so there is no Hessian by automatic differentiation. Replace that function, use ggn, or "
+            "call hessian(problem, method='finite-differences'), which differences the gradient and estimates the "
             "error."
         )
         raise SelfCheckError(message) if self.wrong else NotDefinedError(message)

@@ -182,7 +182,7 @@ def _hardsigmoid(call: Arguments) -> Tensor:
 
 
 def _weight_norm(call: Arguments) -> Tensor:
-    """``g v / ||v||``, where PyTorch has a wrong double backward (torch 2.13); ``dim=-1`` is the norm of all of ``v``."""
+    """``g v / ||v||``, whose double backward is wrong in torch 2.13; ``dim=-1`` is the norm of all of ``v``."""
     v, dim = call["v"], call["dim"]
     others = [axis for axis in range(v.ndim) if axis != dim]
     length = torch.linalg.vector_norm(v) if dim == -1 else torch.linalg.vector_norm(v, dim=others, keepdim=True)

@@ -244,7 +244,7 @@ def refuse_scale_of_loss(problem: Problem, fisher: SymmetricOperator | None) -> 
         If it is the second moment of the gradients of a loss that is a mean over outputs or positions.
     """
     if fisher is not None and fisher.name == "empirical_fisher" and (words := scale_words(problem)):
-        raise ConfigurationError(f"this matrix cannot take the place of the Fisher: {words}")
+        raise ConfigurationError(f"this matrix cannot replace the Fisher: {words}")
 
 
 def _inverse_root(matrix: Tensor, shift: float) -> Tensor:

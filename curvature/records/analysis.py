@@ -108,7 +108,8 @@ class Analysis(Located):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of all rows, each with the name of its layer."""
-        return tuple(f"{row.layer}: {warning}" for row in self.rows for warning in row.warnings)
+        names = {id(row): f"layer {row.layer!r}" for row in self.layers} | {id(self.whole): "whole model"}
+        return tuple(f"{names[id(row)]}: {warning}" for row in self.rows for warning in row.warnings)
 
     @property
     def summary(self) -> str:

@@ -59,14 +59,14 @@ class SpectralDensity(Located):
         Raises
         ------
         ValueError
-            If nodes and weights are not finite tables of the same shape, or a row of weights does not add up to one.
+            If nodes and weights are not finite tables of the same shape, or a row of weights does not sum to one.
         """
         shape = np.shape(self.nodes)
         require(len(shape) == 2 and min(shape) > 0, f"nodes has shape {shape} instead of (probes, products)")
         require_finite("nodes", self.nodes, shape)
         require_finite("weights", self.weights, shape)
         sums = self.weights.sum(axis=1)
-        require((self.weights >= 0).all() and np.allclose(sums, 1, atol=1e-3), "weights does not add up to one")
+        require((self.weights >= 0).all() and np.allclose(sums, 1, atol=1e-3), "weights do not sum to one")
 
     def __repr__(self) -> str:
         low, high = float(self.nodes.min()), float(self.nodes.max())

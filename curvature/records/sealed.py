@@ -17,7 +17,7 @@ import numpy as np
 
 __all__ = ["CHANGED", "packed", "sealed_text", "unpacked", "unsealed_text"]
 
-CHANGED = "its content is not what was written (its SHA-256 differs)"
+CHANGED = "its content has changed since it was written (its SHA-256 differs)"
 _MARK = b"curvature sha256 "
 _HEX = 64  # digits of a SHA-256
 _END = b"PK\x05\x06"  # begins the last 22 bytes of a zip archive without a comment
@@ -76,7 +76,7 @@ def unpacked(content: bytes, *, max_bytes: int) -> tuple[str, dict[str, np.ndarr
         raise ValueError(CHANGED)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if sum(item.file_size for item in archive.infolist()) > max_bytes:
-            raise ValueError(f"it claims more than {max_bytes / 2**30:g} GB")
+            raise ValueError(f"it declares more than {max_bytes / 2**30:g} GB")
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     if "about" not in arrays:

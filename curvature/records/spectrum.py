@@ -253,7 +253,7 @@ class Spectrum(Located):
         # A damaged file can fail at every layer: archive, array, JSON, fields.
         except Exception as error:
             raise ConfigurationError(
-                f"{one_line(str(path))} cannot be read as a saved spectrum: {reason_of(error)}. Take another copy of "
+                f"{one_line(str(path))} cannot be read as a saved spectrum: {reason_of(error)}. Use another copy of "
                 "the file, or compute the spectrum again."
             ) from error
         if schema == _WITHOUT_HASH:

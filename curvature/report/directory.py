@@ -133,7 +133,7 @@ def load_summary(path: str | Path) -> dict[str, Any]:
         document, has_hash = unsealed_text(_text(path))
     except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
-            f"{shown_path(path)} is not the summary of a run: {reason_of(error)}. Take another copy, or repeat the run."
+            f"{shown_path(path)} is not the summary of a run: {reason_of(error)}. Use another copy, or repeat the run."
         ) from error
     if document.get("schema") != SCHEMA:
         raise ConfigurationError(f"{shown_path(path)} is not a summary of schema {SCHEMA}.")
@@ -186,7 +186,7 @@ def load_study(directory: str | Path) -> Study:
         return read_result(directory / "result.nc", config, provenance)
     except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
-            f"{shown_path(directory)} cannot be read as a run: {reason_of(error)}. Take a whole copy, or repeat the "
+            f"{shown_path(directory)} cannot be read as a run: {reason_of(error)}. Use a complete copy, or repeat the "
             "run."
         ) from error
 
@@ -288,7 +288,7 @@ def _hashes(manifest: str) -> dict[str, str]:
     schema, *lines, end = manifest.split("\n")
     pairs = [_LINE.fullmatch(line) for line in lines]
     if schema != SCHEMA or end or not all(pairs):
-        raise ValueError("DONE is not what was written")
+        raise ValueError("DONE has changed since it was written")
     written = {pair["name"]: pair["digest"] for pair in pairs if pair}
     if missing := set(_NEEDED) - written.keys():
         raise ValueError(f"DONE does not list {min(missing)}")
@@ -299,7 +299,7 @@ def _refuse_changed(path: Path, written: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
     if file_hash(path) != written:
-        raise ValueError(f"{path.name} is not what was written")
+        raise ValueError(f"{path.name} has changed since it was written")
 
 
 def _text(path: Path) -> str:

@@ -86,7 +86,7 @@ def require_writable(out: Path, *, overwrite: bool) -> Path:
     while not above.exists():
         if above.is_symlink():
             raise ConfigurationError(
-                f"cannot write {shown_path(out)}: {shown_path(above)} is a symbolic link that leads nowhere. Choose "
+                f"cannot write {shown_path(out)}: {shown_path(above)} is a broken symbolic link. Choose "
                 "another --out, or remove the link."
             )
         above = above.parent

@@ -29,7 +29,7 @@ from curvature.studies.settings import known_matrices
 __all__ = ["analyze"]
 
 _WIDE = 10.0  # ratio of the largest to the smallest stretch of a layer that is worth a warning
-_NOT_COMPUTED = Quantity(np.nan, "undefined", "needs every eigenvalue, which do not fit in memory")
+_NOT_COMPUTED = Quantity(np.nan, "undefined", "needs every eigenvalue, and the matrix does not fit in memory")
 
 
 @full_precision()

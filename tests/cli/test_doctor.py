@@ -49,7 +49,7 @@ def test_tables_show_the_machine_the_faults_and_the_numbers():
     assert result.exit_code == 0, result.stderr
     for words in ("This installation", torch.__version__, "Known faults of PyTorch", "wrong by", "57130.71"):
         assert words in result.stdout
-    assert "all 9 public numbers are met" in result.stderr
+    assert "all 9 published numbers are reproduced" in result.stderr
     assert "\x1b" not in result.stdout
 
 

@@ -294,7 +294,7 @@ def test_one_flipped_bit_of_a_run_is_found(copy, name):
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(ConfigurationError, match=f"{name} is not what was written"):
+    with pytest.raises(ConfigurationError, match=f"{name} has changed since it was written"):
         report.load_study(copy)
 
 

@@ -79,7 +79,7 @@ def test_arrays_by_name_are_inputs_by_name(options):
         ("d.npz", CrossEntropy(), {}, "must contain inputs named x .*it contains x, kind, labels.*--target"),
         ("d.npz", CrossEntropy(), {"target": "z"}, "entry of d.npz 'z' is unknown; choose among x, kind, labels"),
         ("pair.pt", CrossEntropy(), {"target": "y"}, "--target y names an entry of a dictionary"),
-        ("only.npz", CrossEntropy(), {"target": "y"}, "contains nothing but 'y'"),
+        ("only.npz", CrossEntropy(), {"target": "y"}, "contains only 'y'"),
         ("ragged.npz", CrossEntropy(), {"target": "y"}, r"has 6 inputs\['a'\] but 5 inputs\['b'\]"),
         ("ragged.npz", ModelLoss(), {}, r"has 6 inputs\['a'\] but 5 inputs\['b'\]"),
     ],

@@ -159,9 +159,9 @@ def test_a_study_keeps_the_scales_apart_and_warns_of_the_factor():
 
 def test_an_empirical_fisher_of_another_scale_does_not_take_the_place_of_the_fisher():
     problem = problem_of_bce()
-    with pytest.raises(cv.ConfigurationError, match=r"cannot take the place of the Fisher: .* is 3 times its mean"):
+    with pytest.raises(cv.ConfigurationError, match=r"cannot replace the Fisher: .* is 3 times its mean"):
         cv.natural_gradient_step(problem, fisher=cv.empirical_fisher(problem), damping=0.1)
-    with pytest.raises(cv.ConfigurationError, match="cannot take the place of the Fisher"):
+    with pytest.raises(cv.ConfigurationError, match="cannot replace the Fisher"):
         Controls(problem, cv.empirical_fisher(problem))
     step = cv.natural_gradient_step(problem, fisher=SCALED(problem), damping=0.1)
     damped = SCALED(problem).dense() + 0.1 * torch.eye(problem.dim, dtype=torch.float64)

@@ -207,7 +207,7 @@ def test_losses_that_pytorch_differentiates_once_have_the_differences_of_its_gra
         return sum(loss(output, target) for output, target in zip(module(INPUTS), targets, strict=True)) / 6
 
     problem = problem_of(module, targets=targets, loss=cv.PerExample(loss))
-    assert any("an equal function is used" in note for note in problem.notes)
+    assert any("is computed by an equivalent function" in note for note in problem.notes)
     assert distance(cv.hessian(problem).dense(), differences(value, module)) < 1e-7
     assert distance(problem.gradient(), flat(torch.autograd.grad(value(), list(module.parameters())))) < 1e-13
 

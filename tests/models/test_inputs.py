@@ -161,7 +161,7 @@ class WithDefault(TwoInputs):
     [
         (WithDefault, (X, KIND, Y), r"data has 3 elements. .* forward needs 1 \(x\), so it is not clear which"),
         (TwoInputs, Items(lambda n: (X[n], KIND[n], X[n], Y[n])), r"item 0 of the dataset has 4 elements"),
-        (TwoInputs, {"x": X, "kind": KIND}, "is a dictionary, whose target is .* it has none of them.* 'x', 'kind'"),
+        (TwoInputs, {"x": X, "kind": KIND}, "is a dictionary.* but it has none of them.* 'x', 'kind'"),
         (TwoInputs, {"x": X, "y": Y, "labels": Y}, "it has the entries 'labels' and 'y'"),
         (TwoInputs, {"y": Y}, "it has no other entry"),
         (TwoInputs, ((X, KIND[:5]), Y), r"inputs\[0\] has 6 rows but inputs\[1\] has 5"),

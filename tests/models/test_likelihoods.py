@@ -556,7 +556,9 @@ def test_a_ggn_that_lacks_every_output_is_zero_and_says_so(loss):
         model_of((nn.Softplus(),) if counts else ()), loss=loss, data=(inputs_of(), targets)
     )
     assert cv.hessian(problem).dense().any()
-    with pytest.warns(UserWarning, match=r"the GGN is exactly zero.*what is left of the curvature is in cv\.hessian"):
+    with pytest.warns(
+        UserWarning, match=r"the GGN is exactly zero.*cv\.hessian contains the curvature that is left out"
+    ):
         assert not cv.ggn(problem).dense().any()
 
 
@@ -595,7 +597,7 @@ def test_a_batch_loss_of_single_examples_is_refused_with_the_factor_that_it_woul
         return -(targets * outputs).sum() / len(outputs)
 
     message = (
-        r"KLDivLoss.*PerExample\(function\) accepts this one as it is.*mean of its single values, 0.333 times your"
+        r"KLDivLoss.*PerExample\(function\) accepts it as it is.*mean of its values for single examples, 0.333 times"
     )
     with pytest.raises(cv.InputError, match=message):
         cv.Problem.from_module(model, loss=batchmean, data=(inputs_of(), targets))

@@ -98,7 +98,7 @@ class Mine(DataLoader):
         (DataLoader(Pairs(), sampler=RandomSampler(INPUTS[:5])), r"selects \(RandomSampler, 5 draws from 7"),
         ([(INPUTS, LABELS), (INPUTS[:, :2], LABELS)], r"inputs has shape \(7, 2\) in item 1, but \(7, 3\) in item 0"),
         ([(INPUTS, LABELS), (INPUTS, LABELS[:2])], "batch 1 of the list: there are 7 inputs but 2 targets"),
-        ([(INPUTS[0], 1), (INPUTS[1], 0)], "batch 0 of the list has one number as its targets, so it is no batch"),
+        ([(INPUTS[0], 1), (INPUTS[1], 0)], "batch 0 of the list has one number as its targets, so it is not a batch"),
         ([], "got list of length 0"),
         (iter([(INPUTS, LABELS)]), "got list_iterator"),
         ({"x": INPUTS}.items(), "got dict_items"),

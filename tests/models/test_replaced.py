@@ -398,7 +398,7 @@ def test_function_that_holds_a_parameter_of_the_module_is_refused_with_the_way_o
     module = chain()
     weight = module[2].weight
     module[2].forward = lambda z: functional.linear(z, weight)
-    with pytest.raises(cv.InputError, match=r"refers to its parameters 2\.weight by variables.*types\.MethodType"):
+    with pytest.raises(cv.InputError, match=r"refers to the parameters 2\.weight through variables.*types\.MethodType"):
         cv.Problem.from_module(module, loss="cross-entropy", data=(INPUTS, LABELS))
 
 

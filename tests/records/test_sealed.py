@@ -74,7 +74,7 @@ def test_one_flipped_bit_of_a_saved_spectrum_is_an_error(spectrum, tmp_path):
     content = path.read_bytes()
     for changed in flipped(content):
         path.write_bytes(changed)
-        refused(Spectrum.load, path, r"ggn\.npz cannot be read as a saved spectrum: .*Take another copy")
+        refused(Spectrum.load, path, r"ggn\.npz cannot be read as a saved spectrum: .*Use another copy")
     path.write_bytes(content)
     assert Spectrum.load(path).rank == spectrum.rank
 
@@ -168,7 +168,7 @@ def test_a_new_file_that_lost_its_hash_is_no_old_file(spectrum, tmp_path):
 
 def test_an_archive_that_claims_too_much_is_refused_before_it_is_unpacked():
     content = packed("{}", {"zeros": np.zeros(10_000)})
-    with pytest.raises(ValueError, match="claims more than"):
+    with pytest.raises(ValueError, match="declares more than"):
         unpacked(content, max_bytes=1000)
 
 
@@ -227,7 +227,7 @@ NUMBERS = ConditionNumbers(Where("ggn"), 3, 2, "by hand", 0.0, "dense", {"kappa_
         (ENDS, {"noise_floor": -1.0}, "the noise floor is -1.0"),
         (ENDS, {"unseen": (0.0, np.nan)}, "unseen is"),
         (DENSITY, {"weights": np.ones((2, 2))}, "weights has shape"),
-        (DENSITY, {"weights": np.ones((2, 3))}, "weights does not add up to one"),
+        (DENSITY, {"weights": np.ones((2, 3))}, "weights do not sum to one"),
         (DENSITY, {"nodes": np.ones(3)}, r"nodes has shape \(3,\)"),
         (CURVE, {"losses": np.ones(3)}, "steps, losses and accuracies"),
         (SWEEP, {"final_losses": np.ones(3)}, "rates and final_losses"),
@@ -273,7 +273,7 @@ def test_one_flipped_bit_in_any_file_of_a_run_is_an_error(finished, copy):
         content = (copy / name).read_bytes()
         for changed in list(flipped(content))[:: 1 if str(name) in ("DONE", "config.toml") else 12]:
             (copy / name).write_bytes(changed)
-            refused(report.load_study, copy, "cannot be read as a run: .*Take a whole copy|not a finished run")
+            refused(report.load_study, copy, "cannot be read as a run: .*Use a complete copy|not a finished run")
         (copy / name).write_bytes(content)
     assert report.load_study(copy).num_examples == 10
 
@@ -314,7 +314,7 @@ def test_one_flipped_bit_of_a_part_or_of_its_hash_is_an_error(copy, tmp_path):
 @pytest.mark.parametrize("name", ["result.nc", "config.toml", "provenance.json"])
 def test_a_run_that_lacks_a_file_is_refused(name, copy):
     (copy / name).unlink()
-    refused(report.load_study, copy, f"{name} is missing. Take a whole copy")
+    refused(report.load_study, copy, f"{name} is missing. Use a complete copy")
 
 
 def test_a_run_without_its_report_can_be_read_and_one_with_a_figure_too_many_cannot(copy):

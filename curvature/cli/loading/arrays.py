@@ -274,7 +274,7 @@ def _by_name(value: Mapping, file: str, target: str | None) -> tuple[Any, Any]:
     targets = choice(target, value, f"entry of {file}")
     others = {name: part for name, part in value.items() if name != target}
     if not others:
-        raise InputError(f"{file} contains nothing but {target!r}, which --target names: there are no inputs.")
+        raise InputError(f"{file} contains only {target!r}, the targets that --target names, and no inputs.")
     return next(iter(others.values())) if len(others) == 1 else others, targets
 
 

@@ -127,8 +127,8 @@ def _removed(tensors: Mapping[str, Tensor], prefix: str, say: Say) -> dict[str, 
     inside_size, outside_size = (sum(tensor.numel() for tensor in part.values()) for part in (inside, outside))
     if outside_size > inside_size:
         raise InputError(
-            f"the file has the weights of the model under the prefix {prefix!r}, but most of it is outside of this "
-            f"prefix: {listed(outside)}. To use only the part with the prefix, add --strip-prefix {prefix}"
+            f"the file has the weights of the model under the prefix {prefix!r}, but most of its tensors are "
+            f"outside this prefix: {listed(outside)}. To use only the part with the prefix, add --strip-prefix {prefix}"
         )
     for name in outside:
         short = ".".join(part for part in name.split(".") if part not in _INTERNAL | _USUAL)
@@ -156,7 +156,7 @@ def _without_wrappers(tensors: Mapping[str, Tensor], expected: Collection[str], 
 
 def _clash(first: str, second: str, name: str) -> str:
     return (
-        f"without their prefixes, {first} and {second} of the file would both be {name}. Save a file that has it once."
+        f"without their prefixes, {first} and {second} of the file would both be {name}. Save a file with one of them."
     )
 
 

@@ -64,8 +64,9 @@ def _split_dictionary(item: Mapping, name: str) -> tuple[Any, Any]:
         problem = f"has the entries {' and '.join(map(repr, present))}" if present else "has none of them"
         problem = problem if len(present) != 1 else "has no other entry"
         raise InputError(
-            f"{name} is a dictionary, whose target is its one entry named {' or '.join(TARGET_NAMES)}; it {problem}. "
-            f"Pass pairs (inputs, target), with a dictionary of inputs. It contains {', '.join(map(repr, item))}."
+            f"{name} is a dictionary. It needs inputs and one target, named {' or '.join(TARGET_NAMES)}, but it "
+            f"{problem}. Pass pairs (inputs, target), with a dictionary of inputs. It contains "
+            f"{', '.join(map(repr, item))}."
         )
     return inputs, item[present[0]]
 

@@ -182,8 +182,8 @@ def _from_batches(batches: list[tuple[Structure, Structure]]) -> tuple[Structure
         for name, leaf in _leaves(*batch):
             if leaf.ndim == 0:
                 raise InputError(
-                    f"batch {number} of the list has one number as its {name}, so it is no batch. A list of data is a "
-                    "list of batches; stack single examples to two tensors (inputs, targets)."
+                    f"batch {number} of the list has one number as its {name}, so it is not a batch. A list of data is "
+                    "a list of batches; stack single examples into two tensors (inputs, targets)."
                 )
         try:
             _refuse_unequal(*batch)

@@ -128,7 +128,7 @@ def _refuse_selection(loader: DataLoader, sampler: Any) -> None:
     if type(sampler) is not RandomSampler:
         raise InputError(
             f"the data loader shuffles or selects ({kind}): the matrix would depend on the draw. Pass shuffle=False, "
-            "or the examples that count, e.g. as torch.utils.data.Subset(dataset, indices)."
+            "or the examples that you want, e.g. torch.utils.data.Subset(dataset, indices)."
         )
     if sampler.replacement or sampler.num_samples != len(dataset) or len(sampler.data_source) != len(dataset):
         raise InputError(

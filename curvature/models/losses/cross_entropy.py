@@ -81,8 +81,8 @@ class CrossEntropy(Loss):
         as_in_pytorch, last = (_fits(outputs, targets, axis) for axis in (1, -1))
         if as_in_pytorch and last:
             raise InputError(
-                f"the outputs {tuple(outputs.shape)} fit the targets with the classes on the second axis, as PyTorch's "
-                "cross-entropy has them, and with the classes on the last, as language models return them. Pass "
+                f"the outputs {tuple(outputs.shape)} fit the targets in two ways: with the classes on the second axis "
+                "(PyTorch's cross-entropy) and on the last axis (language models). Pass "
                 "loss=cv.CrossEntropy(class_axis=1) or class_axis=-1."
             )
         return last

@@ -312,6 +312,6 @@ def refuse_weight_of_examples(option: str, weight: Tensor | None, outputs: Tenso
     if not fits:
         raise InputError(
             f"{option} has shape {tuple(weight.shape)}, which does not broadcast to the outputs of one example, "
-            f"{whole[1:]}: weights of single examples belong to one batch, and the data are read in other batches. "
-            "Give weights of outputs."
+            f"{whole[1:]}: weights of single examples are not supported, since the data are read in other "
+            "batches. Pass weights of the outputs."
         )

@@ -51,7 +51,7 @@ class Loss(ABC):
     def __post_init__(self) -> None:
         if self.reduction not in self.reductions:
             raise ConfigurationError(
-                f"{self.name} has reduction={self.reduction!r}, but curvature is that of one number. Use one of "
+                f"{self.name} has reduction={self.reduction!r}, but curvature needs a scalar loss. Use one of "
                 f"{', '.join(map(repr, self.reductions))}."
             )
 

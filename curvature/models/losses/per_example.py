@@ -196,7 +196,7 @@ def differentiable(
             f"but slow for many examples. torch.func.vmap does not vectorize it: {cause}.",
         )
         if single.replaces:
-            notes += (f"in the loss {loss.name!r} an equal function is used: {_first_sentence(missing)}.",)
+            notes += (f"the loss {loss.name!r} is computed by an equivalent function: {_first_sentence(missing)}.",)
     return loss, (*notes, *(() if declared else refuse_other_reduction(loss, outputs, targets)))
 
 
@@ -319,7 +319,7 @@ def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensors) 
     raise InputError(
         f"{difference}, so what it divides by in a batch (class weights, ignored targets, reduction='batchmean') "
         "is lost. Pass the torch.nn module of the loss with its options (CrossEntropyLoss, NLLLoss, KLDivLoss, ...), "
-        "or a function of one example whose mean over examples is your loss. PerExample(function) accepts this one as "
-        "it is, and every matrix is then that of the mean of its single values"
+        "or a function of one example whose mean over examples is your loss. PerExample(function) accepts it as it "
+        "is: every matrix is then that of the mean of its values for single examples"
         + (f", {mean / float(together):.3g} times your loss." if float(together) else ".")
     )

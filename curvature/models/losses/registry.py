@@ -124,7 +124,7 @@ def _from_torch(module: nn.Module) -> Loss:
         )
     if module.reduction == "none":
         raise ConfigurationError(
-            f"{type(module).__name__} has reduction='none', but curvature is that of one number. Use reduction='mean' "
+            f"{type(module).__name__} has reduction='none', but curvature needs a scalar loss. Use reduction='mean' "
             "or reduction='sum'."
         )
     return _TORCH_LOSSES[type(module)](module)

@@ -36,7 +36,9 @@ def refuse_module(module: nn.Module) -> None:
     for path, layer in module.named_modules():
         label = describe_layer(path, layer)
         if isinstance(layer, torch.jit.ScriptModule):
-            raise InputError(f"{label} is a TorchScript module, which cannot be differentiated twice here.")
+            raise InputError(
+                f"{label} is a TorchScript module, which cannot be differentiated twice; use the original nn.Module."
+            )
         if any(nn.parameter.is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
             raise InputError(f"{label} is not initialized yet: run the model once on an input.")
         _refuse_parametrization(path, layer)

@@ -181,9 +181,9 @@ class _Trial:
                 moved[self.function.layout.slices[name]] += 2.0**-10
                 if not torch.equal(before, self.function.predict(moved, self.inputs)):
                     raise InputError(
-                        f"the outputs depend on {name!r}, but PyTorch finds no derivative: it passes through detach(), "
-                        ".data, torch.no_grad(), integers or a derivative without create_graph=True. If it is a "
-                        f"constant on purpose, call requires_grad_(False) on {name!r}."
+                        f"the outputs depend on {name!r}, but PyTorch finds no derivative: forward uses detach(), "
+                        ".data, torch.no_grad(), integers or a derivative without create_graph=True. If it is meant to "
+                        f"be constant, call requires_grad_(False) on {name!r}."
                     )
 
     def refuse_wrong(self, gradient: tuple[Tensor | None, ...], value: Tensor) -> None:
@@ -351,7 +351,7 @@ def _replaced(trial: _Trial, missing: Derivatives) -> tuple[_Trial, Derivatives,
     if derivatives == missing or not _same(trial, other):
         return trial, missing, ()
     reason = missing.second or "a layer has no second derivative in PyTorch"
-    note = f"{reason}: the function is replaced by an equal one, which has the same values and gradients."
+    note = f"{reason}: an equivalent function with the same values and gradients is used instead."
     return other, derivatives, (note,)
 
 

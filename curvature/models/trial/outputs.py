@@ -142,12 +142,12 @@ def _written(function: ModelFunction, name: str) -> str:
     if bound is not None:
         return (
             f"{describe_layer(path, layer)} writes into the parameter {name!r} (max_norm={bound:g}), so the model's "
-            "output depends on more than its weights. Run the model on the data once before: it shortens the rows, and "
-            "does not write again at that point."
+            "output depends on more than its weights. Run the model on the data once first. That shortens the rows, "
+            "and forward then leaves them as they are."
         )
     return (
         f"forward writes into the parameter {name!r} (a constraint on weights, for example), so the model's "
-        "output depends on more than its weights. Apply the constraint once before, and remove it from forward."
+        "output depends on more than its weights. Apply the constraint once beforehand, and remove it from forward."
     )
 
 

@@ -124,9 +124,10 @@ def note_unregistered(
     names = {id(parameter): name for name, parameter in (*module.named_parameters(), *registered.items())}
     if by_variable := [names[id(tensor)] for tensor in reached if id(tensor) in names]:
         raise InputError(
-            f"a function of the module refers to its parameters {_listed(by_variable)} by variables. The weights of "
-            "an analysis are attributes of the layers, as self.weight, so such a function would not see them. Read the "
-            "parameters from the layer: layer.forward = types.MethodType(function, layer), with self.weight inside."
+            f"a function of the module refers to the parameters {_listed(by_variable)} through variables. The "
+            "analysis sets the weights as attributes of the layers (self.weight), so this function would not see "
+            "them. Read the parameters from the layer: layer.forward = types.MethodType(function, layer), with "
+            "self.weight inside."
         )
     named = unregistered(function.module)
     listed = [name for name, _ in named]

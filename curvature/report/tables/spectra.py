@@ -135,8 +135,8 @@ def _comparison_notes(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, .
     if not (shown and differ):
         return ()
     return (
-        "Ratios of absolute values (abs_kappa, |κ|) of rows with different ranks are not comparable: each leaves out "
-        "another number of eigenvalues.",
+        "Ratios of absolute values (abs_kappa, |κ|) of rows with different ranks are not comparable: each row leaves "
+        "out a different number of eigenvalues.",
     )
 
 
