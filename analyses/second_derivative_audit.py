@@ -22,7 +22,7 @@ Reference
     with differences of the loss along a random direction: ``gradient_error``.
 
 Keys of a row: ``case, family, parameters, reference_error, gradient_error`` and for each route ``outcome`` (``right``,
-``wrong``: more than ``1e-6`` of the largest entry off, ``raises``, and for this package ``refused`` in its own words),
+``wrong``: more than ``1e-6`` of the largest entry off, ``raises``, and ``refused`` where this package raises an error of its own),
 ``error``, ``block`` (the two weights between which the error is largest) and ``message`` (of the exception). A loss
 that this package does not take as a module is tried as a callable for one example.
 """
@@ -95,20 +95,20 @@ twice by every route that PyTorch has, and by this package, in float64, and comp
 derivative: {len(rows)} cases with torch {version} on {document["device"]}, {len(right)} right by every route.
 `python -m analyses.second_derivative_audit --out results/audit --page docs/second_derivatives.md` wrote this page.
 
-A cell is *right* (to {TOLERANCE:g} of the largest entry), **wrong** without a word (by how much of the largest entry,
-and between which weights; `upstream` stands for all weights before the layer), or *raises*. *Refused*: this package
-says in its own words what it cannot do (below the table).
+A cell is *right* (to {TOLERANCE:g} of the largest entry), silently **wrong** (with the error relative to the largest
+entry, and between which weights; `upstream` means all weights before the layer), or *raises*. *Refused*: this package
+raises an error that says why; the errors are listed below the table.
 
 {chr(10).join(lines)}
 
 **Routes.** *Double backward* is `torch.autograd.grad` of the entries of a gradient; *batched*, the same with
 `is_grads_batched=True`; *forward over reverse* is `torch.func.jvp` of `torch.func.grad`, *under vmap* the same for all
 directions at once, `jacfwd(grad)`; the others are named as in `torch.func`. *curvature* is the matrix whose spectrum
-`cv.spectrum(cv.hessian(problem))` gives, after its self-checks. A loss that it does not take as a module was given as
-a callable for one example.
+`cv.spectrum(cv.hessian(problem))` gives, after its self-checks. Losses that it does not accept as modules were passed
+as functions of one example.
 
-**First derivatives.** Compared with differences of the loss, these are off by more than {TOLERANCE:g}:
-{", ".join(gradients) or "none"}. What the table calls right for such a module is the derivative of this gradient.
+**First derivatives.** Compared with differences of the loss, these are wrong by more than {TOLERANCE:g}:
+{", ".join(gradients) or "none"}. For such a module, *right* means the derivative of this wrong gradient.
 
 **Refused here.**
 
