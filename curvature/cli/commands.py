@@ -43,8 +43,9 @@ EXIT_WORDS = {
     ExitCode.TERMINATED: "terminated",
 }
 
+_EXIT_CODES = f"Exit codes: {'; '.join(f'{code:d} {words}' for code, words in EXIT_WORDS.items())}."
 _EPILOG = (
-    f"Exit codes: {'; '.join(f'{code:d} {words}' for code, words in EXIT_WORDS.items())}.\n\n"
+    f"{_EXIT_CODES}\n\n"
     "Options can also be set by --config FILE and by environment variables (CURVATURE_NUM_EXAMPLES=100). Options on "
     "the command line override --set, which overrides the environment, which overrides the file."
 )
@@ -212,7 +213,7 @@ def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
     execute_analysis(flags, run_options)
 
 
-@app.command(epilog=_EPILOG)
+@app.command(epilog=_EXIT_CODES)
 def doctor(
     derivatives: Annotated[
         bool, typer.Option("--derivatives", help="Audit the second derivative of every module of torch.nn.")

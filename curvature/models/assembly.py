@@ -1,24 +1,20 @@
-"""What a problem is made of, from what users have: a module, a loss and data, tried together once."""
+"""Assembly of a problem: the user's module, loss and data are copied and tried together once."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from curvature.arrays import Float
-from curvature.charts import Parameterization
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
 from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
-from curvature.models.derivatives import Derivatives
-from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
 from curvature.models.module.refusal import common_type, refuse_module
 from curvature.models.module.wrappers import inner_module, wrapper_notes
-from curvature.models.penalty import Penalty, PenaltyTerms, make_penalty, note_gauge
+from curvature.models.penalty import PenaltyTerms, make_penalty, note_gauge
+from curvature.models.point import Point
 from curvature.models.trees import Tensors, TensorTree, as_type, leaves_by_name, shapes
 from curvature.models.trial.differentiation import differentiated
 from curvature.models.trial.hooks import remove_recording_hooks
@@ -26,29 +22,9 @@ from curvature.models.trial.outputs import checked_outputs
 from curvature.models.trial.reach import note_unregistered, refuse_kept_results, refuse_other_ways
 from curvature.models.unwrapping import unwrap
 
-__all__ = ["Parts", "assemble"]
+__all__ = ["assemble"]
 
 _CHUNK_BYTES = 256 * 2**20  # of per-example factor columns held at once
-
-
-class Parts(NamedTuple):
-    """The fields of a :class:`~curvature.models.Problem`, in their order."""
-
-    function: ModelFunction
-    loss: Loss
-    inputs: Tensors
-    targets: Tensors
-    weights: Float[Tensor, "weights"]
-    chart: Parameterization
-    denominator: float
-    frozen: tuple[str, ...]
-    unused: tuple[str, ...]
-    num_outputs: int
-    chunk_size: int
-    total: float
-    notes: tuple[str, ...]
-    derivatives: Derivatives
-    penalty: Penalty | None
 
 
 def assemble(
@@ -60,7 +36,7 @@ def assemble(
     dtype: torch.dtype | None,
     chunk_size: int | None,
     terms: PenaltyTerms,
-) -> Parts:
+) -> Point:
     """Copy a module and its data, and try them with the loss.
 
     Parameters
@@ -72,8 +48,8 @@ def assemble(
 
     Returns
     -------
-    Parts
-        The fields of the problem at the weights of the module.
+    Point
+        Model, loss and data at the weights of the module.
 
     Raises
     ------
@@ -136,7 +112,7 @@ def assemble(
         refuse_other_ways(loss.terms(reached.detach(), targets[:1]), module)  # of activations that forward has stored
     penalty = make_penalty(function.layout, weights, terms)
     notes += [note_unregistered(function, module, weights, inputs[:1]), note_gauge(penalty, unwrapped.chart)]
-    return Parts(
+    return Point(
         function,
         loss,
         inputs,

@@ -135,8 +135,8 @@ class Problem(Point):
         # A sampler, or a random layer before it is refused, draws from the global generators: restore them.
         with full_precision(), untouched_generators(cuda_devices(module)):
             terms = PenaltyTerms(penalty, weight_decay)
-            parts = assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
-            return cls(*parts)
+            point = assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
+            return cls(**vars(point))
 
     @full_precision()
     def at(self, weights: Float[Tensor, "weights"]) -> Problem:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from curvature.provenance import hash_file
 from curvature.report.result import SCHEMA
 from curvature.report.target import check_target, require_writable, write_error
 
-__all__ = ["DONE", "file_hash", "manifest", "write_texts"]
+__all__ = ["DONE", "manifest", "write_texts"]
 
 DONE = "DONE"  # the last file that is written, with the hashes of the others
 
@@ -106,24 +106,7 @@ def manifest(directory: Path) -> str:
         The schema, then the SHA-256 of every file in the format of ``sha256sum --check``.
     """
     paths = sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / DONE)
-    return f"{SCHEMA}\n" + "".join(f"{file_hash(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    str
-        In hexadecimal.
-    """
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return f"{SCHEMA}\n" + "".join(f"{hash_file(path)}  {path.relative_to(directory).as_posix()}\n" for path in paths)
 
 
 def _sync(path: Path) -> None:

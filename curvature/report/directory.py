@@ -11,10 +11,11 @@ from typing import Any
 
 from curvature._version import __version__
 from curvature.errors import ConfigurationError
+from curvature.provenance import hash_file
 from curvature.records import Study
 from curvature.records.sealed import CHANGED, sealed_text, unsealed_text
 from curvature.records.validation import require
-from curvature.report.atomic import DONE, file_hash, write_texts
+from curvature.report.atomic import DONE, write_texts
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
 from curvature.report.figures import render_svg
@@ -215,7 +216,7 @@ def write_part(study: Study, path: Path) -> None:
         for left in (unfinished, digest):
             left.unlink(missing_ok=True)  # of an interrupted writing; nothing is written through a link
         write_result(study, unfinished)
-        digest.write_text(f"{file_hash(unfinished)}\n")
+        digest.write_text(f"{hash_file(unfinished)}\n")
         unfinished.replace(path)
     except OSError as error:
         raise write_error(path, error) from error
@@ -241,7 +242,7 @@ def load_part(path: Path) -> Study:
     """
     try:
         digest = _text(path.with_name(f"{path.name}.sha256"))
-        require(digest == f"{file_hash(path)}\n", CHANGED)
+        require(digest == f"{hash_file(path)}\n", CHANGED)
         return read_result(path, {}, {})
     except Exception as error:  # the readers fail in many ways on files that they did not write
         raise ConfigurationError(
@@ -298,7 +299,7 @@ def _hashes(manifest: str) -> dict[str, str]:
 def _refuse_changed(path: Path, written: str) -> None:
     if not path.is_file():
         raise ValueError(f"{path.name} is missing")
-    if file_hash(path) != written:
+    if hash_file(path) != written:
         raise ValueError(f"{path.name} has changed since it was written")
 
 

@@ -92,8 +92,8 @@ DEFECTS = [
     Defect(
         "files of a run whose hashes are not compared",
         "report.directory:_refuse_changed",
-        "file_hash($path) != $written",
-        "file_hash($path) == $written + $written",
+        "hash_file($path) != $written",
+        "hash_file($path) == $written + $written",
         ("one_flipped_bit_in_any_file_of_a_run_is_an_error",),
     ),
 ]
