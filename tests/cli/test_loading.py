@@ -277,6 +277,13 @@ def test_weights_that_do_not_fit_are_listed():
         assert part in str(found.value)
 
 
+def test_weights_that_are_nan_are_refused_as_such_and_not_as_untied():
+    tensors = plain().state_dict() | {"0.bias": torch.full((3,), torch.nan)}
+    model = loading.apply_weights(plain(), tensors)
+    with pytest.raises(InputError, match=r"parameter '0.bias' contains NaN"):
+        Problem.from_module(model, loss="mse", data=(torch.ones(2, 4), torch.ones(2, 2)))
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_prefix_of_a_wrapper_is_dropped_aloud(prefix):
     said = []

@@ -90,6 +90,42 @@ class Mine(DataLoader):
     pass
 
 
+class Torn(Pairs):
+    """A dataset whose files end before its length does."""
+
+    def __getitem__(self, index):
+        if index >= 5:
+            raise OSError("no such file")
+        return super().__getitem__(index)
+
+
+class Endless(Dataset):
+    """A dataset without a length."""
+
+    def __getitem__(self, index):
+        return INPUTS[0], LABELS[0]
+
+
+def neighbours(rows):
+    """A collate function that mixes each example with the next one, as mixup does."""
+    inputs, labels = (torch.stack([torch.as_tensor(row[part]) for row in rows]) for part in (0, 1))
+    return (inputs + inputs.roll(1, 0)) / 2, labels
+
+
+def centred(rows):
+    """A collate function that subtracts the mean of the batch."""
+    inputs, labels = (torch.stack([torch.as_tensor(row[part]) for row in rows]) for part in (0, 1))
+    return inputs - inputs.mean(0), labels
+
+
+@pytest.mark.parametrize("collate", [neighbours, centred])
+def test_a_loader_that_shuffles_what_it_mixes_within_batches_is_refused(collate):
+    with pytest.raises(cv.InputError, match="its collate_fn mixes the examples of a batch"):
+        problem(DataLoader(Pairs(), batch_size=3, shuffle=True, collate_fn=collate))
+    in_order = problem(DataLoader(Pairs(), batch_size=3, collate_fn=collate))
+    assert torch.equal(in_order.inputs[:3], collate([Pairs()[index] for index in range(3)])[0])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -104,11 +140,22 @@ class Mine(DataLoader):
         ({"x": INPUTS}.items(), "got dict_items"),
         ((np.array(["a"] * 7), LABELS.numpy()), "inputs is a NumPy array of <U1, not of numbers"),
         ((np.array([None] * 7), LABELS.numpy()), "inputs is a NumPy array of object, not of numbers"),
+        ((INPUTS.to_sparse(), LABELS), r"inputs is a sparse tensor, .* Pass inputs.to_dense\(\)"),
+        (Torn(), "item 5 of the dataset cannot be read"),
+        (DataLoader(Torn(), batch_size=2), "batch 2 of the data loader cannot be read"),
+        (DataLoader(Endless(), batch_size=2), "no fixed length"),
     ],
 )
 def test_a_refusal_of_data_names_what_was_given(data, message):
     with pytest.raises(cv.InputError, match=message):
         problem(data)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR tensor support")
+@pytest.mark.parametrize("convert", [torch.Tensor.to_sparse_csr, lambda rows: torch.nested.nested_tensor(list(rows))])
+def test_tensors_without_rows_are_refused_with_the_call_that_makes_some(convert):
+    with pytest.raises(cv.InputError, match=r"inputs\['x'\] is a (sparse|nested) tensor, .* Pass inputs\['x'\].to_"):
+        problem({"x": convert(INPUTS), "y": LABELS})
 
 
 def read_only(array):

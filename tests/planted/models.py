@@ -42,6 +42,13 @@ DEFECTS = [
         ("unsteady_or_empty_data_are_refused_with_the_cause",),
     ),
     Defect(
+        "a shuffling loader that mixes examples read as if it did not",
+        "models:refuse_mixing",
+        "row.shape == single.shape and $$rest",
+        "False",
+        ("a_loader_that_shuffles_what_it_mixes_within_batches_is_refused",),
+    ),
+    Defect(
         "softmax without its rank-one term, in the factor",
         "models:CrossEntropy.hessian_factor",
         "$columns[:, :, None] * -$kept[:, None]",

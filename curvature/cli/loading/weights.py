@@ -204,7 +204,8 @@ def _refuse_broken_ties(expected: Mapping[str, Any], tensors: Mapping[str, Tenso
         if not isinstance(own, Tensor) or not own.numel():
             continue
         other = first.setdefault((own.data_ptr(), tuple(own.shape), own.stride()), name)
-        if not torch.equal(tensors[name], tensors[other].to(tensors[name])):
+        # NaN differs from itself: a name is compared only with another one.
+        if other != name and not torch.equal(tensors[name], tensors[other].to(tensors[name])):
             raise InputError(
                 f"{other} and {name} are one tensor in the model (tied), but two different tensors in the file. The "
                 "file belongs to a model that does not tie them."

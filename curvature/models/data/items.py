@@ -128,12 +128,18 @@ def _is_numbers(value: Any) -> bool:
 def _tensor(leaf: Any, name: str) -> Tensor:
     leaf = array_as_tensor(leaf, name)
     try:
-        return torch.as_tensor(leaf).detach()
+        tensor = torch.as_tensor(leaf).detach()
     except Exception as error:
         raise InputError(
             f"{name} is a {type(leaf).__name__}, not a tensor or numbers ({type(error).__name__}). Leave it out, or "
             "bind it to the model: what differs between examples must be a tensor with one row for each of them."
         ) from error
+    if tensor.is_nested or tensor.layout != torch.strided:
+        kind, way = ("nested", "to_padded_tensor(0.0)") if tensor.is_nested else ("sparse", "to_dense()")
+        raise InputError(
+            f"{name} is a {kind} tensor, which has no rows that examples can be taken from. Pass {name}.{way}."
+        )
+    return tensor
 
 
 def is_list_of_batches(data: Any) -> bool:

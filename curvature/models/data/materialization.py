@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from curvature.errors import InputError
+from curvature.errors import CurvatureError, InputError
 from curvature.models.behaviour import generator_states
 from curvature.models.data.items import is_list_of_batches, joined, split, tensors_of
-from curvature.models.data.reading import describe, in_order, untouched_generator
+from curvature.models.data.reading import describe, in_order, refuse_mixing, untouched_generator
 from curvature.models.trees import Structure, Tensors, leaves_by_name, mapped, tree_of
 
 __all__ = ["DataLike", "Packed", "materialize", "refuse_non_finite"]
@@ -164,7 +164,7 @@ def _from_dataset(data: Any, divided: _Divide) -> tuple[Structure, Structure]:
         raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
     if len(data) == 0:
         raise InputError("the data are empty.")
-    items = _without_draws((data[index] for index in range(len(data))), "the dataset")
+    items = _without_draws((data[index] for index in range(len(data))), "the dataset", "item")
     pairs = [divided(item, f"item {index} of the dataset") for index, item in enumerate(items)]
     _refuse_changing(data, divided)
     return _joined(pairs, torch.stack)
@@ -201,7 +201,7 @@ def _from_loader(given: DataLoader, divided: _Divide, say: Callable[[str], None]
     num_batches = -(-size // batch_size)
     # A user's subclass of DataLoader may never end: one batch more than there can be is enough to know.
     with untouched_generator(loader):
-        read = islice(_without_draws(loader, "the data loader"), num_batches + 1)
+        read = islice(_without_draws(loader, "the data loader", "batch"), num_batches + 1)
         batches = [divided(batch, "a batch of the data loader") for batch in read]
     if not batches:
         raise InputError("the data are empty.")
@@ -215,14 +215,32 @@ def _from_loader(given: DataLoader, divided: _Divide, say: Callable[[str], None]
             "it repeats or leaves out is unknown. Pass the dataset itself."
         )
     _refuse_changing(dataset, divided)
+    if loader is not given:
+        refuse_mixing(loader, lambda batch: [leaf for _, leaf in _leaves(*divided(batch, "a batch"))])
     return inputs, targets
 
 
-def _without_draws(items: Iterable[Any], name: str) -> Iterator[Any]:
+def _read(items: Iterator[Any], name: str, part: str) -> Iterator[Any]:
+    """Pass items on; an error of the user's dataset names the item that could not be read."""
+    number = 0
+    try:
+        for item in items:
+            yield item
+            number += 1
+    except (CurvatureError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{part} {number} of {name} cannot be read ({type(error).__name__}: {error}). Every example belongs to the "
+            "matrix, so all of them must be readable."
+        ) from error
+
+
+def _without_draws(items: Iterable[Any], name: str, part: str) -> Iterator[Any]:
     """Pass items on; refuse them if reading them moved a global random generator, as random augmentation does."""
     items = iter(items)  # a loader draws one seed here, in any case
     before = generator_states(_CPU)
-    yield from items
+    yield from _read(items, name, part)
     moved = [generator for generator, state in generator_states(_CPU).items() if state != before[generator]]
     if moved:
         raise InputError(

@@ -9,11 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 
 from curvature.errors import InputError
 
-__all__ = ["array_as_tensor", "describe", "in_order", "untouched_generator"]
+__all__ = ["array_as_tensor", "describe", "in_order", "refuse_mixing", "untouched_generator"]
 
 
 def array_as_tensor(value: Any, name: str) -> Any:
@@ -94,7 +101,7 @@ def in_order(loader: DataLoader, say: Callable[[str], None]) -> tuple[DataLoader
             f"the data loader uses {type(batches).__name__}, whose order and coverage are unknown. "
             "Pass the dataset itself."
         )
-    if isinstance(loader.dataset, IterableDataset):
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
     if isinstance(batches.sampler, SequentialSampler):
         return loader, batches
@@ -141,6 +148,40 @@ def _refuse_selection(loader: DataLoader, sampler: Any) -> None:
             f"the data loader shuffles or selects ({kind}) and is a subclass of DataLoader ({type(loader).__name__}), "
             "which may read in another way. Pass shuffle=False, or the dataset itself."
         )
+
+
+def refuse_mixing(loader: DataLoader, leaves: Callable[[Any], list[Tensor]]) -> None:
+    """Refuse a loader that shuffles if what it makes of an example depends on the others in its batch.
+
+    Parameters
+    ----------
+    loader
+        The loader in order, with the user's collate function.
+    leaves
+        Tensors of a batch. Where the shape of an example changes too, as by padding, nothing is decided.
+
+    Raises
+    ------
+    InputError
+        If the first or the last example of the first batch is another one when it is collated alone.
+    """
+    if loader.collate_fn is default_collate:
+        return
+    items = [loader.dataset[index] for index in range(min(loader.batch_size or 1, len(loader.dataset)))]  # type: ignore[arg-type]
+    together = leaves(loader.collate_fn(items))
+    for position in (0, len(items) - 1):
+        try:
+            alone = leaves(loader.collate_fn([items[position]]))
+        except Exception:  # a collate function may need more than one example
+            continue
+        for whole, single in zip(together, alone, strict=False):
+            row = whole[position : position + 1]
+            if row.shape == single.shape and not torch.allclose(row, single, equal_nan=True):
+                raise InputError(
+                    f"the data loader shuffles, and its collate_fn mixes the examples of a batch: example {position} "
+                    "is another one when it is collated alone. The matrix would depend on the order. Use a collate_fn "
+                    "that treats each example by itself, or pass shuffle=False to fix the batches."
+                )
 
 
 @contextmanager
