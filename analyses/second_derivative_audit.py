@@ -22,9 +22,9 @@ Reference
     with differences of the loss along a random direction: ``gradient_error``.
 
 Keys of a row: ``case, family, parameters, reference_error, gradient_error`` and for each route ``outcome`` (``right``,
-``wrong``: by more than ``1e-6`` of the largest entry, ``raises``, and ``refused`` where this package raises one of its
-errors), ``error``, ``block`` (the two weights between which the error is largest) and ``message`` (of the exception). A loss
-that this package does not take as a module is tried as a callable for one example.
+``wrong``: by more than ``1e-6`` of the largest entry, ``raises``, and ``refused`` where this package raises its own
+error), ``error``, ``block`` (the two weights between which the error is largest) and ``message`` (of the exception). A
+loss that this package does not accept as a module is passed as a callable for one example.
 """
 
 from __future__ import annotations

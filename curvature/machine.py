@@ -1,4 +1,4 @@
-"""What this process may use of its machine: memory and processors, under limits of the shell and of containers."""
+"""Memory and processors that this process may use, under the limits of the shell and of containers."""
 
 from __future__ import annotations
 

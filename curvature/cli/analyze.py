@@ -1,4 +1,4 @@
-"""``curvature analyze``: one look at a model, a row for each layer."""
+"""``curvature analyze``: an overview of a model, a row for each layer."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
 @app.command(epilog=_EPILOG)
 @_with_options(AnalyzeConfiguration, without={"dry_run"})
 def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
-    """Look at a model: one row for each layer, one for the whole, and warnings in words.
+    """Summarize the curvature of a model: one row for each layer, one for the whole, and warnings.
 
     A row has the trace, both ends of the spectrum, a condition number, the effective rank and the share of the
     gradient, in the coordinates in which the model was trained unless --chart names others.

@@ -28,7 +28,7 @@ _ROUTES = {"LayerNorm": "func.hessian", "weight_norm of Linear, dim=0": "double 
 
 
 def doctor(terminal: Terminal, *, derivatives: bool, as_json: bool) -> None:
-    """Examine the installation and print what was found.
+    """Check the installation and print the results.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Signals and closed pipes: each ends a command with its exit code, whatever the command is doing.
+"""Signals and closed pipes: each ends a command at any time, with its exit code.
 
-Only modules of the interpreter itself are imported here, so that a signal during the imports of the command finds its
-handler.
+Only modules of the interpreter itself are imported here, so that the handlers are in place while the command
+is imported.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def run_command_line(start: Callable[[], Any]) -> None:
 
 
 def _flushed() -> bool:
-    """Whether what was printed has reached somebody."""
+    """Flush the output; return whether it reached its reader."""
     if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # how click marks a closed pipe, which it calls an error
         return False
     try:
@@ -83,7 +83,7 @@ def _flushed() -> bool:
 
 
 def discard_output() -> None:
-    """Send everything that is still to be printed nowhere: nobody reads it."""
+    """Discard everything that is still to be printed, since the reader has gone."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.__stdout__, sys.__stderr__):

@@ -1,7 +1,7 @@
 """Linear algebra of symmetric matrices that are known by their products.
 
 The wing knows numbers, tensors and one noun, :class:`~curvature.linalg.operator.SymmetricOperator`. It does not know
-models, losses or charts. What is known of a matrix besides its products comes with it as data: *routes*, cheaper ways
+models, losses or charts. Everything else that is known of a matrix comes with it as data: *routes*, cheaper ways
 to its entries or to a factor (:mod:`~curvature.linalg.routes`), and *facts*, such as definiteness, rank bounds, null
 directions and second computations for checks (:mod:`~curvature.linalg.facts`). Nothing here calls back into the wing
 that built the matrix.

@@ -113,8 +113,8 @@ def spectral_density(
 def _rules(diagonal: Tensor, off_diagonal: Tensor) -> tuple[Tensor, Tensor]:
     """Gauss rules of tridiagonal matrices, ``(P, m)`` each.
 
-    Where a Krylov space is exhausted, the entries after it are zeros, which are no Ritz values: the largest Ritz value
-    stands there, with weight zero.
+    Where a Krylov space is exhausted, the remaining entries are zeros, which are not Ritz values. They are replaced by
+    the largest Ritz value, with weight zero.
     """
     tridiagonal = torch.diag_embed(diagonal) + torch.diag_embed(off_diagonal, 1) + torch.diag_embed(off_diagonal, -1)
     nodes, vectors = torch.linalg.eigh(tridiagonal)

@@ -312,8 +312,8 @@ class _Search:
         """Ritz values, vectors as rows, and residuals.
 
         Every restart combines old images of the basis instead of new products, so rounding accumulates in them, and the
-        basis loses its orthogonality. After restarts the pairs are therefore computed anew, from products with their
-        own span.
+        basis loses its orthogonality. After restarts the pairs are therefore recomputed from products with their
+        span.
         """
         basis, images = self.basis[: self.size], self.images[: self.size]
         coefficients, theta = vectors[:, chosen].to(basis).T, values[chosen].to(basis)

@@ -87,7 +87,7 @@ def ggn(problem: Problem, *, method: str = "auto", penalty: bool = False) -> Wei
 
 
 def _ggn(problem: Problem, *, method: str = "auto", penalty: bool = False) -> WeightSpaceMatrix:
-    """The same without a warning, also of a part of the data."""
+    """Build the GGN without a warning, also for a part of the data."""
     loss, scale = problem.loss, problem.denominator**-0.5
     factor = None
     if loss.convex:

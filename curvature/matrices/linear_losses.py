@@ -27,8 +27,8 @@ def linear_outputs(problem: Problem) -> tuple[int, int]:
     Returns
     -------
     linear, total
-        How many outputs of all examples, and how many there are. A loss that is curved as a rule is not counted beyond
-        the first example that shows a curvature.
+        How many outputs of all examples are linear, and how many outputs there are. For a loss that is usually curved,
+        counting stops at the first example with curvature.
     """
     loss, linear, total = problem.loss, 0, problem.num_examples * problem.num_outputs
     if loss.convex and not loss.flat:
@@ -77,7 +77,7 @@ def warn_of_linear_outputs(problem: Problem) -> None:
     Raises
     ------
     NotDefinedError
-        If the outputs are log-probabilities: the GGN is zero for every model then, and never what is meant.
+        If the outputs are log-probabilities: the GGN is then zero for every model, which is never what is meant.
     """
     loss = problem.loss
     linear, total = linear_outputs(problem)

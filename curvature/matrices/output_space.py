@@ -307,7 +307,7 @@ def _by_jacobian(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Ten
 def _weighted(
     problem: Problem, space: OutputSpace, outputs: Tensor, examples: slice, tangents: Tensor, block: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Tangents times ``M_n``, and what a centre subtracts from the product besides."""
+    """Tangents times ``M_n``, and the term that a centre subtracts from the product."""
     if space.centre is None:
         return space.multiply(problem, outputs, examples, tangents), torch.zeros_like(block)
     # The mean is subtracted before the sum over examples: the difference of two products would lose twice as many

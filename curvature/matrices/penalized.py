@@ -39,7 +39,7 @@ class PenaltyHessian:
 
     @property
     def positive_semidefinite(self) -> bool:
-        """Whether it is so by definition: weight decay is, a user's function need not be convex."""
+        """Whether it is positive semidefinite by definition: weight decay is, a user's function may not be."""
         return self.product_of_function is None
 
     @property

@@ -49,7 +49,7 @@ def describe_layer(path: str, layer: nn.Module) -> str:
 
 
 def first_layer(model: nn.Module, run: Callable[[], object], guilty: Callable[[object], bool]) -> str:
-    """Name the first layer whose output is guilty, innermost first, or else in which the run fails.
+    """Name the first layer whose output meets a condition, innermost first, or in which the run fails.
 
     Parameters
     ----------

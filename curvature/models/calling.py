@@ -60,7 +60,7 @@ class Reader:
     own_loss
         Whether this is the loss that the model computes.
     scalar
-        Whether it is one loss for all examples in a pass, so that every example needs a pass of its own.
+        Whether a pass returns one loss for all examples, so that every example needs a separate pass.
     """
 
     output: OutputLike | None = None
@@ -71,7 +71,7 @@ class Reader:
 
     @property
     def is_plain(self) -> bool:
-        """Whether ``forward`` returns the outputs as they are used."""
+        """Whether the value of ``forward`` is used as it is."""
         return self == Reader()
 
     def __call__(self, returned: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which layer has a wrong derivative: each is compared with finite differences, alone."""
+"""Which layer has a wrong derivative: each layer alone is compared with finite differences."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def wrong_layer(function: ModelFunction, weights: Tensor, inputs: Tensors) -> st
     Returns
     -------
     str
-        The layer with what is wrong, for a message; empty if each layer alone is right.
+        The layer and its wrong derivative, for a message; empty if each layer alone is right.
 
     Notes
     -----
@@ -140,7 +140,7 @@ def _wrong(value: Callable[[Tensor], Tensor], point: Tensor) -> str:
 
 
 def _differs(function: Callable[[Tensor], Tensor], point: Tensor, slope: Tensor) -> bool:
-    """Whether a derivative along the direction is not that of central differences of two lengths, which agree."""
+    """Whether a derivative along the direction contradicts central differences of two lengths that agree."""
     direction, quotients = _weights(point), []
     length = torch.finfo(point.dtype).eps ** (1 / 3) * float(torch.linalg.vector_norm(point).clamp(min=1))
     for step in (part * length / float(torch.linalg.vector_norm(direction)) for part in (1.0, 0.3)):

@@ -235,7 +235,7 @@ def make_penalty(layout: Layout, weights: Float[Tensor, "weights"], terms: Penal
 
 
 def note_gauge(penalty: Penalty | None, chart: Parameterization) -> str:
-    r"""Warn about weight decay of a weight-normalized module, which optimizers apply to $g$ and $v$.
+    r"""Warn about weight decay of a weight-normalized module, where optimizers also decay $v$.
 
     Parameters
     ----------

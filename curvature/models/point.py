@@ -1,4 +1,4 @@
-"""What a problem holds: model, loss and data at a point, with their sizes, names and description."""
+"""The content of a problem: model, loss and data at a point, with their sizes, names and description."""
 
 from __future__ import annotations
 

@@ -102,14 +102,14 @@ class Problem(Point):
             read are refused.
         output
             Where the outputs are in what ``forward`` returns: a key or attribute, an index, or a function; None for a
-            module that returns one tensor, or ``logits`` beside other things. ``"loss"`` implies ``loss="model"``.
+            module that returns one tensor, or an entry ``logits`` among others. ``"loss"`` implies ``loss="model"``.
         dtype
             Precision of a *copy* of the model and data; float64, since small eigenvalues need it. None keeps
             the module's own.
         chunk_size
             Examples evaluated at once; None chooses.
         penalty
-            A term $R(w)$ beside the loss: a function of the dictionary of trainable weights that returns a scalar.
+            A term $R(w)$ added to the loss: a function of the dictionary of trainable weights that returns a scalar.
             Weight-normalized layers have their effective weights there.
         weight_decay
             $\lambda$ of the term $\frac\lambda2 \|w\|^2$, as in ``torch.optim.SGD``; or a mapping from patterns, as in

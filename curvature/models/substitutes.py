@@ -2,7 +2,7 @@
 
 PyTorch differentiates these only once, or returns a gradient that is not the derivative of the function: an option of
 an embedding masks it (``padding_idx``), scales it (``scale_grad_by_freq``), makes it sparse, or writes into the weight
-first (``max_norm``). While :class:`Substitutes` is active, a call of one of them is answered by equal operations.
+first (``max_norm``). While :class:`Substitutes` is active, a call of one of them runs equivalent operations.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Padding(NamedTuple):
 
 
 class Substitutes(TorchFunctionMode):
-    """A context in which functions without a second derivative are replaced by equal ones that have it.
+    """A context in which functions without a second derivative are replaced by equivalent ones that have it.
 
     Parameters
     ----------

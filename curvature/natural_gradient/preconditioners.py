@@ -229,7 +229,7 @@ class Preconditioners:
 
 
 def refuse_scale_of_loss(problem: Problem, fisher: SymmetricOperator | None) -> None:
-    """Refuse an empirical Fisher in place of the Fisher where its scale is another one.
+    """Refuse an empirical Fisher used as the Fisher if its scale differs.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The record of one look at a whole model: a row for each layer, and one for all of them."""
+"""The record of an overview of a model: a row for each layer, and one for the whole model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Analysis(Located):
-    """Curvature of a model at sight: one row for each layer, one for the whole, warnings in words.
+    """Overview of the curvature of a model: one row for each layer, one for the whole, and warnings.
 
     Attributes
     ----------

@@ -67,7 +67,7 @@ def unpacked(content: bytes, *, max_bytes: int) -> tuple[str, dict[str, np.ndarr
     Raises
     ------
     ValueError
-        If the hash differs, the archive claims too many bytes, or it has no text.
+        If the hash differs, the archive declares too many bytes, or it has no text.
     Exception
         As the readers of zip archives and arrays raise it for damaged ones.
     """

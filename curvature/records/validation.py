@@ -52,7 +52,7 @@ def require_finite(name: str, array: object, shape: tuple[int, ...] | None = Non
 
 
 def require_rank(rank: int, bounds: tuple[int, int] | None, dim: int, noise_floor: float) -> None:
-    """Refuse a rank outside the dimension or its bounds, and a noise floor that is none.
+    """Refuse a rank outside the dimension or its bounds, and an invalid noise floor.
 
     Parameters
     ----------

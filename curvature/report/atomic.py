@@ -1,4 +1,4 @@
-"""Directories of files: all of it or nothing, never in place of something else, with the hash of each file."""
+"""Directories of files: written completely or not at all, without overwriting others, with the hash of each file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_texts(
     files
         Content by relative path.
     out
-        The directory; those above it are created. Written beside it under a temporary name, then renamed.
+        The directory; those above it are created. Written under a temporary name in the same folder, then renamed.
     overwrite
         Replace an earlier run of that name; it stays as it was if anything goes wrong.
     also

@@ -1,4 +1,4 @@
-"""One look at a model: every layer's block of a curvature matrix in one table."""
+"""Overview of a model: every layer's block of a curvature matrix in one table."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def analyze(
     max_memory: float | None = None,
     seed: int = 0,
 ) -> Analysis:
-    r"""Look at the curvature of a model: one row for each layer, one for the whole, and warnings in words.
+    r"""Summarize the curvature of a model: one row for each layer, one for the whole, and warnings.
 
     Parameters
     ----------

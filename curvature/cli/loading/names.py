@@ -20,7 +20,7 @@ _USUAL = {"module", "model"}  # names that wrappers give, and users too
 def without_prefix(
     tensors: Mapping[str, Tensor], expected: Collection[str], strip: str | None = None, say: Say = lambda _: None
 ) -> dict[str, Tensor]:
-    """Remove the prefix of all names that a wrapper or a larger module has put before them.
+    """Remove the prefix that a wrapper or a larger module has put before all names.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str, say: Say) -> dict[str, Te
 
 
 def _announced(inside: dict[str, Tensor], outside: Collection[str], prefix: str, say: Say) -> dict[str, Tensor]:
-    """Say which prefix was removed, and what is not used; refuse a name that is there with and without it."""
+    """Report the removed prefix and unused tensors; refuse a name that occurs with and without the prefix."""
     for name in outside:
         if name in inside:
             raise InputError(_clash(prefix + name, name, name))
@@ -110,7 +110,7 @@ def _holds(tensors: Collection[str], wanted: Collection[str]) -> bool:
 
 
 def _most_fitting_prefix(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> str:
-    """The prefix common to all names without which the most of them are names in the model; empty without one."""
+    """The common prefix whose removal makes the most names match the model; empty if none does."""
 
     def fitting(prefix: str) -> int:
         return len({_plain(name.removeprefix(prefix)) for name in tensors} & set(wanted))
@@ -122,7 +122,7 @@ def _most_fitting_prefix(tensors: Mapping[str, Tensor], wanted: Collection[str])
 
 
 def _removed(tensors: Mapping[str, Tensor], prefix: str, say: Say) -> dict[str, Tensor]:
-    """Remove a prefix that was found; what is outside of it, such as the state of a metric, is named and not used."""
+    """Remove a detected prefix; tensors outside it, such as the state of a metric, are reported and not used."""
     inside, outside = _split(tensors, prefix)
     inside_size, outside_size = (sum(tensor.numel() for tensor in part.values()) for part in (inside, outside))
     if outside_size > inside_size:

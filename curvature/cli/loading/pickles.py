@@ -18,7 +18,7 @@ _HOSTILE = {"os", "posix", "nt", "sys", "subprocess", "runpy", "shutil", "socket
 
 
 class _Inert:
-    """Takes the place of a pickled object: takes any arguments and any state, keeps nothing and does nothing."""
+    """Replaces a pickled object: accepts any arguments and any state, keeps nothing and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return object.__new__(cls)

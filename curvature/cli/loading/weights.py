@@ -28,7 +28,7 @@ __all__ = ["apply_weights", "load_weights"]
 
 
 def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: None) -> dict[str, Tensor]:
-    """Read a state_dict; only tensors are unpickled, and other objects beside it are left out.
+    """Read a state_dict; only tensors are unpickled, and all other objects are left out.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ def split(item: Any, name: str, forward: Callable[..., Any] | None = None) -> tu
     name
         What the item is, for messages.
     forward
-        Of the model, which decides whether it takes as many inputs; None accepts any number.
+        Of the model, which decides the number of inputs; None accepts any number.
 
     Returns
     -------

@@ -139,7 +139,7 @@ def materialize(
 
 
 def _refuse_unequal(inputs: Structure, targets: Structure) -> None:
-    """Refuse tensors that are empty, or that have not one row for each example."""
+    """Refuse tensors that are empty, or without one row for each example."""
     leaves = _leaves(inputs, targets)
     if not any(True for _ in leaves_by_name(inputs, "")) or any(
         tensor.ndim == 0 or len(tensor) == 0 for _, tensor in leaves

@@ -41,7 +41,7 @@ def array_as_tensor(value: Any, name: str) -> Any:
     Raises
     ------
     InputError
-        If it is an array of anything but numbers.
+        If it is an array of something other than numbers.
     """
     if not isinstance(value, np.ndarray):
         return value

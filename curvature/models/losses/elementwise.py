@@ -258,7 +258,7 @@ def diagonal_factor(diagonal: Float[Tensor, "examples ..."]) -> Float[Tensor, "e
 
 
 def checked_weight(option: str, weight: Tensor | None) -> Tensor | None:
-    """Copy the weights of elements, and refuse what would make the loss concave or empty.
+    """Copy the weights of elements, and refuse weights that would make the loss concave or empty.
 
     Parameters
     ----------

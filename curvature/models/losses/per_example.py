@@ -73,7 +73,7 @@ class PerExample(Loss):
         )
 
     def first_term(self, outputs: Float[Tensor, "examples ..."], targets: Tensors) -> Tensor:
-        """The loss of the first example, with the graph of whatever else than the outputs it depends on."""
+        """The loss of the first example at detached outputs; a graph shows what else it depends on."""
         with torch.enable_grad():
             return self.function(outputs[0].detach().clone(), structure_of(targets[0].clone()))
 
@@ -287,7 +287,7 @@ def refuse_other_reduction(loss: PerExample, outputs: Tensor, targets: Tensors) 
     Returns
     -------
     tuple of str
-        A note if the function differs, but branches on values, which means something for a single example only.
+        A note if the function differs because it branches on values, which is meaningful for a single example only.
 
     Raises
     ------

@@ -53,7 +53,7 @@ def refuse_module(module: nn.Module) -> None:
 
 
 def _refuse_global_hooks() -> None:
-    """Refuse hooks that PyTorch runs on every module of the process: a private copy cannot be spared them."""
+    """Refuse hooks that PyTorch runs on every module of the process: they would also run on the private copy."""
     for kind in ("forward_pre", "forward", "backward_pre", "backward"):
         for hook in getattr(torch.nn.modules.module, f"_global_{kind}_hooks", {}).values():
             name = getattr(hook, "__qualname__", type(hook).__name__)

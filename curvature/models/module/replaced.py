@@ -1,4 +1,4 @@
-"""Whether a module runs the code of its type, or code that was put in its place on the instance."""
+"""Whether a module runs the code of its type, or code that replaces it on the instance."""
 
 from __future__ import annotations
 

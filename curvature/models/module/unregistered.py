@@ -1,4 +1,4 @@
-"""Trainable tensors of a module that PyTorch does not know of: in attributes, lists and dictionaries."""
+"""Trainable tensors of a module that are not registered with PyTorch: in attributes, lists and dictionaries."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _parts(value: object) -> Iterable[tuple[str, object]]:
 
 
 def _is_users_object(value: object) -> bool:
-    """Whether an object may hold layers in attributes of its own: an instance of a class that is not of PyTorch."""
+    """Whether an object may hold layers in its attributes: an instance of a class defined outside PyTorch."""
     if isinstance(value, nn.Module | type | FunctionType | MethodType | ModuleType) or not hasattr(value, "__dict__"):
         return False
     return type(value).__module__.partition(".")[0] not in ("torch", "builtins")

@@ -42,7 +42,7 @@ class Differentiated(NamedTuple):
     unused
         Names of the parameters that the loss does not depend on.
     notes
-        Sentences about what is computed in another way than the user has written it.
+        Sentences about what is computed differently from the user's code.
     """
 
     function: ModelFunction
@@ -118,7 +118,7 @@ class _Trial:
         return self.function.loss_graph(self.weights, self.inputs, self.loss)
 
     def layer_where(self, guilty: Callable[[object], bool]) -> str:
-        """The first layer whose output is guilty, as the end of a phrase; empty if there is none."""
+        """The first layer whose output meets a condition, as the end of a phrase; empty if there is none."""
         layer = first_layer(self.function.module, self.run, guilty)
         return f" in {layer}" if layer else ""
 
@@ -172,7 +172,7 @@ class _Trial:
             )
 
     def refuse_hidden(self, unused: tuple[str, ...]) -> None:
-        """Refuse parameters that change the outputs although autograd finds no way to them."""
+        """Refuse parameters that change the outputs although autograd finds no path to them."""
         with torch.no_grad():
             before = self.function.predict(self.weights, self.inputs)
             for name in unused:
@@ -345,7 +345,7 @@ def _variables(output: Tensor) -> list[Tensor]:
 
 
 def _replaced(trial: _Trial, missing: Derivatives) -> tuple[_Trial, Derivatives, tuple[str, ...]]:
-    """Try equal functions for those that PyTorch differentiates only once; keep them only if they help."""
+    """Try equivalent functions for those that PyTorch differentiates only once; keep them only if they help."""
     other = replace(trial, function=replace(trial.function, replaces=True))
     derivatives = other.derivatives()
     if derivatives == missing or not _same(trial, other):

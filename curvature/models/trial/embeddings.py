@@ -1,4 +1,4 @@
-"""Options of embeddings by which PyTorch's gradient is not the derivative of the function: they are left out."""
+"""Options of embeddings that make PyTorch's gradient differ from the derivative: they are left out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def without_options(function: ModelFunction, weights: Tensor, inputs: Tensors) -
 
 
 def _notes_of(name: str, call: EmbeddingCall) -> Iterator[str]:
-    """What is done with each option of an embedding."""
+    """Notes that say how each option of an embedding is treated."""
     embedding, options = f"the embedding {name!r}", call.options
     if "padding_idx" in options:
         rows, width = call.weight.shape

@@ -1,4 +1,4 @@
-"""Forward hooks of a private copy that only record: they are removed, and those that belong to the function stay."""
+"""Forward hooks of a private copy: those that only record are removed, those that change the outputs stay."""
 
 from __future__ import annotations
 

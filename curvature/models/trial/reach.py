@@ -1,4 +1,4 @@
-"""Trainable tensors that reach the objective on another way than from the layout through the outputs."""
+"""Trainable tensors that reach the objective in another way than as weights of the layout through the outputs."""
 
 from __future__ import annotations
 

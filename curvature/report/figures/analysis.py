@@ -1,4 +1,4 @@
-"""An analysis as one figure: the span of every layer's eigenvalues, beside its share of the gradient."""
+"""An analysis as one figure: the span of every layer's eigenvalues, and its share of the gradient."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def plot_analysis(analysis: Analysis, ax: Axes | None = None, *, title: str | No
     -------
     Axes
         Absolute eigenvalues on a logarithmic axis. The thick part of a bar is the span that ``kappa_80`` measures; a
-        dashed bar has a negative end, drawn at its absolute value. The share of the gradient stands beside each bar.
+        dashed bar has a negative end, drawn at its absolute value. The number next to a bar is the share of the
+        gradient.
     """
     ax = axes_or_new(ax)
     rows = analysis.rows

@@ -1,4 +1,4 @@
-"""What this installation computes: public oracles, and the second derivatives of the PyTorch that is installed."""
+"""Checks of this installation: published numbers, and the second derivatives of the installed PyTorch."""
 
 from curvature.studies.installation.derivatives import (
     RAISES,

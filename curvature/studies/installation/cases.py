@@ -1,6 +1,6 @@
 """A layer or a loss as a small model: what the audit of second derivatives differentiates.
 
-A model multiplies its input by weights of its own, entry by entry, and hands the result to the layer, so that the
+A model multiplies its input by extra weights, entry by entry, and passes the result to the layer, so that the
 Hessian has the blocks of the layer's weights, of what comes before the layer, and of the two together.
 """
 
@@ -58,7 +58,7 @@ class Case:
     Attributes
     ----------
     name, family
-        What is audited, and the heading that it stands under.
+        What is audited, and its heading.
     build
         Makes the layer; for a loss, makes the loss.
     shape

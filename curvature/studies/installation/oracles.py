@@ -1,7 +1,7 @@
-"""Public oracles: published numbers that this installation must meet, from data that anyone can check.
+"""Published numbers that this installation must reproduce, from data that anyone can check.
 
-Every oracle is a problem whose curvature is known from a certificate, a textbook or a closed form. Values of our own
-are none: each has its source.
+Every oracle is a problem whose curvature is known from a certificate, a textbook or a closed form. Every value
+has a public source.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SPECTOR = (
 
 @dataclass(frozen=True)
 class Met:
-    """One number of an oracle, as it is published and as it is computed here.
+    """One number of an oracle, as published and as computed here.
 
     Attributes
     ----------

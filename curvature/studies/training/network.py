@@ -73,7 +73,7 @@ class BatchNormNetwork(Network):
 
     $z = \gamma (Wa - \mu_B)/\sigma_B + \beta$ with $\sigma_B^2 = \operatorname{var}_B(Wa) + \epsilon$ (variance with
     $1/N$; Ioffe & Szegedy 2015, arXiv:1502.03167), or $z = Wa - \mu_B + \beta$ where ``mean_only`` (Salimans & Kingma
-    2016, section 4). $\beta$ takes the place of the bias; :attr:`layout` is the weights' own, then every $\gamma$.
+    2016, section 4). $\beta$ replaces the bias; :attr:`layout` is the weights' own, then every $\gamma$.
 
     Raises
     ------
@@ -173,7 +173,7 @@ class BatchNormNetwork(Network):
 
 
 def refuse_penalty(problem: Problem) -> None:
-    """Raise an error for a problem with a penalty, which batch normalization cannot train with.
+    """Refuse a problem with a penalty, which batch normalization cannot train with.
 
     Parameters
     ----------
