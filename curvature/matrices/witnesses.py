@@ -31,8 +31,6 @@ _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
 _LEAP = 1e-3  # relative jump of the outputs over the shortest step that shows a discontinuity
 # Nodes of a graph with a wrong or missing second derivative: the name of the node, and the message for the user.
 _SUSPECTS = {
-    "WeightNormInterfaceBackward": "torch._weight_norm is in the graph, whose double backward is wrong (write "
-    "g * v / v.norm() instead, or use torch.nn.utils.parametrizations.weight_norm, which is unwrapped)",
     "ScaledDotProductFlashAttention": "fused attention is in the graph (use the math kernel: "
     "torch.nn.attention.sdpa_kernel)",
 }

@@ -751,7 +751,7 @@ def test_few_examples_of_a_wide_network_need_memory_for_their_factor_only(mlp, r
 
     problem = cv.Problem.from_module(mlp(120, 120, 120, 2), loss="mse", data=regression_data(20, 120, 2))
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2 * 2**30, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 3 * 2**30, before[1]))
     try:
         found = cv.spectrum(cv.ggn(problem))
     finally:

@@ -5,9 +5,9 @@ from planted import Defect
 DEFECTS = [
     Defect(
         "PyTorch's own weight norm differentiated twice",
-        "models:differentiated",
-        """function = replace(function, replaces=True)""",
-        """function = replace(function, replaces=function.replaces)""",
+        "models:_has_fused_weight_norm",
+        """any($nodes)""",
+        """not any($nodes) and False""",
         ("weight_norm_called_in_forward_is_never_differentiated_twice",),
     ),
     Defect(

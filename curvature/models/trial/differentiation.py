@@ -23,10 +23,6 @@ __all__ = ["Differentiated", "differentiated"]
 
 _OFF = 1e-4  # relative difference of a derivative from finite differences that shows another function
 _WRONG = "a wrong double backward"
-_WEIGHT_NORM = (
-    "forward calls torch._weight_norm, whose double backward is wrong in PyTorch: it is replaced by g v / ||v||, which "
-    "has the same values and gradients."
-)
 _REENTRANT = ("use_reentrant=True", "None of the inputs have requires_grad=True")  # in an error, in a warning
 
 
@@ -94,9 +90,6 @@ def differentiated(
     if any("ScaledDotProduct" in type(node).__name__ for node in graph_nodes(value)):
         trial = replace(trial, function=replace(trial.function, attends=True))
     function, notes = without_options(trial.function, weights, inputs)
-    if any("WeightNormInterface" in type(node).__name__ for node in graph_nodes(value)):
-        function = replace(function, replaces=True)
-        notes += (_WEIGHT_NORM,)
     trial = replace(trial, function=function)
     derivatives = trial.derivatives()
     if derivatives != Derivatives():
@@ -221,6 +214,8 @@ class _Trial:
 
     def _second(self) -> None:
         _, leaves, value = self.run()
+        if _has_fused_weight_norm(value):
+            raise RuntimeError(f"{_WRONG}, that of torch._weight_norm")
         directions = _directions(leaves)
         product = _twice(value, leaves, directions)
         if custom := _custom_functions(value):
@@ -331,7 +326,13 @@ def _has_no_second_derivative(output: object) -> bool:
         return False
     variables = _variables(output)
     directions = _directions(variables)
+    if _has_fused_weight_norm(output):
+        return True
     return bool(_custom_functions(output) or _error_of(lambda: _twice(output.square().sum(), variables, directions)))
+
+
+def _has_fused_weight_norm(output: Tensor) -> bool:
+    return any("WeightNormInterface" in type(node).__name__ for node in graph_nodes(output))
 
 
 def _has_checkpoint(output: object) -> bool:
