@@ -146,6 +146,8 @@ class LinearChart(Parameterization):
     ):
         if not isinstance(factor, Tensor):
             factor = _pairs_of(factor, name)
+        else:
+            _refuse_integers(factor, name)
         self.factor, self.name, self.gauge = factor, name, gauge
 
     def __repr__(self) -> str:
@@ -181,8 +183,16 @@ def _pairs_of(blocks: object, name: str) -> list[tuple[Tensor, Tensor]]:
             raise ConfigurationError(
                 f"the factor of {name} must be {wanted}, got {type(blocks).__name__} with {type(pair).__name__}."
             )
+        _refuse_integers(pair[1], name)
         pairs.append((pair[0], pair[1]))
     return pairs
+
+
+def _refuse_integers(factor: Tensor, name: str) -> None:
+    if not factor.is_floating_point():
+        raise ConfigurationError(
+            f"the factor of {name} has type {factor.dtype}, but weights are real numbers. Convert it with .double()."
+        )
 
 
 def _refuse_blocks(blocks: Sequence[tuple[Tensor, Tensor]], name: str, dim: int) -> None:

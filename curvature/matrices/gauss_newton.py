@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from functools import partial
 
 import torch
@@ -201,11 +202,11 @@ def monte_carlo_fisher(
     NotDefinedError
         For a loss that is not a likelihood.
     ConfigurationError
-        If ``num_samples`` is below 1.
+        If ``num_samples`` is no integer, or below 1.
     """
     require_problem(problem, "monte_carlo_fisher")
-    if num_samples < 1:
-        raise ConfigurationError(f"num_samples must be at least 1, got {num_samples}.")
+    if not isinstance(num_samples, numbers.Integral) or num_samples < 1:
+        raise ConfigurationError(f"num_samples must be an integer of at least 1, got {num_samples!r}.")
     require_likelihood(problem)
     drawn = problem.loss.sampled_factor(problem.outputs(), problem.targets, num_samples, generator_of(seed))
     drawn = drawn * problem.denominator**-0.5

@@ -648,6 +648,13 @@ def test_what_is_no_factor_of_a_linear_chart_is_refused_with_what_is(factor, wor
     assert "a vector, a matrix (P, Q), or a list of (indices, block) pairs of tensors" in str(caught.value)
 
 
+@pytest.mark.parametrize("block", [torch.eye(2, dtype=torch.int64), torch.eye(2, dtype=torch.complex64)])
+def test_a_factor_that_is_not_of_real_numbers_is_refused_with_its_type(block):
+    for factor in (block, [(torch.arange(2), block)]):
+        with pytest.raises(cv.ConfigurationError, match=f"the factor of linear has type {block.dtype}, but"):
+            cv.LinearChart(factor)
+
+
 OVERLAPPING = [(torch.arange(3), spd(1, 3)), (torch.arange(2, 4), spd(2, 2))]  # both cover coordinate 2
 
 

@@ -757,7 +757,7 @@ def test_number_of_samples_is_kept_in_every_chart(case):
 def test_no_samples_are_refused(case):
     module, objective, inputs, targets, _ = case("mlp-tanh", "cross-entropy")
     problem = problem_of(module, objective, inputs, targets)
-    with pytest.raises(cv.ConfigurationError, match="num_samples must be at least 1, got 0"):
+    with pytest.raises(cv.ConfigurationError, match="num_samples must be an integer of at least 1, got 0"):
         cv.monte_carlo_fisher(problem, 0, torch.Generator())
 
 

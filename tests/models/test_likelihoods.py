@@ -639,3 +639,42 @@ def test_a_sum_is_the_mean_times_its_denominator_and_says_so(tmp_path):
     assert "reduction" not in str(np.load(spectra["mean"].save(tmp_path / "mean.npz"))["about"])
     with pytest.raises(cv.ConfigurationError, match="different scale, the mean over examples and the sum"):
         cv.ggn(mean) + cv.ggn(total)
+
+
+def tripled(output, target):
+    return 3 * functional.cross_entropy(output, target)
+
+
+def with_forward(module):
+    module.forward = tripled
+    return module
+
+
+def with_hook(module):
+    module.register_forward_hook(lambda _module, _inputs, value: 3 * value)
+    return module
+
+
+def with_backward_hook(module):
+    module.register_full_backward_pre_hook(lambda _module, gradients: (3 * gradients[0],))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(with_forward, "forward replaced on the instance"), (with_hook, "a hook"), (with_backward_hook, "a hook")],
+)
+def test_a_loss_module_that_may_compute_another_function_than_its_type_is_refused(change, words):
+    model, data = nn.Linear(3, 2).double(), (torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 1]))
+    with pytest.raises(cv.ConfigurationError, match=f"CrossEntropyLoss has {words}, so it may .* Pass a callable"):
+        cv.Problem.from_module(model, loss=change(nn.CrossEntropyLoss()), data=data)
+    plain, advised = (cv.Problem.from_module(model, loss=loss, data=data) for loss in ("cross-entropy", tripled))
+    torch.testing.assert_close(cv.ggn(advised).dense(), 3 * cv.ggn(plain).dense(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("num_samples", [2.5, "3", None])
+def test_a_number_of_draws_that_is_no_integer_is_refused(num_samples):
+    data = (torch.eye(3, dtype=torch.float64), torch.tensor([0, 1, 1]))
+    problem = cv.Problem.from_module(nn.Linear(3, 2).double(), loss="cross-entropy", data=data)
+    with pytest.raises(cv.ConfigurationError, match="num_samples must be an integer of at least 1, got"):
+        cv.monte_carlo_fisher(problem, num_samples)

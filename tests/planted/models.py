@@ -42,6 +42,13 @@ DEFECTS = [
         ("unsteady_or_empty_data_are_refused_with_the_cause",),
     ),
     Defect(
+        "a loss module with a hook taken by its type",
+        "models:_changes",
+        """return 'a hook' if any($hooks) else ''""",
+        "return ''",
+        ("a_loss_module_that_may_compute_another_function_than_its_type_is_refused",),
+    ),
+    Defect(
         "a shuffling loader that mixes examples read as if it did not",
         "models:refuse_mixing",
         "row.shape == single.shape and $$rest",

@@ -122,12 +122,27 @@ def _from_torch(module: nn.Module) -> Loss:
             f"the loss module {type(module).__name__} is not supported by its type; pass a callable "
             "loss(output, target) for one example instead, and every matrix is that of its mean over examples."
         )
+    if changed := _changes(module):
+        raise ConfigurationError(
+            f"the loss module {type(module).__name__} has {changed}, so it may compute another function than its type. "
+            "Pass a callable loss(output, target) for one example instead, and every matrix is that of its mean over "
+            "examples."
+        )
     if module.reduction == "none":
         raise ConfigurationError(
             f"{type(module).__name__} has reduction='none', but curvature needs a scalar loss. Use reduction='mean' "
             "or reduction='sum'."
         )
     return _TORCH_LOSSES[type(module)](module)
+
+
+def _changes(module: nn.Module) -> str:
+    """Name what makes a module another function than its type; empty if there is nothing."""
+    replaced = [name for name in vars(module) if callable(getattr(type(module), name, None))]
+    if replaced:
+        return f"{replaced[0]} replaced on the instance"
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return "a hook" if any(hooks) else ""
 
 
 def _from_cross_entropy(module: nn.CrossEntropyLoss) -> Loss:
