@@ -33,7 +33,7 @@ class RunOptions:
         _option(
             _OUTPUT,
             "DIR",
-            "Write a run directory with report.html, summary.csv, summary.json, the result and the configuration.",
+            "Write a run directory with the result, tables, figures and the configuration; all but analyze add report.html.",
             "--out",
         ),
     ] = None

@@ -163,7 +163,7 @@ def refuse_mixing(loader: DataLoader, leaves: Callable[[Any], list[Tensor]]) -> 
     Raises
     ------
     InputError
-        If the first or the last example of the first batch is another one when it is collated alone.
+        If the first or the last example of the first batch changes when it is collated alone.
     """
     if loader.collate_fn is default_collate:
         return
@@ -179,7 +179,7 @@ def refuse_mixing(loader: DataLoader, leaves: Callable[[Any], list[Tensor]]) -> 
             if row.shape == single.shape and not torch.allclose(row, single, equal_nan=True):
                 raise InputError(
                     f"the data loader shuffles, and its collate_fn mixes the examples of a batch: example {position} "
-                    "is another one when it is collated alone. The matrix would depend on the order. Use a collate_fn "
+                    "changes when it is collated alone. The matrix would depend on the order. Use a collate_fn "
                     "that treats each example by itself, or pass shuffle=False to fix the batches."
                 )
 

@@ -58,8 +58,8 @@ def private_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             model = copy.deepcopy(module, memo)
     except Exception as error:  # a user's module may raise anything
         raise InputError(
-            f"the module cannot be copied ({type(error).__name__}: {error}). Everything is computed on a copy, to leave "
-            "the original unchanged. Remove the attribute that copy.deepcopy cannot copy."
+            f"the module cannot be copied ({type(error).__name__}: {error}). Everything is computed on a copy, to "
+            "leave the original unchanged. Remove the attribute that copy.deepcopy cannot copy."
         ) from error
     with _GraphsCut():
         _isolate(module, memo)
