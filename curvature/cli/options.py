@@ -33,7 +33,8 @@ class RunOptions:
         _option(
             _OUTPUT,
             "DIR",
-            "Write a run directory with the result, tables, figures and the configuration; all but analyze add report.html.",
+            "Write a run directory with the result, tables, figures and the configuration; spectrum and compare add "
+            "report.html.",
             "--out",
         ),
     ] = None
