@@ -65,14 +65,16 @@ def num_processors(cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP) -> 
     return min(counts)
 
 
-def _left_by_limits() -> Iterator[float]:
+def _left_by_limits() -> list[float]:
     """What the limits of the process leave of its address space and of its data."""
+    amounts: list[float] = []
     if resource is None:
-        return
+        return amounts
     for name, field in (("RLIMIT_AS", "vms"), ("RLIMIT_DATA", "data")):
         limit = resource.getrlimit(getattr(resource, name))[0] if hasattr(resource, name) else resource.RLIM_INFINITY
         if limit != resource.RLIM_INFINITY:
-            yield float(limit - getattr(psutil.Process().memory_info(), field, 0))
+            amounts.append(float(limit - getattr(psutil.Process().memory_info(), field, 0)))
+    return amounts
 
 
 @cache
@@ -100,8 +102,9 @@ def _all_groups(cgroups: Path, membership: Path, controller: str) -> Iterator[Pa
             yield from (part for part in (group, *group.parents) if part.is_relative_to(root))
 
 
-def _left_in(group: Path) -> Iterator[float]:
+def _left_in(group: Path) -> list[float]:
     """What a memory limit of a control group leaves."""
+    amounts: list[float] = []
     for limit_name, used_name, cached_name in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -109,7 +112,8 @@ def _left_in(group: Path) -> Iterator[float]:
         limit = _number(group / limit_name)
         used = None if limit is None else _number(group / used_name)
         if limit is not None and used is not None:
-            yield limit - used + _entry(group / "memory.stat", cached_name)
+            amounts.append(limit - used + _entry(group / "memory.stat", cached_name))
+    return amounts
 
 
 def _quota(group: Path) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import sys
 import traceback
@@ -165,6 +166,8 @@ def _explain(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         message = "out of memory. Use fewer examples (--num-examples), a smaller model, or --block layer."
         return message, ExitCode.RESOURCES
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "no space is left where the results go. Free some, or write to another disk.", ExitCode.RESOURCES
     first_line = next(iter(str(error).splitlines()), "")
     return f"internal error, {type(error).__name__}: {first_line} (--debug shows where).", ExitCode.INTERNAL
 

@@ -1,8 +1,11 @@
 """The fast path for chains of linear layers: equal to the generic one where it applies, out of the way elsewhere."""
 
 import copy
+import os
+import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import psutil
@@ -10,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import OpenBLASController, threadpool_limits
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import weight_norm as legacy_weight_norm
@@ -18,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import curvature as cv
 from curvature.errors import ConfigurationError
 from curvature.matrices import MATRICES
-from curvature.matrices.fast import dense, factor, products
+from curvature.matrices.fast import dense, factor, products, threads
 from curvature.matrices.fast.chain import ELEMENTWISE, chain_of
 from curvature.matrices.fast.paths import fast_path
 from curvature.models.losses import CrossEntropy
@@ -220,8 +224,141 @@ def test_pieces_are_given_that_another_thread_replaces_at_that_moment():
     assert found._cut(2) is kept
 
 
+@pytest.fixture
+def three_threads():
+    """As on a machine with three cores, whatever this one has.
+
+    Set by a thread that ends: while one lives that set a limit, threadpoolctl may ignore those of all others.
+    """
+
+    def use(number):
+        thread = threading.Thread(target=threadpool_limits, args=(number, "blas"))
+        thread.start()
+        thread.join()
+
+    usual = threads.num_threads(torch.device("cpu"))
+    use(3)
+    yield
+    use(usual)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_num_threads_is_that_of_the_blas():
+    assert threads.num_threads(torch.device("cpu")) == 3
+    assert threads.num_threads(torch.device("meta")) == 1
+    with threadpool_limits(1, user_api="blas"):
+        assert threads.num_threads(torch.device("cpu")) == 1
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_work_side_by_side_is_all_done_once_in_one_order(count):
+    seen = []
+
+    def add(items, room):
+        assert threads._blas_threads() == (1 if count > 1 else 3)
+        assert threads.num_threads(torch.device("cpu")) == (1 if count > 1 else 3)
+        seen.append((items, threading.get_ident()))
+        for item in items:
+            room += item
+
+    total = torch.ones(2, dtype=torch.float64)
+    threads.add_side_by_side(add, [2.0**k for k in range(count)], total)
+    assert total.tolist() == [2.0**count] * 2
+    assert sorted(item for items, _ in seen for item in items) == [2.0**k for k in range(count)]
+    assert len(seen) == min(count, 3)
+    assert all(items == sorted(items) for items, _ in seen)
+    assert threads.num_threads(torch.device("cpu")) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment():
+    begun, may_end = threading.Event(), threading.Event()
+
+    def add(*_):
+        begun.set()
+        assert may_end.wait(10)
+
+    with ThreadPoolExecutor(2) as pool:
+        busy = pool.submit(threads.add_side_by_side, add, [1, 2, 3], torch.zeros(1))
+        assert begun.wait(10)
+        assert threads._blas_threads() == 1
+        asked = pool.submit(threads.num_threads, torch.device("cpu"))
+        wait([asked], timeout=0.1)  # too early an answer is a wrong one
+        may_end.set()
+        busy.result(10)
+        assert asked.result(10) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("bad", [0, 5])
+def test_an_error_of_one_thread_is_raised_after_all_have_ended(bad):
+    ended = []
+
+    def add(items, _):
+        if bad in items:
+            raise ValueError("this one")
+        time.sleep(0.05)
+        ended.append(items)
+
+    with pytest.raises(ValueError, match="this one"):
+        threads.add_side_by_side(add, list(range(6)), torch.zeros(1))
+    assert len(ended) == 2
+    assert threads.num_threads(torch.device("cpu")) == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_products_by_several_threads_are_those_by_one_and_always_the_same_bits(generator):
+    problem = deep_problem(nn.Tanh, num_examples=500)
+    operator = cv.hessian(problem)
+    block = torch.randn(problem.dim, 13, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_TANGENT_BYTES", 2**14)
+        several = operator @ block
+        assert all(torch.equal(operator @ block, several) for _ in range(10))
+        with ThreadPoolExecutor(4) as pool:  # the limits of the BLAS are held here, so none of these can set them
+            assert all(distance(found, several) < 1e-14 for found in pool.map(lambda _: operator @ block, range(12)))
+        with threadpool_limits(1, user_api="blas"):
+            assert distance(operator @ block, several) < 1e-14
+    assert threads.num_threads(torch.device("cpu")) == 3
+
+
+def test_products_in_several_threads_are_the_same_bits_where_nobody_holds_the_limits(generator):
+    problem = deep_problem(nn.Tanh, num_examples=500)
+    operator = cv.hessian(problem)
+    block = torch.randn(problem.dim, 13, generator=generator, dtype=torch.float64)
+    before = threads.num_threads(torch.device("cpu"))
+    try:
+        threads._blas().limit(limits=3)
+        if release := getattr(OpenBLASController, "clear_controlling_thread", None):
+            release(force=True)
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
+            patch.setattr(products, "_TANGENT_BYTES", 2**14)
+            several = operator @ block
+            assert all(torch.equal(found, several) for found in pool.map(lambda _: operator @ block, range(60)))
+        assert threads.num_threads(torch.device("cpu")) == 3
+    finally:
+        threads._blas().limit(limits=before)
+        if release:
+            release(force=True)
+
+
+def test_work_is_not_shared_where_another_thread_holds_the_limits_of_the_blas():
+    """Each thread would have a whole BLAS, on the same cores: measured eleven times slower."""
+    seen = []
+
+    def add(items, _):
+        seen.append((len(items), threads.num_threads(torch.device("cpu"))))
+
+    with threadpool_limits(3, user_api="blas"), ThreadPoolExecutor(1) as pool:
+        pool.submit(threads.add_side_by_side, add, list(range(6)), torch.zeros(1)).result()
+    held = hasattr(OpenBLASController, "clear_controlling_thread")
+    assert seen == ([(6, 3)] if held else [(2, 1)] * 3)
+
+
+@pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("columns", [1, 16])
-def test_products_take_the_memory_that_plans_count(columns, generator):
+def test_products_in_several_threads_take_the_memory_that_plans_count(columns, generator):
     module = nn.Sequential(nn.Linear(100, 500), nn.Tanh(), nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 3)).double()
     data = torch.randn(300, 100, generator=generator, dtype=torch.float64), torch.arange(300) % 3
     operator = cv.hessian(cv.Problem.from_module(module, loss="cross-entropy", data=data))
@@ -241,6 +378,12 @@ def test_products_take_the_memory_that_plans_count(columns, generator):
     assert max(sizes) - before < operator.routes.products.memory(columns) + product.nbytes
 
 
+def test_a_thread_that_shares_work_does_not_share_its_own():
+    shared = threads._pool(1).submit(threads.num_threads, torch.device("cpu"))
+    with threads._turns():
+        assert shared.result(timeout=10) == 1
+
+
 def test_threads_that_cut_in_other_sizes_do_not_disturb_each_other():
     class Disturbed(products.Products):
         def __setattr__(self, name, value):
@@ -255,6 +398,32 @@ def test_threads_that_cut_in_other_sizes_do_not_disturb_each_other():
 def test_a_block_without_columns_has_a_product_without_columns(method):
     operator = cv.hessian(deep_problem(nn.Tanh), method=method)
     assert (operator @ torch.zeros(operator.dim, 0, dtype=torch.float64)).shape == (operator.dim, 0)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_products_work_in_a_forked_child():
+    def work():
+        total = torch.zeros(1)
+        threads.add_side_by_side(lambda items, room: room.add_(sum(items)), [1, 2, 3], total)
+        return int(total)
+
+    assert work() == 6
+    with threads._turns():  # nobody gives this one back in the child
+        child = os.fork()
+        if not child:
+            os._exit(work())
+    for _ in range(100):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for threads that it does not have")
+    assert os.waitstatus_to_exitcode(status) == 6
 
 
 @pytest.mark.parametrize("frozen", [(), ("0.weight", "0.bias"), ("2.weight",), ("0.bias", "2.bias")])

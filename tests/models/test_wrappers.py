@@ -178,3 +178,21 @@ def test_a_sharded_module_is_refused_with_what_to_do():
     fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(cv.InputError, match=r"sharded by fully_shard.*full state_dict into a plain module"):
         problem(module)
+
+
+@pytest.mark.parametrize("register", ["full_backward", "full_backward_pre", "tensor"])
+def test_hooks_on_gradients_do_not_run_and_are_named(register):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    data = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 2
+    plain = cv.Problem.from_module(module, loss="cross-entropy", data=data)
+    if register == "full_backward":
+        module[2].register_full_backward_hook(lambda _, inputs, __: tuple(3 * g for g in inputs))
+    elif register == "full_backward_pre":
+        module[2].register_full_backward_pre_hook(lambda _, outputs: tuple(3 * g for g in outputs))
+    else:
+        module[2].weight.register_hook(lambda g: 3 * g)
+    problem = cv.Problem.from_module(module, loss="cross-entropy", data=data)
+    assert torch.equal(problem.gradient(), plain.gradient())
+    assert plain.notes == ()
+    assert [note for note in problem.notes if "hooks on the gradients of layer '2' (Linear) do not run" in note]

@@ -5,6 +5,7 @@ from planted import Defect
 EVERY_MATRIX = "every_matrix_of_a_random_network_is_that_of_torch_func"
 GENERIC = ("no_activation_and_two_in_a_row_give_the_generic_matrices",)
 PULLBACK = ("pullback_is_the_jacobian_on_both_sides_plus_the_bending_of_the_map",)
+SEVERAL_THREADS = ("products_by_several_threads_are_those_by_one_and_always_the_same_bits",)
 COMMON_LAYERS = "matrices_are_right_through_common_layers"
 
 DEFECTS = [
@@ -43,6 +44,34 @@ DEFECTS = [
         "$slope_dot.addcmul_(self.bends[$k - 1][:, $chunk], $z_dot)",
         "$slope_dot.addcmul_(self.bends[$k - 1][:, $chunk], $z_dot, value=-1)",
         ("every_loss_gives_the_generic_matrices_and_products",),
+    ),
+    Defect(
+        "what another thread added left out of the sum",
+        "matrices.fast:_added",
+        "$total += $part",
+        "$total += 0 * $part",
+        SEVERAL_THREADS,
+    ),
+    Defect(
+        "the last piece given to no thread",
+        "matrices.fast:_added",
+        "len($items) * $k // $number",
+        "(len($items) - 1) * $k // $number",
+        SEVERAL_THREADS,
+    ),
+    Defect(
+        "threads that add to what is there already",
+        "matrices.fast:_added",
+        "torch.zeros_like($total)",
+        "$total.clone()",
+        ("work_side_by_side_is_all_done_once_in_one_order",),
+    ),
+    Defect(
+        "as many threads as another caller leaves for a moment",
+        "matrices.fast:num_threads",
+        "with _turns():\n    $$body",
+        "$$body",
+        ("the_number_of_threads_is_not_what_another_caller_leaves_for_a_moment",),
     ),
     Defect(
         "products counted without their second order",

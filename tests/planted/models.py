@@ -219,8 +219,8 @@ DEFECTS = [
     Defect(
         "closed forms of layers whose forward was replaced on the instance",
         "models:runs_its_type",
-        "not $hooks and not $replaced and $compiled is None",
-        "True",
+        "callable(getattr($kind, $name, None))",
+        "False",
         ("code_that_differs_for_late_examples_alone_is_seen_by_the_replaced_method",),
     ),
     Defect(

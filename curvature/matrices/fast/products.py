@@ -12,7 +12,7 @@ and the product is $\sum_n \dot g_l a_l^T + g_l \dot a_l^T$. Without the terms i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from curvature.arrays import Float
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
+from curvature.matrices.fast.threads import add_side_by_side, num_threads
 
 __all__ = ["OutputProduct", "Products", "product_bytes", "product_multiplications"]
 
@@ -31,8 +32,6 @@ OutputProduct = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 Piece = tuple[slice, Callable[[Tensor], Tensor]]
 
 _TANGENT_BYTES = 2**20  # of the tangents of a piece of examples in one layer, so that they stay in cache
-# Pieces in threads with a BLAS of one core each were measured at 0.7 to 1.3 times the speed of one piece after another
-# by a BLAS of two cores (P = 2410 and 7210, 10 and 32 columns): not worth a pool of threads.
 _COLUMNS = 16  # at once: 4 to 16 were measured fastest, 32 takes 1.1 to 1.6 times as long
 
 
@@ -51,13 +50,14 @@ def product_bytes(chain: Chain) -> tuple[float, float]:
 
     Notes
     -----
-    A column needs its image, its parts for the layers in both layouts, and the term that is added to the image; a
-    piece of examples needs its tangents in every layer.
+    A column needs its image and its parts for the layers, in both layouts. Each thread needs the tangents of a piece of
+    examples, a partial image, and the term that is added to it.
     """
+    threads = num_threads(chain.problem.device)
     problem, widths = chain.problem, [layer.fan_out for layer in chain.layers]
     signals = problem.num_examples * (sum(widths) + max(chain.layers[0].columns, *widths))
     item = problem.weights.element_size()
-    return item * signals * 10 + len(widths) * 4 * _TANGENT_BYTES, 6.0 * problem.dim * item
+    return item * signals * 10 + threads * len(widths) * 4 * _TANGENT_BYTES, (3 + 3 * threads) * problem.dim * item
 
 
 def product_multiplications(chain: Chain, *, second_order: bool) -> float:
@@ -147,11 +147,17 @@ class Products:
         columns = -(-len(vectors) // parts)  # of each part: equal parts instead of full ones and a short rest
         # Examples are cut too, so that the tangents of one layer stay in cache on their way to the next layer.
         size = max(1, _TANGENT_BYTES // (columns * self.widest * vectors.element_size()))
-        pieces = self._cut(size)
+        if (pieces := -(-len(self.outputs) // size)) > 1:  # the same number for each thread
+            pieces += -pieces % num_threads(block.device)
+            size = -(-len(self.outputs) // pieces)
         for chunk, image in zip(vectors.tensor_split(parts), product.tensor_split(parts), strict=True):
             moves = self._moves(chunk)
-            for examples, curve in pieces:
-                self._add(examples, curve, moves, image)
+
+            def add(pieces: Sequence[Piece], image: Tensor, moves: list[_Move | None] = moves) -> None:
+                for examples, curve in pieces:
+                    self._add(examples, curve, moves, image)
+
+            add_side_by_side(add, self._cut(size), image)
         return product.T
 
     def _moves(self, vectors: Tensor) -> list[_Move | None]:

@@ -24,6 +24,10 @@ def runs_its_type(layer: nn.Module) -> bool:
         False with a hook, its own or a global one, with a method replaced on the instance, and after ``compile()``.
     """
     kind = type(layer)
-    hooks = [name for name in _HOOKS if getattr(torch_module, f"_global{name}") or getattr(layer, name)]
-    replaced = [name for name in vars(layer) if callable(getattr(kind, name, None))]
-    return not hooks and not replaced and layer._compiled_call_impl is None
+    for name in _HOOKS:
+        if getattr(torch_module, f"_global{name}") or getattr(layer, name):
+            return False
+    for name in vars(layer):
+        if callable(getattr(kind, name, None)):
+            return False
+    return layer._compiled_call_impl is None

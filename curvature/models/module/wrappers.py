@@ -90,7 +90,7 @@ def inner_module(module: nn.Module) -> nn.Module:
 
 
 def wrapper_notes(module: nn.Module) -> tuple[str, ...]:
-    """Say which wrappers a private copy leaves out.
+    """Say which wrappers and which hooks on gradients a private copy leaves out.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def wrapper_notes(module: nn.Module) -> tuple[str, ...]:
     Returns
     -------
     tuple of str
-        A sentence for each wrapper.
+        A sentence for each wrapper, and for each layer with such hooks.
 
     Raises
     ------
@@ -124,6 +124,17 @@ def _notes(module: nn.Module) -> Iterator[str]:
             yield f"{label} {_WRAPPERS[f'{kind.__module__}.{kind.__qualname__}'].words}."
         elif getattr(layer, "_compiled_call_impl", None) is not None:
             yield f"{label} is compiled in place by Module.compile; it was used uncompiled."
+        elif _has_gradient_hook(layer):
+            yield (
+                f"hooks on the gradients of {label} do not run: every derivative is that of the loss, which such a "
+                "hook may change in training."
+            )
+
+
+def _has_gradient_hook(layer: nn.Module) -> bool:
+    """Whether a hook is registered on the gradients of a layer or of one of its parameters."""
+    parameters = layer.parameters(recurse=False)
+    return bool(layer._backward_hooks or layer._backward_pre_hooks) or any(p._backward_hooks for p in parameters)
 
 
 def refuse_sharded(module: nn.Module) -> None:
