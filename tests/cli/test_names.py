@@ -121,7 +121,7 @@ def test_names_that_become_one_are_refused(tensors, options, words):
 
 def test_a_model_inside_a_larger_file_is_used_only_where_the_prefix_is_named():
     tensors = state("head.") | {"body.weight": torch.ones(100, 100)}
-    with pytest.raises(InputError, match=r"most of it is outside .* add --strip-prefix head\."):
+    with pytest.raises(InputError, match=r"most of its tensors are outside .* add --strip-prefix head\."):
         loaded(tensors)
     assert torch.equal(loaded(tensors, strip_prefix="head.")[0][0].bias, state()["0.bias"])
 
