@@ -290,7 +290,9 @@ def test_losses_whose_reduction_is_not_what_it_seems_are_refused_unless_declared
         found = cv.hessian(problem_of(around(nn.Tanh()), loss=function)).dense()
         assert distance(found, cv.hessian(problem_of(around(nn.Tanh()))).dense()) < 1e-13
         return
-    with pytest.raises(cv.InputError, match=r"of all 8 examples at once is .*PerExample\(function\) accepts it as it is"):
+    with pytest.raises(
+        cv.InputError, match=r"of all 8 examples at once is .*PerExample\(function\) accepts it as it is"
+    ):
         problem_of(around(nn.Tanh()), loss=function)
     declared = problem_of(around(nn.Tanh()), loss=cv.PerExample(function))
     each = [float(function(f, y)) for f, y in zip(declared.outputs(), LABELS, strict=True)]
