@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import typer
 
 from curvature._version import __version__
 from curvature.cli.configuration import MATRICES, AnalyzeConfiguration
-from curvature.cli.execution import around_user_code
+from curvature.cli.execution import around_user_code, configured, show_every_character
 from curvature.cli.options import RunOptions
 from curvature.cli.preparation import (
     collected_provenance,
@@ -26,13 +25,13 @@ from curvature.cli.preparation import (
     prepare,
     written_configuration,
 )
-from curvature.cli.sources import names_code, resolve
+from curvature.cli.sources import names_code
+from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal
 from curvature.errors import ExitCode
 
 if TYPE_CHECKING:
-    from curvature.records import Analysis, LayerSummary
-    from curvature.report.table import Table
+    from curvature.records import Analysis
 
 __all__ = ["execute_analysis"]
 
@@ -56,14 +55,7 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
     """
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
-    config = resolve(
-        "analyze",
-        flags,
-        file=run_options.config,
-        settings=run_options.settings or (),
-        trust=run_options.trust_config,
-        warn=terminal.warn,
-    )
+    config = configured("analyze", flags, run_options, terminal)
     assert isinstance(config, AnalyzeConfiguration)
     with around_user_code(config, run_options, terminal):
         analyses, document = _analyzed(config, terminal, started)
@@ -156,26 +148,14 @@ def _csv(analyses: Sequence[Analysis]) -> str:
 
 
 def _print(analyses: Sequence[Analysis]) -> None:
-    from curvature.report.render import table_text
-
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    width = shutil.get_terminal_size((160, 24)).columns
-    for analysis in analyses:
-        typer.echo(table_text(_table(analysis), width=width))
-        typer.echo()
-    sys.stdout.flush()
-
-
-def _table(analysis: Analysis) -> Table:
+    from curvature.records.analysis import HEADER
     from curvature.report.table import Table
 
-    header = ("layer", "parameters", "trace", "largest", "smallest", "kappa_80", "effective rank", "gradient")
-    return Table(analysis.summary, (*header, "stretch"), tuple(_cells(row) for row in analysis.rows))
-
-
-def _cells(row: LayerSummary) -> tuple[Any, ...]:
-    return row.layer, row.num_parameters, *row.texts
+    show_every_character()
+    for analysis in analyses:
+        rows: tuple[tuple[Any, ...], ...] = tuple((row.layer, row.num_parameters, *row.texts) for row in analysis.rows)
+        print_table(Table(analysis.summary, HEADER, rows))
+    sys.stdout.flush()
 
 
 def _exit_unless_resolved(analyses: Sequence[Analysis], terminal: Terminal, *, strict: bool) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal
 from curvature.errors import ExitCode
 
@@ -63,9 +63,9 @@ def doctor(terminal: Terminal, *, derivatives: bool, as_json: bool) -> None:
         document = {"schema": "curvature/doctor/1", "machine": machine, "extras": extras, "oracles": numbers}
         typer.echo(json.dumps(document | {"derivatives": audited}, allow_nan=False, default=str))
     else:
-        _print([_machine_table(machine), _extras_table(extras), _faults_table(audited), _oracles_table(oracles)])
-        if derivatives:
-            _print([_derivatives_table(audited)])
+        tables = [_machine_table(machine), _extras_table(extras), _faults_table(audited), _oracles_table(oracles)]
+        for table in [*tables, *([_derivatives_table(audited)] if derivatives else [])]:
+            print_table(table, digits=10)
     if missed or wrong:
         first = f"{missed[0].oracle}: {missed[0].quantity}" if missed else f"the Hessian of {wrong[0]}"
         terminal.error(
@@ -101,15 +101,6 @@ def _version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _print(tables: Iterable[Table]) -> None:
-    from curvature.report.render import table_text
-
-    width = shutil.get_terminal_size((160, 24)).columns
-    for table in tables:
-        typer.echo(table_text(table, width=width, digits=10))
-        typer.echo()
 
 
 def _machine_table(machine: Mapping[str, Any]) -> Table:

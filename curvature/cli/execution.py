@@ -27,7 +27,7 @@ from curvature.errors import ExitCode
 if TYPE_CHECKING:
     from curvature.records import Study
 
-__all__ = ["around_user_code", "execute"]
+__all__ = ["around_user_code", "configured", "execute", "show_every_character"]
 
 
 def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> None:
@@ -49,14 +49,7 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     """
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
-    config = resolve(
-        command,
-        flags,
-        file=run_options.config,
-        settings=run_options.settings or (),
-        trust=run_options.trust_config,
-        warn=terminal.warn,
-    )
+    config = configured(command, flags, run_options, terminal)
     if run_options.dry_run:
         assert isinstance(config, SpectrumConfiguration)
         with around_user_code(config, run_options, terminal):
@@ -70,6 +63,39 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     _print_notes(study, terminal)
     _print_next_steps(command, config, terminal, out)
     _exit_unless_passed(study, terminal, strict=run_options.strict)
+
+
+def configured(command: str, flags: dict[str, Any], run_options: RunOptions, terminal: Terminal) -> Configuration:
+    """Resolve the configuration of a command from its options, the environment and a file.
+
+    Parameters
+    ----------
+    command
+        ``spectrum``, ``compare`` or ``analyze``.
+    flags, run_options
+        Its options.
+    terminal
+        Receives warnings.
+
+    Returns
+    -------
+    Configuration
+        Of the class that belongs to the command.
+    """
+    return resolve(
+        command,
+        flags,
+        file=run_options.config,
+        settings=run_options.settings or (),
+        trust=run_options.trust_config,
+        warn=terminal.warn,
+    )
+
+
+def show_every_character() -> None:
+    """Print a replacement for what the terminal does not have: the numbers are shown all the same."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager
@@ -117,8 +143,7 @@ def _write(study: Study, run_options: RunOptions) -> tuple[dict[str, Any], Path 
 
 
 def _print_result(command: str, study: Study, document: dict[str, Any], run_options: RunOptions) -> None:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without a character still shows the numbers
+    show_every_character()
     if run_options.as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     elif command == "spectrum":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from curvature.records import Spectrum, Study, Verdict
     from curvature.report.table import Row, Table
 
-__all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum"]
+__all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum", "print_table"]
 
 MOST_PICTURES = 12
 _APART = {"decompositions", "table", "ratios", "efficiencies", "gauges", "checks"}  # printed with options, or not
@@ -44,20 +44,20 @@ def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> 
     from curvature.report.tables import estimates, spectra, training
 
     for matrix, table in spectra.spectrum_tables(document["spectra"], every_number=verbose).items():
-        _print_table(table)
+        print_table(table)
         _print_pictures([m.record for m in study.of(Spectrum, matrix=matrix)], verbose)
     for ends in grouped(study.of(ExtremalEigenvalues), lambda m: m.record.matrix).values():
         table = estimates.ends_table(_estimate_title(ends[0].record, "ends", "lanczos"), ends)
         unsaid = {"weights", "matrix"} | (set() if ends[0].record.block != "all" else {"block"})
-        _print_table(table.without(unsaid), digits_of={"eigenvalue": 8, "error bound": 2})
+        print_table(table.without(unsaid), digits_of={"eigenvalue": 8, "error bound": 2})
     for matrix, rows in grouped(document["densities"], lambda row: row["matrix"]).items():
         (first, *_) = study.of(SpectralDensity, matrix=matrix)
         size = f"slq, {first.record.num_probes} probes x {first.record.num_matvecs} products"
         table = replace(estimates.density_table(rows), title=_estimate_title(first.record, "density", size))
         unsaid = {"probes × products"} | (set() if rows[0]["block"] != "all" else {"matrix"})
-        _print_table(table.without(unsaid))
+        print_table(table.without(unsaid))
     if document["gauges"]:
-        _print_table(training.gauge_table(document).without(("weights", "checkpoint")))
+        print_table(training.gauge_table(document).without(("weights", "checkpoint")))
 
 
 def _estimate_title(record: Any, kind: str, method: str) -> str:
@@ -94,7 +94,7 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
     _print_verdicts(study.verdicts, verbose)
     _print_tables([verdicts.decomposition_table(document)])
     _echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
-    _print_table(training.training_table(document))
+    print_table(training.training_table(document))
     shown = _shown_rows(document, verbose)
     _print_tables(table.without(_WIDE) for table in spectra.summary_tables(document, shown))
     _print_tables(ratios.ratio_tables(document, shown))
@@ -201,10 +201,19 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
 def _print_tables(tables: Iterable[Table]) -> None:
     for table in tables:
         if table.rows:
-            _print_table(table, digits=3)
+            print_table(table, digits=3)
 
 
-def _print_table(table: Table, **options: Any) -> None:
+def print_table(table: Table, **options: Any) -> None:
+    """Print a table as wide as the terminal, and an empty line.
+
+    Parameters
+    ----------
+    table
+        What to print.
+    **options
+        As for :func:`curvature.report.render.table_text`.
+    """
     from curvature.report.render import table_text
 
     width = shutil.get_terminal_size((_WIDTH, 24)).columns

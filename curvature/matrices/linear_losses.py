@@ -58,8 +58,10 @@ def linear_words(problem: Problem) -> str:
         A sentence without its full stop, or an empty string where the loss is curved in every output.
     """
     linear, total = linear_outputs(problem)
-    if not linear:
-        return ""
+    return _words(problem, linear, total) if linear else ""
+
+
+def _words(problem: Problem, linear: int, total: int) -> str:
     return (
         f"the loss {problem.loss.name!r} is linear in {linear} of the {total} outputs of all examples, and these add "
         "nothing to the GGN"
@@ -83,7 +85,7 @@ def warn_of_linear_outputs(problem: Problem) -> None:
     linear, total = linear_outputs(problem)
     if linear < total:
         if linear:
-            warnings.warn(f"{linear_words(problem)}.", UserWarning, stacklevel=4)
+            warnings.warn(f"{_words(problem, linear, total)}.", UserWarning, stacklevel=4)
         return
     reason = f"the GGN is exactly zero, since the loss {loss.name!r} is linear in the outputs for every example"
     normalized = class_dimension(problem.outputs()) is not None

@@ -53,8 +53,7 @@ def wrong_layer(function: ModelFunction, weights: Tensor, inputs: Tensors) -> st
     Every layer is run alone, on the inputs that it gets in the model, and a sum of its outputs is differentiated once
     and twice by its parameters and inputs together, along one direction.
     """
-    named = function.layout.unflatten(weights)
-    named |= {alias: named[original] for alias, original in function.aliases.items()}
+    named = function.named(weights)
     for call in _calls(function, weights, inputs):
         own = {name: part for name, part in named.items() if name.startswith(call.prefix)}
         with suppress(Exception):  # a layer that cannot be run alone is not judged

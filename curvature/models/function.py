@@ -108,8 +108,7 @@ class ModelFunction:
         Any
             A tensor for most modules.
         """
-        named = self.layout.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
-        named |= {alias: named[original] for alias, original in self.aliases.items()}
+        named = self.named(weights)
         named |= {name: self.module.get_buffer(name).clone() for name in self.written}
         with self.context(named):
             inputs = inputs[0] if self.reader.packed else inputs
@@ -117,6 +116,24 @@ class ModelFunction:
             if self.recomputes:
                 return holding(self.module, named)(*args, **kwargs)
             return torch.func.functional_call(self.module, named, args, kwargs)
+
+    def named(self, weights: Float[Tensor, "weights"] | Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by name, with the second names of those that are shared.
+
+        Parameters
+        ----------
+        weights
+            Flat ``(P,)``, or by their names in the layout.
+
+        Returns
+        -------
+        dict
+            A tensor for each name in the module.
+        """
+        named = self.layout.unflatten(weights) if isinstance(weights, Tensor) else dict(weights)
+        if self.aliases:
+            named |= {alias: named[original] for alias, original in self.aliases.items()}
+        return named
 
     @contextmanager
     def context(self, named: Mapping[str, Tensor]) -> Iterator[None]:
@@ -226,8 +243,7 @@ class ModelFunction:
             A function of the remaining weights, with its own copy of the module.
         """
         module = private_copy(self.module, weights.dtype)
-        named = self.layout.unflatten(weights)
-        named |= {alias: named[original] for alias, original in self.aliases.items()}
+        named = self.named(weights)
         kept = {alias: original for alias, original in self.aliases.items() if original in layout.slices}
         with torch.no_grad():
             for name in named.keys() - layout.slices.keys() - kept.keys():

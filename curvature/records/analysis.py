@@ -15,10 +15,10 @@ from curvature.records.where import Located, Where
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Analysis", "LayerSummary"]
+__all__ = ["HEADER", "Analysis", "LayerSummary"]
 
 _QUANTITIES = ("trace", "largest", "smallest", "kappa_80", "effective_rank")
-_HEADER = ("layer", "parameters", "trace", "largest", "smallest", "kappa_80", "effective rank", "gradient", "stretch")
+HEADER = ("layer", "parameters", "trace", "largest", "smallest", "kappa_80", "effective rank", "gradient", "stretch")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Analysis(Located):
         return f"Analysis({self.label}: {len(self.layers)} layers, {self.whole.num_parameters} parameters)"
 
     def __str__(self) -> str:
-        cells = [_HEADER, *(self._cells(row) for row in self.rows)]
+        cells = [HEADER, *(self._cells(row) for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
             "  ".join(text.rjust(width) if index else text.ljust(width) for index, (text, width) in enumerate(pairs))
@@ -163,7 +163,7 @@ class Analysis(Located):
 
     def _repr_html_(self) -> str:
         notes = [(f"! {row.layer}", warning) for row in self.rows for warning in row.warnings]
-        return html_rows(self.summary, [_HEADER, *(self._cells(row) for row in self.rows), *notes])
+        return html_rows(self.summary, [HEADER, *(self._cells(row) for row in self.rows), *notes])
 
     @staticmethod
     def _cells(row: LayerSummary) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from curvature.models.losses.elementwise import (
     PointwiseLoss,
     checked_weight,
     diagonal_factor,
+    drawn_errors,
     refuse_weight_of_examples,
 )
 from curvature.models.losses.loss import Loss, flat_outputs, unweighted
@@ -34,6 +35,7 @@ class BinaryCrossEntropyOfProbabilities(PointwiseLoss):
         Factors of the elements, which broadcast against one example.
     """
 
+    mean_of_elements = True
     weight: Tensor | None = None
     name: str = "binary-cross-entropy-of-probabilities"
     reduction: str = "mean"
@@ -70,11 +72,6 @@ class BinaryCrossEntropyOfProbabilities(PointwiseLoss):
         elements = -torch.xlogy(targets, outputs) - torch.special.xlog1py(1 - targets, -outputs)
         return flat_outputs(elements * self._weights(outputs)).sum(dim=1)
 
-    def denominators(
-        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
-    ) -> Float[Tensor, "examples"]:
-        return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
-
     def curvature(
         self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
     ) -> Float[Tensor, "examples ..."]:
@@ -99,9 +96,8 @@ class BinaryCrossEntropyOfProbabilities(PointwiseLoss):
         generator: torch.Generator,
     ) -> Float[Tensor, "examples outputs columns"]:
         del targets
-        chance = flat_outputs(outputs)[:, :, None]
-        uniform = torch.rand((*chance.shape[:2], num_samples), generator=generator, dtype=torch.float64).to(outputs)
-        scores = (chance - (uniform < chance).to(outputs)) / (chance * (1 - chance))
+        chance = flat_outputs(outputs)
+        scores = drawn_errors(chance, num_samples, generator) / (chance * (1 - chance))[:, :, None]
         return scores * (flat_outputs(self._weights(outputs))[:, :, None] / num_samples).sqrt()
 
 
@@ -120,6 +116,7 @@ class PoissonLikelihood(PointwiseLoss):
         $\epsilon$.
     """
 
+    mean_of_elements = True
     log_input: bool = True
     full: bool = False
     eps: float = 1e-8
@@ -156,11 +153,6 @@ class PoissonLikelihood(PointwiseLoss):
             stirling = many * many.log() - many + 0.5 * (2 * math.pi * many).log()
             elements = elements + torch.where(targets > 1, stirling, 0.0)
         return flat_outputs(elements).sum(dim=1)
-
-    def denominators(
-        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
-    ) -> Float[Tensor, "examples"]:
-        return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
     def curvature(
         self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]

@@ -22,6 +22,7 @@ __all__ = [
     "PointwiseLoss",
     "checked_weight",
     "diagonal_factor",
+    "drawn_errors",
     "refuse_weight_of_examples",
 ]
 
@@ -29,8 +30,11 @@ __all__ = [
 class PointwiseLoss(Loss):
     """A loss that is a sum over output elements, so that its Hessian in the outputs is diagonal.
 
-    A subclass defines ``name``, :meth:`terms` and :meth:`curvature`.
+    A subclass defines ``name``, :meth:`terms` and :meth:`curvature`, and sets ``mean_of_elements`` if its mean is over
+    the elements of all examples and not over the examples.
     """
+
+    mean_of_elements = False
 
     @abstractmethod
     def curvature(
@@ -52,6 +56,12 @@ class PointwiseLoss(Loss):
         if targets.is_complex():
             raise InputError(f"{self.name} needs real targets, got {targets.dtype}.")
         return targets.to(outputs)
+
+    def denominators(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples"]:
+        ones = super().denominators(outputs, targets)
+        return ones * outputs[0].numel() if self.mean_of_elements else ones
 
     def hessian_factor(
         self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
@@ -99,6 +109,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
         As in PyTorch: factors of the elements, and of the positive label; both broadcast against one example.
     """
 
+    mean_of_elements = True
     weight: Tensor | None = None
     pos_weight: Tensor | None = None
     name: str = "binary-cross-entropy"
@@ -130,11 +141,6 @@ class BinaryCrossEntropy(ElementwiseLoss):
             outputs, targets, weight=weight, pos_weight=pos_weight, reduction="none"
         )
         return elements.reshape(len(outputs), -1).sum(dim=1)
-
-    def denominators(
-        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
-    ) -> Float[Tensor, "examples"]:
-        return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
     def _label_mass(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """Weight of each element at its label; None where all are one."""
@@ -178,9 +184,7 @@ class BinaryCrossEntropy(ElementwiseLoss):
         num_samples: int,
         generator: torch.Generator,
     ) -> Float[Tensor, "examples outputs columns"]:
-        chance = torch.sigmoid(flat_outputs(outputs))[:, :, None]
-        uniform = torch.rand((*chance.shape[:2], num_samples), generator=generator, dtype=torch.float64).to(outputs)
-        scores = (chance - (uniform < chance).to(outputs)) / num_samples**0.5
+        scores = drawn_errors(torch.sigmoid(flat_outputs(outputs)), num_samples, generator) / num_samples**0.5
         mass = self._label_mass(outputs, targets)
         return scores if mass is None else scores * flat_outputs(mass).sqrt()[:, :, None]
 
@@ -225,17 +229,13 @@ class MeanSquaredError(HalfSquaredError):
     output, of which it is the mean over outputs.
     """
 
+    mean_of_elements = True
     name: str = "mean-squared-error"
 
     def terms(
         self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
     ) -> Float[Tensor, "examples"]:
         return 2.0 * super().terms(outputs, targets)
-
-    def denominators(
-        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
-    ) -> Float[Tensor, "examples"]:
-        return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
 
     def second_derivative(self, outputs: Float[Tensor, "examples ..."]) -> Float[Tensor, "examples ..."]:
         return torch.full_like(outputs, 2.0)
@@ -255,6 +255,29 @@ def diagonal_factor(diagonal: Float[Tensor, "examples ..."]) -> Float[Tensor, "e
         ``(N, M, M)``, with the roots on the diagonal.
     """
     return torch.diag_embed(flat_outputs(diagonal).sqrt())
+
+
+def drawn_errors(
+    chance: Float[Tensor, "examples outputs"], num_samples: int, generator: torch.Generator
+) -> Float[Tensor, "examples outputs columns"]:
+    """Draw labels 0 and 1 and subtract them from their probabilities.
+
+    Parameters
+    ----------
+    chance
+        Probability of a label 1, ``(N, M)``.
+    num_samples
+        Labels for each output.
+    generator
+        Draws them on the CPU, in double precision.
+
+    Returns
+    -------
+    Tensor
+        ``(N, M, num_samples)``.
+    """
+    uniform = torch.rand((*chance.shape, num_samples), generator=generator, dtype=torch.float64).to(chance)
+    return chance[:, :, None] - (uniform < chance[:, :, None]).to(chance)
 
 
 def checked_weight(option: str, weight: Tensor | None) -> Tensor | None:

@@ -15,19 +15,15 @@ from curvature.models.losses.loss import flat_outputs
 __all__ = ["AbsoluteError", "Huber", "SmoothL1"]
 
 
-class _MeanOfElements(PointwiseLoss):
+class _Robust(PointwiseLoss):
     """A mean over examples and outputs of a loss that is linear in some of them."""
 
     flat = True
-
-    def denominators(
-        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
-    ) -> Float[Tensor, "examples"]:
-        return torch.full_like(super().denominators(outputs, targets), outputs[0].numel())
+    mean_of_elements = True
 
 
 @dataclass(frozen=True, repr=False)
-class Huber(_MeanOfElements):
+class Huber(_Robust):
     r"""$\tfrac12 r^2$ where $|r| < \delta$, otherwise $\delta (|r| - \delta / 2)$; $r = f - y$, as ``nn.HuberLoss``.
 
     It has no curvature in the outputs where $|r| \ge \delta$. It is not a likelihood of a standard distribution.
@@ -58,7 +54,7 @@ class Huber(_MeanOfElements):
 
 
 @dataclass(frozen=True, repr=False)
-class SmoothL1(_MeanOfElements):
+class SmoothL1(_Robust):
     r"""Huber's loss divided by $\delta = \beta$, as ``torch.nn.SmoothL1Loss``; for $\beta = 0$ the absolute error."""
 
     likelihood = False
@@ -89,7 +85,7 @@ class SmoothL1(_MeanOfElements):
 
 
 @dataclass(frozen=True, repr=False)
-class AbsoluteError(_MeanOfElements):
+class AbsoluteError(_Robust):
     r"""$|f - y|$, mean over examples and outputs, as ``torch.nn.L1Loss``.
 
     Its GGN is zero. It is the likelihood of a Laplace distribution of scale 1, whose Fisher is the identity.
