@@ -23,7 +23,7 @@ from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Analysis, ConditionNumbers, Estimate, LayerSummary, Quantity, Spectrum
-from curvature.studies.measuring import matrix_of
+from curvature.studies.measuring import matrix_of, stretch_range
 from curvature.studies.settings import known_matrices
 
 __all__ = ["analyze"]
@@ -204,8 +204,8 @@ def _stretches(problem: Problem, chart: Parameterization) -> dict[str, tuple[flo
     point = chart.at(problem.layout, problem.weights)
     layers = [entry.layer for entry in problem.layout.entries if entry.name in point.groups
               for _ in range(entry.num_rows)]  # fmt: skip
-    stretches = point.stretches.double().cpu()
+    stretches = point.stretches.cpu()
     by_layer = {"all": stretches} | {
         layer: stretches[torch.tensor([name == layer for name in layers])] for layer in dict.fromkeys(layers)
     }
-    return {name: (float(rows.min()), float(rows.median()), float(rows.max())) for name, rows in by_layer.items()}
+    return {name: stretch_range(rows) for name, rows in by_layer.items()}

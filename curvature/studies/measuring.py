@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import LinearChart, Parameterization, Placebo, Standard, WeightNorm
 from curvature.errors import SelfCheckError
 from curvature.linalg.eigen import spectrum
@@ -19,7 +21,15 @@ from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import LINEAR_PART
 from curvature.studies.settings import StudySettings
 
-__all__ = ["CANONICAL_TOLERANCE", "gauge_state", "linear_part", "matrix_of", "measure_point", "measured_spectra"]
+__all__ = [
+    "CANONICAL_TOLERANCE",
+    "gauge_state",
+    "linear_part",
+    "matrix_of",
+    "measure_point",
+    "measured_spectra",
+    "stretch_range",
+]
 
 CANONICAL_TOLERANCE = 1e-10  # of the largest eigenvalue: rounding leaves about 1e-15
 _ENDS = ("init", "late")
@@ -211,9 +221,25 @@ def gauge_state(collector: Collector, place: Place, problem: Problem, chart: Par
     """
     if not isinstance(chart, WeightNorm) or isinstance(chart, Placebo):
         return
-    stretches = chart.at(problem.layout, problem.weights).stretches.cpu().numpy()
-    smallest, median, largest = float(stretches.min()), float(np.median(stretches)), float(stretches.max())
-    collector.extend(place, [GaugeState(chart.name, chart.gauge, smallest, median, largest, len(stretches))])
+    stretches = chart.at(problem.layout, problem.weights).stretches
+    collector.extend(place, [GaugeState(chart.name, chart.gauge, *stretch_range(stretches), len(stretches))])
+
+
+def stretch_range(stretches: Float[Tensor, "rows"]) -> tuple[float, float, float]:
+    """Smallest, median and largest stretch of some rows.
+
+    Parameters
+    ----------
+    stretches
+        One for each row.
+
+    Returns
+    -------
+    tuple of float
+        The median of an even number is the mean of the two in the middle.
+    """
+    values = stretches.cpu().numpy()
+    return float(values.min()), float(np.median(values)), float(values.max())
 
 
 def linear_part(problem: Problem, chart: WeightNorm) -> LinearChart:
