@@ -168,7 +168,8 @@ def _estimated(part: SymmetricOperator, seed: int) -> tuple[dict[str, Quantity],
         "kappa_80": _NOT_COMPUTED,
         "effective_rank": _NOT_COMPUTED,
     }
-    warnings = ["too large for every eigenvalue: the largest is by Lanczos, the trace " + total.method]
+    how = "exact" if total.exact else f"estimated by {total.method}"
+    warnings = [f"too large for every eigenvalue: the largest one comes from Lanczos, and the trace is {how}"]
     if not record.converged:
         warnings.append(f"the largest eigenvalue did not converge in {record.num_products} products")
     return numbers, warnings

@@ -126,8 +126,8 @@ def _notes(module: nn.Module) -> Iterator[str]:
             yield f"{label} is compiled in place by Module.compile; it was used uncompiled."
         elif _has_gradient_hook(layer):
             yield (
-                f"hooks on the gradients of {label} do not run: every derivative is that of the loss, which such a "
-                "hook may change in training."
+                f"hooks on the gradients of {label} do not run. They may change the gradients in training; the "
+                "derivatives here are those of the loss."
             )
 
 
