@@ -34,6 +34,8 @@ REQUIRES = [
 EXTRAS = {
     "notebooks": ["ipykernel", "nbclient", "jupytext"],
     "scale": ["dask[distributed]", "submitit"],
+    # What a Tracker can write to and be called by, and models that come as folders. mlflow-skinny is the client alone.
+    "integrations": ["lightning", "transformers", "peft", "tensorboard", "wandb", "mlflow-skinny>=3"],
     # Oracles and benchmark peers, never needed at run time. BackPACK declares torchvision (0.28.0 goes with
     # torch 2.13.0) and imports it in its examples only. hessian-eigenthings has pre-releases only, so name one.
     "peers": [
