@@ -25,6 +25,7 @@ from curvature.cli.preparation import (
     prepare,
     written_configuration,
 )
+from curvature.cli.resumption import Resumption
 from curvature.cli.sources import names_code
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal
@@ -57,9 +58,10 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
     terminal = Terminal(run_options.quiet, run_options.verbose)
     config = configured("analyze", flags, run_options, terminal)
     assert isinstance(config, AnalyzeConfiguration)
-    with around_user_code(config, run_options, terminal):
-        analyses, document = _analyzed(config, terminal, started)
-        out = None if run_options.out is None else _write(analyses, document, config, run_options)
+    resumption = Resumption("analyze", run_options, terminal)
+    with around_user_code(config, run_options, terminal), resumption.mentioned():
+        analyses, document = _analyzed(config, terminal, started, resumption)
+        out = _write(analyses, document, config, run_options) if analyses else None
     if run_options.as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     else:
@@ -76,14 +78,16 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 
 def _analyzed(
-    config: AnalyzeConfiguration, terminal: Terminal, started: float
+    config: AnalyzeConfiguration, terminal: Terminal, started: float, resumption: Resumption
 ) -> tuple[list[Analysis], dict[str, Any]]:
-    """The analyses, and the document that has everything in plain values."""
+    """The analyses, and the document that has everything in plain values; of a finished run the document alone."""
     import torch
 
     from curvature.cli import loading
+    from curvature.records import LayerSummary
     from curvature.report.plain import plain_values
     from curvature.studies import analyze
+    from curvature.studies.collector import part_of
 
     note_versions(config, terminal)
     prepared = prepare(config, terminal, seed=config.seed)
@@ -98,11 +102,23 @@ def _analyzed(
         charts = loading.build_charts(names, config.gauge, problem.chart, seed=config.seed)
     for note in problem.notes:
         terminal.note(f"note: {note}")
-    analyses = [
-        analyze(problem, matrix=MATRICES[name], chart=chart, seed=config.seed)
-        for name in config.matrix
-        for chart in charts
-    ]
+    if resumption.finds_finished(config, prepared):
+        assert resumption.out is not None
+        return [], json.loads((resumption.out / "analysis.json").read_text())
+    rows = resumption.open(config, prepared, LayerSummary)
+    tables = [(name, chart) for name in config.matrix for chart in charts]
+    analyses = []
+    with terminal.progress() as progress:
+        for number, (name, chart) in enumerate(tables):
+            analysis = analyze(
+                problem,
+                matrix=MATRICES[name],
+                chart=chart,
+                seed=config.seed,
+                finished=None if rows is None else rows.within(f"{name}, {chart.name}, {chart.gauge}"),
+                progress=part_of(progress, number, len(tables)),
+            )
+            analyses.append(analysis)
     document = {
         "schema": _SCHEMA,
         "version": __version__,
@@ -118,7 +134,7 @@ def _analyzed(
 
 def _write(
     analyses: Sequence[Analysis], document: dict[str, Any], config: AnalyzeConfiguration, run_options: RunOptions
-) -> Path:
+) -> Path | None:
     from curvature import report
     from curvature.report.figures import analysis_svg
     from curvature.report.plain import json_text, toml_text
@@ -133,8 +149,11 @@ def _write(
         parts = (analysis.matrix, analysis.chart, "" if analysis.gauge == "-" else analysis.gauge)
         name = "_".join(part.replace(" ", "").replace("=", "") for part in parts if part)
         files[f"figures/{name}.svg"] = analysis_svg(analysis)
-    assert run_options.out is not None
-    return report.write_texts(files, run_options.out, overwrite=run_options.overwrite)
+    if run_options.out is None:
+        return None
+    out = report.write_texts(files, run_options.out, overwrite=run_options.overwrite)
+    report.forget_parts(out)
+    return out
 
 
 def _csv(analyses: Sequence[Analysis]) -> str:

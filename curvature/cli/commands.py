@@ -158,10 +158,18 @@ def _unwrapped(text: str) -> str:
 
 
 def _explain(error: BaseException) -> tuple[str, ExitCode]:
+    """Message and exit code of a failure; what is kept of the run is in the notes of the exception."""
+    kept = " ".join(getattr(error, "__notes__", ()))
+    if isinstance(error, KeyboardInterrupt):
+        code = ExitCode(getattr(error, "exit_code", ExitCode.INTERRUPTED))
+        return f"interrupted; {kept or 'nothing was written.'}", code
+    message, code = _explained(error)
+    return f"{message} {kept}".rstrip(), code
+
+
+def _explained(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, CurvatureError):
         return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing was written.", ExitCode(getattr(error, "exit_code", ExitCode.INTERRUPTED))
     # PyTorch raises a RuntimeError where the CPU has no memory left, and its own class for other devices.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         message = "out of memory. Use fewer examples (--num-examples), a smaller model, or --block layer."
@@ -195,8 +203,9 @@ def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
     Without options: a small network on handwritten digits, in about two minutes.
 
     With --full: thirteen arms with their controls, each at its own tuned learning rate, from PyTorch's and from the
-    paper's initialization, at ten seeds, with a verdict on every claim. The same command continues an interrupted
-    study.
+    paper's initialization, at ten seeds, with a verdict on every claim.
+
+    With --out, the seeds that are finished are kept; --resume continues an interrupted comparison from them.
     """
     execute("compare", flags, run_options)
 

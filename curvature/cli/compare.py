@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from curvature.cli.configuration import MATRICES, CompareConfiguration
-from curvature.cli.full import full_study_settings, measured_parts, parts_beside, problem_of
+from curvature.cli.configuration import CompareConfiguration
 from curvature.cli.preparation import (
     Prepared,
     add_provenance,
@@ -16,45 +14,19 @@ from curvature.cli.preparation import (
     prepare,
     written_configuration,
 )
+from curvature.cli.resumption import Resumption
+from curvature.cli.seeds import compare_settings, measured_seeds, problem_of
 from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
     from curvature.records import Study
-    from curvature.studies import StudySettings
 
-__all__ = ["compare_settings", "measure_compare"]
-
-
-def compare_settings(config: CompareConfiguration) -> StudySettings:
-    """Settings of the comparison that a configuration asks for.
-
-    Parameters
-    ----------
-    config
-        Configuration of ``curvature compare``.
-
-    Returns
-    -------
-    StudySettings
-        With the seeds 0, 1, ..., ``num_seeds - 1``.
-    """
-    from curvature.studies import quick_settings
-
-    return quick_settings(
-        seeds=range(config.num_seeds),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        momentum=config.momentum,
-        matrices=tuple(MATRICES[name] for name in config.matrix),
-        stretches=config.stretches,
-        relative_dampings=config.relative_dampings,
-        relative_damping=config.relative_damping,
-        threshold=config.threshold,
-    )
+__all__ = ["measure_compare"]
 
 
-def measure_compare(config: CompareConfiguration, terminal: Terminal, started: float, out: Path | None) -> Study:
+def measure_compare(
+    config: CompareConfiguration, terminal: Terminal, started: float, resumption: Resumption
+) -> Study | None:
     """Train and measure what a configuration asks for.
 
     Parameters
@@ -65,14 +37,36 @@ def measure_compare(config: CompareConfiguration, terminal: Terminal, started: f
         Receives notes, the plan and the progress.
     started
         Start of the run, as ``time.time()`` returns it.
-    out
-        The run directory, beside which the full study keeps its finished seeds.
+    resumption
+        Keeps the finished seeds.
 
     Returns
     -------
-    Study
-        With its provenance.
+    Study or None
+        With its provenance; None if ``--resume`` found the run finished.
     """
+    from curvature.studies import combined
+
+    prepared = _prepared(config, terminal)
+    if resumption.finds_finished(config, prepared):
+        return None
+    first = problem_of(config, prepared, 0)
+    terminal.note(f"plan:  {_plan(config)}")
+    parts = resumption.open(config, prepared)
+    with terminal.progress() as progress:
+        seeds = measured_seeds(config, prepared, parts, progress)
+    study = combined(
+        seeds,
+        compare_settings(config),
+        first,
+        model=describe_model(config),
+        data=describe_data(config, prepared.data),
+        config=written_configuration("compare", config),
+    )
+    return add_provenance(study, config, prepared, started=started)
+
+
+def _prepared(config: CompareConfiguration, terminal: Terminal) -> Prepared:
     note_versions(config, terminal)
     prepared = prepare(config, terminal)
     num_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
@@ -80,52 +74,19 @@ def measure_compare(config: CompareConfiguration, terminal: Terminal, started: f
     terminal.note(f"data:  {describe_data(config, prepared.data)}")
     if config.weights is not None and config.num_seeds > 1:
         terminal.warn("every seed starts from the same --weights: the seeds differ only in the order of the data")
-    study = _full(config, prepared, terminal, out) if config.full else _quick(config, prepared, terminal)
-    return add_provenance(study, config, prepared, started=started)
+    return prepared
 
 
-def _quick(config: CompareConfiguration, prepared: Prepared, terminal: Terminal) -> Study:
-    import torch
-
-    from curvature.models import Problem
-    from curvature.studies import run_study
-
-    dtype = getattr(torch, config.dtype)
-
-    def build(seed: int) -> Problem:
-        return prepared.problem(prepared.build(seed), dtype)
-
-    terminal.note(
-        f"plan:  {count(config.num_seeds, 'paired seed')} x 2 arms (standard, weight-norm), {config.epochs} epochs of "
-        f"SGD at {config.learning_rate:g}; {count(len(config.matrix), 'matrix', 'matrices')} at 3 checkpoints each"
-    )
-    with terminal.progress() as progress:
-        return run_study(
-            build,
-            compare_settings(config),
-            model=describe_model(config),
-            data=describe_data(config, prepared.data),
-            config=written_configuration("compare", config),
-            progress=progress,
+def _plan(config: CompareConfiguration) -> str:
+    seeds = count(config.num_seeds, "paired seed")
+    if not config.full:
+        return (
+            f"{seeds} x 2 arms (standard, weight-norm), {config.epochs} epochs of SGD at {config.learning_rate:g}; "
+            f"{count(len(config.matrix), 'matrix', 'matrices')} at 3 checkpoints each"
         )
-
-
-def _full(config: CompareConfiguration, prepared: Prepared, terminal: Terminal, out: Path | None) -> Study:
-    from curvature.studies import combined
-
-    settings = full_study_settings(config)
-    terminal.note(
-        f"plan:  {count(config.num_seeds, 'paired seed')} x {count(len(settings.arms), 'arm')}, each tuned over "
-        f"{len(settings.training.rates)} or more learning rates of {config.tuning_epochs} epochs, then trained for "
-        f"{config.epochs}; {count(config.jobs, 'seed')} at a time"
-    )
-    with terminal.progress() as progress:
-        parts = measured_parts(config, prepared, terminal, parts_beside(out), progress)
-    return combined(
-        parts,
-        settings,
-        problem_of(prepared, settings.seeds[0]),
-        model=describe_model(config),
-        data=describe_data(config, prepared.data),
-        config=written_configuration("compare", config),
+    settings = compare_settings(config)
+    return (
+        f"{seeds} x {count(len(settings.arms), 'arm')}, each tuned over {len(settings.training.rates)} or more "
+        f"learning rates of {config.tuning_epochs} epochs, then trained for {config.epochs}; "
+        f"{count(config.jobs, 'seed')} at a time"
     )

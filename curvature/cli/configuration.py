@@ -297,8 +297,7 @@ class CompareConfiguration(Configuration):
         Shown(
             COMPUTE,
             "",
-            "Run the whole study: every arm and control at its own learning rate, with a verdict on every claim. An "
-            "interrupted study continues where it stopped.",
+            "Run the whole study: every arm and control at its own learning rate, with a verdict on every claim.",
         ),
     ] = False
     num_seeds: Annotated[
@@ -306,9 +305,7 @@ class CompareConfiguration(Configuration):
         Field(gt=0, le=10_000, default_factory=_default_num_seeds),
         Shown(COMPUTE, "N", "Number of paired seeds; the arms share each seed. Default: 3, with --full 10."),
     ]
-    jobs: Annotated[
-        Workers, Shown(COMPUTE, "N", "With --full: number of seeds measured in parallel, with one thread each.")
-    ] = 1
+    jobs: Annotated[Workers, Shown(COMPUTE, "N", "Number of seeds measured in parallel, with one thread each.")] = 1
     tuning_epochs: Count = 10
     epochs: Annotated[int, Field(ge=2, le=2**31 - 1), Shown(COMPUTE, "N", "Epochs of SGD in each arm.")] = 30
     batch_size: Annotated[Count, Shown(COMPUTE, "N", "Examples per step.")] = 64

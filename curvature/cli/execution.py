@@ -16,9 +16,9 @@ import typer
 from curvature.cli import tables
 from curvature.cli.compare import measure_compare
 from curvature.cli.configuration import CompareConfiguration, Configuration, SpectrumConfiguration
-from curvature.cli.full import forget_parts
 from curvature.cli.options import RunOptions, model_and_data
 from curvature.cli.preparation import limited_threads
+from curvature.cli.resumption import Resumption, check_out
 from curvature.cli.sources import names_code, resolve
 from curvature.cli.spectrum import measure_spectrum, plan_spectrum
 from curvature.cli.terminal import Terminal, short_warnings
@@ -56,9 +56,9 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
             plans = plan_spectrum(config, terminal)
         tables.print_plans(plans, run_options.as_json)
         return
-    with around_user_code(config, run_options, terminal):
-        study = _measure(config, terminal, started, run_options.out)
-        document, out = _write(study, run_options)
+    resumption = Resumption(command, run_options, terminal)
+    with around_user_code(config, run_options, terminal), resumption.mentioned():
+        study, document, out = _measured(config, terminal, started, resumption)
     _print_result(command, study, document, run_options)
     _print_notes(study, terminal)
     _print_next_steps(command, config, terminal, out)
@@ -115,31 +115,32 @@ def around_user_code(config: Configuration, run_options: RunOptions, terminal: T
         Inside the context the target of ``--out`` has been checked.
     """
     with contextlib.redirect_stdout(sys.stderr), short_warnings(terminal, run_options.debug):
-        from curvature import report
-
-        if run_options.out is not None:
-            report.check_target(run_options.out, overwrite=run_options.overwrite)
+        check_out(run_options)
         with limited_threads(config.threads):
             yield
 
 
-def _measure(config: Configuration, terminal: Terminal, started: float, out: Path | None) -> Study:
-    if isinstance(config, SpectrumConfiguration):
-        return measure_spectrum(config, terminal, started)
-    assert isinstance(config, CompareConfiguration)
-    return measure_compare(config, terminal, started, out)
-
-
-def _write(study: Study, run_options: RunOptions) -> tuple[dict[str, Any], Path | None]:
-    """Write the run directory; return the JSON document and the absolute path of the directory."""
+def _measured(
+    config: Configuration, terminal: Terminal, started: float, resumption: Resumption
+) -> tuple[Study, dict[str, Any], Path | None]:
+    """The study, its JSON document, and the absolute path of its run directory, where it has one."""
     from curvature import report
 
+    if isinstance(config, SpectrumConfiguration):
+        study = measure_spectrum(config, terminal, started, resumption)
+    else:
+        assert isinstance(config, CompareConfiguration)
+        study = measure_compare(config, terminal, started, resumption)
+    out = resumption.out
+    if study is None:
+        assert out is not None
+        study = report.load_study(out)
+        return study, report.study_document(study), out
     document = report.study_document(study)
-    if run_options.out is None:
-        return document, None
-    out = report.write_run(study, run_options.out, overwrite=run_options.overwrite)
-    forget_parts(out)
-    return document, out
+    if out is not None:
+        out = report.write_run(study, out, overwrite=resumption.overwrite)
+        report.forget_parts(out)
+    return study, document, out
 
 
 def _print_result(command: str, study: Study, document: dict[str, Any], run_options: RunOptions) -> None:

@@ -38,7 +38,19 @@ class RunOptions:
             "--out",
         ),
     ] = None
-    overwrite: Annotated[bool, _option(_OUTPUT, "", "Replace an earlier run in --out.", "--overwrite")] = False
+    overwrite: Annotated[
+        bool, _option(_OUTPUT, "", "Replace an earlier run in --out, finished or not.", "--overwrite")
+    ] = False
+    resume: Annotated[
+        bool,
+        _option(
+            _OUTPUT,
+            "",
+            "Continue the interrupted run in --out from its finished parts, after a check that model, weights, data "
+            "and options are those it was started with. Begins a run that was never started.",
+            "--resume",
+        ),
+    ] = False
     as_json: Annotated[bool, _option(_OUTPUT, "", "Print one JSON document instead of tables.", "--json")] = False
     quiet: Annotated[
         bool,

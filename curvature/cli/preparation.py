@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "Prepared",
     "add_provenance",
     "collected_provenance",
+    "content_hashes",
     "describe_data",
     "describe_model",
     "limited_threads",
@@ -273,21 +275,49 @@ def collected_provenance(config: Configuration, prepared: Prepared, *, started: 
     """
     from curvature import provenance
 
-    files = (
-        config.model.rpartition(":")[0] or config.model,
-        config.weights,
-        config.data,
-        config.loss.rpartition(":")[0],
-    )
-    tensors = dict(prepared.model.named_parameters()) | dict(prepared.model.named_buffers())
     return provenance.collect(
-        started=started,
-        device=config.device,
-        dtype=config.dtype,
-        model_sha256=provenance.hash_tensors(tensors),
-        data_sha256=provenance.hash_tensors(_named(prepared.data)),
-        files_sha256={name: provenance.hash_file(name) for name in files if name and Path(name).is_file()},
+        started=started, device=config.device, dtype=config.dtype, **content_hashes(config, prepared)
     )
+
+
+def content_hashes(config: Configuration, prepared: Prepared) -> dict[str, Any]:
+    """Hash the model, the data, the named files, and the files that define the model's classes.
+
+    Parameters
+    ----------
+    config
+        Names the files.
+    prepared
+        The loaded model and data.
+
+    Returns
+    -------
+    dict
+        ``model_sha256``, ``data_sha256``, and ``files_sha256`` by path.
+    """
+    from curvature.provenance import hash_file, hash_tensors
+
+    tensors = dict(prepared.model.named_parameters()) | dict(prepared.model.named_buffers())
+    return {
+        "model_sha256": hash_tensors(tensors),
+        "data_sha256": hash_tensors(_named(prepared.data)),
+        "files_sha256": {name: hash_file(name) for name in _files(config, prepared.model)},
+    }
+
+
+def _files(config: Configuration, model: nn.Module) -> list[str]:
+    """Files that are named, and those with the code of models, data and losses, unless it is installed."""
+    named = [config.weights, config.data]
+    code = [type(module).__module__ for module in model.modules()]
+    for spec in (config.model, config.data, config.loss):
+        place = spec.rpartition(":")[0] or spec
+        named.append(place)
+        code.append(place)
+    sources = [getattr(sys.modules.get(name), "__file__", None) for name in code]
+    named += [source for source in sources if source and "site-packages" not in Path(source).parts]
+    package = Path(__file__).parents[1]
+    by_place = {Path(name).resolve(): name for name in reversed(named) if name and Path(name).is_file()}
+    return sorted(name for place, name in by_place.items() if package not in place.parents)
 
 
 def _named(data: Any) -> dict[str, Tensor]:

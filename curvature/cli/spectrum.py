@@ -16,6 +16,7 @@ from curvature.cli.preparation import (
     prepare,
     written_configuration,
 )
+from curvature.cli.resumption import Resumption
 from curvature.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class _Work(NamedTuple):
     settings: SpectrumSettings
 
 
-def measure_spectrum(config: SpectrumConfiguration, terminal: Terminal, started: float) -> Study:
+def measure_spectrum(
+    config: SpectrumConfiguration, terminal: Terminal, started: float, resumption: Resumption
+) -> Study | None:
     """Measure the spectra that a configuration asks for.
 
     Parameters
@@ -51,15 +54,20 @@ def measure_spectrum(config: SpectrumConfiguration, terminal: Terminal, started:
         Receives notes, the plan and the progress.
     started
         Start of the run, as ``time.time()`` returns it.
+    resumption
+        Keeps the finished parts.
 
     Returns
     -------
-    Study
-        With its provenance.
+    Study or None
+        With its provenance; None if ``--resume`` found the run finished.
     """
     from curvature.studies import run_spectrum
 
     work = _work(config, terminal)
+    if resumption.finds_finished(work.config, work.prepared):
+        return None
+    parts = resumption.open(work.config, work.prepared)
 
     def announce(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> None:
         for line in tables.plan_lines(plans):
@@ -77,6 +85,7 @@ def measure_spectrum(config: SpectrumConfiguration, terminal: Terminal, started:
             config=written_configuration("spectrum", work.config),
             progress=progress,
             announce=announce,
+            finished=parts,
         )
     return add_provenance(study, work.config, work.prepared, started=started)
 

@@ -1,25 +1,22 @@
 """From a study to its run directory: result file, JSON, CSV, figures and one self-contained HTML page."""
 
 from curvature.report.atomic import write_texts
-from curvature.report.directory import (
-    check_parts,
-    load_part,
-    load_study,
-    load_summary,
-    study_document,
-    write_part,
-    write_run,
-)
+from curvature.report.directory import load_study, load_summary, study_document, write_run
+from curvature.report.parts import Parts, check_parts, differences, forget_parts, load_part, parts_beside, write_part
 from curvature.report.result import SCHEMA
 from curvature.report.target import check_target
 
 __all__ = [
     "SCHEMA",
+    "Parts",
     "check_parts",
     "check_target",
+    "differences",
+    "forget_parts",
     "load_part",
     "load_study",
     "load_summary",
+    "parts_beside",
     "study_document",
     "write_part",
     "write_run",

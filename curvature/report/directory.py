@@ -13,7 +13,7 @@ from curvature._version import __version__
 from curvature.errors import ConfigurationError
 from curvature.provenance import hash_file
 from curvature.records import Study
-from curvature.records.sealed import CHANGED, sealed_text, unsealed_text
+from curvature.records.sealed import sealed_text, unsealed_text
 from curvature.records.validation import require
 from curvature.report.atomic import DONE, write_texts
 from curvature.report.document import rows_of
@@ -25,16 +25,13 @@ from curvature.report.plain import csv_text, json_text, plain_values, toml_text,
 from curvature.report.result import SCHEMA, read_result, write_result
 from curvature.report.selection import shown_part
 from curvature.report.tables import KINDS
-from curvature.report.target import check_target, shown_path, write_error
+from curvature.report.target import check_target, shown_path
 from curvature.text import reason_of
 
 __all__ = [
-    "check_parts",
-    "load_part",
     "load_study",
     "load_summary",
     "study_document",
-    "write_part",
     "write_run",
 ]
 
@@ -190,84 +187,6 @@ def load_study(directory: str | Path) -> Study:
             f"{shown_path(directory)} cannot be read as a run: {reason_of(error)}. Use a complete copy, or repeat the "
             "run."
         ) from error
-
-
-def write_part(study: Study, path: Path) -> None:
-    """Keep a part of a study in one file until the rest is measured, with its hash in another; all of it or none.
-
-    Parameters
-    ----------
-    study
-        The part.
-    path
-        Of the file.
-
-    Raises
-    ------
-    ConfigurationError
-        If the folder cannot be written to.
-    ResourceError
-        If the disk is full or fails.
-    """
-    unfinished, digest = path.with_suffix(".writing"), path.with_name(f"{path.name}.sha256")
-    try:
-        check_parts(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in (unfinished, digest):
-            left.unlink(missing_ok=True)  # of an interrupted writing; nothing is written through a link
-        write_result(study, unfinished)
-        digest.write_text(f"{hash_file(unfinished)}\n")
-        unfinished.replace(path)
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def load_part(path: Path) -> Study:
-    """Read what :func:`write_part` wrote.
-
-    Parameters
-    ----------
-    path
-        Of the file.
-
-    Returns
-    -------
-    Study
-        The part.
-
-    Raises
-    ------
-    ConfigurationError
-        If the file is damaged.
-    """
-    try:
-        digest = _text(path.with_name(f"{path.name}.sha256"))
-        require(digest == f"{hash_file(path)}\n", CHANGED)
-        return read_result(path, {}, {})
-    except Exception as error:  # the readers fail in many ways on files that they did not write
-        raise ConfigurationError(
-            f"{shown_path(path)} is damaged ({reason_of(error)}). Delete it: it will be measured again."
-        ) from error
-
-
-def check_parts(folder: Path) -> None:
-    """Refuse a folder of parts that is a link or a file, before hours are spent.
-
-    Parameters
-    ----------
-    folder
-        Where the parts are kept.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is a link or a file.
-    """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        kind = "a symbolic link" if folder.is_symlink() else "a file"
-        raise ConfigurationError(
-            f"{shown_path(folder)}, where the seeds of this run are kept until it is done, is {kind}. Move it away."
-        )
 
 
 def _contents(study: Study) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from curvature.studies.analysis import analyze
 from curvature.studies.compare import combined, run_study, study
 from curvature.studies.pointwise import measure
-from curvature.studies.seeds import fingerprint, measure_seed, measured_seeds
+from curvature.studies.seeds import measure_seed, measured_seeds
 from curvature.studies.settings import StudySettings, full_settings, quick_settings
 from curvature.studies.spectrum import SpectrumSettings, plan_spectrum, run_spectrum
 
@@ -12,7 +12,6 @@ __all__ = [
     "StudySettings",
     "analyze",
     "combined",
-    "fingerprint",
     "full_settings",
     "measure",
     "measure_seed",

@@ -23,6 +23,7 @@ from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Analysis, ConditionNumbers, Estimate, LayerSummary, Quantity, Spectrum
+from curvature.studies.collector import Collector, Finished, Progress
 from curvature.studies.measuring import matrix_of, stretch_range
 from curvature.studies.settings import known_matrices
 
@@ -40,6 +41,8 @@ def analyze(
     chart: Parameterization | None = None,
     max_memory: float | None = None,
     seed: int = 0,
+    finished: Finished | None = None,
+    progress: Progress | None = None,
 ) -> Analysis:
     r"""Summarize the curvature of a model: one row for each layer, one for the whole, and warnings.
 
@@ -56,6 +59,11 @@ def analyze(
         Bytes for one matrix; None: what is free.
     seed
         Of start vectors and probes, where a number has to be estimated.
+    finished
+        Rows of an earlier call with the same arguments, which are not computed again; each new one is added under the
+        name of its layer. A dict will do: an interrupted call then continues where it stopped.
+    progress
+        Called with a message and the share of the rows that is done.
 
     Returns
     -------
@@ -102,10 +110,16 @@ def analyze(
     parts = {"all": operator}
     for name, index in operator.layout.blocks("layer").items() if operator.layout is not None else ():
         parts[name] = operator.principal(index, name, entries=entries)
-    rows = {
-        name: _summarized(name, part, _share(part, gradient), stretches.get(name), max_memory, seed)
-        for name, part in parts.items()
-    }
+    finished = {} if finished is None else finished
+    collector = Collector(progress)
+    rows: dict[str, LayerSummary] = {}
+    for name, part in parts.items():
+        collector.say(f"{matrix}: {'the whole model' if name == 'all' else name}", len(rows) / len(parts))
+        row = finished.get(name)
+        if row is None:
+            row = _summarized(name, part, _share(part, gradient), stretches.get(name), max_memory, seed)
+            finished[name] = row
+        rows[name] = row
     whole = rows.pop("all")
     return Analysis(operator.where, tuple(rows.values()), whole, problem.value(), time.perf_counter() - started)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -14,10 +14,20 @@ from curvature.models import Problem
 from curvature.records import Check, LearningRateSweep, Measured, Spectrum, Study, TrainingCurve
 from curvature.records.conditioning import condition_numbers
 
-__all__ = ["Collector", "Place", "Progress", "with_warnings"]
+__all__ = ["Collector", "Finished", "Place", "Progress", "part_of", "with_warnings"]
 
 Progress = Callable[[str, float], None]
 """``progress(message, share)``: what is being done, and which share of the work is done."""
+
+
+class Finished(Protocol):
+    """Finished parts of a piece of work, by name, so that it can be interrupted: a dict, or files."""
+
+    def get(self, name: str, /) -> Any:
+        """A part; None if it is not finished."""
+
+    def __setitem__(self, name: str, part: Any, /) -> None:
+        """Keep a part as soon as it is finished."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,15 @@ class Collector:
         """Add a spectrum and its condition numbers."""
         self.extend(place, [spectrum, condition_numbers(spectrum)])
 
+    def add_part(self, part: Study) -> None:
+        """Add everything that was measured apart."""
+        self.measurements += part.measurements
+        self.curves += part.curves
+        self.sweeps += part.sweeps
+        self.checks += part.checks
+        for message in part.warnings:
+            self.warn(message)
+
     def study(
         self,
         command: str,
@@ -87,6 +106,26 @@ class Collector:
             checks=tuple(self.checks),
             warnings=tuple(self.warnings),
         )
+
+
+def part_of(progress: Progress | None, number: int, total: int) -> Progress | None:
+    """Progress of one part of several.
+
+    Parameters
+    ----------
+    progress
+        Of the whole; None reports nothing.
+    number, total
+        Which part, from zero, and of how many.
+
+    Returns
+    -------
+    Callable or None
+        Called with a message and the share of the part that is done.
+    """
+    if progress is None:
+        return None
+    return lambda message, share: progress(message, (number + share) / total)
 
 
 def with_warnings(study: Study, problem: Problem) -> Study:

@@ -2,65 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 
 from torch import Tensor
 
-from curvature._version import __version__
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Study
-from curvature.studies.collector import Collector, Place, Progress
+from curvature.studies.collector import Collector, Place, Progress, part_of
 from curvature.studies.identities import claimed_identities
 from curvature.studies.measuring import measure_point, measured_spectra
 from curvature.studies.settings import PUBLISHED, StudySettings
 from curvature.studies.training import Run, Schedule, Trajectory, train, trajectories
 from curvature.studies.training.network import refuse_penalty
 
-__all__ = ["WHOLE", "fingerprint", "measure_seed", "measured_seeds"]
+__all__ = ["WHOLE", "measure_seed", "measured_seeds"]
 
 WHOLE = "{}, whole batches"
-
-
-def fingerprint(problem: Problem, settings: StudySettings, seed: int) -> str:
-    """Hash of everything the numbers of a seed follow from: package, settings, model, loss and data.
-
-    Parameters
-    ----------
-    problem
-        The model as this seed initialized it.
-    settings
-        Of the study; its list of seeds does not matter.
-    seed
-        The seed.
-
-    Returns
-    -------
-    str
-        16 hexadecimal digits.
-    """
-    _refuse_structured(problem)
-    training = asdict(settings.training) | {"rule": type(settings.training.optimizer).__name__}
-    facts = {
-        "version": __version__,
-        "settings": {name: value for name, value in asdict(settings).items() if name != "seeds"} | training,
-        "seed": seed,
-        "model": str(problem.model),
-        "loss": repr(problem.loss),
-        "parameters": [(entry.name, entry.shape) for entry in problem.layout.entries],
-    }
-    if problem.penalty is not None:
-        facts["penalty"] = (problem.penalty.label, problem.penalty.value(problem.weights))
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    for tensor in (problem.weights, problem.inputs, problem.targets):
-        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @full_precision()
@@ -162,7 +122,7 @@ def measured_seeds(
     """
     if jobs == 1:
         for number, seed in enumerate(seeds):
-            yield seed, measure_seed(build(seed), settings, seed=seed, progress=_part(progress, number, len(seeds)))
+            yield seed, measure_seed(build(seed), settings, seed=seed, progress=part_of(progress, number, len(seeds)))
         return
     import joblib
 
@@ -183,13 +143,6 @@ def _refuse_structured(problem: Problem) -> None:
             "classes. Wrap the model in a module that unpacks its inputs from one tensor and returns its outputs; "
             "spectra, and cv.measure at weights that you trained, take the model as it is."
         )
-
-
-def _part(progress: Progress | None, number: int, total: int) -> Progress | None:
-    """Progress of one part of several."""
-    if progress is None:
-        return None
-    return lambda message, share: progress(message, (number + share) / total)
 
 
 def _measured_in_a_process(build: Callable[[int], Problem], settings: StudySettings, seed: int) -> tuple[int, Study]:

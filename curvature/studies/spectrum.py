@@ -19,7 +19,7 @@ from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import ExtremalEigenvalues, Study
-from curvature.studies.collector import Collector, Place, Progress, with_warnings
+from curvature.studies.collector import Collector, Finished, Place, Progress, with_warnings
 from curvature.studies.measuring import gauge_state, matrix_of
 from curvature.studies.settings import known_matrices
 
@@ -123,6 +123,7 @@ def run_spectrum(
     config: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     announce: Callable[[Plans], None] | None = None,
+    finished: Finished | None = None,
 ) -> Study:
     """Measure chosen matrices of one problem in the coordinates of chosen charts; see ``curvature spectrum``.
 
@@ -140,6 +141,9 @@ def run_spectrum(
         Called with a message and the share of the work that is done.
     announce
         Called with the plans before anything is computed.
+    finished
+        Parts of an earlier run of the same work, which are not computed again; each new one is added. One for each
+        matrix in each chart; a dict will do.
 
     Returns
     -------
@@ -151,19 +155,30 @@ def run_spectrum(
     ResourceError
         If the method does not fit in memory.
     """
+    finished = {} if finished is None else finished
     collector = Collector(progress)
     planned = plan_spectrum(problem, settings)
     if announce is not None:
         announce(planned)
+    num_charts = len(settings.charts)
     for k, (name, of_matrix) in enumerate(planned.items()):
+        names = [f"{name}, {chart.name}, {chart.gauge}" for chart in settings.charts]
+        parts = [finished.get(part) for part in names]
         operator = matrix_of(problem, name, settings.seed, settings.num_samples)
-        if len(settings.charts) > 1 and any(plan.method == "dense" for of_part in of_matrix for plan in of_part):
+        shared = num_charts > 1 and any(plan.method == "dense" for of_part in of_matrix for plan in of_part)
+        if shared and None in parts:
             operator = operator.materialized()
         remaining = iter(of_matrix)
-        for chart, parts in _in_charts(operator, settings):
-            collector.say(f"{name} in {chart.name}", k / len(planned))
-            for part in parts:
-                _measure(collector, part, next(remaining), settings, name)
+        for number, (chart, in_chart) in enumerate(_in_charts(operator, settings)):
+            collector.say(f"{name} in {chart.name}", (k + number / num_charts) / len(planned))
+            chosen = [next(remaining) for _ in in_chart]
+            part = parts[number]
+            if part is None:
+                own = Collector()
+                for block, plans_of_block in zip(in_chart, chosen, strict=True):
+                    _measure(own, block, plans_of_block, settings, name)
+                part = finished[names[number]] = own.study("spectrum", problem)
+            collector.add_part(part)
     for chart in settings.charts:
         gauge_state(collector, _PLACE, problem, chart)
     return with_warnings(collector.study("spectrum", problem, config, model=model, data=data), problem)

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import curvature as cv
 from curvature import cli, matrices, report
 from curvature import studies as study
-from curvature.cli import commands, compare, configuration, options, sources, tables
+from curvature.cli import commands, configuration, options, seeds, sources, tables
 from curvature.errors import ConfigurationError, ExitCode, ResourceError
 from curvature.linalg import memory, planning, routes
 from curvature.linalg.extremal import KrylovSpace
@@ -144,7 +144,7 @@ def test_names_and_defaults_are_those_of_the_library():
     ours, theirs = configuration.CompareConfiguration(), study.quick_settings()
     assert tuple(configuration.MATRICES[name] for name in ours.matrix) == theirs.matrices
     assert tuple(range(ours.num_seeds)) == theirs.seeds
-    assert compare.compare_settings(ours) == theirs
+    assert seeds.compare_settings(ours) == theirs
     text = " ".join(run("compare", "--help").stdout.replace("│", " ").split())
     for name in ("epochs", "batch_size", "learning_rate", "relative_damping"):
         assert re.search(rf"--{name.replace('_', '-')} .*? Default: {getattr(ours, name):g}\. ", text), name

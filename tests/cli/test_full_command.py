@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from curvature import cli, report
-from curvature.cli import full
+from curvature.cli import seeds
 from curvature.errors import ExitCode
+from curvature.report.parts import Parts
 
 # One thread: on a busy machine the threads of small matrices wait for each other.
 TINY = ["compare", "--full", "--num-seeds", "2", "--num-examples", "60", "--arg", "widths=2", "--epochs", "4"]
@@ -47,14 +48,14 @@ def interrupted(tmp_path_factory):
 
 
 def interrupted_after_one_seed(*arguments):
-    write = report.write_part
+    keep = Parts.__setitem__
 
-    def write_then_interrupt(part, path):
-        write(part, path)
+    def keep_then_interrupt(*given):
+        keep(*given)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write_part", write_then_interrupt)
+        patch.setattr(Parts, "__setitem__", keep_then_interrupt)
         return run(*arguments, code=ExitCode.INTERRUPTED)
 
 
@@ -74,7 +75,7 @@ def assert_bitwise_equal(first, second):
 def test_verdicts_come_first_and_nothing_is_left_beside_the_run(whole):
     out, result = whole
     assert result.stdout.index("C1") < result.stdout.index("standard arm")
-    assert "continues" not in result.stderr
+    assert "resume:" not in result.stderr
     assert f"report: {out / 'report.html'}" in result.stderr
     assert [path.name for path in out.parent.iterdir()] == ["whole"]
     page = (out / "report.html").read_text()
@@ -92,20 +93,20 @@ def test_its_own_configuration_repeats_it_bit_by_bit_with_seeds_side_by_side(who
 def test_an_interrupted_study_keeps_its_seeds_and_goes_on(whole, interrupted, here, monkeypatch):
     folder, stopped = interrupted
     said = " ".join(stopped.stderr.split())
-    assert "1 seed of 2 kept in" in said
-    assert "the same command continues from there" in said
+    assert "1 finished part of this run is kept in on.parts" in said
+    assert "the same command with --resume continues from there" in said
     assert stopped.stdout == ""
     assert [path.name for path in folder.iterdir()] == ["on.parts"]
     kept = sorted(path.name for path in (folder / "on.parts").iterdir())
-    assert [name.split(".")[1:] for name in kept] == [["nc"], ["nc", "sha256"]]
+    assert [name.split(".")[1:] for name in kept] == [["json"], ["nc"], ["nc", "sha256"]]
 
     shutil.copytree(folder / "on.parts", here / "on.parts")
     measured = []
-    one = full._measured
-    monkeypatch.setattr(full, "_measured", lambda *given: measured.append(given[2]) or one(*given))
-    went_on = run(*TINY, "--out", "on")
-    assert "continues: 1 seed of 2 found in" in went_on.stderr
-    assert measured == [1 - int(kept[0].split("-")[1])]
+    one = seeds._measured
+    monkeypatch.setattr(seeds, "_measured", lambda *given: measured.append(given[2]) or one(*given))
+    went_on = run(*TINY, "--out", "on", "--resume")
+    assert "resume: 1 finished part found in" in went_on.stderr
+    assert measured == [1 - int(kept[1].split("-")[1])]
     assert_bitwise_equal(whole[0], here / "on")
     assert not (here / "on.parts").exists()
 
@@ -113,8 +114,8 @@ def test_an_interrupted_study_keeps_its_seeds_and_goes_on(whole, interrupted, he
 @pytest.mark.slow
 def test_an_interrupt_while_seeds_are_measured_side_by_side_loses_none_that_is_done(whole, here):
     stopped = interrupted_after_one_seed(*TINY, "--jobs", "2", "--out", "on")
-    assert "1 seed of 2 kept in" in " ".join(stopped.stderr.split())
-    assert "continues: 1 seed of 2 found in" in run(*TINY, "--out", "on").stderr
+    assert "1 finished part of this run is kept in" in " ".join(stopped.stderr.split())
+    assert "resume: 1 finished part found in" in run(*TINY, "--out", "on", "--resume").stderr
     assert_bitwise_equal(whole[0], here / "on")
 
 
@@ -123,11 +124,9 @@ def test_seeds_of_other_settings_are_not_used_and_stay(interrupted, here, monkey
     shutil.copytree(interrupted[0] / "on.parts", here / "on.parts")
     before = {path.name: path.read_bytes() for path in (here / "on.parts").iterdir()}
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(full, "_measured", interrupt)
-    assert "continues" not in run(*TINY, *other, "--out", "on", code=ExitCode.INTERRUPTED).stderr
+    monkeypatch.setattr(seeds, "_measured", lambda *_: pytest.fail("nothing is measured"))
+    for how in ([], ["--resume"]):
+        run(*TINY, *other, *how, "--out", "on", code=ExitCode.USAGE)
     assert {path.name: path.read_bytes() for path in (here / "on.parts").iterdir()} == before
 
 
@@ -137,4 +136,4 @@ def test_a_damaged_seed_is_refused_by_name(interrupted, here):
     data = bytearray(kept.read_bytes())
     data[len(data) // 2] ^= 1
     kept.write_bytes(data)
-    assert kept.name in run(*TINY, "--out", "on", code=ExitCode.USAGE).stderr
+    assert kept.name in run(*TINY, "--out", "on", "--resume", code=ExitCode.USAGE).stderr

@@ -35,7 +35,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from curvature import cli, report
-from curvature.cli import full, loading, sources
+from curvature.cli import loading, sources
 from curvature.cli.loading import arrays, files
 from curvature.cli.terminal import Terminal
 from curvature.errors import ConfigurationError, InputError
@@ -329,10 +329,10 @@ def test_what_lies_beside_a_run_is_not_deleted_with_its_parts(here):
     names = ("seed-0-0123abcd.nc", "seed-0-0123abcd.nc.sha256", "seed-1-0123abcd.writing", "thesis.tex")
     for name in names:
         (here / "run.parts" / name).write_text("x")
-    full.forget_parts(here / "run")
+    report.forget_parts(here / "run")
     assert [path.name for path in (here / "run.parts").iterdir()] == ["thesis.tex"]
     (here / "run.parts" / "thesis.tex").unlink()
-    full.forget_parts(here / "run")
+    report.forget_parts(here / "run")
     assert not (here / "run.parts").exists()
 
 
@@ -341,7 +341,7 @@ def test_parts_are_not_kept_behind_a_link(here):
     (here / "elsewhere" / "seed-0-abc.nc").write_text("mine")
     (here / "run.parts").symlink_to(here / "elsewhere")
     assert "is a symbolic link. Move it away" in run("compare", "--full", *SMALL, "--out", "run", code=2).stderr
-    full.forget_parts(here / "run")
+    report.forget_parts(here / "run")
     assert (here / "elsewhere" / "seed-0-abc.nc").read_text() == "mine"
 
 

@@ -4,6 +4,20 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "a resumed run of other data or code",
+        "cli.resumption:Resumption._facts",
+        "{'version': __version__, 'config': $chosen, **content_hashes(config, prepared)}",
+        "{'version': __version__, 'config': $chosen}",
+        ("other_weights_data_and_code_under_the_same_names_are_refused",),
+    ),
+    Defect(
+        "a kept spectrum that is filed under its matrix alone",
+        "studies:run_spectrum",
+        "f'{$name}, {$chart.name}, {$chart.gauge}'",
+        "f'{$name}'",
+        ("a_command_that_was_interrupted_twice_ends_with_the_same_numbers",),
+    ),
+    Defect(
         "t interval with the wrong degrees of freedom",
         "studies:paired_interval",
         "stats.t.ppf((1 + $level) / 2, len($values) - 1)",

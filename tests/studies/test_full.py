@@ -11,10 +11,10 @@ from curvature.models import Problem, zoo
 from curvature.records import Alignment, ConditionNumbers, Spectrum, StepComparison
 from curvature.report import load_study, write_run
 from curvature.report.drawings import drawings_of
-from curvature.studies import StudySettings, combined, fingerprint, measure_seed, run_study
+from curvature.studies import StudySettings, combined, measure_seed, run_study
 from curvature.studies.seeds import WHOLE
 from curvature.studies.settings import PUBLISHED
-from curvature.studies.training import SGD, Adam, Arm, TrajectorySettings, start, start_check
+from curvature.studies.training import Arm, TrajectorySettings, start, start_check
 
 ARMS = (
     Arm("standard"),
@@ -156,30 +156,6 @@ def test_a_start_that_is_not_data_dependent_fails_its_check():
     other = start(problem, "paper", seed=0, batch_size=30)
     assert not start_check(other, 20).passed
     assert start_check(other, 20).value > 0.01
-
-
-def test_the_fingerprint_changes_with_whatever_the_numbers_follow_from():
-    problem = zoo.digits_problem(20, widths=(4,))
-    base = fingerprint(problem, SETTINGS, 5)
-    assert base == fingerprint(zoo.digits_problem(20, widths=(4,)), replace(SETTINGS, seeds=(7,)), 5)
-
-    def trained(**changes):
-        return replace(SETTINGS, training=replace(TRAINING, **changes))
-
-    others = [
-        fingerprint(problem, SETTINGS, 6),
-        fingerprint(problem, replace(SETTINGS, arms=ARMS[1:]), 5),
-        fingerprint(problem, replace(SETTINGS, relative_dampings=(1e-2,)), 5),
-        fingerprint(problem, replace(SETTINGS, whole_batches=False), 5),
-        fingerprint(problem, trained(optimizer=Adam(0.1)), 5),
-        fingerprint(problem, trained(optimizer=SGD(0.1, momentum=0.1)), 5),
-        fingerprint(problem, trained(optimizer=type("Nesterov", (SGD,), {})(0.1)), 5),
-        fingerprint(problem, trained(levels=(1.0,)), 5),
-        fingerprint(problem.at(problem.weights + 1e-15), SETTINGS, 5),
-        fingerprint(zoo.digits_problem(21, widths=(4,)), SETTINGS, 5),
-        fingerprint(zoo.digits_problem(20, widths=(4,), activation="relu"), SETTINGS, 5),
-    ]
-    assert len({base, *others}) == 1 + len(others)
 
 
 def test_impossible_settings_are_refused():

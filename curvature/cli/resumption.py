@@ -1,0 +1,177 @@
+"""``--resume``: whether a run may begin, continues from its finished parts, or is finished already."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tomllib
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from curvature._version import __version__
+from curvature.cli.configuration import Configuration
+from curvature.cli.options import RunOptions
+from curvature.cli.preparation import Prepared, content_hashes, written_configuration
+from curvature.cli.terminal import Terminal, count, one_line
+from curvature.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from curvature.report import Parts
+
+__all__ = ["Resumption", "check_out"]
+
+_SPEED = ("jobs", "threads")  # fields that change no number, up to rounding
+
+
+def check_out(run_options: RunOptions) -> None:
+    """Refuse an ``--out`` that is in the way of the run, before anything is loaded.
+
+    Parameters
+    ----------
+    run_options
+        With ``out``, ``overwrite`` and ``resume``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the directory or an unfinished run exists and neither ``--resume`` nor ``--overwrite`` says what to do.
+    """
+    from curvature import report
+
+    out = run_options.out
+    if out is None:
+        if run_options.resume:
+            raise ConfigurationError("--resume continues a run that is written to a directory: add its --out DIR.")
+        return
+    report.check_target(out, overwrite=run_options.overwrite or run_options.resume)
+    parts = report.parts_beside(out)
+    report.check_parts(parts)
+    if parts.is_dir() and any(parts.iterdir()) and not (run_options.overwrite or run_options.resume):
+        raise ConfigurationError(
+            f"{one_line(str(parts))} holds an unfinished run. Continue it with --resume, start again with --overwrite, "
+            "or choose another --out."
+        )
+
+
+class Resumption:
+    """The finished parts of a run: opened when the inputs are loaded, mentioned when the run ends early.
+
+    Parameters
+    ----------
+    command
+        Name of the command.
+    run_options
+        With ``out``, ``overwrite`` and ``resume``.
+    terminal
+        Receives notes.
+    """
+
+    def __init__(self, command: str, run_options: RunOptions, terminal: Terminal):
+        self.command, self.terminal = command, terminal
+        self.out, self.resume, self.overwrite = run_options.out, run_options.resume, run_options.overwrite
+        self.parts: Parts | None = None
+
+    def finds_finished(self, config: Configuration, prepared: Prepared) -> bool:
+        """Whether ``--resume`` finds this very run finished.
+
+        Parameters
+        ----------
+        config, prepared
+            Everything that the numbers follow from.
+
+        Returns
+        -------
+        bool
+            True if nothing is left to do.
+
+        Raises
+        ------
+        ConfigurationError
+            If the directory holds another run, and ``--overwrite`` does not allow to replace it.
+        """
+        from curvature import report
+
+        out = self.out
+        if out is None or not self.resume or not (out / "DONE").is_file():
+            return False
+        facts = self._facts(config, prepared, without=_SPEED)
+        before = tomllib.loads((out / "config.toml").read_text())
+        provenance = json.loads((out / "provenance.json").read_text())
+        known = {name: provenance.get(name) for name in facts} | {
+            "version": provenance["versions"]["curvature"],
+            "config": {name: value for name, value in before.items() if name not in _SPEED},
+        }
+        differing = report.differences(known, json.loads(json.dumps(facts)))
+        if differing and not self.overwrite:
+            raise ConfigurationError(
+                f"{one_line(str(out))} is a finished run of something else. What differs: {'; '.join(differing)}. "
+                "Choose another --out, or replace that run with --overwrite."
+            )
+        if not differing:
+            report.forget_parts(out)  # the process may have been killed before it did
+            self.terminal.note(f"resume: {one_line(str(out))} is finished already; nothing is left to do")
+        return not differing
+
+    def open(self, config: Configuration, prepared: Prepared, kind: type | None = None) -> Parts | None:
+        """Open the place where finished parts are kept.
+
+        Parameters
+        ----------
+        config, prepared
+            Everything that the numbers follow from.
+        kind
+            Class of a part; None: :class:`~curvature.Study`.
+
+        Returns
+        -------
+        Parts or None
+            None without ``--out``.
+
+        Raises
+        ------
+        ConfigurationError
+            If there are parts of another run.
+        """
+        from curvature import report
+        from curvature.records import Study
+
+        if self.out is None:
+            return None
+        if self.overwrite and not self.resume:
+            report.forget_parts(self.out)
+        # A seed does not depend on how many others there are.
+        facts = self._facts(config, prepared, without=(*_SPEED, "num_seeds"))
+        self.parts = report.Parts(report.parts_beside(self.out), facts, kind or Study)
+        if len(self.parts):
+            self.terminal.note(f"resume: {count(len(self.parts), 'finished part')} found in {self.parts.folder}")
+        elif self.resume:
+            self.terminal.note(f"resume: {self.parts.folder} has no finished part; the run starts from the beginning")
+        return self.parts
+
+    @contextlib.contextmanager
+    def mentioned(self) -> Iterator[None]:
+        """Add to whatever ends the run early how many of its parts are kept, and how to continue.
+
+        Yields
+        ------
+        None
+            While the run is measured and written.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.parts is not None and len(self.parts):
+                are = "is" if len(self.parts) == 1 else "are"
+                error.add_note(
+                    f"{count(len(self.parts), 'finished part')} of this run {are} kept in "
+                    f"{one_line(str(self.parts.folder))}: the same command with --resume continues from there."
+                )
+            raise
+
+    def _facts(self, config: Configuration, prepared: Prepared, *, without: Collection[str]) -> dict[str, Any]:
+        """Everything that the numbers of a run follow from, in plain values."""
+        from curvature.report.plain import without_none
+
+        written = without_none(written_configuration(self.command, config))
+        chosen = {name: value for name, value in written.items() if name not in without}
+        return {"version": __version__, "config": chosen, **content_hashes(config, prepared)}
