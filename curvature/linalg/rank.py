@@ -6,6 +6,9 @@ eigenvalues: those down to about $u^2 \|A\|$, where the entries end at $u \|A\|$
 
 A gap in the eigenvalues themselves decides nothing. What lies below it may be anything up to the noise floor, and
 another route to the same matrix may see it. Only the factor can show that it is zero, up to the rounding of the factor.
+
+So a rank is that of the matrix up to the rounding of its factor: a direction that changes the factor by less than $u$,
+relative to its norm, counts as null.
 """
 
 from __future__ import annotations

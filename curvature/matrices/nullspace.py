@@ -162,11 +162,15 @@ def _units(problem: Problem, start: int, stop: int) -> Tensor:
 
 def _left_null(samples: Tensor) -> Tensor:
     """Orthonormal basis ``(d, k)`` of the vectors ``c`` with ``samples @ c = 0``, for samples ``(n, d)``."""
+    # Units of length one: whether a column depends on the others does not depend on how small it is.
+    lengths = torch.linalg.vector_norm(samples, dim=0)
+    lengths = torch.where(lengths > 0, lengths, 1.0)
+    samples = samples / lengths
     if len(samples) > samples.shape[1]:  # the triangle has the same null space
         samples = torch.linalg.qr(samples, mode="r").R
     _, values, right = torch.linalg.svd(samples, full_matrices=True)
-    rank = int((values > 1e-13 * max(samples.shape) ** 0.5 * values.max()).sum()) if len(values) else 0
-    return right[rank:].T
+    rank = int((values > 5e-15 * max(samples.shape) ** 0.5 * values.max()).sum()) if len(values) else 0
+    return torch.linalg.qr(right[rank:].T / lengths[:, None]).Q
 
 
 def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | None) -> Tensor:
@@ -178,7 +182,8 @@ def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | No
     if count > min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim):
         return problem.weights.new_zeros(problem.dim, 0)
     vectors = problem.weights.new_zeros(problem.dim, count)
-    vectors[rows.reshape(-1)] = torch.kron(out, inner)
+    # Not torch.kron: torch 2.13 raises for a column that has the strides of a row, as an orthogonal factor may have.
+    vectors[rows.reshape(-1)] = torch.einsum("oa,ib->oiab", out, inner).reshape(rows.numel(), count)
     return vectors
 
 

@@ -1,5 +1,6 @@
 """Null directions by formula: counts on paper, each vector against the dense matrix, all against its nullity."""
 
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -465,3 +466,38 @@ def test_models_without_layers_and_with_keyword_calls_have_a_rank():
 
     for module, rank in ((Scale(), 4), (Keyword(), 15)):
         assert cv.spectrum(cv.ggn(problem_of(module.double(), loss="mse"))).rank == rank
+
+
+@pytest.mark.parametrize("place", ["inputs", "weights of a unit", "weights after a unit"])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.GELU])  # small inputs kill a unit of a ReLU
+def test_what_is_small_is_not_counted_as_null(place, activation):
+    """Scaling two inputs, or a unit, keeps the directions that are null for every value of the scale."""
+    module = with_weights(nn.Sequential(nn.Linear(4, 3), activation(), nn.Linear(3, 2)))
+    inputs, small = drawn(60, 4), 1e-14
+
+    def scaled(by):
+        copy, data = deepcopy(module), inputs.clone()
+        with torch.no_grad():
+            if place == "inputs":
+                data[:, 2:] *= by
+            elif place == "weights of a unit":
+                copy[0].weight[1] *= by
+                copy[0].bias[1] *= by
+            else:
+                copy[2].weight[:, 1] *= by
+        return problem_of(copy, inputs=data)
+
+    assert known_null_space(scaled(small), second_order=False).dim == _null_dim(scaled(1.0))
+
+
+def _null_dim(problem):
+    return known_null_space(problem, second_order=False).dim
+
+
+def test_features_that_differ_in_the_twelfth_digit_are_not_dependent():
+    inputs = drawn(60, 4)
+    inputs[:, 3] = inputs[:, 2] * (1 + 1e-12 * drawn(60, seed=5))
+    module = with_weights(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+    assert _null_dim(problem_of(module, inputs=inputs)) == _null_dim(problem_of(module))
+    inputs[:, 3] = inputs[:, 2]
+    assert _null_dim(problem_of(module, inputs=inputs)) == 3 + _null_dim(problem_of(module))

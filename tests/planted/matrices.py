@@ -166,6 +166,13 @@ DEFECTS = [
         ("blocks_are_checked_in_their_own_coordinates",),
     ),
     Defect(
+        "small inputs of a layer taken for zero",
+        "matrices:_left_null",
+        "torch.where($lengths > 0, $lengths, 1.0)",
+        "torch.ones_like($lengths)",
+        ("what_is_small_is_not_counted_as_null",),
+    ),
+    Defect(
         "wrong null dimension: mixing without its counterpart",
         "matrices:_rescalings",
         "$vectors[$rows[:, $b], $k] -= problem.weights[$rows[:, $a]]",
