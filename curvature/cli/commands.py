@@ -194,7 +194,7 @@ def spectrum(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 
 @app.command(epilog=_EPILOG)
-@_with_options(CompareConfiguration, without={"dry_run"})
+@_with_options(CompareConfiguration)
 def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
     """Train with and without weight normalization from the same weights, and compare the curvature along the way.
 

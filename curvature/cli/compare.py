@@ -20,8 +20,9 @@ from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
     from curvature.records import Study
+    from curvature.studies import StudyPlan
 
-__all__ = ["measure_compare"]
+__all__ = ["measure_compare", "plan_compare"]
 
 
 def measure_compare(
@@ -64,6 +65,27 @@ def measure_compare(
         config=written_configuration("compare", config),
     )
     return add_provenance(study, config, prepared, started=started)
+
+
+def plan_compare(config: CompareConfiguration, terminal: Terminal) -> StudyPlan:
+    """Count what a configuration asks for, without training or decomposing anything.
+
+    Parameters
+    ----------
+    config
+        Names the model, the data, the matrices and the training.
+    terminal
+        Receives notes.
+
+    Returns
+    -------
+    StudyPlan
+        Runs, steps, spectra and memory.
+    """
+    from curvature.studies import plan_study
+
+    prepared = _prepared(config, terminal)
+    return plan_study(problem_of(config, prepared, 0), compare_settings(config))
 
 
 def _prepared(config: CompareConfiguration, terminal: Terminal) -> Prepared:

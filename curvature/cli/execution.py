@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from curvature.cli import tables
-from curvature.cli.compare import measure_compare
+from curvature.cli.compare import measure_compare, plan_compare
 from curvature.cli.configuration import CompareConfiguration, Configuration, SpectrumConfiguration
 from curvature.cli.options import RunOptions, model_and_data
 from curvature.cli.preparation import limited_threads
@@ -51,10 +51,7 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     terminal = Terminal(run_options.quiet, run_options.verbose)
     config = configured(command, flags, run_options, terminal)
     if run_options.dry_run:
-        assert isinstance(config, SpectrumConfiguration)
-        with around_user_code(config, run_options, terminal):
-            plans = plan_spectrum(config, terminal)
-        tables.print_plans(plans, run_options.as_json)
+        _print_plan(config, run_options, terminal)
         return
     resumption = Resumption(command, run_options, terminal)
     with around_user_code(config, run_options, terminal), resumption.mentioned():
@@ -63,6 +60,18 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     _print_notes(study, terminal)
     _print_next_steps(command, config, terminal, out)
     _exit_unless_passed(study, terminal, strict=run_options.strict)
+
+
+def _print_plan(config: Configuration, run_options: RunOptions, terminal: Terminal) -> None:
+    if isinstance(config, SpectrumConfiguration):
+        with around_user_code(config, run_options, terminal):
+            plans = plan_spectrum(config, terminal)
+        tables.print_plans(plans, run_options.as_json)
+        return
+    assert isinstance(config, CompareConfiguration)
+    with around_user_code(config, run_options, terminal):
+        plan = plan_compare(config, terminal)
+    tables.print_study_plan(plan, config.jobs, run_options.as_json)
 
 
 def configured(command: str, flags: dict[str, Any], run_options: RunOptions, terminal: Terminal) -> Configuration:

@@ -83,7 +83,8 @@ class RunOptions:
         ),
     ] = False
     dry_run: Annotated[
-        bool, _option(_RUN, "", "Print the plan with its estimated time and memory, and stop.", "--dry-run")
+        bool,
+        _option(_RUN, "", "Print the plan: the work, its memory, and its time where known. Then stop.", "--dry-run"),
     ] = False
 
 

@@ -7,7 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from curvature.linalg.planning import Plan
     from curvature.records import Spectrum, Study, Verdict
     from curvature.report.table import Row, Table
+    from curvature.studies import StudyPlan
 
-__all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum", "print_table"]
+__all__ = ["plan_lines", "print_compare", "print_plans", "print_spectrum", "print_study_plan", "print_table"]
 
 MOST_PICTURES = 12
 _APART = {"decompositions", "table", "ratios", "efficiencies", "gauges", "checks"}  # printed with options, or not
@@ -196,6 +197,41 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
         _echo(one_line(str(plan)))
         for name, reason in plan.rejected:
             _echo(f"  not {name}: {reason}")
+
+
+def print_study_plan(plan: StudyPlan, jobs: int, as_json: bool) -> None:
+    """Print what a study will do.
+
+    Parameters
+    ----------
+    plan
+        Its counts.
+    jobs
+        Seeds at a time, each with its own memory.
+    as_json
+        Whether to print one JSON document.
+    """
+    from curvature.linalg.memory import memory_text
+    from curvature.report.words import matrix_name
+
+    if as_json:
+        _echo(json.dumps({"schema": "curvature/plan/1", "study": asdict(plan)}, allow_nan=False))
+        return
+    seeds = f"{count(plan.num_seeds, 'paired seed')} x {count(plan.num_arms, 'arm')}"
+    if plan.num_tuning_runs:
+        runs = count(plan.num_tuning_runs, "run")
+        _echo(f"tuning:   at least {runs} of {count(plan.steps_per_tuning_run, 'optimizer step')}")
+    _echo(f"training: {seeds}: {count(plan.num_runs, 'run')} of {count(plan.steps_per_run, 'optimizer step')}")
+    spectra = ", ".join(f"{number} of the {matrix_name(name)}" for name, number in plan.num_spectra.items())
+    total = count(sum(plan.num_spectra.values()), "spectrum", "spectra")
+    _echo(f"spectra:  up to {total} of size {plan.dim} or less: {spectra}")
+    if plan.num_step_comparisons:
+        _echo(
+            f"steps:    compared with the natural gradient at {count(plan.num_step_comparisons, 'point')} of training"
+        )
+    memory = memory_text(min(jobs, plan.num_seeds) * plan.num_bytes)
+    _echo(f"memory:   at most {memory} for matrices, {count(min(jobs, plan.num_seeds), 'seed')} at a time")
+    _echo("time:     not estimated; a run shows the remaining time once it can be told, and --resume continues it")
 
 
 def _print_tables(tables: Iterable[Table]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from curvature.provenance import hash_file
 from curvature.report.result import SCHEMA
-from curvature.report.target import check_target, require_writable, write_error
+from curvature.report.target import check_target, holds_only_a_run, require_writable, write_error
 
-__all__ = ["DONE", "manifest", "write_texts"]
+__all__ = ["DONE", "forget_leftovers", "manifest", "write_texts"]
 
 DONE = "DONE"  # the last file that is written, with the hashes of the others
 
@@ -86,6 +87,20 @@ def _replace(temporary: Path, out: Path) -> None:
     else:
         temporary.rename(out)
     _sync(out.parent)
+
+
+def forget_leftovers(out: Path) -> None:
+    """Delete what a process that was killed while it wrote a run has left beside it under temporary names.
+
+    Parameters
+    ----------
+    out
+        The run directory, which has been written completely since.
+    """
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}")
+    for path in out.absolute().parent.iterdir():
+        if name.fullmatch(path.name) and not path.is_symlink() and path.is_dir() and holds_only_a_run(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _beside(out: Path) -> Path:

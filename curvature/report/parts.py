@@ -17,6 +17,7 @@ from curvature.records import Study
 from curvature.records.sealed import CHANGED, sealed_text, unsealed_text
 from curvature.records.storage import from_plain
 from curvature.records.validation import require
+from curvature.report.atomic import DONE, forget_leftovers
 from curvature.report.result import read_result, write_result
 from curvature.report.target import shown_path, write_error
 from curvature.text import one_line, reason_of
@@ -168,13 +169,15 @@ def parts_beside(out: Path) -> Path:
 
 
 def forget_parts(out: Path) -> None:
-    """Delete the kept parts of a run, and their folder if it is empty then.
+    """Delete the kept parts of a run, and what killed processes left beside it.
 
     Parameters
     ----------
     out
         The run directory.
     """
+    if (out / DONE).is_file():
+        forget_leftovers(out)
     folder = parts_beside(out)
     if folder.is_symlink() or not folder.is_dir():
         return

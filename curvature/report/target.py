@@ -10,7 +10,7 @@ from pathlib import Path
 from curvature.errors import ConfigurationError, CurvatureError, ResourceError
 from curvature.text import one_line
 
-__all__ = ["check_target", "require_writable", "shown_path", "write_error"]
+__all__ = ["check_target", "holds_only_a_run", "require_writable", "shown_path", "write_error"]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names that Windows keeps for devices
@@ -115,6 +115,22 @@ def _check_replaceable(out: Path, overwrite: bool) -> None:
             f"{shown_path(out)} holds files that a run does not write ({foreign}). Move them away, or choose another "
             "--out."
         )
+
+
+def holds_only_a_run(folder: Path) -> bool:
+    """Whether a folder holds no file but those that a run writes.
+
+    Parameters
+    ----------
+    folder
+        Any folder.
+
+    Returns
+    -------
+    bool
+        True also for an empty one.
+    """
+    return {path.name for path in folder.iterdir()} <= _FILES
 
 
 def write_error(out: Path, error: OSError) -> CurvatureError:

@@ -3,12 +3,14 @@
 from curvature.studies.analysis import analyze
 from curvature.studies.compare import combined, run_study, study
 from curvature.studies.pointwise import measure
+from curvature.studies.pricing import StudyPlan, plan_study
 from curvature.studies.seeds import measure_seed, measured_seeds
 from curvature.studies.settings import StudySettings, full_settings, quick_settings
 from curvature.studies.spectrum import SpectrumSettings, plan_spectrum, run_spectrum
 
 __all__ = [
     "SpectrumSettings",
+    "StudyPlan",
     "StudySettings",
     "analyze",
     "combined",
@@ -17,6 +19,7 @@ __all__ = [
     "measure_seed",
     "measured_seeds",
     "plan_spectrum",
+    "plan_study",
     "quick_settings",
     "run_spectrum",
     "run_study",

@@ -18,7 +18,7 @@ from curvature.studies.settings import PUBLISHED, StudySettings
 from curvature.studies.training import Run, Schedule, Trajectory, train, trajectories
 from curvature.studies.training.network import refuse_penalty
 
-__all__ = ["WHOLE", "measure_seed", "measured_seeds"]
+__all__ = ["WHOLE", "measure_seed", "measured_seeds", "refuse_unsuited"]
 
 WHOLE = "{}, whole batches"
 
@@ -63,11 +63,7 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
 
     and at the initialization the two claims that are identities (C5, C6).
     """
-    _refuse_structured(start)
-    if not any(entry.normalized for entry in start.layout.entries):
-        raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
-    if any("batch-norm" in arm.method for arm in settings.arms):  # before anything is trained
-        refuse_penalty(start)
+    refuse_unsuited(start, settings)  # before anything is trained
     collector = Collector(progress)
     identities, untested = claimed_identities(start, seed=seed, batch_size=settings.training.batch_size)
     collector.checks += identities
@@ -132,6 +128,28 @@ def measured_seeds(
         if progress is not None:
             progress(f"seed {seed} is done", number / len(seeds))
         yield seed, study
+
+
+def refuse_unsuited(start: Problem, settings: StudySettings) -> None:
+    """Refuse a problem that the arms of a study cannot train.
+
+    Parameters
+    ----------
+    start
+        At its initial weights.
+    settings
+        Of the study.
+
+    Raises
+    ------
+    ConfigurationError
+        As :func:`measure_seed`.
+    """
+    _refuse_structured(start)
+    if not any(entry.normalized for entry in start.layout.entries):
+        raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
+    if any("batch-norm" in arm.method for arm in settings.arms):
+        refuse_penalty(start)
 
 
 def _refuse_structured(problem: Problem) -> None:

@@ -369,6 +369,21 @@ def test_the_plan_is_printed_before_anything_is_computed(monkeypatch):
     assert "not factor: 180 columns for 160 rows" in text
 
 
+def test_a_dry_run_of_compare_counts_the_work_and_promises_no_time(monkeypatch):
+    monkeypatch.setattr(seeds, "measured_seeds", lambda *_: pytest.fail("a dry run trains nothing"))
+    options = ["compare", *SMALL, "--epochs", "4", "--dry-run", "-q", "--out", "runs/dry"]
+    lines = run(*options).stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["training", "spectra", "steps", "memory", "time"]
+    assert lines[0].startswith("training: 3 paired seeds x 2 arms: 6 runs of 4 optimizer steps")
+    assert lines[-1].startswith("time:     not estimated")
+    full = run(*options, "--full").stdout
+    assert full.startswith("tuning:   at least 910 runs of 10 optimizer steps")
+    found = json.loads(run(*options, "--json").stdout)
+    assert found["schema"] == "curvature/plan/1"
+    assert found["study"]["num_spectra"] == {"hessian": 99, "ggn": 189, "gradient_covariance": 63}
+    assert not Path("runs").exists()
+
+
 def test_dry_run_prints_the_plan_and_ends(monkeypatch):
     monkeypatch.setattr(study, "run_spectrum", lambda *_, **__: pytest.fail("a dry run computes nothing"))
     result = run("spectrum", *SMALL, "-m", "hessian", "--dry-run", "-q", "--out", "runs/dry")

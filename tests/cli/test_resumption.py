@@ -249,6 +249,15 @@ def test_parts_are_read_back_as_they_were_kept(tmp_path):
         Parts(tmp_path / "x", {"a": 3}, LayerSummary)
 
 
+def test_what_a_killed_process_left_while_it_wrote_is_deleted_once_the_run_is_complete(here):
+    for name in (".on.0123abcd", ".on.0123abce", ".on.thesis", ".one.0123abcd"):
+        (here / name).mkdir()
+        (here / name / "config.toml").write_text("x")
+    (here / ".on.0123abce" / "thesis.tex").write_text("mine")
+    run(*COMMANDS["analyze"], "--out", "on")
+    assert sorted(path.name for path in here.iterdir()) == [".on.0123abce", ".on.thesis", ".one.0123abcd", "on"]
+
+
 # --- real processes
 
 
@@ -283,7 +292,8 @@ def test_a_process_killed_twice_at_random_moments_continues_to_the_same_numbers(
         assert code in (0, codes[number]), errors
         if code in (130, 143):
             assert errors.splitlines()[-1].startswith("error: interrupted; ")
-        assert {path.name for path in here.iterdir()} <= {"on", "on.parts"}
+        names = {path.name for path in here.iterdir()}
+        assert {name for name in names if number != signal.SIGKILL or name[0] != "."} <= {"on", "on.parts"}
     run(*COMMANDS[command], "--out", "on", "--resume")
     np.testing.assert_equal(numbers(here / "on"), numbers(whole(command)))
     assert [path.name for path in here.iterdir()] == ["on"]
