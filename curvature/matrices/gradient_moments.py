@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from curvature.errors import ConfigurationError
+from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.dense import mirrored
 from curvature.linalg.routes import FactorRoute
 from curvature.matrices.fast.paths import OutputFactor
@@ -79,7 +79,7 @@ def empirical_fisher(problem: Problem, *, scale: str = "loss", method: str = "au
     >>> cv.empirical_fisher(cv.zoo.softmax_regression(), scale="fisher")
     WeightSpaceMatrix(empirical_fisher_at_fisher_scale, standard, 15 x 15, float64, cpu)
     """
-    require_problem(problem, "empirical_fisher")
+    _require_examples(problem, "empirical_fisher")
     if scale not in _NAMES:
         raise ConfigurationError(f"scale must be 'loss' or 'fisher', got {scale!r}.")
     if scale == "fisher":
@@ -91,6 +91,16 @@ def empirical_fisher(problem: Problem, *, scale: str = "loss", method: str = "au
         return empirical_fisher(other, scale=scale, method=method)
 
     return output_space(problem, OutputSpace(factor), _NAMES[scale], rebuild, method=method)
+
+
+def _require_examples(problem: Problem, name: str) -> None:
+    """Refuse a bare objective, which is not a mean over examples."""
+    require_problem(problem, name)
+    if not problem.has_examples:
+        raise NotDefinedError(
+            f"{name} is about the gradients of single examples, and {problem.model_name!r} is a function without data. "
+            "Pass data=(inputs, targets) to Problem.from_function, or use cv.hessian."
+        )
 
 
 def scale_of_loss(problem: Problem) -> tuple[float, float]:
@@ -161,7 +171,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
     product of the mean gradient. Built from centred gradients. The difference of the second moment and
     $\bar g \bar g^T$ would cancel digits.
     """
-    require_problem(problem, "gradient_covariance")
+    _require_examples(problem, "gradient_covariance")
     mean, roots = cache(problem.data_gradient), example_shares(problem).sqrt()
     space = OutputSpace(_gradient_factor(problem), centre=Centre(mean, roots))
     operator = output_space(problem, space, "gradient_covariance", gradient_covariance, method=method)

@@ -15,6 +15,7 @@ from curvature.layout import Layout
 from curvature.models.derivatives import Derivatives
 from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss
+from curvature.models.module.named import NamedTensors
 from curvature.models.penalty import Penalty
 from curvature.models.trees import Tensors
 from curvature.records.notebook import html_table
@@ -49,6 +50,16 @@ class Point:
     def model(self) -> nn.Module:
         """The private copy of the module."""
         return self.function.module
+
+    @property
+    def model_name(self) -> str:
+        """Class of the module, or name of the function of named tensors."""
+        return self.model.name if isinstance(self.model, NamedTensors) else type(self.model).__name__
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether the loss is a mean or a sum over examples; a bare objective is a single number."""
+        return not isinstance(self.model, NamedTensors) or self.model.takes_inputs
 
     @cached_property
     def layout(self) -> Layout:
@@ -87,15 +98,16 @@ class Point:
 
     def __repr__(self) -> str:
         penalty = "" if self.penalty is None else f", {self.penalty.label}"
+        examples = f"{self.num_examples} examples, " if self.has_examples else ""
         return (
-            f"Problem({type(self.model).__name__}, {self.dim} weights, {self.num_examples} examples, "
+            f"Problem({self.model_name}, {self.dim} weights, {examples}"
             f"{self.loss.label}{penalty}, "
             f"chart {self.chart!r}, {str(self.dtype).removeprefix('torch.')}, {self.device})"
         )
 
     def _repr_html_(self) -> str:
         rows: dict[str, object] = {
-            "model": type(self.model).__name__,
+            "model": self.model_name,
             "weights": self.dim,
             "frozen": ", ".join(self.frozen),
             "unused": ", ".join(self.unused),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from curvature.models.behaviour import cuda_devices, pre_activations_near_a_kink
 from curvature.models.calling import OutputLike
 from curvature.models.data import DataLike
 from curvature.models.losses import LossLike
+from curvature.models.objective import FunctionOptions, ParametersLike, assemble_function
 from curvature.models.penalty import PenaltyFunction, PenaltyTerms, WeightDecay
 from curvature.models.point import Point
 from curvature.models.trees import Structure, Tensors
@@ -30,8 +31,8 @@ class Problem(Point):
 
     With a penalty, such as weight decay, the objective is $L(w) + R(w)$.
 
-    Build one with :meth:`from_module`. It is frozen and owns copies: the user's module, data, modes, hooks
-    and gradients are never touched.
+    Build one with :meth:`from_module` or :meth:`from_function`. It is frozen and owns copies: the user's module, data,
+    modes, hooks and gradients are never touched.
 
     Attributes
     ----------
@@ -137,6 +138,72 @@ class Problem(Point):
             terms = PenaltyTerms(penalty, weight_decay)
             point = assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
             return cls(**vars(point))
+
+    @classmethod
+    def from_function(
+        cls,
+        loss: LossLike,
+        parameters: ParametersLike,
+        data: DataLike | None = None,
+        *,
+        outputs: Callable[..., Tensor] | None = None,
+        name: str | None = None,
+        dtype: torch.dtype | None = torch.float64,
+        chunk_size: int | None = None,
+        penalty: PenaltyFunction | None = None,
+        weight_decay: WeightDecay = 0.0,
+    ) -> Problem:
+        """Build a problem from any scalar function of named tensors.
+
+        Parameters
+        ----------
+        loss
+            A function ``loss(parameters)`` that returns one number, which is taken as it is. With data,
+            ``loss(parameters, inputs, targets)``: the mean or the sum over examples, which is checked, or one number
+            for each. With ``outputs`` it is a loss of the outputs: ``loss(outputs)`` without data, otherwise as in
+            :meth:`from_module`.
+        parameters
+            The point. A dictionary of tensors by name, or ``module.named_parameters()``: the function gets a
+            dictionary. One tensor: the function gets the tensor, which is named as its argument. A dot in a name
+            separates the layer. An ``nn.Parameter`` with ``requires_grad=False`` is held fixed.
+        data
+            As in :meth:`from_module`. Data that are not averaged over belong in the function, or are passed as
+            ``cv.Packed(inputs, targets)``.
+        outputs
+            A function ``outputs(parameters)``, or ``outputs(parameters, inputs)`` with data, for an objective
+            ``loss(outputs(parameters))``, which then has a GGN.
+        name
+            Of the function, in records and messages; None: its own.
+        dtype, chunk_size, penalty, weight_decay
+            As in :meth:`from_module`.
+
+        Returns
+        -------
+        Problem
+            The problem at the parameters, which are copied.
+
+        Raises
+        ------
+        InputError
+            If the function fails, does not depend on the parameters, or depends on other trainable tensors.
+        SelfCheckError
+            If it is random or keeps a state.
+
+        Examples
+        --------
+        >>> import torch, curvature as cv
+        >>> def rosenbrock(x):
+        ...     return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+        >>> problem = cv.Problem.from_function(rosenbrock, torch.ones(2))
+        >>> problem
+        Problem(rosenbrock, 2 weights, rosenbrock, chart Standard(), float64, cpu)
+        >>> cv.hessian(problem).dense().tolist()
+        [[802.0, -400.0], [-400.0, 200.0]]
+        """
+        with full_precision():
+            options = FunctionOptions(dtype, chunk_size, name)
+            terms = PenaltyTerms(penalty, weight_decay)
+            return cls(**vars(assemble_function(loss, parameters, data, outputs, options, terms)))
 
     @full_precision()
     def at(self, weights: Float[Tensor, "weights"]) -> Problem:

@@ -17,6 +17,7 @@ from curvature.errors import InputError
 from curvature.layout import Entry, Layout
 from curvature.models.function import ModelFunction
 from curvature.models.module.copying import private_copy
+from curvature.models.module.named import NamedTensors
 
 __all__ = ["Unwrapped", "unwrap"]
 
@@ -131,6 +132,8 @@ def _owners(normalized: list[_Normalized]) -> dict[int, _Normalized]:
 def _plain_entry(module: nn.Module, name: str, value: Tensor, *, any_normalized: bool) -> Entry:
     """The entry of a parameter that is not weight-normalized; normalizable if nothing in the module is normalized."""
     path, _, leaf = name.rpartition(".")
+    if isinstance(module, NamedTensors):  # any matrix may be one of rows; a tensor without a layer is one
+        return Entry(name, tuple(value.shape), path or leaf, 0 if value.ndim else None, value.ndim > 1)
     layer = module.get_submodule(path)
     normalizable = not any_normalized and leaf == "weight" and isinstance(layer, _NORMALIZABLE) and value.ndim > 1
     return Entry(name, tuple(value.shape), path, _neuron_axis(layer, value), normalizable)

@@ -300,4 +300,18 @@ DEFECTS = [
         "2 * ($slope.detach() @ $direction)",
         ("self_checks_name_the_layer_whose_derivative_is_wrong", "right_layers_are_not_blamed"),
     ),
+    Defect(
+        "the sum over examples of a function taken as their mean",
+        "models:_of_parameters",
+        "_reduction($$all)",
+        "'mean'",
+        ("the_denominator_of_data_is_that_of_the_function",),
+    ),
+    Defect(
+        "trainable tensors that a function refers to held fixed",
+        "models:_refuse_other_tensors",
+        "not $others",
+        "True",
+        ("what_is_not_a_fixed_function_of_the_parameters_is_refused",),
+    ),
 ]

@@ -37,7 +37,7 @@ from curvature.models.losses.elementwise import (
 )
 from curvature.models.losses.log_probabilities import KullbackLeibler, NegativeLogLikelihood
 from curvature.models.losses.loss import Loss
-from curvature.models.losses.model_loss import ModelLoss
+from curvature.models.losses.model_loss import ModelLoss, Objective
 from curvature.models.losses.per_example import OneByOne, PerExample, differentiable
 from curvature.models.losses.registry import LOSSES, LossLike, named_loss, resolve_loss
 from curvature.models.losses.robust import AbsoluteError, Huber, SmoothL1
@@ -58,6 +58,7 @@ __all__ = [
     "MeanSquaredError",
     "ModelLoss",
     "NegativeLogLikelihood",
+    "Objective",
     "OneByOne",
     "PerExample",
     "PointwiseLoss",

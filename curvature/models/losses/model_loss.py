@@ -10,7 +10,7 @@ from curvature.arrays import Float, Shaped
 from curvature.errors import NotDefinedError
 from curvature.models.losses.loss import Loss
 
-__all__ = ["ModelLoss"]
+__all__ = ["ModelLoss", "Objective"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,3 +51,29 @@ class ModelLoss(Loss):
         self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
     ) -> Float[Tensor, "examples outputs columns"]:
         return self.hessian_factor(outputs, targets)
+
+
+@dataclass(frozen=True, repr=False)
+class Objective(ModelLoss):
+    """A function of named tensors that is the loss itself: one number, or one for each example.
+
+    Attributes
+    ----------
+    name
+        Of the function.
+    reduction
+        Whether it is the mean over examples or their sum.
+    """
+
+    name: str = "objective"
+    reduction: str = "mean"
+
+    def hessian_factor(
+        self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]
+    ) -> Float[Tensor, "examples outputs columns"]:
+        del outputs, targets
+        raise NotDefinedError(
+            f"the GGN and the Fisher need the outputs that the loss is a function of, and {self.name!r} is a function "
+            "of the parameters. Write it as loss(outputs(parameters)), and pass both: "
+            "cv.Problem.from_function(loss, parameters, outputs=outputs); or use cv.hessian."
+        )
