@@ -72,7 +72,7 @@ class NamedTensors(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, in the order in which they were given."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name in self.names:
             path, _, leaf = name.rpartition(".")
             tensor = self.get_submodule(path)._parameters[leaf]
