@@ -67,6 +67,7 @@ _HOMES = {
         "Estimate",
         "ExtremalEigenvalues",
         "Inertia",
+        "Landscape",
         "LayerSummary",
         "Measured",
         "Quantity",
@@ -89,7 +90,7 @@ _HOMES = {
         "preconditioner",
         "whitening",
     ),
-    "studies": ("analyze", "measure", "study"),
+    "studies": ("analyze", "landscape", "measure", "study"),
 }
 _MODULES = {"figures": "report.figures", "zoo": "models.zoo"}
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}

@@ -73,6 +73,7 @@ from curvature.records import Eigenvectors as Eigenvectors
 from curvature.records import Estimate as Estimate
 from curvature.records import ExtremalEigenvalues as ExtremalEigenvalues
 from curvature.records import Inertia as Inertia
+from curvature.records import Landscape as Landscape
 from curvature.records import LayerSummary as LayerSummary
 from curvature.records import Measured as Measured
 from curvature.records import Quantity as Quantity
@@ -89,6 +90,7 @@ from curvature.records.marchenko_pastur import marchenko_pastur_ratio as marchen
 from curvature.records.sphericity import sphericity as sphericity
 from curvature.report import figures as figures
 from curvature.studies import analyze as analyze
+from curvature.studies import landscape as landscape
 from curvature.studies import measure as measure
 from curvature.studies import study as study
 from curvature.studies.evidence import decomposition as decomposition

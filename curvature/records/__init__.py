@@ -5,6 +5,7 @@ from curvature.records.conditions import ConditionNumbers
 from curvature.records.density import SpectralDensity
 from curvature.records.estimate import Estimate
 from curvature.records.extremal import ExtremalEigenvalues
+from curvature.records.landscape import Landscape
 from curvature.records.quantity import Check, Quantity
 from curvature.records.spectrum import Inertia, Spectrum
 from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
@@ -25,6 +26,7 @@ __all__ = [
     "ExtremalEigenvalues",
     "GaugeState",
     "Inertia",
+    "Landscape",
     "LayerSummary",
     "LearningRateSweep",
     "Located",

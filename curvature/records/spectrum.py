@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curvature.arrays import Float
-from curvature.errors import ConfigurationError
 from curvature.records.conditioning import condition_numbers
 from curvature.records.conditions import ConditionNumbers
+from curvature.records.files import load_record, save_record
 from curvature.records.notebook import html_table
 from curvature.records.picture import spectrum_picture
 from curvature.records.quantity import Check, Quantity
-from curvature.records.sealed import packed, unpacked
-from curvature.records.storage import from_plain, storable, to_json, to_plain
+from curvature.records.storage import storable, to_plain
 from curvature.records.validation import require, require_finite, require_rank
 from curvature.records.vectors import Eigenvectors
 from curvature.records.where import Located, Where
-from curvature.text import one_line, reason_of
+from curvature.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +32,6 @@ __all__ = ["Inertia", "Spectrum"]
 
 _SCHEMA = "curvature/spectrum/2"
 _WITHOUT_HASH = "curvature/spectrum/1"  # of version 0.1
-_MAX_BYTES = 2**30  # of a saved spectrum: 1e8 eigenvalues are not realistic, a zip bomb is
 
 
 @dataclass(frozen=True)
@@ -206,15 +203,7 @@ class Spectrum(Located):
         -----
         Arrays as arrays and all other fields as JSON, without pickle. The file ends with its SHA-256.
         """
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ConfigurationError(
-                f"a spectrum is saved as an .npz file, got {path.name!r}. Change the suffix to .npz."
-            )
-        plain = to_plain(self)
-        arrays = {name: plain.pop(name) for name in list(plain) if isinstance(plain[name], np.ndarray)}
-        path.write_bytes(packed(to_json({"schema": _SCHEMA} | plain), arrays))
-        return path
+        return save_record(self, path, schema=_SCHEMA, noun="spectrum")
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:
@@ -240,23 +229,8 @@ class Spectrum(Located):
         -----
         A file of version 0.1 has no hash. It is read with a warning.
         """
-        path = Path(path)
-        try:
-            small = path.stat().st_size <= _MAX_BYTES
-            require(small, f"it exceeds the {_MAX_BYTES / 2**30:.0f} GB limit for a saved spectrum")
-            about, arrays, has_hash = unpacked(path.read_bytes(), max_bytes=_MAX_BYTES)
-            plain = json.loads(about)
-            schema = plain.pop("schema")
-            require(schema in (_SCHEMA, _WITHOUT_HASH), f"its schema is {schema}, and this version reads {_SCHEMA}")
-            require(has_hash or schema == _WITHOUT_HASH, "its SHA-256 is missing")
-            spectrum = from_plain(cls, plain | arrays)
-        # A damaged file can fail at every layer: archive, array, JSON, fields.
-        except Exception as error:
-            raise ConfigurationError(
-                f"{one_line(str(path))} cannot be read as a saved spectrum: {reason_of(error)}. Use another copy of "
-                "the file, or compute the spectrum again."
-            ) from error
-        if schema == _WITHOUT_HASH:
+        spectrum, sealed = load_record(cls, path, schema=_SCHEMA, noun="spectrum", without_hash=_WITHOUT_HASH)
+        if not sealed:
             warnings.warn(
                 f"{one_line(str(path))} was saved by curvature 0.1, without a hash, so damage to it may go unnoticed. "
                 "Save the spectrum again to add one.",

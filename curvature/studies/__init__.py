@@ -2,6 +2,7 @@
 
 from curvature.studies.analysis import analyze
 from curvature.studies.compare import combined, run_study, study
+from curvature.studies.landscape import landscape
 from curvature.studies.pointwise import measure
 from curvature.studies.pricing import StudyPlan, plan_study
 from curvature.studies.seeds import measure_seed, measured_seeds
@@ -15,6 +16,7 @@ __all__ = [
     "analyze",
     "combined",
     "full_settings",
+    "landscape",
     "measure",
     "measure_seed",
     "measured_seeds",

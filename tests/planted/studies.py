@@ -131,4 +131,25 @@ DEFECTS = [
         "0.0",
         ("study_trains_the_objective_that_it_measures_as_sgd_with_weight_decay_does",),
     ),
+    Defect(
+        "a quadratic model without its factor of one half",
+        "studies.landscape:landscape",
+        "0.5 * np.einsum($$all)",
+        "np.einsum($$all)",
+        ("the_quadratic_model_is_that_of_the_dense_matrix", "the_model_meets_the_loss_to_third_order"),
+    ),
+    Defect(
+        "filters of a random direction of one length each",
+        "studies.landscape:filter_normalized",
+        "$lengths / torch.linalg.vector_norm($along, dim=1)",
+        "1 / torch.linalg.vector_norm($along, dim=1)",
+        ("every_filter_of_a_random_direction_is_as_long_as_that_of_the_point",),
+    ),
+    Defect(
+        "a random direction with rows where the filters are columns",
+        "studies.landscape:filter_normalized",
+        "$entry.neuron_axis if len($entry.shape) > 1 else None",
+        "0 if len($entry.shape) > 1 else None",
+        ("every_filter_of_a_random_direction_is_as_long_as_that_of_the_point",),
+    ),
 ]

@@ -15,6 +15,7 @@ from curvature.records import (
     Alignment,
     ExtremalEigenvalues,
     GaugeState,
+    Landscape,
     Measured,
     Quantity,
     SpectralDensity,
@@ -426,6 +427,40 @@ def test_training_draws_every_run_and_the_median_of_each_arm(ax):
     assert ax.get_ylabel().startswith("accuracy")
     with pytest.raises(ConfigurationError, match="quantity must be"):
         figures.plot_training(curves, ax, quantity="loss")
+
+
+def landscape(values, names=("gradient",)):
+    """On distances of -2 to 2, with the model ``1 + a + 3 a^2 / 2`` along each direction."""
+    distances = np.tile(np.linspace(-2.0, 2.0, 5), (len(names), 1))
+    grids = np.meshgrid(*distances, indexing="ij")
+    model = 1.0 + sum(a + 1.5 * a**2 for a in grids)
+    slopes, curvatures = np.ones(len(names)), 3 * np.eye(len(names))
+    return Landscape(Where("ggn", "weight-norm", "paper"), names, distances, values, model, slopes, curvatures)
+
+
+def test_a_landscape_on_a_line_draws_the_loss_and_its_model_with_gaps_counted(ax):
+    values = np.array([math.nan, 3.0, 1.0, 2.0, 5.0])
+    figures.plot_landscape(landscape(values), ax)
+    drawn = {line.get_label(): line for line in ax.get_lines()}
+    assert np.array_equal(drawn["loss"].get_ydata(), values, equal_nan=True)
+    model = drawn["quadratic model: slope 1, curvature 3"]
+    assert np.allclose(model.get_ydata(), 1 + model.get_xdata() + 1.5 * model.get_xdata() ** 2)
+    assert "loss not finite (1 of 5 points)" in drawn
+    assert ax.get_ylim()[1] < model.get_ydata().max() <= 9
+    assert ax.get_xlabel() == "distance along gradient  (in weight-norm (paper))"
+    assert ax.get_title(loc="left") == "Loss, and its quadratic model by the GGN"
+
+
+def test_a_landscape_on_a_plane_has_both_at_the_same_levels(ax):
+    values = np.add.outer(np.arange(5.0), 10 * np.arange(5.0))
+    values[0, 0] = math.nan
+    figures.plot_landscape(landscape(values, ("a", "b")), ax)
+    loss, model = (part for part in ax.collections if hasattr(part, "levels"))
+    assert np.array_equal(loss.levels, model.levels)
+    assert (loss.levels[0], loss.levels[-1]) == (1.0, 44.0)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("distance along a  (in weight-norm (paper))", "distance along b")
+    with pytest.raises(ConfigurationError, match="not finite at any point"):
+        figures.plot_landscape(landscape(np.full(5, math.nan)), ax)
 
 
 @pytest.mark.parametrize(
