@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from curvature.errors import ConfigurationError, ResourceError
+from curvature.linalg.advice import NOUNS, instead, memory_refusal
 from curvature.linalg.block_matrix import BlockMatrix
 from curvature.linalg.floor import rounding_units
 from curvature.linalg.memory import USABLE, free_memory, memory_text
 from curvature.linalg.operator import SymmetricOperator, require_operator
 from curvature.linalg.routes import SLOWER
 from curvature.linalg.speed import multiplication_rate, product_seconds, seconds_text
-from curvature.linalg.work import Counts, ends, method_bytes, method_work, num_products
+from curvature.linalg.work import CHECKS, Counts, ends, method_bytes, method_work, num_products, rank_work
 from curvature.precision import full_precision
 from curvature.records import Located, Where
 from curvature.removed import removed
@@ -28,7 +29,6 @@ EXACT = ("factor", "dense", "gram")
 METHODS = ("auto", "exact", *EXACT, "lanczos", "slq")
 _SECONDS = 0.02  # overhead of hundreds of small calls, at any size
 _KRYLOV = {"spectrum": (), "extremal": ("lanczos",), "density": ("slq",)}
-_NOUNS = {"spectrum": "all eigenvalues", "extremal": "ends of the spectrum", "density": "density"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ class Plan(Located):
         Why this method was chosen.
     seconds, num_bytes
         Estimated time, and upper bound of the peak memory.
+    rank_seconds
+        Estimated time that is added if the eigenvalues leave the rank open, so that the factor has to decide it; None
+        if it can't be estimated.
     resolves
         Accuracy of the result, and what it does not contain.
     rejected
@@ -62,14 +65,15 @@ class Plan(Located):
     num_bytes: float
     resolves: str
     rejected: tuple[tuple[str, str], ...] = ()
+    rank_seconds: float | None = 0.0
 
     def __repr__(self) -> str:
         return f"Plan({self.label}, {self.wanted} by {self.method}, {memory_text(self.num_bytes)})"
 
     def __str__(self) -> str:
         return (
-            f"{self.label}, {self.dim} x {self.dim}: {self.method}, {memory_text(self.num_bytes)}, about "
-            f"{seconds_text(self.seconds)} ({self.reason}); gives {self.resolves}"
+            f"{self.label}, {self.dim} x {self.dim}: {self.method}, {memory_text(self.num_bytes)}, "
+            f"{_time_text([self])} ({self.reason}); gives {self.resolves}"
         )
 
 
@@ -133,7 +137,7 @@ def plan(
     if wanted not in _KRYLOV:
         raise ConfigurationError(f"wanted must be one of {', '.join(_KRYLOV)}, got {wanted!r}.")
     if method not in ("auto", *EXACT, *_KRYLOV[wanted]):
-        raise ConfigurationError(f"{method!r} does not give {_NOUNS[wanted]}.")
+        raise ConfigurationError(f"{method!r} does not give {NOUNS[wanted]}.")
     _require_factor(operator, method)
     counts = counts or Counts()
     allowed = USABLE * free_memory(operator.device) if max_memory is None else max_memory
@@ -146,8 +150,8 @@ def plan(
     if max_seconds is not None and seconds[chosen] > max_seconds:
         if seconds[quickest] > max_seconds:
             raise ResourceError(
-                f"{_NOUNS[wanted]} of {operator.shape_text} would take about {seconds_text(seconds[quickest])} by "
-                f"{quickest}; {seconds_text(max_seconds)} are allowed. Allow more time, or take {_instead(wanted)}."
+                f"{NOUNS[wanted]} of {operator.shape_text} would take about {seconds_text(seconds[quickest])} by "
+                f"{quickest}; {seconds_text(max_seconds)} are allowed. Allow more time, or take {instead(wanted)}."
             )
         rejected[chosen], chosen = f"would take about {seconds_text(seconds[chosen])}", quickest
     for name in fitting:
@@ -164,6 +168,7 @@ def plan(
         needed[chosen],
         _resolves(operator, chosen, counts),
         tuple(rejected.items()),
+        _rank_seconds(operator, chosen),
     )
 
 
@@ -259,13 +264,24 @@ def summary(parts: Sequence[Plan]) -> str:
     """
     methods = list(dict.fromkeys(part.method for part in parts))
     exact = set(methods) <= set(EXACT)
-    subject = "exact" if exact else " and ".join(dict.fromkeys(_NOUNS[part.wanted] for part in parts))
+    subject = "exact" if exact else " and ".join(dict.fromkeys(NOUNS[part.wanted] for part in parts))
     size = max(part.dim for part in parts)
     number = f"{len(parts)} spectra" if len(parts) > 1 and exact else ""
     shape = f"up to {size} x {size}" if len(parts) > 1 else f"{size} x {size}"
     memory = memory_text(max(part.num_bytes for part in parts))
-    cost = f"{memory}, about {seconds_text(sum(part.seconds for part in parts))}"
-    return ", ".join(filter(None, (f"{subject} ({', '.join(methods)})", number, shape, cost)))
+    return ", ".join(filter(None, (f"{subject} ({', '.join(methods)})", number, shape, memory, _time_text(parts))))
+
+
+def _time_text(parts: Sequence[Plan]) -> str:
+    """Time of several plans as text, with what the ranks may add."""
+    total = sum(part.seconds for part in parts)
+    known = [part.rank_seconds for part in parts if part.rank_seconds is not None]
+    if len(known) < len(parts):
+        return f"at least {seconds_text(total)}"
+    more = max(known)  # the charts of a matrix share its rank
+    if more < total / 2:
+        return f"about {seconds_text(total)}"
+    return f"about {seconds_text(total)}, or {seconds_text(total + more)} if the factor has to decide the rank"
 
 
 def _require_factor(operator: BlockMatrix, method: str) -> None:
@@ -294,7 +310,7 @@ def _fitting(
     needed = {name: method_bytes(operator, name, counts) for name in candidates}
     fitting = [name for name in needed if needed[name] <= allowed]
     if not fitting:
-        raise ResourceError(_refusal(operator, wanted, needed, allowed))
+        raise ResourceError(memory_refusal(operator, wanted, needed, allowed))
     rejected = {
         name: f"needs {memory_text(needed[name])}, {memory_text(allowed)} may be used"
         for name in needed
@@ -319,19 +335,30 @@ def _whole_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
 
 
 def _seconds(operator: SymmetricOperator, methods: Iterable[str], counts: Counts) -> dict[str, float]:
-    rate, uncounted = multiplication_rate(operator.dtype, operator.device), None
+    rate, product = multiplication_rate(operator.dtype, operator.device), None
     seconds = {}
     for method in methods:
         products = num_products(operator, method, counts)
-        factor = operator.routes.factor
-        if method in ("factor", "gram") and factor is not None and factor.as_products:
-            products = factor.num_columns
-        if products and operator.routes.products.multiplications is None:
-            uncounted = product_seconds(operator) if uncounted is None else uncounted
-            seconds[method] = _SECONDS + method_work(operator, method, counts) / rate + products * uncounted
-        else:
+        route = operator.routes.entries if method == "dense" else operator.routes.factor
+        forming = None if method not in EXACT or products or route is None else route.seconds
+        if operator.routes.products.multiplications is not None or not (products or forming):
             seconds[method] = _SECONDS + _whole_work(operator, method, counts) / rate
+            continue
+        product = product_seconds(operator) if product is None else product
+        products += CHECKS if method in EXACT else 0  # method_work counts them as if every weight were used once
+        seconds[method] = _SECONDS + method_work(operator, method, counts) / rate + products * product
+        seconds[method] += 0.0 if forming is None else forming()
     return seconds
+
+
+def _rank_seconds(operator: SymmetricOperator, method: str) -> float | None:
+    """Time for the singular values of the factor, which decide a rank that the eigenvalues leave open."""
+    work = rank_work(operator) if method in EXACT and method != "factor" else 0.0
+    factor = (operator.same_rank or operator).routes.factor
+    if not work or factor is None:
+        return work
+    uncounted = 0.0 if factor.seconds is None else factor.seconds()
+    return work / multiplication_rate(operator.dtype, operator.device) + uncounted
 
 
 def _resolves(operator: BlockMatrix, method: str, counts: Counts) -> str:
@@ -356,38 +383,3 @@ def _reason(operator: BlockMatrix, wanted: str, method: str, chosen: str) -> str
     if chosen == "factor" and factor is not None:
         return f"the factor has {factor.num_columns} columns, no more than rows, and keeps twice the digits"
     return "it fits in memory"
-
-
-def _refusal(operator: BlockMatrix, wanted: str, needed: dict[str, float], allowed: float) -> str:
-    """Error message: the memory that is needed and allowed, and the alternatives."""
-    method = min(needed, key=needed.__getitem__)
-    if wanted == "spectrum":
-        how, ways = "", _alternatives(operator, allowed)
-    else:
-        how, ways = f" by {method}", ["fewer probes, products or eigenvalues", "a block", "float32", "a smaller model"]
-    verb = "need" if wanted != "density" else "needs"
-    return (
-        f"{_NOUNS[wanted]} of the {operator.shape_text} {verb} about {memory_text(needed[method])}{how}, "
-        f"{memory_text(allowed)} can be used. Alternatives: {'; '.join(ways)}."
-    )
-
-
-def _alternatives(operator: BlockMatrix, allowed: float) -> list[str]:
-    factor, count = operator.routes.factor, operator.where.num_examples
-    ways = ["the ends of the spectrum (curvature.extremal_eigenvalues)", "its density (curvature.spectral_density)"]
-    if operator.layout is not None:
-        ways.append("one block at a time (curvature.blocks, --block layer)")
-    if factor is not None and count:
-        # r columns need 4 r D numbers, and every example has the same number of columns.
-        columns = min(allowed / (4 * operator.dtype.itemsize * operator.dim), operator.dim)
-        fitting = int(columns * count / factor.num_columns)
-        ways += [f"the first {fitting} examples, by the factor"] if 1 <= fitting < count else []
-    if operator.dtype.itemsize == 8:
-        ways.append("half the memory in float32, which resolves condition numbers up to about 1e6")
-    return ways
-
-
-def _instead(wanted: str) -> str:
-    if wanted == "spectrum":
-        return "the ends (curvature.extremal_eigenvalues) or the density (curvature.spectral_density)"
-    return "fewer probes, products or eigenvalues, or fewer examples"

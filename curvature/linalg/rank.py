@@ -27,7 +27,17 @@ from curvature.linalg.floor import singular_units
 from curvature.linalg.memory import USABLE, free_memory
 from curvature.linalg.singular import short_factor, singular_values
 
-__all__ = ["MAX_NULL_DIRECTIONS", "Rank", "decide_rank", "formula_rank", "rank_of_few", "verified"]
+__all__ = [
+    "FACTOR_DIM",
+    "FACTOR_WORK",
+    "MAX_NULL_DIRECTIONS",
+    "SPARE_SUMS",
+    "Rank",
+    "decide_rank",
+    "formula_rank",
+    "rank_of_few",
+    "verified",
+]
 
 MAX_NULL_DIRECTIONS = 4096  # more are not collected: their basis would be as large as the matrix
 _COMBINATIONS = 32  # random combinations of null directions that are multiplied in place of each direction
@@ -35,10 +45,10 @@ _BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
 # Width of a gap of the factor that decides a rank; distances of the eigenvalues next to it from the floor, above and
 # below.
 _GAP, _CLEAR, _HIDDEN = 1e3, 10, 4
-_FACTOR_DIM = 4096  # largest dimension at which the rank of the factor is computed
-_FACTOR_WORK = 1e11  # multiply-adds of the QR of all columns, some seconds; beyond it only sums of columns are used
+FACTOR_DIM = 4096  # largest dimension at which the rank of the factor is computed
+FACTOR_WORK = 1e11  # multiply-adds of the QR of all columns, some seconds; beyond it only sums of columns are used
 _HIDDEN_IN_SUMS = 2000  # distance from the floor of the largest eigenvalue below a gap of sums of columns
-_SPARE, _SUMS = 50, 8  # sums of columns beyond the bound of the rank; sums that each column is added to
+SPARE_SUMS, _SUMS = 50, 8  # sums of columns beyond the bound of the rank; sums that each column is added to
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,7 @@ def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
         return None
     factor, complete = shown.routes.factor, shown is operator or shown.facts.rank_factor is None
     assert factor is not None
-    width = min(factor.num_columns, bound + _SPARE)
+    width = min(factor.num_columns, bound + SPARE_SUMS)
     needed = operator.dtype.itemsize * operator.dim * 5.0 * max(width, operator.dim) + factor.block_bytes
     if needed > USABLE * free_memory(operator.device):
         return None
@@ -305,7 +315,7 @@ def _factor_rank(operator: BlockMatrix, bound: int) -> Rank | None:
 
 def _with_factor(operator: BlockMatrix) -> BlockMatrix | None:
     """The operator with a factor that shows its rank; it keeps ``rank_factor`` only if that factor is not complete."""
-    if operator.dim > _FACTOR_DIM:
+    if operator.dim > FACTOR_DIM:
         return None
     if operator.routes.factor is not None:
         return operator
@@ -332,7 +342,7 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
     # the floor, the factor has none above it either.
     if rank.resolved and (rank.rank == bound or sizes[rank.rank] <= floor / _HIDDEN_IN_SUMS):
         return rank
-    if num_columns * operator.dim**2 > _FACTOR_WORK:
+    if num_columns * operator.dim**2 > FACTOR_WORK:
         return Rank(bound, rank.low, bound, "sums of the columns of the factor do not decide (method='factor' may)")
     return None
 

@@ -39,12 +39,15 @@ class EntriesRoute:
         Peak memory of ``compute``, with the result.
     kept
         The entries, if they have been computed and stored.
+    seconds
+        Estimates the time of what ``multiplications`` does not count; None if it counts everything.
     """
 
     compute: Callable[[], Tensor] = field(repr=False)
     multiplications: float | None = None
     peak_bytes: float = 0.0
     kept: Float[Tensor, "dim dim"] | None = field(default=None, repr=False)
+    seconds: Callable[[], float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +65,15 @@ class FactorRoute:
     gram
         Returns $B^T B$, ``(r, r)``, without computing $B$, and the scale of its rounding if that is larger than its
         norm, otherwise 0. None if there is no such computation.
-    as_products
-        Whether a column costs about as much as a product with a vector, as by autograd; only for estimates of time.
+    seconds
+        Estimates the time to compute all blocks where their work is not counted, as by autograd; otherwise None.
     """
 
     blocks: Callable[[], Iterator[Tensor]] = field(repr=False)
     num_columns: int
     block_bytes: float = 0.0
     gram: Callable[[], tuple[Tensor, float]] | None = field(default=None, repr=False)
-    as_products: bool = False
+    seconds: Callable[[], float] | None = field(default=None, repr=False)
 
     def gram_matrix(self, name: str, dim: int) -> tuple[Float[Tensor, "width width"], float]:
         """Compute the Gram matrix of the factor, and the scale of its rounding.

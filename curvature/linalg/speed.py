@@ -11,7 +11,7 @@ import torch
 
 from curvature.linalg.block_matrix import BlockMatrix
 
-__all__ = ["multiplication_rate", "product_seconds", "seconds_text"]
+__all__ = ["multiplication_rate", "product_seconds", "seconds_text", "timed"]
 
 _SIZE = 512  # dimension of the multiplied matrices: a few milliseconds
 
@@ -37,8 +37,8 @@ def _rate(dtype: torch.dtype, device: torch.device, _threads: int) -> float:
     matrix = torch.ones(_SIZE, _SIZE, dtype=dtype).to(device)
     if device.type == "cpu":
         array = matrix.numpy()  # the BLAS of the structured matrices
-        return _SIZE**3 / _timed(lambda: np.matmul(array, array))
-    return _SIZE**3 / _timed(lambda: float((matrix @ matrix)[0, 0]))  # reading a number waits for the device
+        return _SIZE**3 / timed(lambda: np.matmul(array, array))
+    return _SIZE**3 / timed(lambda: float((matrix @ matrix)[0, 0]))  # reading a number waits for the device
 
 
 def product_seconds(operator: BlockMatrix) -> float:
@@ -55,14 +55,27 @@ def product_seconds(operator: BlockMatrix) -> float:
         Seconds, without the work that is done once for all products.
     """
     vector = torch.ones(operator.dim, 1, dtype=operator.dtype, device=operator.device)
-    return _timed(lambda: float((operator @ vector)[0, 0]))
+    return timed(lambda: float((operator @ vector)[0, 0]))
 
 
-def _timed(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of three calls; one before them loads libraries and fills caches."""
+def timed(work: Callable[[], object], *, calls: int = 3) -> float:
+    """Measure the time of a call; one before it loads libraries and fills caches.
+
+    Parameters
+    ----------
+    work
+        The function to call.
+    calls
+        How often it is timed. On a busy machine one call alone takes up to four times as long.
+
+    Returns
+    -------
+    float
+        Seconds of the fastest call.
+    """
     work()
     seconds = []
-    for _ in range(3):  # on a busy machine one call alone takes up to four times as long
+    for _ in range(calls):
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)

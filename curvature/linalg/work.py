@@ -8,17 +8,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from curvature.linalg.block_matrix import BlockMatrix
-from curvature.linalg.rank import MAX_NULL_DIRECTIONS
+from curvature.linalg.rank import FACTOR_DIM, FACTOR_WORK, MAX_NULL_DIRECTIONS, SPARE_SUMS
 from curvature.linalg.routes import SLOWER
 
-__all__ = ["Counts", "default_basis", "ends", "exact_bytes", "method_bytes", "method_work", "num_products"]
+__all__ = [
+    "CHECKS",
+    "Counts",
+    "default_basis",
+    "ends",
+    "exact_bytes",
+    "method_bytes",
+    "method_work",
+    "num_products",
+    "rank_work",
+]
 
 # Measured on two threads for n from 300 to 2410, in units of n^3 multiply-adds of a matrix product: eigenvalues take
 # 1.6 to 4.3, eigenvectors 4 to 39, the triangle of a QR 0.3 to 1.1, singular values of a square matrix 3.6 to 7.
 _EIGENVALUES, _EIGENVECTORS, _QR, _SINGULAR_VALUES = 3.0, 10.0, 1.0, 6.0
 _FORMING = 200.0  # for each number of a factor, which is computed, allocated, copied and read by LAPACK
 _COLLECTING = 600.0  # for each number of the known null directions
-_CHECKS, _COMBINATIONS = 50, 32  # products of the self-checks; products that verify null directions
+CHECKS, _COMBINATIONS = 50, 32  # products of the self-checks; products that verify null directions
 
 
 @dataclass(frozen=True)
@@ -220,6 +230,41 @@ def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:
     return _FORMING * columns * dim + _QR * short**2 * long + 2 * per_vector * short**3 + checks
 
 
+def rank_work(operator: BlockMatrix) -> float | None:
+    """Count the multiply-adds of the rank of the factor, which decides where the eigenvalues leave the rank open.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+
+    Returns
+    -------
+    float or None
+        Work in multiply-adds of a large matrix product, 0 if there is no factor, and None if its size is not known. For
+        ``r`` columns and a rank of at most ``b``: 200 for each number of the factor, the singular values of ``b + 50``
+        sums of columns, and those of all columns, which the sums may leave undecided.
+    """
+    base = operator.same_rank or operator
+    factor, dim = base.routes.factor, base.dim
+    if dim > FACTOR_DIM or (factor is None and base.facts.rank_factor is None):
+        return 0.0
+    if factor is None:
+        return None
+    columns, bound = factor.num_columns, base.facts.rank_bound
+    width = min(columns, (dim if bound is None else bound) + SPARE_SUMS)
+    forming = _FORMING * columns * dim
+    sums = forming + _singular_work(width, dim) if width < columns else 0.0
+    whole = forming + _singular_work(columns, dim) if not sums or columns * dim**2 <= FACTOR_WORK else 0.0
+    return sums + whole
+
+
+def _singular_work(columns: int, dim: int) -> float:
+    """Multiply-adds of the singular values of a factor, by a QR and those of its triangle."""
+    short, long = min(columns, dim), max(columns, dim)
+    return _QR * short**2 * long + _SINGULAR_VALUES * short**3
+
+
 def _checking(operator: BlockMatrix) -> float:
     """Multiply-adds of the self-checks, and of the collection and verification of null directions."""
     directions, per_product = (
@@ -227,4 +272,4 @@ def _checking(operator: BlockMatrix) -> float:
         operator.dim * max(operator.where.num_examples or 0, 1),
     )
     verified = 2 * SLOWER * min(directions, _COMBINATIONS)  # a product: two passes forward and two backward
-    return (_CHECKS + verified) * per_product + _COLLECTING * directions * operator.dim
+    return (CHECKS + verified) * per_product + _COLLECTING * directions * operator.dim

@@ -163,7 +163,9 @@ class _Move:
         operator, routes = self.operator, self.operator.routes
         dim = operator.dim if self.horizontal else self.chart.dim
         square = operator.dtype.itemsize * max(dim, operator.dim) ** 2
-        count = None if routes.entries is None else routes.entries.multiplications
+        entries = (
+            EntriesRoute(self.entries) if routes.entries is None else replace(routes.entries, compute=self.entries)
+        )
         peak = max(operator.dense_bytes, (7.0 if self.bends else 4.0) * square)
         factor = None
         if routes.factor is not None:
@@ -176,11 +178,11 @@ class _Move:
                 moved,
                 routes.factor.num_columns,
                 2 * routes.factor.block_bytes,
-                as_products=routes.factor.as_products,
+                seconds=routes.factor.seconds,
             )
         column = routes.products.column_bytes + 4 * operator.dtype.itemsize * dim
         return Routes(
-            EntriesRoute(self.entries, count, peak),
+            replace(entries, compute=self.entries, peak_bytes=peak, kept=None),
             factor,
             replace(routes.products, column_bytes=column),
             routes.numpy_blas,

@@ -2,14 +2,17 @@ r"""The builder of $\sum_n J_n^T M_n J_n$: every matrix except the Hessian has t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from curvature.arrays import Float
 from curvature.linalg.routes import EntriesRoute, FactorRoute, ProductCost, Routes
+from curvature.linalg.speed import timed
 from curvature.matrices.autograd import (
     accumulated,
     backward_columns,
@@ -234,7 +237,18 @@ def _factor_route(
     rows = 2.0 * problem.weights.element_size() * problem.dim * held
     rows = rows if path is not None else 2 * rows + num_columns * cost.fixed_bytes
     gram = None if path is None else path.gram(factor)
-    return FactorRoute(blocks, problem.num_examples * num_columns, rows, gram, as_products=path is None)
+    seconds = None if path is not None else cache(lambda: _factor_seconds(problem, factor))
+    return FactorRoute(blocks, problem.num_examples * num_columns, rows, gram, seconds)
+
+
+def _factor_seconds(problem: Problem, factor: OutputFactor) -> float:
+    """Time of all blocks by autograd, from those of one and of eight examples: each chunk has a fixed cost."""
+    few, several = 1, min(8, problem.num_examples, problem.chunk_size)
+    fixed = timed(lambda: factor_block(problem, slice(0, few), factor), calls=1)
+    longer = timed(lambda: factor_block(problem, slice(0, several), factor), calls=1)
+    each = max(0.0, longer - fixed) / max(1, several - few)
+    num_chunks = math.ceil(problem.num_examples / problem.chunk_size)
+    return num_chunks * fixed + (problem.num_examples - num_chunks) * each
 
 
 def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
@@ -257,6 +271,7 @@ def accumulated_route(problem: Problem, factor: FactorRoute) -> EntriesRoute:
         lambda: accumulated(factor.blocks(), problem),
         0.5 * factor.num_columns * problem.dim**2,
         square + 1.5 * factor.block_bytes,
+        seconds=factor.seconds,
     )
 
 

@@ -624,6 +624,36 @@ def test_seconds_are_the_work_over_the_rate(monkeypatch):
             assert seconds(found, method=method) == pytest.approx(counted / rate)
 
 
+def test_the_rank_by_the_factor_has_a_price_of_its_own():
+    """Sums of 90 + 50 of the 500 columns, and all columns if the sums leave the rank open."""
+    made = plan(operator(90, 500), method="dense", max_memory=math.inf)
+    triangles = 90**2 * (140 + 500) + 2 * 6 * 90**3
+    assert made.rank_seconds == 2 * 200 * 500 * 90 + triangles
+    assert made.seconds == 3 * 90**3 + CHECKS * 90
+    assert "if the factor has to decide the rank" in str(made)
+    assert "if the factor" in summary([made])
+    assert plan(operator(90, 80), method="factor").rank_seconds == plan(operator(90)).rank_seconds == 0
+    open_rank = operator(90)
+    open_rank = replace(open_rank, facts=replace(open_rank.facts, rank_factor=no_products))
+    assert plan(open_rank).rank_seconds is None
+    assert "at least" in str(plan(open_rank))
+    chart = replace(operator(95), same_rank=operator(90, 500))
+    assert plan(chart, method="dense", max_memory=math.inf).rank_seconds == made.rank_seconds
+
+
+def test_a_factor_by_autograd_costs_what_its_first_examples_do(clock):
+    def forming():
+        clock.now += 1e9
+        return 42.0
+
+    found = operator(90, 80, product=None)
+    factor = replace(found.routes.factor, seconds=forming)
+    entries = replace(found.routes.entries, seconds=forming)
+    found = replace(found, routes=replace(found.routes, factor=factor, entries=entries), matmat=lambda block: block)
+    for method in ("dense", "factor"):
+        assert seconds(found, method=method) == pytest.approx(method_work(found, method, Counts()) + 42.0, abs=1e-6)
+
+
 def test_a_cold_first_product_is_thrown_away(clock):
     """It loads libraries and fills caches: 26 x 26 was once planned for a minute."""
     calls = []
@@ -632,7 +662,7 @@ def test_a_cold_first_product_is_thrown_away(clock):
     assert calls == [1] * 4  # thrown away, and the fastest of three
     clock.now, cold = 0.0, []
     planned = seconds(replace(found, matmat=warming(clock, 60.0, 0.25, cold)))
-    assert planned == 26 * 0.25 + 3 * 26**3 + CHECKS * 26
+    assert planned == (26 + 50) * 0.25 + 3 * 26**3 + CHECKS * 26  # the self-checks multiply too
     assert cold == [1] * 4
 
 
@@ -658,7 +688,7 @@ def test_a_cold_first_matrix_product_is_thrown_away(clock, monkeypatch):
 
 def test_the_rate_is_measured_once_for_each_precision_and_number_of_threads(monkeypatch):
     timed = []
-    monkeypatch.setattr(speed, "_timed", lambda _: timed.append(1) or 0.01)
+    monkeypatch.setattr(speed, "timed", lambda _: timed.append(1) or 0.01)
     speed._rate.cache_clear()
     try:
         for _ in range(3):
@@ -680,7 +710,7 @@ def test_the_rate_of_this_machine_is_that_of_a_computer():
 
 @pytest.mark.usefixtures("clock")
 def test_no_time_is_zero():
-    assert speed._timed(lambda: None) > 0
+    assert speed.timed(lambda: None) > 0
 
 
 def test_small_calls_take_their_time_whatever_the_size(monkeypatch):
