@@ -87,7 +87,7 @@ def _analyzed(
     from curvature.records import LayerSummary
     from curvature.report.plain import plain_values
     from curvature.studies import analyze
-    from curvature.studies.collector import part_of
+    from curvature.studies.progress import part_of
 
     note_versions(config, terminal)
     prepared = prepare(config, terminal, seed=config.seed)
@@ -116,7 +116,7 @@ def _analyzed(
                 chart=chart,
                 seed=config.seed,
                 finished=None if rows is None else rows.within(f"{name}, {chart.name}, {chart.gauge}"),
-                progress=part_of(progress, number, len(tables)),
+                progress=part_of(progress, number, len(tables)) or False,
             )
             analyses.append(analysis)
     document = {

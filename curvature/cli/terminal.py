@@ -68,6 +68,9 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, float], None] | None]:
         """Give a function of a message and the fraction done: a bar on a terminal, plain lines elsewhere."""
+        from curvature.studies.progress import Remaining
+
+        remaining = Remaining()
         if self.quiet:
             yield None
         elif self.console.is_terminal:
@@ -78,17 +81,21 @@ class Terminal:
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}", markup=False),
             )
             with Progress(*columns, console=self.console, transient=True) as bar:
-                task = bar.add_task("", total=1.0)
-                yield lambda message, done: bar.update(task, description=printable(message), completed=done)
+                task = bar.add_task("", total=1.0, left="")
+                yield lambda message, done: bar.update(
+                    task, description=printable(message), completed=done, left=remaining.text(done)
+                )
         else:
             last = ""
 
             def line(message: str, done: float) -> None:
                 nonlocal last
+                left = remaining.text(done)
                 if message != last:
-                    self.note(f"[{done:4.0%}] {message}")
+                    self.note(f"[{done:4.0%}] {message}" + (f" ({left})" if left else ""))
                 last = message
 
             yield line

@@ -23,11 +23,12 @@ from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Analysis, ConditionNumbers, Estimate, LayerSummary, Quantity, Spectrum
-from curvature.studies.collector import Collector, Finished, Progress
+from curvature.studies.collector import Collector, Finished
 from curvature.studies.measuring import matrix_of, stretch_range
+from curvature.studies.progress import Progress, shown
 from curvature.studies.settings import known_matrices
 
-__all__ = ["analyze"]
+__all__ = ["analyze", "estimated_quantity", "exact_numbers"]
 
 _WIDE = 10.0  # ratio of the largest to the smallest stretch of a layer that is worth a warning
 _NOT_COMPUTED = Quantity(np.nan, "undefined", "needs every eigenvalue, and the matrix does not fit in memory")
@@ -42,7 +43,7 @@ def analyze(
     max_memory: float | None = None,
     seed: int = 0,
     finished: Finished | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Analysis:
     r"""Summarize the curvature of a model: one row for each layer, one for the whole, and warnings.
 
@@ -63,7 +64,8 @@ def analyze(
         Rows of an earlier call with the same arguments, which are not computed again; each new one is added under the
         name of its layer. A dict will do: an interrupted call then continues where it stopped.
     progress
-        Called with a message and the share of the rows that is done.
+        Called with a message and the share of the rows that is done. None: a bar with the remaining time in a notebook
+        and on a terminal; True: always; False: never.
 
     Returns
     -------
@@ -111,15 +113,17 @@ def analyze(
     for name, index in operator.layout.blocks("layer").items() if operator.layout is not None else ():
         parts[name] = operator.principal(index, name, entries=entries)
     finished = {} if finished is None else finished
-    collector = Collector(progress)
     rows: dict[str, LayerSummary] = {}
-    for name, part in parts.items():
-        collector.say(f"{matrix}: {'the whole model' if name == 'all' else name}", len(rows) / len(parts))
-        row = finished.get(name)
-        if row is None:
-            row = _summarized(name, part, _share(part, gradient), stretches.get(name), max_memory, seed)
-            finished[name] = row
-        rows[name] = row
+    with shown(progress) as report:
+        collector = Collector(report)
+        for name, part in parts.items():
+            collector.say(f"{matrix}: {'the whole model' if name == 'all' else name}", len(rows) / len(parts))
+            row = finished.get(name)
+            if row is None:
+                row = _summarized(name, part, _share(part, gradient), stretches.get(name), max_memory, seed)
+                finished[name] = row
+            rows[name] = row
+        collector.say("done", 1.0)
     whole = rows.pop("all")
     return Analysis(operator.where, tuple(rows.values()), whole, problem.value(), time.perf_counter() - started)
 
@@ -139,13 +143,27 @@ def _summarized(
         numbers, warnings = _estimated(part, seed)
     else:
         record = spectrum(part, method=method)
-        numbers, warnings = _exact(record, record.condition_numbers())
+        numbers, warnings = exact_numbers(record, record.condition_numbers())
     warnings += list(_about(share, stretches))
     return LayerSummary(name, part.dim, **numbers, gradient_share=share, stretches=stretches, method=method,
                         warnings=tuple(warnings))  # fmt: skip
 
 
-def _exact(record: Spectrum, numbers: ConditionNumbers) -> tuple[dict[str, Quantity], list[str]]:
+def exact_numbers(record: Spectrum, numbers: ConditionNumbers) -> tuple[dict[str, Quantity], list[str]]:
+    """Headline numbers of a matrix whose every eigenvalue is known, and what to know about them.
+
+    Parameters
+    ----------
+    record
+        Its spectrum.
+    numbers
+        Its condition numbers.
+
+    Returns
+    -------
+    dict and list of str
+        ``trace``, ``largest``, ``smallest``, ``kappa_80`` and ``effective_rank``; warnings.
+    """
     values, floor = record.eigenvalues, record.noise_floor
     resolved = np.flatnonzero(np.abs(values) > floor)
     smallest = record.eigenvalue(int(resolved[0])) if len(resolved) else record.eigenvalue(0)
@@ -176,7 +194,7 @@ def _estimated(part: SymmetricOperator, seed: int) -> tuple[dict[str, Quantity],
     record = extremal_eigenvalues(part, num_largest=num_largest, num_smallest=num_smallest, seed=seed)
     total = trace(part, seed=seed)
     numbers = {
-        "trace": _from_estimate(total),
+        "trace": estimated_quantity(total),
         "largest": record.eigenvalue(-1),
         "smallest": record.eigenvalue(0) if num_smallest else _NOT_COMPUTED,
         "kappa_80": _NOT_COMPUTED,
@@ -189,7 +207,19 @@ def _estimated(part: SymmetricOperator, seed: int) -> tuple[dict[str, Quantity],
     return numbers, warnings
 
 
-def _from_estimate(estimate: Estimate) -> Quantity:
+def estimated_quantity(estimate: Estimate) -> Quantity:
+    """An estimate with its interval as a quantity.
+
+    Parameters
+    ----------
+    estimate
+        For instance of a trace.
+
+    Returns
+    -------
+    Quantity
+        Its method names the level of the interval.
+    """
     low, high = float(estimate.low), float(estimate.high)
     return Quantity(float(estimate.value), low=low, high=high, method=f"{100 * estimate.level:g} %, {estimate.method}")
 

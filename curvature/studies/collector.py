@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,11 +13,9 @@ from curvature.matrices.linear_losses import linear_words
 from curvature.models import Problem
 from curvature.records import Check, LearningRateSweep, Measured, Spectrum, Study, TrainingCurve
 from curvature.records.conditioning import condition_numbers
+from curvature.studies.progress import Progress
 
-__all__ = ["Collector", "Finished", "Place", "Progress", "part_of", "with_warnings"]
-
-Progress = Callable[[str, float], None]
-"""``progress(message, share)``: what is being done, and which share of the work is done."""
+__all__ = ["Collector", "Finished", "Place", "with_warnings"]
 
 
 class Finished(Protocol):
@@ -106,26 +104,6 @@ class Collector:
             checks=tuple(self.checks),
             warnings=tuple(self.warnings),
         )
-
-
-def part_of(progress: Progress | None, number: int, total: int) -> Progress | None:
-    """Progress of one part of several.
-
-    Parameters
-    ----------
-    progress
-        Of the whole; None reports nothing.
-    number, total
-        Which part, from zero, and of how many.
-
-    Returns
-    -------
-    Callable or None
-        Called with a message and the share of the part that is done.
-    """
-    if progress is None:
-        return None
-    return lambda message, share: progress(message, (number + share) / total)
 
 
 def with_warnings(study: Study, problem: Problem) -> Study:

@@ -13,8 +13,9 @@ from curvature.errors import ConfigurationError
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Check, Decomposition, Study
-from curvature.studies.collector import Progress, with_warnings
+from curvature.studies.collector import with_warnings
 from curvature.studies.evidence import decomposition, verdicts
+from curvature.studies.progress import Progress, shown
 from curvature.studies.seeds import WHOLE, measured_seeds
 from curvature.studies.settings import HEADLINE, StudySettings, full_settings, quick_settings
 
@@ -42,7 +43,7 @@ def study(
     full: bool = False,
     num_seeds: int | None = None,
     jobs: int = 1,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     **options: Unpack[StudyOptions],
 ) -> Study:
     r"""Train with and without weight normalization, measure along the way, and decide the claims.
@@ -64,7 +65,8 @@ def study(
     jobs
         Seeds measured in parallel, with one thread each. ``build`` is then sent to other processes.
     progress
-        Called with a message and the share of the work that is done.
+        Called with a message and the share of the work that is done. None: a bar with the remaining time in a notebook
+        and on a terminal; True: always; False: never.
     **options
         ``epochs`` (30), ``batch_size`` (64), ``learning_rate`` (0.2; tuned for each arm with ``full``), ``momentum``
         (0), ``matrices`` (Hessian, GGN, gradient covariance), ``stretches`` (gauges in which the GGN is measured too),
@@ -113,9 +115,9 @@ def study(
         )
     preset: Callable[..., StudySettings] = full_settings if full else quick_settings
     settings = preset(**({} if num_seeds is None else {"seeds": range(num_seeds)}), **options)
-    result = run_study(
-        _Same(problem) if isinstance(problem, Problem) else problem, settings, jobs=jobs, progress=progress
-    )
+    build = _Same(problem) if isinstance(problem, Problem) else problem
+    with shown(progress) as report:
+        result = run_study(build, settings, jobs=jobs, progress=report)
     if isinstance(problem, Problem) and len(settings.seeds) > 1:
         warning = "every seed starts from the same weights: the seeds differ only in the order of the data."
         result = replace(result, warnings=(*result.warnings, warning))

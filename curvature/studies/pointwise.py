@@ -8,8 +8,9 @@ from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Study
-from curvature.studies.collector import Collector, Place, Progress, with_warnings
+from curvature.studies.collector import Collector, Place, with_warnings
 from curvature.studies.measuring import measured_spectra
+from curvature.studies.progress import Progress, shown
 from curvature.studies.settings import known_matrices
 
 __all__ = ["measure"]
@@ -23,7 +24,7 @@ def measure(
     matrices: Sequence[str] = ("hessian", "ggn", "gradient_covariance"),
     effective: bool = True,
     gradient: bool = True,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Study:
     """Measure one problem in several charts: the same weights, function and data, other coordinates.
 
@@ -41,7 +42,8 @@ def measure(
     gradient
         Also ``gd_time``; costs eigenvectors.
     progress
-        Called with a message and the share of the work that is done.
+        Called with a message and the share of the work that is done. None: a bar with the remaining time in a notebook
+        and on a terminal; True: always; False: never.
 
     Returns
     -------
@@ -65,9 +67,10 @@ def measure(
     if charts is None:
         charts = [Standard(), WeightNorm(), WeightNorm("paper")]
         charts += [problem.chart] if isinstance(problem.chart, WeightNorm) else []
-    collector = Collector(progress)
-    place = Place("given", 0, "given", 0)
-    measured_spectra(
-        collector, place, problem, known_matrices(matrices), charts, on_weights=effective, gradient=gradient
-    )
-    return with_warnings(collector.study("compare", problem), problem)
+    place, names = Place("given", 0, "given", 0), known_matrices(matrices)
+    with shown(progress) as report:
+        collector = Collector(report)
+        for number, name in enumerate(names):
+            collector.say(name, number / len(names))
+            measured_spectra(collector, place, problem, (name,), charts, on_weights=effective, gradient=gradient)
+        return with_warnings(collector.study("compare", problem), problem)

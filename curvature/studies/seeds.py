@@ -11,9 +11,10 @@ from curvature.errors import ConfigurationError
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Study
-from curvature.studies.collector import Collector, Place, Progress, part_of
+from curvature.studies.collector import Collector, Place
 from curvature.studies.identities import claimed_identities
 from curvature.studies.measuring import measure_point, measured_spectra
+from curvature.studies.progress import Progress, part_of
 from curvature.studies.settings import PUBLISHED, StudySettings
 from curvature.studies.training import Run, Schedule, Trajectory, train, trajectories
 from curvature.studies.training.network import refuse_penalty

@@ -19,8 +19,9 @@ from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import ExtremalEigenvalues, Study
-from curvature.studies.collector import Collector, Finished, Place, Progress, with_warnings
+from curvature.studies.collector import Collector, Finished, Place, with_warnings
 from curvature.studies.measuring import gauge_state, matrix_of
+from curvature.studies.progress import Progress
 from curvature.studies.settings import known_matrices
 
 __all__ = ["SpectrumSettings", "plan_spectrum", "run_spectrum"]

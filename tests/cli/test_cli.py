@@ -377,7 +377,9 @@ def test_a_dry_run_of_compare_counts_the_work_and_promises_no_time(monkeypatch):
     assert lines[0].startswith("training: 3 paired seeds x 2 arms: 6 runs of 4 optimizer steps")
     assert lines[-1].startswith("time:     not estimated")
     full = run(*options, "--full").stdout
-    assert full.startswith("tuning:   at least 910 runs of 10 optimizer steps\ntraining: 10 paired seeds x 13 arms: 160 runs of 4 ")
+    assert full.startswith(
+        "tuning:   at least 910 runs of 10 optimizer steps\ntraining: 10 paired seeds x 13 arms: 160 runs of 4 "
+    )
     found = json.loads(run(*options, "--json").stdout)
     assert found["schema"] == "curvature/plan/1"
     assert found["study"]["num_spectra"] == {"ggn": 189}
