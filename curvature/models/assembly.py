@@ -20,6 +20,7 @@ from curvature.models.trial.differentiation import differentiated
 from curvature.models.trial.hooks import remove_recording_hooks
 from curvature.models.trial.outputs import checked_outputs
 from curvature.models.trial.reach import note_unregistered, refuse_kept_results, refuse_other_ways
+from curvature.models.trial.surrogates import note_surrogate
 from curvature.models.unwrapping import unwrap
 
 __all__ = ["assemble"]
@@ -106,12 +107,16 @@ def assemble(
     function, derivatives, unused, more = differentiated(
         function, weights, inputs[:1], lambda outputs: loss.terms(outputs, targets[:1]).sum() / denominator
     )
+    several = slice(0, 4)  # one example alone may not show it: an input of zeros
+    surrogate = note_surrogate(
+        function, weights, inputs[several], lambda outputs: loss.terms(outputs, targets[several]).sum()
+    )
     refuse_kept_results(module, unused)
     with torch.enable_grad():
         reached = function.predict(function.leaves(weights), inputs[:1])
         refuse_other_ways(loss.terms(reached.detach(), targets[:1]), module)  # of activations that forward has stored
     penalty = make_penalty(function.layout, weights, terms)
-    notes += [note_unregistered(function, module, weights, inputs[:1]), note_gauge(penalty, unwrapped.chart)]
+    notes += [surrogate, note_unregistered(function, module, weights, inputs[:1]), note_gauge(penalty, unwrapped.chart)]
     return Point(
         function,
         loss,

@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "a gradient that is not that of the loss taken for it",
+        "models:note_surrogate",
+        "_OFF * max(map(abs, ($slope, *$slopes)))",
+        "1e3 * _OFF * max(map(abs, ($slope, *$slopes)))",
+        ("a_gradient_of_something_else_is_noted",),
+    ),
+    Defect(
         "PyTorch's own weight norm differentiated twice",
         "models:_has_fused_weight_norm",
         """any($nodes)""",
