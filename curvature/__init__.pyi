@@ -81,6 +81,9 @@ from curvature.records import SpectralDensity as SpectralDensity
 from curvature.records import Spectrum as Spectrum
 from curvature.records import StepComparison as StepComparison
 from curvature.records import Study as Study
+from curvature.records import Track as Track
+from curvature.records import TrackedMatrix as TrackedMatrix
+from curvature.records import TrackPoint as TrackPoint
 from curvature.records import Verdict as Verdict
 from curvature.records import Where as Where
 from curvature.records import Whitening as Whitening

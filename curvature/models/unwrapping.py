@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from curvature.models.function import ModelFunction
 from curvature.models.module.copying import private_copy
 from curvature.models.module.named import NamedTensors
 
-__all__ = ["Unwrapped", "unwrap"]
+__all__ = ["Normalized", "Unwrapped", "normalized_weights", "unwrap"]
 
 _NORMALIZABLE = (
     nn.Linear,
@@ -78,7 +79,7 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
         be copied, or if no parameter is trainable.
     """
     model = private_copy(module, dtype)
-    normalized = _find_weight_norm(model)
+    normalized = normalized_weights(model.named_modules())
     owners = _owners(normalized)
     aliases = {w.path: owners[id(w.g)].path for w in normalized if owners[id(w.g)] is not w}
     directions = {id(wrapped.v) for wrapped in owners.values()}
@@ -117,9 +118,9 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
     )
 
 
-def _owners(normalized: list[_Normalized]) -> dict[int, _Normalized]:
+def _owners(normalized: list[Normalized]) -> dict[int, Normalized]:
     """The first of the weight-normalized parameters that share one ``g``, by the identity of ``g``."""
-    owners: dict[int, _Normalized] = {}
+    owners: dict[int, Normalized] = {}
     for wrapped in normalized:
         first = owners.setdefault(id(wrapped.g), wrapped)
         if first.v is not wrapped.v or first.axis != wrapped.axis:
@@ -145,7 +146,7 @@ def _neuron_axis(layer: nn.Module, value: Tensor) -> int | None:
     return 0 if value.ndim else None
 
 
-def _write_effective_weight(model: nn.Module, wrapped: _Normalized, dtype: torch.dtype) -> None:
+def _write_effective_weight(model: nn.Module, wrapped: Normalized, dtype: torch.dtype) -> None:
     """Replace a weight-normalized parameter of the copy by a plain one."""
     layer = model.get_submodule(wrapped.layer)
     if wrapped.legacy:
@@ -156,7 +157,7 @@ def _write_effective_weight(model: nn.Module, wrapped: _Normalized, dtype: torch
 
 
 @dataclass(frozen=True, eq=False)
-class _Normalized:
+class Normalized:
     """A weight-normalized parameter of a module, in either of PyTorch's forms."""
 
     layer: str
@@ -172,6 +173,7 @@ class _Normalized:
         return f"{self.layer}.{self.name}" if self.layer else self.name
 
     def effective_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight ``g v / ||v||`` in some precision; refused for a zero row of ``v``, or with one of both frozen."""
         if self.g.requires_grad != self.v.requires_grad:
             raise InputError(
                 f"layer {self.layer!r}: one of g and v is frozen, the other is not; freeze both or neither."
@@ -189,21 +191,37 @@ class _Normalized:
         return entry.from_rows((g.reshape(-1) / lengths)[:, None] * rows).view(v.shape)
 
 
-def _find_weight_norm(module: nn.Module) -> list[_Normalized]:
-    """Every weight-normalized parameter, in the order of the layers."""
-    normalized: list[_Normalized] = []
-    for path, layer in module.named_modules():
+def normalized_weights(layers: Iterable[tuple[str, nn.Module]]) -> list[Normalized]:
+    """List every weight-normalized parameter.
+
+    Parameters
+    ----------
+    layers
+        Path and layer, as ``named_modules()`` yields them.
+
+    Returns
+    -------
+    list of Normalized
+        In the order of the layers.
+
+    Raises
+    ------
+    InputError
+        If weight normalization is combined with other parametrizations.
+    """
+    normalized: list[Normalized] = []
+    for path, layer in layers:
         for hook in layer._forward_pre_hooks.values():
             if isinstance(hook, LegacyWeightNorm):
                 g, v = getattr(layer, f"{hook.name}_g"), getattr(layer, f"{hook.name}_v")
-                normalized.append(_Normalized(path, hook.name, g, v, _norm_axis(hook.dim, v), legacy=True))
+                normalized.append(Normalized(path, hook.name, g, v, _norm_axis(hook.dim, v), legacy=True))
         if parametrize.is_parametrized(layer):
             normalized += _parametrized_weight_norm(path, layer)
     return normalized
 
 
-def _parametrized_weight_norm(path: str, layer: nn.Module) -> list[_Normalized]:
-    normalized: list[_Normalized] = []
+def _parametrized_weight_norm(path: str, layer: nn.Module) -> list[Normalized]:
+    normalized: list[Normalized] = []
     parametrizations: Any = layer.parametrizations  # a ModuleDict that torch does not declare
     for name, steps in parametrizations.items():
         kinds = [isinstance(step, _WeightNorm) for step in steps]
@@ -216,7 +234,7 @@ def _parametrized_weight_norm(path: str, layer: nn.Module) -> list[_Normalized]:
                 f"({', '.join(others) or 'stacked on it'}); only weight_norm alone can be unwrapped."
             )
         g, v = steps.original0, steps.original1
-        normalized.append(_Normalized(path, name, g, v, _norm_axis(steps[0].dim, v), legacy=False))
+        normalized.append(Normalized(path, name, g, v, _norm_axis(steps[0].dim, v), legacy=False))
     return normalized
 
 

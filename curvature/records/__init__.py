@@ -10,6 +10,7 @@ from curvature.records.quantity import Check, Quantity
 from curvature.records.spectrum import Inertia, Spectrum
 from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
 from curvature.records.study import Measured, Study
+from curvature.records.track import Track, TrackedMatrix, TrackPoint
 from curvature.records.training import LearningRateSweep, StepsToLoss, TrainingCurve
 from curvature.records.vectors import Eigenvectors
 from curvature.records.verdict import Decomposition, Verdict
@@ -37,6 +38,9 @@ __all__ = [
     "StepComparison",
     "StepsToLoss",
     "Study",
+    "Track",
+    "TrackPoint",
+    "TrackedMatrix",
     "TrainingCurve",
     "Verdict",
     "Where",

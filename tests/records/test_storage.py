@@ -33,6 +33,9 @@ from curvature.records import (
     StepComparison,
     StepsToLoss,
     Study,
+    Track,
+    TrackedMatrix,
+    TrackPoint,
     TrainingCurve,
     Verdict,
     Where,
@@ -52,7 +55,12 @@ LAYER = LayerSummary(
     "0", 12, KAPPA, KAPPA, Quantity(-1.0), Quantity(math.nan, "indefinite"), KAPPA, 0.25, (0.5, 1.0, 2.0), "dense",
     ("a word", "another"),
 )  # fmt: skip
+TRACKED = TrackedMatrix("ggn", (KAPPA, Quantity(2.0)), KAPPA, KAPPA, Quantity(-1.0), KAPPA, "lanczos", 30, 0.5)
+POINT = TrackPoint(50, 0.5, 0.25, KAPPA, (TRACKED,), ("hessian",), True, "checkpoint-50", "a word", 0.75)
 EXAMPLES = {
+    "TrackedMatrix": TRACKED,
+    "TrackPoint": POINT,
+    "Track": Track((WHERE,), (POINT,), 50, 0.05, 60, 12.5, 0.5),
     "Where": WHERE,
     "Quantity": KAPPA,
     "Check": CHECKS[0],
