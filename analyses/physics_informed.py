@@ -163,18 +163,20 @@ def draw(document: dict) -> Figure:
     finish(spectrum, title, "β", "median over seeds")
     for (name, color), marker in zip(TERMS.items(), "os^", strict=True):
         shares.plot(betas, list(medians(rows, "beta", name).values()), color=color, marker=marker, label=name)
-    finish(shares, "The data of the problem disappear from the curvature", "β", "share of the trace of the GGN")
+    finish(shares, "Initial and boundary terms lose their share of the curvature", "β", "share of the trace of the GGN")
     for seed in dict.fromkeys(row["seed"] for row in rows):
         chosen = [row for row in rows if row["seed"] == seed]
         errors.plot([row["beta"] for row in chosen], [row["relative_error"] for row in chosen], color=BLUE, marker="o",
                     linewidth=1, label="each seed" if seed == rows[0]["seed"] else None)  # fmt: skip
     errors.axhline(1, color=BLACK, linestyle=":", label="u = 0")
-    title = f"After {document['steps']} steps of L-BFGS the fast solution is not learned"
+    middle = medians(rows, "beta", "relative_error")
+    title = f"After {document['steps']} steps of L-BFGS: {middle[betas[0]]:.2g} at β = {betas[0]:g}, "
+    title += f"{middle[betas[-1]]:.2g} at β = {betas[-1]:g}"
     finish(errors, title, "β", "relative error of u (root mean square)")
     for ax in (spectrum, shares, errors):
-        ax.set(xscale="log", yscale="log")
+        ax.set(xscale="log", yscale="linear" if ax is shares else "log")
         ax.set_xticks(betas, [f"{beta:g}" for beta in betas])
-        ax.minorticks_off()
+        ax.xaxis.set_tick_params(which="minor", bottom=False)
         ax.legend(fontsize="small")
     return figure
 

@@ -28,6 +28,7 @@ from curvature.models.trial.objective import tried
 __all__ = ["FunctionOptions", "ParametersLike", "assemble_function"]
 
 _TRIED = 2  # examples on which outputs are tried
+_STEPS = (2.0**-4, -(2.0**-10))  # how far from the parameters a function is compared with its single terms
 
 ParametersLike = Tensor | np.ndarray | Mapping[str, Any] | Iterable[tuple[str, Any]]
 
@@ -165,6 +166,9 @@ def _of_parameters(
         return Objective(name=held.name), torch.zeros(1), notes
     if isinstance(data, Packed):  # all data together are one example
         inputs = data.inputs if isinstance(data.targets, tuple) and not data.targets else (data.inputs, data.targets)
+        read, _ = materialize(Packed(inputs), with_targets=False)
+        whole = structure_of(as_type(read, dtype, device)[0])
+        _refuse_other_shape(held.name, tried(_on(function, whole), held, dtype))
         return Objective(name=held.name), Packed(inputs), notes
     read, _ = materialize(data, with_targets=False, say=notes.append)
     moved = as_type(read, dtype, device)
@@ -173,26 +177,65 @@ def _of_parameters(
         return Objective(name=held.name), structure_of(read), notes
     _refuse_other_shape(held.name, together, len(moved))
     held.one_by_one = True
-    given = held.argument({name: tensor.detach().to(dtype, copy=True) for name, tensor in held.tensors().items()})
-    rows = (_on(function, structure_of(moved[n : n + 1])) for n in range(len(moved)))
-    with torch.enable_grad():  # a function that differentiates needs it
-        single = torch.stack([call(given).detach().reshape(()) for call in rows])
-    loss = Objective(name=held.name, reduction=_reduction(held.name, together, single))
-    return loss, structure_of(read), notes
+    reduction = _reduction(held, lambda rows: _on(function, structure_of(moved[rows])), len(moved), dtype)
+    if len(moved) > 1:
+        notes.append(
+            f"the function {held.name!r} returns the {reduction} over all examples, so it is called for one example "
+            f"after another. If it returns one number for each, of shape ({len(moved)},), they are computed together."
+        )
+    return Objective(name=held.name, reduction=reduction), structure_of(read), notes
 
 
-def _reduction(name: str, together: Tensor, single: Tensor) -> str:
-    """Whether a value for all examples is the mean or the sum of those for single ones."""
-    tolerance = 1e4 * torch.finfo(single.dtype).eps * float(single.abs().sum())
-    for reduction, value in (("mean", single.mean()), ("sum", single.sum())):
-        if abs(float(together) - float(value)) <= tolerance:
-            return reduction
-    raise InputError(
-        f"the value of the function {name!r} for all {len(single)} examples is {float(together):.6g}, but the mean of "
-        f"its values for single examples is {float(single.mean()):.6g} and their sum {float(single.sum()):.6g}. A term "
-        "that does not depend on the data belongs in penalty=. To take the function as it is, a function of all the "
-        "data together, pass them as data=cv.Packed(inputs, targets), or leave data out and refer to them inside it."
-    )
+def _reduction(held: NamedTensors, on: Callable[[slice], Callable[[Any], Any]], count: int, dtype: torch.dtype) -> str:
+    """Whether the function is the mean or the sum of its values for single examples, here and next to the point.
+
+    At the point alone a penalty can vanish (at zero weights), and so can all terms (at a perfect fit).
+    """
+    fitting = {"mean", "sum"}
+    for step in (0.0, *_STEPS):
+        together, single = _evaluated(held, on, count, dtype, step)
+        if step and not (torch.isfinite(together) and torch.isfinite(single).all()):
+            continue
+        tolerance = 1e4 * torch.finfo(dtype).eps * float(single.abs().sum())
+        values = {"mean": float(single.mean()), "sum": float(single.sum())}
+        fitting = {name for name in fitting if abs(float(together) - values[name]) <= tolerance}
+        if not fitting:
+            where = "" if not step else " next to these parameters"
+            raise InputError(
+                f"the value of the function {held.name!r} for all {count} examples is {float(together):.6g}{where}, "
+                f"but the mean of its values for single examples is {values['mean']:.6g} and their sum "
+                f"{values['sum']:.6g}. A term that does not depend on the data belongs in penalty=. To take the "
+                "function as it is, a function of all the data together, pass them as data=cv.Packed(inputs, targets), "
+                "or leave data out and refer to them inside it."
+            )
+    if len(fitting) > 1 < count:
+        raise InputError(
+            f"the function {held.name!r} is zero for every example, here and next to these parameters, so it is not "
+            "known whether it is a mean or a sum. Let it return one number for each example."
+        )
+    return "mean" if "mean" in fitting else "sum"
+
+
+def _evaluated(
+    held: NamedTensors, on: Callable[[slice], Callable[[Any], Any]], count: int, dtype: torch.dtype, step: float
+) -> tuple[Tensor, Tensor]:
+    """The values for all examples at once and for single ones, at the parameters moved by a step."""
+    tensors = {}
+    for name, tensor in held.tensors().items():
+        uneven = 1 + 0.5 * torch.arange(tensor.numel(), dtype=dtype, device=tensor.device).sin().view_as(tensor)
+        tensors[name] = tensor.detach().to(dtype) + step * (uneven + tensor.detach())
+    rows = (slice(n, n + 1) for n in range(count))
+    try:
+        with torch.enable_grad():  # a function that differentiates needs it
+            together = on(slice(None))(held.argument(dict(tensors))).detach().reshape(())
+            single = torch.stack([on(row)(held.argument(dict(tensors))).detach().reshape(()) for row in rows])
+    except Exception as error:  # a user's function may raise anything
+        raise InputError(
+            f"the function {held.name!r} takes all {count} examples, but fails on one of them ({type(error).__name__}: "
+            f"{error}). Every tensor of the data keeps its first axis there, of length one. To take it as it is, a "
+            "function of all the data together, pass them as data=cv.Packed(inputs, targets)."
+        ) from error
+    return together, single
 
 
 def _on(function: Callable[..., Any], inputs: Any) -> Callable[[Any], Any]:

@@ -101,6 +101,36 @@ def test_data_are_read_as_those_of_a_module(data):
     assert distance(cv.hessian(problem).dense(), information(BETA)) < 1e-13
 
 
+@pytest.mark.parametrize("vanishing", ["penalty", "terms"])
+def test_a_mean_and_a_sum_are_told_apart_where_they_are_equal(vanishing):
+    """At zero weights a ridge penalty is zero, and at a perfect fit every term."""
+    if vanishing == "penalty":
+
+        def ridge(beta, inputs, targets):
+            return negative_log_likelihood(beta, inputs, targets) + beta.square().sum()
+
+        with pytest.raises(cv.InputError, match=r"next to these parameters.*belongs in penalty="):
+            cv.Problem.from_function(ridge, torch.zeros(2), (POINTS, LABELS))
+        return
+
+    def squares(beta, inputs, targets):
+        return (inputs @ beta - targets).square().sum()
+
+    problem = cv.Problem.from_function(squares, BETA, (POINTS, POINTS @ BETA))
+    assert problem.value() < 1e-25
+    assert distance(cv.hessian(problem).dense(), 2 * POINTS.T @ POINTS) < 1e-13
+    with pytest.raises(cv.InputError, match="is zero for every example"):
+        cv.Problem.from_function(lambda beta, x: (0 * x @ beta).sum(), BETA, POINTS)
+
+
+def test_a_function_that_fails_on_one_example_says_so():
+    def paired(beta, inputs):
+        return (inputs @ beta).view(-1, 7).square().sum()
+
+    with pytest.raises(cv.InputError, match="takes all 7 examples, but fails on one of them"):
+        cv.Problem.from_function(paired, BETA, POINTS)
+
+
 def test_outputs_and_a_loss_by_name_have_ggn_and_fisher():
     problem = cv.Problem.from_function(
         "binary-cross-entropy-sum", {"beta": BETA}, (POINTS, LABELS), outputs=lambda named, x: x @ named["beta"]

@@ -315,6 +315,13 @@ DEFECTS = [
         ("the_denominator_of_data_is_that_of_the_function",),
     ),
     Defect(
+        "the sum over examples told from their mean at the point alone",
+        "models:_reduction",
+        "(0.0, *_STEPS)",
+        "(0.0,)",
+        ("a_mean_and_a_sum_are_told_apart_where_they_are_equal",),
+    ),
+    Defect(
         "trainable tensors that a function refers to held fixed",
         "models:_refuse_other_tensors",
         "not $others",
