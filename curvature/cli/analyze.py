@@ -26,6 +26,7 @@ from curvature.cli.preparation import (
     written_configuration,
 )
 from curvature.cli.resumption import Resumption
+from curvature.cli.rules import exit_on, numbers_of_analyses, parse_rules
 from curvature.cli.sources import names_code
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal
@@ -52,10 +53,11 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
     Raises
     ------
     typer.Exit
-        Under ``--strict``, if a headline number of the whole model is open.
+        If a rule of ``--fail-on`` holds; under ``--strict``, if a headline number of the whole model is open.
     """
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
+    rules = parse_rules(run_options.fail_on)
     config = configured("analyze", flags, run_options, terminal)
     assert isinstance(config, AnalyzeConfiguration)
     resumption = Resumption("analyze", run_options, terminal)
@@ -74,6 +76,7 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
         trust = " --trust-config" if names_code(config) else ""
         terminal.note(f"written: {out}, with analysis.csv, analysis.json and a figure for each table")
         terminal.note(f"next: curvature analyze {paths}{trust} repeats this run")
+    exit_on(rules, numbers_of_analyses(analyses), terminal, strict=run_options.strict)
     _exit_unless_resolved(analyses, terminal, strict=run_options.strict)
 
 

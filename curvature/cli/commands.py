@@ -36,6 +36,7 @@ EXIT_WORDS = {
     ExitCode.INTERNAL: "internal error",
     ExitCode.USAGE: "wrong option or configuration",
     ExitCode.UNRESOLVED: "done, but --strict was set and a headline number or a verdict is open",
+    ExitCode.RULE_HIT: "done, but a rule of --fail-on holds",
     ExitCode.LOADING: "the model, data, loss or weights cannot be used",
     ExitCode.SELF_CHECK: "a self-check failed: do not trust the numbers",
     ExitCode.RESOURCES: "out of memory, or an iteration did not converge",

@@ -19,6 +19,7 @@ from curvature.cli.configuration import CompareConfiguration, Configuration, Spe
 from curvature.cli.options import RunOptions, model_and_data
 from curvature.cli.preparation import limited_threads
 from curvature.cli.resumption import Resumption, check_out
+from curvature.cli.rules import exit_on, numbers_of_study, parse_rules
 from curvature.cli.sources import names_code, resolve
 from curvature.cli.spectrum import measure_spectrum, plan_spectrum
 from curvature.cli.terminal import Terminal, short_warnings
@@ -45,10 +46,11 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     Raises
     ------
     typer.Exit
-        With the exit code of a failed self-check, or of an open result under ``--strict``.
+        With the exit code of a failed self-check, of a rule of ``--fail-on``, or of an open result under ``--strict``.
     """
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
+    rules = parse_rules(run_options.fail_on)
     config = configured(command, flags, run_options, terminal)
     if run_options.dry_run:
         _print_plan(config, run_options, terminal)
@@ -59,7 +61,9 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     _print_result(command, study, document, run_options)
     _print_notes(study, terminal)
     _print_next_steps(command, config, terminal, out)
-    _exit_unless_passed(study, terminal, strict=run_options.strict)
+    _exit_unless_passed(study, terminal)
+    exit_on(rules, numbers_of_study(study), terminal, strict=run_options.strict)
+    _exit_unless_resolved(study, terminal, strict=run_options.strict)
 
 
 def _print_plan(config: Configuration, run_options: RunOptions, terminal: Terminal) -> None:
@@ -190,7 +194,7 @@ def _print_next_steps(command: str, config: Configuration, terminal: Terminal, o
         terminal.note("next: add --out runs/NAME for a report with figures and every number")
 
 
-def _exit_unless_passed(study: Study, terminal: Terminal, *, strict: bool) -> None:
+def _exit_unless_passed(study: Study, terminal: Terminal) -> None:
     failed = [check for check in study.checks if not check.passed]
     if failed:
         terminal.error(
@@ -198,6 +202,9 @@ def _exit_unless_passed(study: Study, terminal: Terminal, *, strict: bool) -> No
             f"{failed[0].tolerance:.3g}."
         )
         raise typer.Exit(int(ExitCode.SELF_CHECK))
+
+
+def _exit_unless_resolved(study: Study, terminal: Terminal, *, strict: bool) -> None:
     unresolved = _unresolved(study) if strict else []
     if unresolved:
         terminal.error(f"--strict: {len(unresolved)} numbers or verdicts are open, the first: {unresolved[0]}.")

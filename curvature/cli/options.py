@@ -82,6 +82,16 @@ class RunOptions:
             "--strict",
         ),
     ] = False
+    fail_on: Annotated[
+        list[str] | None,
+        _option(
+            _RUN,
+            "RULE",
+            "Exit with code 4 if a number passes a limit, e.g. 'kappa_95 > 1e8' or 'ggn/weight-norm: kappa_95 > 1e8'. "
+            "The result is written all the same. Repeatable.",
+            "--fail-on",
+        ),
+    ] = None
     dry_run: Annotated[
         bool,
         _option(_RUN, "", "Print the plan: the work, its memory, and its time where known. Then stop.", "--dry-run"),

@@ -1,0 +1,291 @@
+"""Rules of ``--fail-on``: a number that must not exceed a limit, e.g. ``ggn/standard:kappa_95 > 1e8``."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import typer
+
+from curvature.cli.configuration import MATRICES
+from curvature.cli.terminal import Terminal
+from curvature.cli.wording import nearest
+from curvature.errors import ConfigurationError, ExitCode
+
+if TYPE_CHECKING:
+    from curvature.records import Analysis, Quantity, Study
+
+__all__ = ["NAMES", "Place", "Rule", "exit_on", "numbers_of_analyses", "numbers_of_study", "parse_rules"]
+
+NAMES = (
+    *("kappa_50", "kappa_80", "kappa_95", "kappa_rank", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95"),
+    *("largest", "smallest", "trace", "rank", "effective_rank", "stable_rank", "participation_ratio"),
+    *("intrinsic_dimension", "gd_time", "am_gm", "ai_distance", "am_gm_damped", "ai_distance_damped", "bures"),
+    "l1_over_mean",
+)
+_RULE = re.compile(r"(?:(?P<place>[^<>=]*?)\s*:)?\s*(?P<name>\w+)\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>\S+)\s*")
+_SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a number was measured.
+
+    Attributes
+    ----------
+    words
+        Matrix, chart, gauge, block or layer, arm and checkpoint.
+    label
+        The same for a reader.
+    """
+
+    words: frozenset[str]
+    label: str
+
+
+Numbers: TypeAlias = Iterable[tuple[Place, Mapping[str, "Quantity"]]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A comparison of a number with a limit.
+
+    Attributes
+    ----------
+    text
+        As it was written.
+    place
+        Words that the place of the number must have; empty for all places.
+    name, sign, limit
+        The comparison.
+    """
+
+    text: str
+    place: frozenset[str]
+    name: str
+    sign: str
+    limit: float
+
+    def holds(self, quantity: Quantity) -> bool | None:
+        """Decide the comparison by the interval of a number.
+
+        Parameters
+        ----------
+        quantity
+            The number.
+
+        Returns
+        -------
+        bool or None
+            None if values on both sides of the limit are possible.
+        """
+        ends = [_SIGNS[self.sign](end, self.limit) for end in _interval(quantity)]
+        return None if not ends or ends[0] != ends[1] else ends[0]
+
+
+def _interval(quantity: Quantity) -> tuple[float, ...]:
+    """Smallest and largest possible value; empty if there is no number."""
+    if not quantity.has_value or math.isnan(quantity.value):
+        return ()
+    low = -math.inf if quantity.low is None else quantity.low
+    high = math.inf if quantity.high is None else quantity.high
+    if quantity.status == "resolved" and quantity.low is None and quantity.high is None:
+        return quantity.value, quantity.value
+    if quantity.status == "lower_bound":
+        low = max(low, quantity.value)
+    if quantity.status == "upper_bound_only":
+        high = min(high, quantity.value)
+    return low, high
+
+
+def parse_rules(texts: Sequence[str] | None) -> list[Rule]:
+    """Read the values of ``--fail-on``.
+
+    Parameters
+    ----------
+    texts
+        One string for each rule; None for no rules.
+
+    Returns
+    -------
+    list of Rule
+        In the same order.
+
+    Raises
+    ------
+    ConfigurationError
+        If one is not a comparison of a known number with a limit.
+    """
+    return [_parsed(text) for text in texts or ()]
+
+
+def _parsed(text: str) -> Rule:
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise ConfigurationError(
+            f"--fail-on {text!r} is no rule. Write NAME, one of > >= < <=, and a number, e.g. 'kappa_95 > 1e8', or "
+            "with a place before it: 'ggn/weight-norm: kappa_95 > 1e8'."
+        )
+    name, limit = found["name"], found["limit"]
+    if name not in NAMES:
+        raise ConfigurationError(
+            f"--fail-on {text!r}: {name!r} is unknown{nearest(name, NAMES)}; choose among {', '.join(NAMES)}."
+        )
+    try:
+        number = float(limit)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigurationError(f"--fail-on {text!r}: {limit!r} is not a finite number.")
+    words = (word.strip() for word in (found["place"] or "").split("/"))
+    return Rule(text, frozenset(_spelled(word) for word in words if word), name, found["sign"], number)
+
+
+def _spelled(word: str) -> str:
+    """A matrix under its name on the command line; any other word as it is."""
+    library = {name: spelled for spelled, name in MATRICES.items()}
+    return library.get(word, word)
+
+
+def numbers_of_study(study: Study) -> Iterator[tuple[Place, dict[str, Quantity]]]:
+    """Collect the numbers of a study that rules can name.
+
+    Parameters
+    ----------
+    study
+        Of ``curvature spectrum`` or ``curvature compare``.
+
+    Yields
+    ------
+    tuple of Place and dict
+        Numbers by name, of each record that has some.
+    """
+    from curvature.records import ConditionNumbers, ExtremalEigenvalues, Spectrum
+
+    readers: dict[type, Any] = {
+        ConditionNumbers: lambda record: {**record.values, "rank": _rank(record)},
+        Spectrum: _of_spectrum,
+        ExtremalEigenvalues: _of_ends,
+    }
+    for measured in study.measurements:
+        reader = readers.get(type(measured.record))
+        if reader is not None:
+            where = measured.record.where
+            point = (measured.arm, measured.checkpoint) if study.command == "compare" else ()
+            words = (where.matrix, where.chart, where.gauge, where.block, *point)
+            run = f", {measured.arm}, {measured.checkpoint}, seed {measured.seed}" if point else ""
+            yield Place(frozenset(map(_spelled, words)), where.label + run), reader(measured.record)
+
+
+def _rank(record: Any) -> Quantity:
+    from curvature.records import Quantity
+
+    low, high = record.rank_bounds or (record.rank, record.rank)
+    return Quantity(float(record.rank), low=float(low), high=float(high))
+
+
+def _of_spectrum(record: Any) -> dict[str, Quantity]:
+    from curvature.records import Quantity
+
+    low, high = (float(ends.sum()) for ends in record.intervals())
+    return {
+        "largest": record.eigenvalue(-1),
+        "smallest": record.eigenvalue(0),
+        "trace": Quantity(record.trace, low=low, high=high),
+    }
+
+
+def _of_ends(record: Any) -> dict[str, Quantity]:
+    from curvature.records import Quantity
+
+    numbers = {}
+    status = "resolved" if record.converged else "unresolved"
+    for name, values, bound in (("largest", record.largest, -1), ("smallest", record.smallest, 0)):
+        if len(values):
+            value, error = float(values[0]), float(record.error_bounds[bound])
+            numbers[name] = Quantity(value, status, low=value - error, high=value + error)
+    return numbers
+
+
+def numbers_of_analyses(analyses: Iterable[Analysis]) -> Iterator[tuple[Place, dict[str, Quantity]]]:
+    """Collect the numbers of the tables of ``curvature analyze`` that rules can name.
+
+    Parameters
+    ----------
+    analyses
+        The tables.
+
+    Yields
+    ------
+    tuple of Place and dict
+        Numbers by name, of each row. The row of the whole model is the layer ``all``.
+    """
+    names = ("trace", "largest", "smallest", "kappa_80", "effective_rank")
+    for analysis in analyses:
+        for row in analysis.rows:
+            words = (analysis.matrix, analysis.chart, analysis.gauge, row.layer)
+            label = f"{analysis.label}, {'whole model' if row.layer == 'all' else f'layer {row.layer}'}"
+            yield Place(frozenset(map(_spelled, words)), label), {name: getattr(row, name) for name in names}
+
+
+def exit_on(rules: Sequence[Rule], numbers: Numbers, terminal: Terminal, *, strict: bool) -> None:
+    """End the command if a rule holds, and say which rules could not be decided.
+
+    Parameters
+    ----------
+    rules
+        Of the command line.
+    numbers
+        Everything that was measured.
+    terminal
+        Receives the messages.
+    strict
+        Whether a rule that is not decided ends the command too.
+
+    Raises
+    ------
+    typer.Exit
+        With the code 4 if a rule holds, 3 if one is open under ``--strict``.
+    """
+    if not rules:
+        return
+    measured, hit, undecided = list(numbers), False, False
+    for rule in rules:
+        found = [
+            (place, values[rule.name])
+            for place, values in measured
+            if rule.place <= place.words and rule.name in values
+        ]
+        true = [(place, number) for place, number in found if rule.holds(number)]
+        open_ones = [(place, number) for place, number in found if rule.holds(number) is None]
+        if true:
+            terminal.error(f"--fail-on {rule.text!r}: {_listed(rule.name, true)}.")
+        elif open_ones:
+            terminal.warn(f"--fail-on {rule.text!r} is not decided: {_listed(rule.name, open_ones)}.")
+        elif not found:
+            terminal.warn(
+                f"--fail-on {rule.text!r} is not decided: this run has no such number{_places(rule, measured)}."
+            )
+        hit, undecided = hit or bool(true), undecided or bool(open_ones) or not found
+    if hit:
+        raise typer.Exit(int(ExitCode.RULE_HIT))
+    if undecided and strict:
+        raise typer.Exit(int(ExitCode.UNRESOLVED))
+
+
+def _listed(name: str, found: Sequence[tuple[Place, Quantity]]) -> str:
+    place, number = found[0]
+    more = f", and in {len(found) - 1} more places" if len(found) > 1 else ""
+    interval = "" if number.status == "resolved" or not number.interval else f", within {number.interval}"
+    return f"{name} of {place.label} is {number}{interval}{more}"
+
+
+def _places(rule: Rule, measured: Sequence[tuple[Place, Mapping[str, Quantity]]]) -> str:
+    """Words of places, if none fits the rule."""
+    words = sorted({word for place, _ in measured for word in place.words if word != "-"})
+    fits = any(rule.place <= place.words for place, _ in measured)
+    return "" if fits or not words else f" there; places are made of {', '.join(words)}"
