@@ -21,6 +21,7 @@ from curvature.cli.configuration import (
     CompareConfiguration,
     Configuration,
     SpectrumConfiguration,
+    TrackConfiguration,
     option_name,
 )
 from curvature.cli.execution import execute
@@ -224,6 +225,20 @@ def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
     from curvature.cli.analyze import execute_analysis
 
     execute_analysis(flags, run_options)
+
+
+@app.command(epilog=_EPILOG)
+@_with_options(TrackConfiguration, without={"dry_run", "weights"})
+def track(flags: dict[str, Any], run_options: RunOptions) -> None:
+    """Follow the curvature of a model over the checkpoints in a folder: a row for each, in the order of their steps.
+
+    A row has the loss, the largest eigenvalues, the trace, a condition number and the effective rank of each matrix.
+    It depends on its checkpoint alone. With --out, every finished checkpoint is kept; --resume continues, and also
+    measures checkpoints that were added later.
+    """
+    from curvature.cli.track import execute_track
+
+    execute_track(flags, run_options)
 
 
 @app.command(epilog=_EXIT_CODES)

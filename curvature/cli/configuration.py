@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
+    model_validator,
 )
 
 from curvature.cli.wording import nearest
@@ -32,6 +33,7 @@ __all__ = [
     "Configuration",
     "Shown",
     "SpectrumConfiguration",
+    "TrackConfiguration",
     "option_name",
 ]
 
@@ -60,6 +62,7 @@ class Shown:
     metavar: str
     help: str
     short: str | None = None
+    argument: bool = False  # named by its place on the command line, not by an option
 
 
 def option_name(field: str) -> str:
@@ -331,8 +334,55 @@ class AnalyzeConfiguration(Configuration):
     seed: Seed = 0
 
 
+class TrackConfiguration(Configuration):
+    """Configuration of ``curvature track``."""
+
+    folder: Annotated[str | None, Shown(MODEL, "FOLDER", "Folder with checkpoints.", argument=True)] = None
+    pattern: Annotated[
+        str,
+        Shown(
+            MODEL,
+            "GLOB",
+            "Files in the folder that are checkpoints, e.g. 'epoch=*.ckpt'. By default every .pt, .pth, .ckpt, .bin "
+            "and .safetensors file, also in folders below, but the states of optimizers.",
+        ),
+    ] = "**/*"
+    skip_broken: Annotated[
+        bool,
+        Shown(
+            MODEL,
+            "",
+            "Leave out checkpoints that cannot be read, do not fit the model, or are not finite. They are named, and "
+            "tried again by --resume.",
+        ),
+    ] = False
+    matrix: Matrices = ("hessian", "ggn")
+    chart: Charts = ()
+    gauge: Gauges = ()
+    top: Annotated[Count, Shown(COMPUTE, "K", "Number of largest eigenvalues to follow.")] = 5
+    method: Annotated[
+        Literal["auto", "exact", "lanczos"],
+        Shown(
+            COMPUTE,
+            "NAME",
+            "exact: every eigenvalue. lanczos: the largest ones with error bounds, and an estimate of the trace. auto: "
+            "exact up to 2000 coordinates.",
+        ),
+    ] = "auto"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _names_a_folder(self) -> Self:
+        if self.folder is None:
+            raise ValueError("name the folder with the checkpoints: curvature track FOLDER")
+        if self.weights is not None:
+            raise ValueError("track reads the weights from the checkpoints in FOLDER; leave out --weights")
+        return self
+
+
 KINDS: dict[str, type[Configuration]] = {
     "spectrum": SpectrumConfiguration,
     "compare": CompareConfiguration,
     "analyze": AnalyzeConfiguration,
+    "track": TrackConfiguration,
 }

@@ -33,7 +33,7 @@ class RunOptions:
         _option(
             _OUTPUT,
             "DIR",
-            "Write a run directory with the result, tables, figures and the configuration; spectrum and compare add "
+            "Write a run directory with the result, tables, figures and the configuration; all but analyze add "
             "report.html.",
             "--out",
         ),
@@ -106,7 +106,7 @@ def signature(kind: type[Configuration], *, without: Collection[str] = ()) -> in
     kind
         Its configuration: one option for each field that is :class:`Shown`.
     without
-        Fields of :class:`RunOptions` that the command does not have.
+        Fields that are no options of the command.
 
     Returns
     -------
@@ -116,7 +116,8 @@ def signature(kind: type[Configuration], *, without: Collection[str] = ()) -> in
     hints = typing.get_type_hints(RunOptions, include_extras=True)
     run_options = [_keyword(name, hint, getattr(RunOptions, name)) for name, hint in hints.items()]
     kept = [option for option in run_options if option.name not in without]
-    return inspect.Signature([*_configuration_options(kind), *kept])
+    shown = [option for option in _configuration_options(kind) if option.name not in without]
+    return inspect.Signature([*shown, *kept])
 
 
 def model_and_data(config: Configuration) -> list[str]:
@@ -166,6 +167,10 @@ def _shown_fields(kind: type[Configuration]) -> list[tuple[str, FieldInfo, Shown
 
 def _configuration_options(kind: type[Configuration]) -> Iterator[inspect.Parameter]:
     for name, field, mark in _shown_fields(kind):
+        if mark.argument:
+            argument = typer.Argument(metavar=mark.metavar, help=mark.help, show_default=False)
+            yield _keyword(name, Annotated[str | None, argument], None)
+            continue
         names = [option_name(name), *([mark.short] if mark.short else [])]
         option = _option(mark.panel, mark.metavar, mark.help + _default_text(field), *names)
         # None, so that an option that was not used does not hide the value of a file.

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Resumption", "check_out"]
 
-_SPEED = ("jobs", "threads")  # fields that change no number, up to rounding
+# Fields that change no number, up to rounding, or only which checkpoints are measured.
+_FREE = ("jobs", "threads", "folder", "pattern", "skip_broken")
 
 
 def check_out(run_options: RunOptions) -> None:
@@ -92,14 +93,41 @@ class Resumption:
         from curvature import report
 
         out = self.out
+        if out is None or not self.holds_same(config, prepared):
+            return False
+        report.forget_parts(out)  # the process may have been killed before it did
+        self.terminal.note(f"resume: {one_line(str(out))} is finished already; nothing is left to do")
+        return True
+
+    def holds_same(self, config: Configuration, prepared: Prepared) -> bool:
+        """Whether ``--resume`` finds a finished run of the same configuration, model and data.
+
+        Parameters
+        ----------
+        config, prepared
+            Everything that the numbers follow from.
+
+        Returns
+        -------
+        bool
+            False if there is none.
+
+        Raises
+        ------
+        ConfigurationError
+            If the directory holds another run, and ``--overwrite`` does not allow to replace it.
+        """
+        from curvature import report
+
+        out = self.out
         if out is None or not self.resume or not (out / "DONE").is_file():
             return False
-        facts = self._facts(config, prepared, without=_SPEED)
+        facts = self._facts(config, prepared, without=_FREE)
         before = tomllib.loads((out / "config.toml").read_text())
         provenance = json.loads((out / "provenance.json").read_text())
         known = {name: provenance.get(name) for name in facts} | {
             "version": provenance["versions"]["curvature"],
-            "config": {name: value for name, value in before.items() if name not in _SPEED},
+            "config": {name: value for name, value in before.items() if name not in _FREE},
         }
         differing = report.differences(known, json.loads(json.dumps(facts)))
         if differing and not self.overwrite:
@@ -107,12 +135,11 @@ class Resumption:
                 f"{one_line(str(out))} is a finished run of something else. What differs: {'; '.join(differing)}. "
                 "Choose another --out, or replace that run with --overwrite."
             )
-        if not differing:
-            report.forget_parts(out)  # the process may have been killed before it did
-            self.terminal.note(f"resume: {one_line(str(out))} is finished already; nothing is left to do")
         return not differing
 
-    def open(self, config: Configuration, prepared: Prepared, kind: type | None = None) -> Parts | None:
+    def open(
+        self, config: Configuration, prepared: Prepared, kind: type | None = None, *, expected: bool = True
+    ) -> Parts | None:
         """Open the place where finished parts are kept.
 
         Parameters
@@ -121,6 +148,8 @@ class Resumption:
             Everything that the numbers follow from.
         kind
             Class of a part; None: :class:`~curvature.Study`.
+        expected
+            Whether to note that ``--resume`` finds no part.
 
         Returns
         -------
@@ -140,11 +169,11 @@ class Resumption:
         if self.overwrite and not self.resume:
             report.forget_parts(self.out)
         # A seed does not depend on how many others there are.
-        facts = self._facts(config, prepared, without=(*_SPEED, "num_seeds"))
+        facts = self._facts(config, prepared, without=(*_FREE, "num_seeds"))
         self.parts = report.Parts(report.parts_beside(self.out), facts, kind or Study)
         if len(self.parts):
             self.terminal.note(f"resume: {count(len(self.parts), 'finished part')} found in {self.parts.folder}")
-        elif self.resume:
+        elif self.resume and expected:
             self.terminal.note(f"resume: {self.parts.folder} has no finished part; the run starts from the beginning")
         return self.parts
 

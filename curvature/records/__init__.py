@@ -1,6 +1,7 @@
 """Frozen results of measurements: NumPy arrays and a header that names the matrix, without model, data or operator."""
 
 from curvature.records.analysis import Analysis, LayerSummary
+from curvature.records.checkpoints import CheckpointSummary, MatrixSummary
 from curvature.records.conditions import ConditionNumbers
 from curvature.records.density import SpectralDensity
 from curvature.records.estimate import Estimate
@@ -20,6 +21,7 @@ __all__ = [
     "Alignment",
     "Analysis",
     "Check",
+    "CheckpointSummary",
     "ConditionNumbers",
     "Decomposition",
     "Eigenvectors",
@@ -31,6 +33,7 @@ __all__ = [
     "LayerSummary",
     "LearningRateSweep",
     "Located",
+    "MatrixSummary",
     "Measured",
     "Quantity",
     "SpectralDensity",

@@ -1,6 +1,7 @@
 """From a study to its run directory: result file, JSON, CSV, figures and one self-contained HTML page."""
 
 from curvature.report.atomic import write_texts
+from curvature.report.checkpoints import checkpoint_files, checkpoint_tables, load_rows
 from curvature.report.directory import load_study, load_summary, study_document, write_run
 from curvature.report.parts import Parts, check_parts, differences, forget_parts, load_part, parts_beside, write_part
 from curvature.report.result import SCHEMA
@@ -11,9 +12,12 @@ __all__ = [
     "Parts",
     "check_parts",
     "check_target",
+    "checkpoint_files",
+    "checkpoint_tables",
     "differences",
     "forget_parts",
     "load_part",
+    "load_rows",
     "load_study",
     "load_summary",
     "parts_beside",

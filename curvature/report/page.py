@@ -12,12 +12,12 @@ from curvature.report.drawings import Drawing
 from curvature.report.figures import inline_svg
 from curvature.report.plain import toml_text
 from curvature.report.render import page_number, table_html
-from curvature.report.table import Row
+from curvature.report.table import Row, Table
 from curvature.report.tables import tables_of
 from curvature.report.tables.spectra import rank_rules
 from curvature.text import printable
 
-__all__ = ["MAX_HTML", "html_page"]
+__all__ = ["MAX_HTML", "checkpoints_page", "html_page"]
 
 MAX_HTML = 5_000_000
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
@@ -55,7 +55,39 @@ def html_page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mappi
     )
 
 
-def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool) -> str:
+def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: str) -> str:
+    """Fill the template for the checkpoints of a training run.
+
+    Parameters
+    ----------
+    document
+        Model, data, notes, configuration and provenance, in plain values.
+    tables
+        One for each matrix.
+    svg
+        The figure.
+
+    Returns
+    -------
+    str
+        The page.
+    """
+    from markupsafe import Markup
+
+    template = _environment().get_template("checkpoints.html")
+    return str(
+        template.render(
+            doc=document,
+            tables=tables,
+            svg=Markup(inline_svg(svg)),
+            versions=_versions(document["provenance"]),
+            config=toml_text(document["config"]),
+            max_rows=MAX_ROWS,
+        )
+    )
+
+
+def _environment() -> Any:
     import jinja2
     from markupsafe import Markup
 
@@ -72,17 +104,26 @@ def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[s
         "table": lambda table, *most_rows: Markup(table_html(table, *most_rows)),
         "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
     }
-    return environment.get_template("report.html").render(
-        doc=document,
-        drawings=drawings,
-        svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
-        with_numbers=with_numbers,
-        tables=tables_of(document),
-        rules=rank_rules(document),
-        versions=_versions(document["provenance"]),
-        config=toml_text(document["config"]),
-        max_rows=MAX_ROWS,
-        matrices={row["matrix"] for name in ("table", "extremes", "densities") for row in document[name]},
+    return environment
+
+
+def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool) -> str:
+    from markupsafe import Markup
+
+    template = _environment().get_template("report.html")
+    return str(
+        template.render(
+            doc=document,
+            drawings=drawings,
+            svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
+            with_numbers=with_numbers,
+            tables=tables_of(document),
+            rules=rank_rules(document),
+            versions=_versions(document["provenance"]),
+            config=toml_text(document["config"]),
+            max_rows=MAX_ROWS,
+            matrices={row["matrix"] for name in ("table", "extremes", "densities") for row in document[name]},
+        )
     )
 
 

@@ -22,7 +22,16 @@ from curvature.report.result import read_result, write_result
 from curvature.report.target import shown_path, write_error
 from curvature.text import one_line, reason_of
 
-__all__ = ["Parts", "check_parts", "differences", "forget_parts", "load_part", "parts_beside", "write_part"]
+__all__ = [
+    "Parts",
+    "check_parts",
+    "differences",
+    "forget_parts",
+    "load_part",
+    "parts_beside",
+    "read_sealed",
+    "write_part",
+]
 
 _RUN = "run.json"  # what the parts follow from
 _WRITTEN = re.compile(r"[\w.-]+-[0-9a-f]{8,16}\.(nc|nc\.sha256|json|writing)|run\.(json|writing)")
@@ -59,6 +68,13 @@ class Parts:
         if not self.folder.is_dir():
             return 0
         return sum(path.suffix == self._suffix and path.name != _RUN for path in self.folder.iterdir())
+
+    def values(self) -> list[Any]:
+        """Every part that is kept, of a record without arrays, in the order of their files."""
+        if not self.folder.is_dir():
+            return []
+        paths = sorted(path for path in self.folder.glob("*.json") if path.name != _RUN)
+        return [_read_record(path, self.kind) for path in paths]
 
     def within(self, group: str) -> Parts:
         """The parts of one group, whose names may be those of parts in other groups."""
@@ -97,7 +113,7 @@ class Parts:
                 f"{shown_path(self.folder)} does not say which run it belongs to: run.json is missing. Start again "
                 "with --overwrite, or choose another --out."
             )
-        before = _sealed(path)
+        before = read_sealed(path)
         if differing := differences(before, self._facts):
             raise ConfigurationError(
                 f"{shown_path(self.folder)} belongs to another run, so its parts would not fit. What differs: "
@@ -267,7 +283,7 @@ def load_part(path: Path) -> Study:
 
 def _read_record(path: Path, kind: type) -> Any:
     try:
-        return from_plain(kind, _sealed(path))
+        return from_plain(kind, read_sealed(path))
     except (TypeError, ValueError, KeyError) as error:
         raise _damaged(path, error) from error
 
@@ -278,7 +294,24 @@ def _damaged(path: Path, error: Exception) -> ConfigurationError:
     )
 
 
-def _sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read a JSON object that ends with its hash.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+
+    Returns
+    -------
+    dict
+        The object without its hash.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file is damaged.
+    """
     try:
         values, has_hash = unsealed_text(path.read_bytes().decode())
         require(has_hash, "it has no hash")

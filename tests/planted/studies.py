@@ -4,6 +4,27 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "checkpoints in the order of characters, 10 before 2",
+        "cli.loading:natural_key",
+        "(0, int($part), '')",
+        "(1, 0, $part)",
+        ("curvature/cli/loading/checkpoints.py",),
+    ),
+    Defect(
+        "the largest eigenvalues of a checkpoint counted from the wrong end",
+        "studies.checkpoints:_summarized",
+        "$record.eigenvalue($record.dim - 1 - $k)",
+        "$record.eigenvalue($k)",
+        ("a_row_for_each_checkpoint_in_the_order_of_the_steps_has_the_numbers_of_its_weights",),
+    ),
+    Defect(
+        "a changed checkpoint that keeps its row",
+        "cli.track:_measured",
+        "$hashes[$name] != $row.file_sha256",
+        "False",
+        ("a_checkpoint_that_has_changed_is_an_error_that_names_it",),
+    ),
+    Defect(
         "a resumed run of other data or code",
         "cli.resumption:Resumption._facts",
         "{'version': __version__, 'config': $chosen, **content_hashes(config, prepared)}",

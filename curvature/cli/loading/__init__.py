@@ -3,9 +3,21 @@
 Only tensors are unpickled. Code runs only if its name was given, and the argument ``say`` receives a message about it.
 """
 
+from curvature.cli.loading.checkpoints import find_checkpoints, natural_key, training_step
 from curvature.cli.loading.choices import build_charts, load_loss
 from curvature.cli.loading.data import load_data
 from curvature.cli.loading.models import load_model, takes_images
 from curvature.cli.loading.weights import apply_weights, load_weights
 
-__all__ = ["apply_weights", "build_charts", "load_data", "load_loss", "load_model", "load_weights", "takes_images"]
+__all__ = [
+    "apply_weights",
+    "build_charts",
+    "find_checkpoints",
+    "load_data",
+    "load_loss",
+    "load_model",
+    "load_weights",
+    "natural_key",
+    "takes_images",
+    "training_step",
+]

@@ -1,0 +1,298 @@
+"""``curvature track``: the curvature at every checkpoint of a folder, each measured once."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from curvature._version import __version__
+from curvature.cli.configuration import MATRICES, TrackConfiguration
+from curvature.cli.execution import around_user_code, configured, show_every_character
+from curvature.cli.options import RunOptions
+from curvature.cli.preparation import (
+    Prepared,
+    collected_provenance,
+    describe_data,
+    describe_model,
+    note_versions,
+    prepare,
+    written_configuration,
+)
+from curvature.cli.resumption import Resumption
+from curvature.cli.sources import names_code
+from curvature.cli.tables import print_table
+from curvature.cli.terminal import Terminal, count, one_line
+from curvature.errors import ConfigurationError, CurvatureError, ExitCode, InputError, NonFiniteError
+
+if TYPE_CHECKING:
+    from curvature.models import Problem
+    from curvature.records import CheckpointSummary
+    from curvature.report import Parts
+
+__all__ = ["execute_track"]
+
+_SCHEMA = "curvature/track/1"
+_BROKEN = (InputError, ConfigurationError, NonFiniteError)
+
+
+@dataclass
+class _Tracked:
+    """Rows by the name of their checkpoint, in the order of the steps, and what was left out."""
+
+    rows: dict[str, CheckpointSummary] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
+    num_new: int = 0
+
+    def in_order(self) -> list[CheckpointSummary]:
+        from curvature.cli.loading import natural_key
+
+        rows = list(self.rows.values())
+        if all(row.step is not None for row in rows):
+            return sorted(rows, key=lambda row: (row.step, natural_key(row.checkpoint)))
+        return sorted(rows, key=lambda row: natural_key(row.checkpoint))
+
+
+def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
+    """Resolve the configuration, measure every checkpoint, write the run directory, and print the tables.
+
+    Parameters
+    ----------
+    flags
+        Values of the options that are fields of the configuration.
+    run_options
+        The other options.
+
+    Raises
+    ------
+    typer.Exit
+        Under ``--strict``, if a number is open or a checkpoint was left out.
+    """
+    started = time.time()
+    terminal = Terminal(run_options.quiet, run_options.verbose)
+    config = configured("track", flags, run_options, terminal)
+    assert isinstance(config, TrackConfiguration)
+    resumption = Resumption("track", run_options, terminal)
+    with around_user_code(config, run_options, terminal), resumption.mentioned():
+        tracked, document, finished = _tracked(config, terminal, started, resumption)
+        rows = tracked.in_order()
+        out = None if run_options.out is None else run_options.out
+        if out is not None and not finished:
+            out = _write(rows, document, out, overwrite=run_options.overwrite or run_options.resume)
+    _print(rows, document, as_json=run_options.as_json)
+    for name, reason in tracked.skipped.items():
+        terminal.warn(f"left out: {name}: {reason}")
+    for warning in document["warnings"]:
+        terminal.warn(warning)
+    if out is not None:
+        paths = shlex.join(["--config", f"{out / 'config.toml'}", "--out", str(out), "--resume"])
+        trust = " --trust-config" if names_code(config) else ""
+        terminal.note(f"report: {out / 'report.html'}")
+        terminal.note(f"next: curvature track {paths}{trust} adds checkpoints that are saved later")
+    _exit_unless_resolved(rows, tracked.skipped, terminal, strict=run_options.strict)
+
+
+def _tracked(
+    config: TrackConfiguration, terminal: Terminal, started: float, resumption: Resumption
+) -> tuple[_Tracked, dict[str, Any], bool]:
+    """The rows, the document with everything in plain values, and whether nothing had to be measured."""
+    from curvature import report
+    from curvature.cli import loading
+    from curvature.records import CheckpointSummary
+    from curvature.report.plain import plain_values
+
+    assert config.folder is not None
+    note_versions(config, terminal)
+    checkpoints = loading.find_checkpoints(config.folder, config.pattern)
+    prepared = prepare(config.model_copy(update={"key": None, "strip_prefix": None}), terminal, seed=config.seed)
+    model, data = describe_model(config), describe_data(config, prepared.data)
+    terminal.note(f"model: {model}")
+    terminal.note(f"data:  {data}")
+    before: list[CheckpointSummary] = []
+    holds_same = resumption.holds_same(config, prepared)
+    if holds_same:
+        assert resumption.out is not None
+        before = report.load_rows(resumption.out)
+        terminal.note(f"resume: {count(len(before), 'finished checkpoint')} found in {one_line(str(resumption.out))}")
+    parts = resumption.open(config, prepared, CheckpointSummary, expected=not holds_same)
+    before += [] if parts is None else parts.values()
+    tracked = _measured(config, prepared, checkpoints, before, parts, terminal)
+    if not tracked.rows:
+        raise InputError(
+            f"no checkpoint in {config.folder} could be used, the first: {next(iter(tracked.skipped.items()))}."
+        )
+    finished = holds_same and not tracked.num_new and (parts is None or not len(parts))
+    if finished:
+        terminal.note("resume: no checkpoint was added; nothing is left to do")
+    rows = tracked.in_order()
+    warnings = dict.fromkeys(
+        f"{matrix.label}: {warning}" for row in rows for matrix in row.matrices for warning in matrix.warnings
+        if "converge" in warning
+    )  # fmt: skip
+    document = {
+        "schema": _SCHEMA,
+        "version": __version__,
+        "command": "track",
+        "model": model,
+        "data": data,
+        "rows": [asdict(row) for row in rows],
+        "skipped": tracked.skipped,
+        "warnings": [*tracked.notes, *warnings],
+        "config": written_configuration("track", config),
+        "provenance": collected_provenance(config, prepared, started=started),
+    }
+    return tracked, plain_values(document), finished
+
+
+def _measured(
+    config: TrackConfiguration,
+    prepared: Prepared,
+    checkpoints: Mapping[str, Path],
+    before: Sequence[CheckpointSummary],
+    parts: Parts | None,
+    terminal: Terminal,
+) -> _Tracked:
+    """Measure the checkpoints that were not measured before; a file that has changed since is an error."""
+    from curvature.provenance import hash_file
+
+    tracked = _Tracked(rows={row.checkpoint: row for row in before})
+    hashes = {name: hash_file(path) for name, path in checkpoints.items()}
+    for name, row in tracked.rows.items():
+        if name in hashes and hashes[name] != row.file_sha256:
+            raise ConfigurationError(
+                f"the checkpoint {one_line(name)} has changed since it was measured, so its row would be about weights "
+                "that are gone. Put the old file back, choose another --out, or start again with --overwrite."
+            )
+    by_hash = {row.file_sha256: row.checkpoint for row in before}
+    gone = [name for name in tracked.rows if name not in hashes]
+    if gone:
+        terminal.note(f"resume: {count(len(gone), 'measured checkpoint')} no longer in the folder; the rows are kept")
+    with terminal.progress() as progress:
+        for number, (name, path) in enumerate(checkpoints.items()):
+            if name in tracked.rows:
+                continue
+            if progress is not None:
+                progress(one_line(name), number / len(checkpoints))
+            if by_hash.setdefault(hashes[name], name) != name:
+                terminal.note(f"note: {one_line(name)} is a copy of {one_line(by_hash[hashes[name]])}; measured once")
+                continue
+            try:
+                row = _measured_checkpoint(config, prepared, path, name, hashes[name], terminal, tracked.notes)
+            except _BROKEN as error:
+                tracked.skipped[name] = _reason(name, error, skip=config.skip_broken)
+                continue
+            tracked.rows[name] = row
+            tracked.num_new += 1
+            if parts is not None:
+                parts[name] = row
+    return tracked
+
+
+def _reason(name: str, error: CurvatureError, *, skip: bool) -> str:
+    """Why a checkpoint is left out; an error unless that was asked for."""
+    if skip:
+        return str(error)
+    raise type(error)(
+        f"the checkpoint {one_line(name)} cannot be used: {error} Repair or remove it, or leave such files out with "
+        "--skip-broken."
+    ) from error
+
+
+def _measured_checkpoint(
+    config: TrackConfiguration,
+    prepared: Prepared,
+    path: Path,
+    name: str,
+    sha256: str,
+    terminal: Terminal,
+    notes: dict[str, None],
+) -> CheckpointSummary:
+    import torch
+
+    from curvature.cli import loading
+    from curvature.records import CheckpointSummary
+    from curvature.studies.checkpoints import summarize_matrices
+
+    tensors = loading.load_weights(path, config.key, terminal.say)
+    model = loading.apply_weights(prepared.build(config.seed), tensors, terminal.say, strip_prefix=config.strip_prefix)
+    _refuse_not_finite(tensors)
+    problem = prepared.problem(model, getattr(torch, config.dtype))
+    notes.update(dict.fromkeys(problem.notes))
+    matrices = summarize_matrices(
+        problem,
+        matrices=[MATRICES[matrix] for matrix in config.matrix],
+        charts=_charts(config, problem),
+        num_largest=config.top,
+        method=config.method,
+        seed=config.seed,
+    )
+    return CheckpointSummary(
+        checkpoint=name,
+        step=loading.training_step(path, name),
+        file_sha256=sha256,
+        loss=problem.value(),
+        gradient_norm=float(problem.gradient().double().norm()),
+        matrices=matrices,
+    )
+
+
+def _refuse_not_finite(tensors: Mapping[str, Any]) -> None:
+    import torch
+
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NonFiniteError(f"{name} contains NaN or infinity: training has diverged before this checkpoint.")
+
+
+def _charts(config: TrackConfiguration, problem: Problem) -> list[Any]:
+    from curvature.cli import loading
+
+    if not (config.chart or config.gauge):
+        return [problem.chart]
+    return loading.build_charts(config.chart or ("weight-norm",), config.gauge, problem.chart, seed=config.seed)
+
+
+def _write(rows: Sequence[CheckpointSummary], document: Mapping[str, Any], out: Path, *, overwrite: bool) -> Path:
+    from curvature import report
+
+    files = report.checkpoint_files(rows, document)
+    out = report.write_texts(files, out, overwrite=overwrite)
+    report.forget_parts(out)
+    return out
+
+
+def _print(rows: Sequence[CheckpointSummary], document: Mapping[str, Any], *, as_json: bool) -> None:
+    from curvature import report
+
+    show_every_character()
+    if as_json:
+        typer.echo(json.dumps(document, allow_nan=False))
+    else:
+        for table in report.checkpoint_tables(rows):
+            print_table(table)
+    sys.stdout.flush()
+
+
+def _exit_unless_resolved(
+    rows: Sequence[CheckpointSummary], skipped: Mapping[str, str], terminal: Terminal, *, strict: bool
+) -> None:
+    open_numbers = [f"{name} (left out)" for name in skipped]
+    for row in rows:
+        for matrix in row.matrices:
+            numbers = {"the largest eigenvalue": matrix.eigenvalues[0], "kappa_80": matrix.kappa_80}
+            open_numbers += [
+                f"{name} of {matrix.label} at {row.checkpoint} ({quantity.status.replace('_', ' ')})"
+                for name, quantity in numbers.items()
+                if quantity.status in ("lower_bound", "upper_bound_only", "unresolved")
+            ]
+    if strict and open_numbers:
+        terminal.error(f"--strict: {len(open_numbers)} numbers are open, the first: {one_line(open_numbers[0])}.")
+        raise typer.Exit(int(ExitCode.UNRESOLVED))
