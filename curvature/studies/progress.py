@@ -162,9 +162,7 @@ class _NotebookBar:
 
     def _show(self, data: dict[str, str]) -> None:
         if self._output is None:
-            from IPython.display import display
-
-            self._output = display(data, raw=True, display_id=True)
+            self._output = sys.modules["IPython.display"].display(data, raw=True, display_id=True)
         else:
             output: Any = self._output
             output.update(data, raw=True)
