@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -180,6 +181,22 @@ def _explained(error: BaseException) -> tuple[str, ExitCode]:
         return "no space is left where the results go. Free some, or write to another disk.", ExitCode.RESOURCES
     first_line = next(iter(str(error).splitlines()), "")
     return f"internal error, {type(error).__name__}: {first_line} (--debug shows where).", ExitCode.INTERNAL
+
+
+@app.command(epilog=_EXIT_CODES)
+def init(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="Where to; by default the current folder.", show_default=False)
+    ] = Path(),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Write a commented configuration, and a model and data to edit, which run as they are."""
+    from curvature.cli.init import initialize
+
+    with _one_message(debug):
+        initialize(folder, Terminal(quiet), overwrite=overwrite)
 
 
 @app.command(epilog=_EPILOG)
