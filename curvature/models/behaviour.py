@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from curvature.models.module.named import NamedTensors
+
 __all__ = [
     "cuda_devices",
     "describe_layer",
@@ -45,6 +47,8 @@ def describe_layer(path: str, layer: nn.Module) -> str:
     str
         Path and type.
     """
+    if isinstance(layer, NamedTensors):
+        return f"the function {layer.name!r}"
     return f"layer {path!r} ({type(layer).__name__})" if path else f"the module ({type(layer).__name__})"
 
 

@@ -111,11 +111,13 @@ class Point:
             "weights": self.dim,
             "frozen": ", ".join(self.frozen),
             "unused": ", ".join(self.unused),
-            "examples": self.num_examples,
+            "examples": self.num_examples if self.has_examples else "",
             "outputs per example": self.num_outputs,
             "loss": self.loss.label,
             "penalty": "" if self.penalty is None else self.penalty.label,
-            "denominator of the mean": "" if self.loss.reduction == "sum" else f"{self.denominator:g}",
+            "denominator of the mean": f"{self.denominator:g}"
+            if self.has_examples and self.loss.reduction != "sum"
+            else "",
             "chart": self.chart.label,
             "precision": str(self.dtype).removeprefix("torch."),
             "device": self.device,

@@ -156,7 +156,7 @@ def filter_normalized(
     Returns
     -------
     Tensor
-        Zero in tensors of fewer than two axes; where there are no others, each of them is one filter.
+        Zero in tensors of fewer than two axes; if there are no others, each of them is one filter.
     """
     drawn = torch.randn(layout.dim, generator=generator, dtype=torch.float64).to(coordinates)
     matrices = any(len(entry.shape) > 1 for entry in layout.entries)

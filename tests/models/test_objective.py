@@ -58,6 +58,7 @@ def test_a_bare_objective_is_taken_as_it_is():
     assert problem.value() == pytest.approx(float(misfit(tensors)), rel=1e-14)
     assert list(problem.layout.slices) == ["U", "right.V"]
     assert distance(cv.hessian(problem).dense(), autograd_hessian(misfit, tensors)) < 1e-13
+    assert "examples" not in problem._repr_html_()
     assert repr(problem) == "Problem(misfit, 14 weights, misfit, chart Standard(), float64, cpu)"
     assert all(torch.equal(kept[name], tensors[name]) and not tensors[name].requires_grad for name in tensors)
 
@@ -304,3 +305,22 @@ def test_names_of_methods_are_names_of_parameters():
     problem = cv.Problem.from_function(lambda named: (named["type"] * named["forward"]).sum() ** 2, tensors)
     assert problem.value() == 16
     assert list(problem.layout.slices) == ["type", "forward"]
+
+
+def test_notes_call_the_function_by_its_name():
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 1)))
+    problem = cv.Problem.from_function(
+        "mse", module.double().named_parameters(), (POINTS, LABELS[:, None]),
+        outputs=lambda named, x: torch.func.functional_call(module, named, x), name="slope",
+    )  # fmt: skip
+    assert "the function 'slope' has a wrong double backward, that of torch._weight_norm" in problem.notes[0]
+    tensors = {name: tensor.detach() for name, tensor in module.named_parameters()}
+    v, g, bias = (tensors[f"0.{name}"] for name in ("parametrizations.weight.original1",
+                                                    "parametrizations.weight.original0", "bias"))  # fmt: skip
+
+    def loss(named):
+        weight = named["g"] * named["v"] / named["v"].norm()
+        return (POINTS @ weight.T + named["bias"] - LABELS[:, None]).square().mean()
+
+    expected = torch.linalg.eigvalsh(autograd_hessian(loss, {"g": g, "v": v, "bias": bias}))
+    assert distance(torch.linalg.eigvalsh(cv.hessian(problem).dense()), expected) < 1e-12

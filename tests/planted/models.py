@@ -316,7 +316,7 @@ DEFECTS = [
     ),
     Defect(
         "the sum over examples told from their mean at the point alone",
-        "models:_reduction",
+        "models.objective:_reduction",
         "(0.0, *_STEPS)",
         "(0.0,)",
         ("a_mean_and_a_sum_are_told_apart_where_they_are_equal",),
