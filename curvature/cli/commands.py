@@ -249,9 +249,10 @@ def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
 def track(flags: dict[str, Any], run_options: RunOptions) -> None:
     """Follow the curvature of a model over the checkpoints in a folder: a row for each, in the order of their steps.
 
-    A row has the loss, the largest eigenvalues, the trace, a condition number and the effective rank of each matrix.
-    It depends on its checkpoint alone. With --out, every finished checkpoint is kept; --resume continues, and also
-    measures checkpoints that were added later.
+    A row has the loss, the largest eigenvalues, the trace and condition numbers of each matrix, and the critical
+    sharpness: the numbers of cv.Tracker. It depends on its checkpoint alone.
+
+    With --out, every finished checkpoint is kept; --resume continues, and measures checkpoints that were added.
     """
     from curvature.cli.track import execute_track
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,16 @@ from curvature.errors import ConfigurationError, CurvatureError, ExitCode, Input
 
 if TYPE_CHECKING:
     from curvature.models import Problem
-    from curvature.records import CheckpointSummary
+    from curvature.records import CheckpointSummary, TrackPoint
     from curvature.report import Parts
 
 __all__ = ["execute_track"]
 
 _SCHEMA = "curvature/track/1"
+_TOLERANCE = 1e-6  # of an eigenvalue by Lanczos, relative to the largest
+_TRACE_PRODUCTS = 100  # no training waits for them
+# Dimension up to which every eigenvalue is computed. At 2000 that takes seconds on one core, for each checkpoint.
+_WHOLE_UP_TO = {"auto": 2000, "exact": sys.maxsize, "lanczos": 0}
 _BROKEN = (InputError, ConfigurationError, NonFiniteError)
 
 
@@ -133,10 +138,6 @@ def _tracked(
     if finished:
         terminal.note("resume: no checkpoint was added; nothing is left to do")
     rows = tracked.in_order()
-    warnings = dict.fromkeys(
-        f"{matrix.label}: {warning}" for row in rows for matrix in row.matrices for warning in matrix.warnings
-        if "converge" in warning
-    )  # fmt: skip
     document = {
         "schema": _SCHEMA,
         "version": __version__,
@@ -145,7 +146,7 @@ def _tracked(
         "data": data,
         "rows": [asdict(row) for row in rows],
         "skipped": tracked.skipped,
-        "warnings": [*tracked.notes, *warnings],
+        "warnings": list(tracked.notes),
         "config": written_configuration("track", config),
         "provenance": collected_provenance(config, prepared, started=started),
     }
@@ -219,29 +220,39 @@ def _measured_checkpoint(
 
     from curvature.cli import loading
     from curvature.records import CheckpointSummary
-    from curvature.studies.checkpoints import summarize_matrices
+    from curvature.studies.tracking import TrackSettings, measure_track_point
 
     tensors = loading.load_weights(path, config.key, terminal.say)
     model = loading.apply_weights(prepared.build(config.seed), tensors, terminal.say, strip_prefix=config.strip_prefix)
     _refuse_not_finite(tensors)
     problem = prepared.problem(model, getattr(torch, config.dtype))
     notes.update(dict.fromkeys(problem.notes))
-    matrices = summarize_matrices(
-        problem,
-        matrices=[MATRICES[matrix] for matrix in config.matrix],
-        charts=_charts(config, problem),
-        num_largest=config.top,
-        method=config.method,
-        seed=config.seed,
-    )
-    return CheckpointSummary(
-        checkpoint=name,
-        step=loading.training_step(path, name),
-        file_sha256=sha256,
-        loss=problem.value(),
-        gradient_norm=float(problem.gradient().double().norm()),
-        matrices=matrices,
-    )
+    step = loading.training_step(path, name)
+    charts = _charts(config, problem)
+    points = []
+    for chart in charts:
+        settings = TrackSettings(
+            matrices=tuple(MATRICES[matrix] for matrix in config.matrix),
+            chart=chart,
+            num_eigenvalues=config.top,
+            tolerance=_TOLERANCE,
+            verify=True,
+            trace_products=_TRACE_PRODUCTS,
+            whole_spectrum_up_to=_WHOLE_UP_TO[config.method],
+            seed=config.seed,
+        )
+        # No warm start: the row must not depend on which checkpoints this process has measured.
+        point, _ = measure_track_point(problem, settings, step=step or 0, name=name)
+        if point.diverged or point.note:
+            raise NonFiniteError(f"{point.note}.")
+        points.append(_without_times(point))
+    labels = tuple(chart.at(problem.layout, problem.weights).label for chart in charts)
+    return CheckpointSummary(name, step, sha256, labels, tuple(points))
+
+
+def _without_times(point: TrackPoint) -> TrackPoint:
+    matrices = tuple(replace(matrix, seconds=math.nan) for matrix in point.matrices)
+    return replace(point, matrices=matrices, seconds=math.nan)
 
 
 def _refuse_not_finite(tensors: Mapping[str, Any]) -> None:
@@ -286,11 +297,10 @@ def _exit_unless_resolved(
 ) -> None:
     open_numbers = [f"{name} (left out)" for name in skipped]
     for row in rows:
-        for matrix in row.matrices:
-            numbers = {"the largest eigenvalue": matrix.eigenvalues[0], "kappa_80": matrix.kappa_80}
+        for chart, point in zip(row.charts, row.points, strict=True):
             open_numbers += [
-                f"{name} of {matrix.label} at {row.checkpoint} ({quantity.status.replace('_', ' ')})"
-                for name, quantity in numbers.items()
+                f"{name} in {chart} at {row.checkpoint} ({quantity.status.replace('_', ' ')})"
+                for name, quantity in point.quantities.items()
                 if quantity.status in ("lower_bound", "upper_bound_only", "unresolved")
             ]
     if strict and open_numbers:

@@ -1,7 +1,7 @@
 """Frozen results of measurements: NumPy arrays and a header that names the matrix, without model, data or operator."""
 
 from curvature.records.analysis import Analysis, LayerSummary
-from curvature.records.checkpoints import CheckpointSummary, MatrixSummary
+from curvature.records.checkpoints import CheckpointSummary
 from curvature.records.conditions import ConditionNumbers
 from curvature.records.density import SpectralDensity
 from curvature.records.estimate import Estimate
@@ -33,7 +33,6 @@ __all__ = [
     "LayerSummary",
     "LearningRateSweep",
     "Located",
-    "MatrixSummary",
     "Measured",
     "Quantity",
     "SpectralDensity",

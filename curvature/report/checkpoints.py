@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curvature.records import CheckpointSummary, MatrixSummary, Quantity
+from curvature.records import CheckpointSummary, Quantity, TrackedMatrix, TrackPoint
 from curvature.records.sealed import sealed_text
 from curvature.records.storage import from_plain, to_json
 from curvature.report.figures.checkpoints import checkpoints_svg
@@ -35,25 +35,29 @@ def checkpoint_tables(rows: Sequence[CheckpointSummary]) -> list[Table]:
     list of Table
         For the terminal and the page.
     """
+    series: dict[str, list[tuple[CheckpointSummary, TrackPoint, TrackedMatrix]]] = {}
+    for row in rows:
+        for chart, point in zip(row.charts, row.points, strict=True):
+            for matrix in point.matrices:
+                series.setdefault(f"{matrix.matrix}, {chart}", []).append((row, point, matrix))
     tables = []
-    for label in dict.fromkeys(matrix.label for row in rows for matrix in row.matrices):
-        pairs = [(row, matrix) for row in rows for matrix in row.matrices if matrix.label == label]
-        count = max(len(matrix.eigenvalues) for _, matrix in pairs)
-        header = ("checkpoint", "step", "loss", *(f"l_{k + 1}" for k in range(min(count, 2))), "smallest", "trace",
-                  "kappa_80", "effective rank")  # fmt: skip
-        body = tuple(_shown(row, matrix, min(count, 2)) for row, matrix in pairs)
-        methods = ", ".join(dict.fromkeys(matrix.method for _, matrix in pairs))
-        tables.append(Table(f"{label} ({pairs[0][1].dim} coordinates, {methods})", header, body))
+    for label, members in series.items():
+        count = min(2, *(len(matrix.largest) for _, _, matrix in members))
+        header = ("checkpoint", "step", "loss", *(f"l_{k + 1}" for k in range(count)), "trace", "kappa_80", "kappa_95",
+                  "critical sharpness")  # fmt: skip
+        body = tuple(_shown(row, point, matrix, count) for row, point, matrix in members)
+        methods = ", ".join(dict.fromkeys(matrix.method for _, _, matrix in members))
+        tables.append(Table(f"{label} ({methods})", header, body))
     return tables
 
 
-def _shown(row: CheckpointSummary, matrix: MatrixSummary, count: int) -> tuple[Entry, ...]:
-    values = [*matrix.eigenvalues[:count], matrix.smallest, matrix.trace, matrix.kappa_80, matrix.effective_rank]
-    return (row.checkpoint, "-" if row.step is None else row.step, row.loss, *map(str, values))
+def _shown(row: CheckpointSummary, point: TrackPoint, matrix: TrackedMatrix, count: int) -> tuple[Entry, ...]:
+    numbers = [*matrix.largest[:count], matrix.trace, matrix.kappa_80, matrix.kappa_95, point.critical_sharpness]
+    return (row.checkpoint, "-" if row.step is None else row.step, row.loss, *map(str, numbers))
 
 
 def checkpoint_table(rows: Sequence[CheckpointSummary]) -> Table:
-    """Every number, one line for each matrix at each checkpoint, for a CSV file.
+    """Every number, one line for each checkpoint in each chart, for a CSV file.
 
     Parameters
     ----------
@@ -63,21 +67,18 @@ def checkpoint_table(rows: Sequence[CheckpointSummary]) -> Table:
     Returns
     -------
     Table
-        Each quantity with its status in the next column.
+        Each quantity with its status in the next column, named as in :class:`~curvature.records.TrackPoint`.
     """
-    count = max((len(matrix.eigenvalues) for row in rows for matrix in row.matrices), default=0)
-    names = (*(f"eigenvalue_{k + 1}" for k in range(count)), "smallest", "trace", "kappa_80", "effective_rank")
-    header = ("checkpoint", "step", "file_sha256", "loss", "gradient_norm", "matrix", "chart", "gauge", "dim", "method",
+    points = [(row, chart, point) for row in rows for chart, point in zip(row.charts, row.points, strict=True)]
+    names = list(dict.fromkeys(name for _, _, point in points for name in point.quantities))
+    header = ("checkpoint", "step", "file_sha256", "chart", "loss", "gradient_norm",
               *(part for name in names for part in (name, f"{name}_status")))  # fmt: skip
     missing = Quantity(float("nan"), "undefined")
     body = []
-    for row in rows:
-        for matrix in row.matrices:
-            eigenvalues = [*matrix.eigenvalues, *[missing] * (count - len(matrix.eigenvalues))]
-            numbers = [*eigenvalues, matrix.smallest, matrix.trace, matrix.kappa_80, matrix.effective_rank]
-            cells = [part for number in numbers for part in (number.value if number.has_value else None, number.status)]
-            about = (matrix.matrix, matrix.chart, matrix.gauge, matrix.dim, matrix.method)
-            body.append((row.checkpoint, row.step, row.file_sha256, row.loss, row.gradient_norm, *about, *cells))
+    for row, chart, point in points:
+        numbers = [point.quantities.get(name, missing) for name in names]
+        cells = [part for number in numbers for part in (number.value if number.has_value else None, number.status)]
+        body.append((row.checkpoint, row.step, row.file_sha256, chart, point.loss, point.gradient_norm, *cells))
     return Table("", header, tuple(body))
 
 

@@ -28,7 +28,7 @@ from curvature.studies.measuring import matrix_of, stretch_range
 from curvature.studies.progress import Progress, shown
 from curvature.studies.settings import known_matrices
 
-__all__ = ["analyze", "estimated_quantity", "exact_numbers"]
+__all__ = ["analyze"]
 
 _WIDE = 10.0  # ratio of the largest to the smallest stretch of a layer that is worth a warning
 _NOT_COMPUTED = Quantity(np.nan, "undefined", "needs every eigenvalue, and the matrix does not fit in memory")
@@ -143,27 +143,13 @@ def _summarized(
         numbers, warnings = _estimated(part, seed)
     else:
         record = spectrum(part, method=method)
-        numbers, warnings = exact_numbers(record, record.condition_numbers())
+        numbers, warnings = _exact(record, record.condition_numbers())
     warnings += list(_about(share, stretches))
     return LayerSummary(name, part.dim, **numbers, gradient_share=share, stretches=stretches, method=method,
                         warnings=tuple(warnings))  # fmt: skip
 
 
-def exact_numbers(record: Spectrum, numbers: ConditionNumbers) -> tuple[dict[str, Quantity], list[str]]:
-    """Headline numbers of a matrix whose every eigenvalue is known, and what to know about them.
-
-    Parameters
-    ----------
-    record
-        Its spectrum.
-    numbers
-        Its condition numbers.
-
-    Returns
-    -------
-    dict and list of str
-        ``trace``, ``largest``, ``smallest``, ``kappa_80`` and ``effective_rank``; warnings.
-    """
+def _exact(record: Spectrum, numbers: ConditionNumbers) -> tuple[dict[str, Quantity], list[str]]:
     values, floor = record.eigenvalues, record.noise_floor
     resolved = np.flatnonzero(np.abs(values) > floor)
     smallest = record.eigenvalue(int(resolved[0])) if len(resolved) else record.eigenvalue(0)
@@ -194,7 +180,7 @@ def _estimated(part: SymmetricOperator, seed: int) -> tuple[dict[str, Quantity],
     record = extremal_eigenvalues(part, num_largest=num_largest, num_smallest=num_smallest, seed=seed)
     total = trace(part, seed=seed)
     numbers = {
-        "trace": estimated_quantity(total),
+        "trace": _from_estimate(total),
         "largest": record.eigenvalue(-1),
         "smallest": record.eigenvalue(0) if num_smallest else _NOT_COMPUTED,
         "kappa_80": _NOT_COMPUTED,
@@ -207,19 +193,7 @@ def _estimated(part: SymmetricOperator, seed: int) -> tuple[dict[str, Quantity],
     return numbers, warnings
 
 
-def estimated_quantity(estimate: Estimate) -> Quantity:
-    """An estimate with its interval as a quantity.
-
-    Parameters
-    ----------
-    estimate
-        For instance of a trace.
-
-    Returns
-    -------
-    Quantity
-        Its method names the level of the interval.
-    """
+def _from_estimate(estimate: Estimate) -> Quantity:
     low, high = float(estimate.low), float(estimate.high)
     return Quantity(float(estimate.value), low=low, high=high, method=f"{100 * estimate.level:g} %, {estimate.method}")
 

@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 
 import curvature as cv
 from curvature import cli, report
-from curvature.cli import loading
-from curvature.errors import ConfigurationError, ExitCode
+from curvature.cli import loading, track
+from curvature.errors import ExitCode
 from curvature.report.parts import Parts
-from curvature.studies.checkpoints import summarize_matrices
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--arg", "widths=2", "--num-examples", "40", "--threads", "1"]
@@ -85,7 +84,9 @@ def test_a_row_for_each_checkpoint_in_the_order_of_the_steps_has_the_numbers_of_
         loss = torch.nn.functional.cross_entropy(model(X), y)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         assert row.loss == pytest.approx(loss.item(), rel=1e-13)
-        assert row.gradient_norm == pytest.approx(float(sum(g.square().sum() for g in gradients).sqrt()), rel=1e-12)
+        assert row.points[0].gradient_norm == pytest.approx(
+            float(sum(g.square().sum() for g in gradients).sqrt()), rel=1e-12
+        )
         names, parameters = zip(*model.named_parameters(), strict=True)
 
         def flat_loss(*values, model=model, names=names, X=X, y=y):
@@ -97,10 +98,10 @@ def test_a_row_for_each_checkpoint_in_the_order_of_the_steps_has_the_numbers_of_
         dense = torch.cat([torch.cat([b.reshape(n, m) for b, m in zip(r, sizes, strict=True)], 1)
                            for r, n in zip(blocks, sizes, strict=True)])  # fmt: skip
         exact = torch.linalg.eigvalsh(dense).numpy()[::-1]
-        hessian = next(matrix for matrix in row.matrices if matrix.matrix == "hessian")
-        np.testing.assert_allclose([q.value for q in hessian.eigenvalues], exact[:3], rtol=1e-9)
+        (point,) = row.points
+        hessian = next(matrix for matrix in point.matrices if matrix.matrix == "hessian")
+        np.testing.assert_allclose([q.value for q in hessian.largest], exact[:3], rtol=1e-9)
         assert hessian.trace.value == pytest.approx(exact.sum(), rel=1e-9)
-        assert hessian.smallest.value == pytest.approx(exact[-1], rel=1e-9)
 
 
 def test_the_run_directory_has_the_report_the_tables_and_what_is_needed_to_continue(folder):
@@ -110,9 +111,10 @@ def test_the_run_directory_has_the_report_the_tables_and_what_is_needed_to_conti
                      "report.html", "figures/track.svg"}  # fmt: skip
     with Path("run/track.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert len(lines) == 8
-    assert lines[0]["kappa_80"] == ""
-    assert lines[0]["kappa_80_status"] == "indefinite"
+    assert len(lines) == 4
+    assert lines[0]["hessian/kappa_80"] == ""
+    assert lines[0]["hessian/kappa_80_status"] == "indefinite"
+    assert float(lines[0]["ggn/kappa_80"]) > 1
     page = Path("run/report.html").read_text()
     assert "<svg" in page
     assert "step_10.pt" in page
@@ -254,19 +256,28 @@ def test_a_wrong_option_is_explained(folder, arguments, expected):
     assert expected in words(result.stderr.replace("│", " "))
 
 
-def test_lanczos_and_exact_agree_and_large_matrices_take_lanczos(monkeypatch):
-    problem = cv.zoo.digits_problem(60, widths=(3,))
-    exact = summarize_matrices(problem, matrices=("ggn",), num_largest=3)[0]
-    monkeypatch.setattr("curvature.studies.checkpoints.MOST_EXACT", 100)
-    estimated = summarize_matrices(problem, matrices=("ggn",), num_largest=3)[0]
-    assert exact.method != "lanczos"
-    assert estimated.method == "lanczos"
-    for first, second in zip(exact.eigenvalues, estimated.eigenvalues, strict=True):
-        assert second.low <= first.value <= second.high
-    assert estimated.trace.low <= exact.trace.value <= estimated.trace.high
-    assert not estimated.kappa_80.has_value
-    with pytest.raises(ConfigurationError, match="matrices must be among"):
-        summarize_matrices(problem, matrices=("ggm",))
+def test_lanczos_and_exact_agree_and_large_matrices_take_lanczos(folder, monkeypatch):
+    arguments = [str(folder), *OPTIONS, "-m", "ggn", "--top", "3"]
+    run(*arguments, "--out", "exact")
+    monkeypatch.setitem(track._WHOLE_UP_TO, "auto", 100)
+    run(*arguments, "--out", "large")
+    for first, second in zip(rows("exact"), rows("large"), strict=True):
+        exact, estimated = first.points[0].matrices[0], second.points[0].matrices[0]
+        assert exact.method != "lanczos"
+        assert estimated.method == "lanczos"
+        for value, estimate in zip(exact.largest, estimated.largest, strict=True):
+            assert estimate.status == "resolved"
+            assert estimate.low <= value.value <= estimate.high
+        assert estimated.trace.low <= exact.trace.value <= estimated.trace.high
+        assert not estimated.kappa_80.has_value
+
+
+def test_every_chart_that_is_asked_for_has_its_row(folder):
+    run(str(folder), *OPTIONS, "-m", "ggn", "--chart", "standard,weight-norm", "--gauge", "canonical", "--out", "run")
+    for row in rows("run"):
+        assert row.charts == ("standard", "weight-norm (canonical)")
+        plain, normed = (point.matrices[0].largest[0].value for point in row.points)
+        assert plain == pytest.approx(normed, rel=1e-10)  # at the canonical gauge the map is an isometry
 
 
 @pytest.mark.slow

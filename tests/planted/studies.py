@@ -11,11 +11,11 @@ DEFECTS = [
         ("curvature/cli/loading/checkpoints.py",),
     ),
     Defect(
-        "the largest eigenvalues of a checkpoint counted from the wrong end",
-        "studies.checkpoints:_summarized",
-        "$record.eigenvalue($record.dim - 1 - $k)",
-        "$record.eigenvalue($k)",
-        ("a_row_for_each_checkpoint_in_the_order_of_the_steps_has_the_numbers_of_its_weights",),
+        "rows of checkpoints that depend on when they were measured",
+        "cli.track:_measured_checkpoint",
+        "$points.append(_without_times($point))",
+        "$points.append($point)",
+        ("interrupted_twice_and_resumed_gives_the_same_rows_exactly",),
     ),
     Defect(
         "a changed checkpoint that keeps its row",

@@ -27,7 +27,6 @@ from curvature.records import (
     Landscape,
     LayerSummary,
     LearningRateSweep,
-    MatrixSummary,
     Measured,
     Quantity,
     SpectralDensity,
@@ -59,16 +58,11 @@ LAYER = LayerSummary(
 )  # fmt: skip
 TRACKED = TrackedMatrix("ggn", (KAPPA, Quantity(2.0)), KAPPA, KAPPA, Quantity(-1.0), KAPPA, "lanczos", 30, 0.5)
 POINT = TrackPoint(50, 0.5, 0.25, KAPPA, (TRACKED,), ("hessian",), True, "checkpoint-50", "a word", 0.75)
-MATRIX_SUMMARY = MatrixSummary(
-    "ggn", "weight-norm", "paper", 7, (Quantity(2.0), Quantity(1.0, "below_noise_floor", "small")), Quantity(math.nan),
-    Quantity(3.0), Quantity(math.inf, "lower_bound"), Quantity(1.5), "dense", ("a", "b"),
-)  # fmt: skip
 EXAMPLES = {
     "TrackedMatrix": TRACKED,
     "TrackPoint": POINT,
     "Track": Track((WHERE,), (POINT,), 50, 0.05, 60, 12.5, 0.5),
-    "MatrixSummary": MATRIX_SUMMARY,
-    "CheckpointSummary": CheckpointSummary("a/step=3.ckpt", 3, "0" * 64, 1.25, 0.1, (MATRIX_SUMMARY,)),
+    "CheckpointSummary": CheckpointSummary("a/step=3.ckpt", 3, "0" * 64, ("standard",), (POINT,)),
     "Where": WHERE,
     "Quantity": KAPPA,
     "Check": CHECKS[0],

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curvature.records import CheckpointSummary, MatrixSummary, Quantity
+from curvature.records import CheckpointSummary, Quantity, TrackedMatrix
 from curvature.report.figures.labels import safe
 from curvature.report.figures.pictures import render_svg
 from curvature.report.figures.style import BLACK, BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Style, finish
@@ -42,25 +42,24 @@ def checkpoints_svg(rows: Sequence[CheckpointSummary], title: str) -> str:
     str
         The same bytes for the same rows. Numbers that are not resolved are left out of the lines.
     """
-    labels = list(dict.fromkeys(matrix.label for row in rows for matrix in row.matrices))
+    series: dict[str, list[tuple[float, TrackedMatrix]]] = {}
     has_steps = all(row.step is not None for row in rows)
     positions = [float(row.step) if has_steps and row.step is not None else float(k) for k, row in enumerate(rows)]
     along = "training step" if has_steps else "checkpoint, in the order of their names"
+    for position, row in zip(positions, rows, strict=True):
+        for chart, point in zip(row.charts, row.points, strict=True):
+            for matrix in point.matrices:
+                series.setdefault(f"{matrix.matrix}, {chart}", []).append((position, matrix))
     panels = [
-        ("Largest eigenvalues", "eigenvalue  (loss/coordinate²)", _largest),
+        ("Largest eigenvalues", "eigenvalue  (loss/coordinate²)", lambda matrix: list(matrix.largest)),
         ("Trace", "trace  (loss/coordinate²)", lambda matrix: [matrix.trace]),
         ("Condition number without the smallest fifth of the spectrum", "kappa_80", lambda matrix: [matrix.kappa_80]),
     ]
     figure = Figure(figsize=(_PANEL[0], _PANEL[1] * (len(panels) + 1)), layout="constrained")
     *upper, lowest = figure.subplots(len(panels) + 1, 1, sharex=True)
     for ax, (name, ylabel, choose) in zip(upper, panels, strict=True):
-        for k, label in enumerate(labels):
-            points = [
-                (position, [*map(_number, choose(matrix))])
-                for position, row in zip(positions, rows, strict=True)
-                for matrix in row.matrices
-                if matrix.label == label
-            ]
+        for k, (label, members) in enumerate(series.items()):
+            points = [(position, [*map(_number, choose(matrix))]) for position, matrix in members]
             _draw(ax, points, _STYLES[k % len(_STYLES)], label)
         _scale(ax)
         finish(ax, name, "", ylabel)
@@ -70,10 +69,6 @@ def checkpoints_svg(rows: Sequence[CheckpointSummary], title: str) -> str:
     handles, names = upper[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False, fontsize="small")
     return render_svg(figure, title, salt=title)
-
-
-def _largest(matrix: MatrixSummary) -> list[Quantity]:
-    return list(matrix.eigenvalues)
 
 
 def _draw(ax: Axes, points: Sequence[tuple[float, list[float]]], style: Style, label: str) -> None:
