@@ -55,8 +55,14 @@ _EPILOG = (
 )
 
 
+_ORDER = ("init", "check", "spectrum", "analyze", "compare", "track", "report", "doctor")
+
+
 class _Group(TyperGroup):
-    """Commands whose usage errors show control characters of what was typed as escapes, like all other messages."""
+    """Commands in the order of use; their usage errors show control characters of what was typed as escapes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=_ORDER.index)
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with _plain_usage_errors():
@@ -91,7 +97,7 @@ def _renamed_option(usage: Any) -> str | None:
 app = typer.Typer(
     cls=_Group,
     name="curvature",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     no_args_is_help=True,

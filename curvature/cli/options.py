@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,8 +20,12 @@ __all__ = ["RunOptions", "model_and_data", "signature"]
 _OUTPUT, _RUN = "Output", "Run"
 
 
-def _option(panel: str, metavar: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=text)
+def _option(panel: str, metavar: str, text: str, *names: str, choices: Sequence[str] = ()) -> Any:
+    def completed(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    complete = completed if choices else None
+    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=text, autocompletion=complete)
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ def _configuration_options(kind: type[Configuration]) -> Iterator[inspect.Parame
             yield _keyword(name, Annotated[str | None, argument], None)
             continue
         names = [option_name(name), *([mark.short] if mark.short else [])]
-        option = _option(mark.panel, mark.metavar, mark.help + _default_text(field), *names)
+        option = _option(mark.panel, mark.metavar, mark.help + _default_text(field), *names, choices=mark.choices)
         # None, so that an option that was not used does not hide the value of a file.
         yield _keyword(name, Annotated[_parsed_type(field.annotation), option], None)
 
