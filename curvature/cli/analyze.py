@@ -63,7 +63,8 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
     resumption = Resumption("analyze", run_options, terminal)
     with around_user_code(config, run_options, terminal), resumption.mentioned():
         analyses, document = _analyzed(config, terminal, started, resumption)
-        out = _write(analyses, document, config, run_options) if analyses else None
+        finished = resumption.parts is None  # or there is no --out
+        out = run_options.out if finished else _write(analyses, document, config, run_options)
     if run_options.as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     else:
@@ -83,7 +84,7 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
 def _analyzed(
     config: AnalyzeConfiguration, terminal: Terminal, started: float, resumption: Resumption
 ) -> tuple[list[Analysis], dict[str, Any]]:
-    """The analyses, and the document that has everything in plain values; of a finished run the document alone."""
+    """The analyses, and the document that has everything in plain values."""
     import torch
 
     from curvature.cli import loading
@@ -107,7 +108,7 @@ def _analyzed(
         terminal.note(f"note: {note}")
     if resumption.finds_finished(config, prepared):
         assert resumption.out is not None
-        return [], json.loads((resumption.out / "analysis.json").read_text())
+        return _read_back(resumption.out)
     rows = resumption.open(config, prepared, LayerSummary)
     tables = [(name, chart) for name in config.matrix for chart in charts]
     analyses = []
@@ -135,9 +136,20 @@ def _analyzed(
     return analyses, plain_values(document)
 
 
+def _read_back(out: Path) -> tuple[list[Analysis], dict[str, Any]]:
+    """The analyses of a finished run."""
+    from curvature.records import Analysis
+    from curvature.records.storage import from_plain
+    from curvature.report.plain import odd_values
+
+    document = json.loads((out / "analysis.json").read_text())
+    plain = odd_values(document["analyses"])
+    return [from_plain(Analysis, analysis.pop("where") | analysis) for analysis in plain], document
+
+
 def _write(
     analyses: Sequence[Analysis], document: dict[str, Any], config: AnalyzeConfiguration, run_options: RunOptions
-) -> Path | None:
+) -> Path:
     from curvature import report
     from curvature.report.figures import analysis_svg
     from curvature.report.plain import json_text, toml_text
@@ -152,8 +164,7 @@ def _write(
         parts = (analysis.matrix, analysis.chart, "" if analysis.gauge == "-" else analysis.gauge)
         name = "_".join(part.replace(" ", "").replace("=", "") for part in parts if part)
         files[f"figures/{name}.svg"] = analysis_svg(analysis)
-    if run_options.out is None:
-        return None
+    assert run_options.out is not None
     out = report.write_texts(files, run_options.out, overwrite=run_options.overwrite)
     report.forget_parts(out)
     return out

@@ -17,7 +17,7 @@ from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError, ExitCode
 
 if TYPE_CHECKING:
-    from curvature.records import Analysis, Quantity, Study
+    from curvature.records import Analysis, CheckpointSummary, Quantity, Study
 
 __all__ = ["NAMES", "Place", "Rule", "exit_on", "numbers_of_analyses", "numbers_of_study", "parse_rules"]
 
@@ -230,6 +230,28 @@ def numbers_of_analyses(analyses: Iterable[Analysis]) -> Iterator[tuple[Place, d
             words = (analysis.matrix, analysis.chart, analysis.gauge, row.layer)
             label = f"{analysis.label}, {'whole model' if row.layer == 'all' else f'layer {row.layer}'}"
             yield Place(frozenset(map(_spelled, words)), label), {name: getattr(row, name) for name in names}
+
+
+def numbers_of_checkpoints(rows: Iterable[CheckpointSummary]) -> Iterator[tuple[Place, dict[str, Quantity]]]:
+    """Collect the numbers of the tables of ``curvature track`` that rules can name.
+
+    Parameters
+    ----------
+    rows
+        One for each checkpoint.
+
+    Yields
+    ------
+    tuple of Place and dict
+        Numbers by name, of each matrix in each chart.
+    """
+    names = ("trace", "kappa_50", "kappa_80", "kappa_95")
+    for row in rows:
+        for chart, point in zip(row.charts, row.points, strict=True):
+            for matrix in point.matrices:
+                words = (matrix.matrix, *re.split(r"[ ()]+", chart), row.checkpoint)
+                numbers = {"largest": matrix.largest[0]} | {name: getattr(matrix, name) for name in names}
+                yield Place(frozenset(map(_spelled, words)), f"{matrix.matrix}, {chart}, {row.checkpoint}"), numbers
 
 
 def exit_on(rules: Sequence[Rule], numbers: Numbers, terminal: Terminal, *, strict: bool) -> None:

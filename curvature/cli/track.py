@@ -28,6 +28,7 @@ from curvature.cli.preparation import (
     written_configuration,
 )
 from curvature.cli.resumption import Resumption
+from curvature.cli.rules import exit_on, numbers_of_checkpoints, parse_rules
 from curvature.cli.sources import names_code
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal, count, one_line
@@ -79,17 +80,18 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
     Raises
     ------
     typer.Exit
-        Under ``--strict``, if a number is open or a checkpoint was left out.
+        If a rule of ``--fail-on`` holds; under ``--strict``, if a number is open or a checkpoint was left out.
     """
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
+    rules = parse_rules(run_options.fail_on)
     config = configured("track", flags, run_options, terminal)
     assert isinstance(config, TrackConfiguration)
     resumption = Resumption("track", run_options, terminal)
     with around_user_code(config, run_options, terminal), resumption.mentioned():
         tracked, document, finished = _tracked(config, terminal, started, resumption)
         rows = tracked.in_order()
-        out = None if run_options.out is None else run_options.out
+        out = run_options.out
         if out is not None and not finished:
             out = _write(rows, document, out, overwrite=run_options.overwrite or run_options.resume)
     _print(rows, document, as_json=run_options.as_json)
@@ -102,6 +104,7 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
         trust = " --trust-config" if names_code(config) else ""
         terminal.note(f"report: {out / 'report.html'}")
         terminal.note(f"next: curvature track {paths}{trust} adds checkpoints that are saved later")
+    exit_on(rules, numbers_of_checkpoints(rows), terminal, strict=run_options.strict)
     _exit_unless_resolved(rows, tracked.skipped, terminal, strict=run_options.strict)
 
 

@@ -17,10 +17,11 @@ from curvature.report.table import Row, Table
 from curvature.report.words import HEADLINE
 from curvature.text import STEERING
 
-__all__ = ["csv_text", "json_text", "plain_values", "toml_text", "verdicts_csv", "without_none"]
+__all__ = ["csv_text", "json_text", "odd_values", "plain_values", "toml_text", "verdicts_csv", "without_none"]
 
 _NESTED = ("numbers", "damped", "values")  # of a row of the summary: no columns of the CSV
 _LAST = ("method", "seconds")
+_ODD = {"not a number": math.nan, "infinite": math.inf, "minus infinity": -math.inf}
 
 
 def plain_values(value: Any) -> Any:
@@ -67,6 +68,39 @@ def _is_odd(value: Any) -> bool:
 
 def _reason(value: float) -> str:
     return "not a number" if math.isnan(value) else "infinite" if value > 0 else "minus infinity"
+
+
+def odd_values(plain: Any) -> Any:
+    """Undo what :func:`plain_values` did to NaN and infinity.
+
+    Parameters
+    ----------
+    plain
+        What it returned.
+
+    Returns
+    -------
+    Any
+        The same nest with NaN and infinity, and without the reasons; lists stay lists.
+
+    Examples
+    --------
+    >>> odd_values(plain_values({"x": -math.inf, "y": [math.nan], "z": None}))
+    {'x': -inf, 'y': [nan], 'z': None}
+    """
+    if isinstance(plain, list):
+        return [odd_values(item) for item in plain]
+    if not isinstance(plain, Mapping):
+        return plain
+    if plain.keys() == {"value", "reason"}:
+        return _ODD[plain["reason"]]
+    values = {key: odd_values(item) for key, item in plain.items()}
+    for key, item in plain.items():
+        if item is None and f"{key}_reason" in plain:
+            values[key] = _ODD[values.pop(f"{key}_reason")]
+    if "status" in values and values.get("value", 0.0) is None:  # of a quantity, with the reason in its note
+        values["value"] = _ODD.get(values["note"], math.nan)
+    return values
 
 
 def json_text(value: Any) -> str:

@@ -200,6 +200,8 @@ def test_what_cannot_be_used_is_named_and_left_out_only_if_asked(folder):
     run(str(folder), *OPTIONS, "-m", "ggn", "--out", "run", "--resume", "--skip-broken")
     assert [row.step for row in rows("run")] == [0, 1, 2, 9, 10]
     run(str(folder), *OPTIONS, "-m", "ggn", "--skip-broken", "--strict", code=ExitCode.UNRESOLVED)
+    hit = run(str(folder), *OPTIONS, "-m", "ggn", "--skip-broken", "--fail-on", "largest > 0.1", code=ExitCode.RULE_HIT)
+    assert "step_0.pt" in hit.stderr
 
 
 def test_a_copy_of_a_checkpoint_is_measured_once(folder):
