@@ -138,7 +138,9 @@ Matrices = Annotated[
     Names,
     Field(min_length=1),
     AfterValidator(_known_matrices),
-    Shown(COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m", tuple(MATRICES)),
+    Shown(
+        COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m", choices=tuple(MATRICES)
+    ),
 ]
 
 
