@@ -196,7 +196,7 @@ class ExtremalEigenvalues(Located):
             low, high = max(low, 0.0), max(high, 0.0)
         if self.certified or self.complete == "checked by a second start":
             method = f"Kato-Temple, {self.complete}"
-            if abs(value) <= floor and high <= 2 * floor and low >= -2 * floor:
+            if 0 < floor >= abs(value) and high <= 2 * floor and low >= -2 * floor:
                 return Quantity(value, "below_noise_floor", f"computed as {value:.1e}", low, high, method)
             if self.converged:
                 return Quantity(value, low=low, high=high, method=method)

@@ -137,7 +137,7 @@ class Spectrum(Located):
         """
         value, floor = float(self.eigenvalues[k]), self.noise_floor
         low, high = (float(ends[k]) for ends in self.intervals())
-        if abs(value) > floor:
+        if abs(value) > floor or floor == 0:  # a floor of zero: the matrix is zero, exactly
             return Quantity(value, low=low, high=high, method=f"{self.method}, Weyl")
         status, note = "below_noise_floor", f"computed as {value:.1e}"
         return Quantity(value, status, note, 0.0 if self.positive_semidefinite else -floor, floor, self.method)

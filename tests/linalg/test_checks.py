@@ -220,6 +220,7 @@ def test_a_symmetric_but_wrong_second_derivative_is_found_by_finite_differences(
     assert cv.spectrum(operator, checks=False).dim == operator.dim
 
 
+@pytest.mark.filterwarnings("ignore:PyTorch's gradient is not the derivative")
 def test_a_wrong_first_derivative_is_found_by_differences_of_the_outputs():
     operator = cv.ggn(classification(two_layers(Applied(wrong))))
     with pytest.raises(SelfCheckError, match="finite differences of the outputs"):

@@ -202,6 +202,7 @@ def test_the_zero_matrix_has_rank_zero_and_no_condition_number(method):
     assert not found.eigenvalues.any()
     assert (found.rank, found.inertia, found.trace) == (0, (0, 4, 0), 0.0)
     assert found.condition_numbers()["kappa_rank"].status == "undefined"
+    assert "3 eigenvalues in [0, 0]" in repr(found) or "4 eigenvalues in [0, 0]" in repr(found)
     assert "\n" not in repr(found)
 
 

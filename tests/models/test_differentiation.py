@@ -643,6 +643,7 @@ class Rounded(nn.Module):
         (lambda: nn.Sequential(nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), Halted(4, 3)), "3"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:PyTorch's gradient is not the derivative")
 def test_self_checks_name_the_layer_whose_derivative_is_wrong(build, layer):
     problem = problem_of(built(build))
     for matrix in (cv.hessian, cv.ggn):

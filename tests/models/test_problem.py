@@ -507,6 +507,11 @@ def test_one_column_of_targets_is_never_broadcast_against_a_vector():
         ("focal", "loss 'focal' is unknown; choose one of cross-entropy, binary-cross-entropy"),
         ("focal-sum", "loss 'focal-sum' is unknown; .*-sum at the end of a name"),
         (nn.MSELoss(reduction="none"), "reduction='none'"),
+        (
+            nn.CrossEntropyLoss(weight=nn.Parameter(torch.ones(3))),
+            "weight of the loss CrossEntropyLoss requires",
+        ),
+        (nn.BCEWithLogitsLoss(pos_weight=torch.ones(3, requires_grad=True)), r"constant, pass pos_weight\.detach\(\)"),
         (nn.BCEWithLogitsLoss(pos_weight=-torch.ones(2)), "pos_weight must hold finite numbers >= 0, not all zero"),
         (nn.CosineEmbeddingLoss(), "loss module CosineEmbeddingLoss is not supported by its type; pass a callable"),
         (3, "loss must be a name, a Loss, a torch.nn loss or a callable, got int"),

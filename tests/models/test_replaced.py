@@ -280,6 +280,7 @@ PATCHES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:PyTorch's gradient is not the derivative")
 @pytest.mark.parametrize("build", [chain, images])
 @pytest.mark.parametrize("patch", PATCHES)
 def test_methods_replaced_on_classes_of_torch_are_seen_by_numbers(patch, build, monkeypatch):
@@ -289,6 +290,7 @@ def test_methods_replaced_on_classes_of_torch_are_seen_by_numbers(patch, build, 
     check_every_route(build(), IMAGES if build is images else INPUTS, generic=kind is not nn.Tanh)
 
 
+@pytest.mark.filterwarnings("ignore:PyTorch's gradient is not the derivative")
 def test_detached_layer_is_refused(monkeypatch):
     module = chain()
     detach_in_a_layer(module)

@@ -1,11 +1,13 @@
 """A note where PyTorch's gradient is not the derivative of the loss, and none where a kink leaves several slopes."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import curvature as cv
-from oracles import drawn
+from oracles import built, distance, drawn
 
 NOTE = "is not the derivative of this loss"
 
@@ -42,7 +44,10 @@ def notes_of(network, *, zero=False, dtype=torch.float64):
         if zero:  # all examples but one are at every kink of the first layer
             network.first.bias.zero_()
             inputs[:-1] = 0
-    problem = cv.Problem.from_module(network, loss="mse", data=(inputs, targets), dtype=dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        problem = cv.Problem.from_module(network, loss="mse", data=(inputs, targets), dtype=dtype)
+    assert [str(warning.message) for warning in caught] == list(problem.notes)
     return [note for note in problem.notes if NOTE in note]
 
 
@@ -58,6 +63,9 @@ KINKS = {
     "hinge after hinge": lambda x: torch.relu(1 - torch.relu(x)),
     "smooth": torch.tanh,
     "steep": lambda x: torch.sigmoid(100 * x),
+    "sorted, with ties at zero": lambda x: x.sort(-1).values,
+    "remainder": lambda x: x % 1.0,
+    "a shift that cancels": lambda x: (x - x.max(-1, keepdim=True).values.detach()).softmax(-1),
     "a constant that is detached": lambda x: x * torch.ones(4, requires_grad=True).detach(),
 }
 
@@ -65,7 +73,7 @@ KINKS = {
 @pytest.mark.parametrize("between", SURROGATES.values(), ids=SURROGATES)
 def test_a_gradient_of_something_else_is_noted(between):
     assert notes_of(Network(between))
-    assert not notes_of(Network(between), dtype=torch.float32)  # differences are too coarse there to say anything
+    assert notes_of(Network(between), dtype=torch.float32)  # it is compared in float64
 
 
 def test_rounded_weights_are_noted():
@@ -86,3 +94,35 @@ def test_a_minimum_is_not():
     problem = cv.Problem.from_module(network, loss="mse", data=(inputs, targets))
     assert float(problem.gradient().norm()) < 1e-14
     assert not any(NOTE in note for note in problem.notes)
+
+
+def test_the_hessian_with_detached_values_is_that_of_the_loss_in_which_they_are_constant():
+    network = Network(lambda x: x + ((4 * x).round() / 4 - x).detach()).double()
+    inputs, targets, first, last = drawn(20, 5), drawn(20, 2, seed=1), network.first, network.last
+    with pytest.warns(UserWarning, match="held constant"):
+        problem = cv.Problem.from_module(network, loss="mse", data=(inputs, targets))
+    hidden = first(inputs).detach()
+    shift = (4 * hidden).round() / 4 - hidden
+
+    linear = nn.functional.linear
+
+    def held(weight, bias, out, offset):
+        outputs = linear(linear(inputs, weight, bias) + shift, out, offset)
+        return nn.functional.mse_loss(outputs, targets)
+
+    parts = tuple(part.detach() for part in (first.weight, first.bias, last.weight, last.bias))
+    blocks = torch.autograd.functional.hessian(held, parts)
+    rows = zip(parts, blocks, strict=True)
+    expected = torch.cat([torch.cat([block.reshape(part.numel(), -1) for block in row], 1) for part, row in rows])
+    assert distance(cv.hessian(problem).dense(), expected) < 1e-13
+    with pytest.raises(cv.SelfCheckError, match="finite differences of the gradient"):
+        cv.spectrum(cv.hessian(problem))
+
+
+def test_ties_of_max_pooling_are_not_taken_for_detached_values():
+    module = built(
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3))
+    )
+    nn.init.zeros_(module[0].bias)
+    for images in (torch.zeros(6, 1, 8, 8), torch.ones(6, 1, 8, 8), drawn(6, 1, 8, 8)):
+        assert not cv.Problem.from_module(module, loss="mse", data=(images.double(), drawn(6, 3))).notes

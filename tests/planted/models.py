@@ -4,13 +4,6 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
-        "a gradient that is not that of the loss taken for it",
-        "models:note_surrogate",
-        "_OFF * max(map(abs, ($slope, *$slopes)))",
-        "1e3 * _OFF * max(map(abs, ($slope, *$slopes)))",
-        ("a_gradient_of_something_else_is_noted",),
-    ),
-    Defect(
         "PyTorch's own weight norm differentiated twice",
         "models:_has_fused_weight_norm",
         """any($nodes)""",
@@ -327,5 +320,26 @@ DEFECTS = [
         "not $others",
         "True",
         ("what_is_not_a_fixed_function_of_the_parameters_is_refused",),
+    ),
+    Defect(
+        "a gradient that is not that of the loss taken for it",
+        "models:note_surrogate",
+        "_deviation_of_gradient($$all)",
+        "0.0",
+        ("a_gradient_of_something_else_is_noted",),
+    ),
+    Defect(
+        "the gradient at a kink compared with differences across it",
+        "models:_deviation_of_gradient",
+        "$weights + _ASIDE * $size * $aside",
+        "$weights",
+        ("a_kink_or_a_steep_slope_is_not",),
+    ),
+    Defect(
+        "trained weights of a loss taken for constants",
+        "models:_from_torch",
+        "$tensor.requires_grad",
+        "False",
+        ("losses_that_are_not_known_are_refused",),
     ),
 ]

@@ -96,4 +96,11 @@ DEFECTS = [
         "hash_file($path) == $written + $written",
         ("one_flipped_bit_in_any_file_of_a_run_is_an_error",),
     ),
+    Defect(
+        "exact zeros shown as below a floor of zero",
+        "records:Spectrum.eigenvalue",
+        "abs($value) > $floor or $floor == 0",
+        "abs($value) > $floor",
+        ("the_zero_matrix_has_rank_zero_and_no_condition_number",),
+    ),
 ]

@@ -128,12 +128,23 @@ def _from_torch(module: nn.Module) -> Loss:
             "Pass a callable loss(output, target) for one example instead, and every matrix is that of its mean over "
             "examples."
         )
+    if trained := [name for name, tensor in _tensors(module).items() if tensor.requires_grad]:
+        raise ConfigurationError(
+            f"{trained[0]} of the loss {type(module).__name__} requires a gradient, but the loss depends on it in "
+            "another way than through the outputs of the model, so no matrix would have rows for it. If it is "
+            f"constant, pass {trained[0]}.detach(). If it is trained, make it a parameter of the module and apply it "
+            "in forward."
+        )
     if module.reduction == "none":
         raise ConfigurationError(
             f"{type(module).__name__} has reduction='none', but curvature needs a scalar loss. Use reduction='mean' "
             "or reduction='sum'."
         )
     return _TORCH_LOSSES[type(module)](module)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _changes(module: nn.Module) -> str:

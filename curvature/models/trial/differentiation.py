@@ -17,11 +17,11 @@ from curvature.models.behaviour import first_layer, graph_nodes, narrower
 from curvature.models.derivatives import Derivatives
 from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors
+from curvature.models.trial.differences import deviation, fixed_direction
 from curvature.models.trial.embeddings import without_options
 
 __all__ = ["Differentiated", "differentiated"]
 
-_OFF = 1e-4  # relative difference of a derivative from finite differences that shows another function
 _WRONG = "a wrong double backward"
 _REENTRANT = ("use_reentrant=True", "None of the inputs have requires_grad=True")  # in an error, in a warning
 
@@ -248,25 +248,18 @@ class _Trial:
             return self.function.predict(weights, self.inputs)
 
     def _compare(self, function: Callable[[Tensor], Tensor], slope: Tensor, custom: str) -> None:
-        """Raise an error if a derivative along the fixed direction differs from differences of two lengths.
+        """Raise an error if a derivative along the fixed direction differs from differences.
 
         Only a function of the user can differ without an error of PyTorch: one whose backward pass leaves its graph.
         """
         direction = _flat(_directions(self.function.leaves(self.weights).values()), self.weights)
-        scale = float(torch.linalg.vector_norm(self.weights).clamp(min=1) / torch.linalg.vector_norm(direction))
-        differences = []
-        for step in (length * scale * torch.finfo(slope.dtype).eps ** (1 / 3) for length in (1.0, 0.1)):
-            ahead, behind = (function(self.weights + sign * step * direction) for sign in (1, -1))
-            differences.append((ahead - behind) / (2 * step))
-        size = max(float(part.abs().max()) for part in (slope, *differences))
-        steady = float((differences[0] - differences[1]).abs().max())  # large next to a kink
-        if float((differences[0] - slope).abs().max()) > max(_OFF * size, 10 * steady):
+        if deviation(function, self.weights, direction, slope):
             raise RuntimeError(f"{_WRONG}: by {custom}, the second derivative differs from finite differences")
 
 
 def _directions(parts: Iterable[Tensor]) -> list[Tensor]:
     """A fixed direction without zeros, for each tensor."""
-    return [1 + 0.5 * torch.arange(part.numel(), device=part.device).sin().to(part).view_as(part) for part in parts]
+    return [fixed_direction(part) for part in parts]
 
 
 def _flat(parts: Iterable[Tensor | None], like: Tensor) -> Tensor:

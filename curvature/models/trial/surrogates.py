@@ -1,27 +1,38 @@
-"""Whether PyTorch's derivative is that of the loss: ``detach()`` in ``forward`` can put another one in its place."""
+"""Whether PyTorch's derivative is that of the loss: ``detach()`` in ``forward`` can put another one in its place.
+
+It is then that of the loss in which the detached values are constant, at the weights where they were computed. The
+optimizer follows that gradient, so it is a legitimate wish, and there is a warning and no refusal.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
+from curvature.models.behaviour import narrower
 from curvature.models.function import ModelFunction
-from curvature.models.trees import Tensors
+from curvature.models.module.copying import private_copy
+from curvature.models.trees import Tensors, as_type
+from curvature.models.trial.differences import deviation, fixed_direction
 
 __all__ = ["note_surrogate"]
 
-_OFF = 1e-3  # relative distance of a slope from what finite differences allow
+_NEAR = 1e-3  # steps as long as this part of the usual one meet no jump of 1e6 quantized weights
+_ASIDE = 1e-3  # distance from kinks at the weights themselves, such as the ReLU of a bias that starts at zero
 
 
 def note_surrogate(
     function: ModelFunction,
-    weights: Tensor,
+    weights: Float[Tensor, "weights"],
     inputs: Tensors,
     loss: Callable[[Tensor], Tensor],
 ) -> str:
-    """Compare the gradient with the loss itself along one direction.
+    """Say that the gradient is not the derivative of the loss, because ``forward`` or the loss detaches a part of it.
 
     Parameters
     ----------
@@ -37,39 +48,47 @@ def note_surrogate(
     Returns
     -------
     str
-        A sentence for the user; empty if the two agree, or in less than float64, where differences are too coarse.
+        A note; empty if both agree, or cannot be compared.
 
     Notes
     -----
-    At a kink every number between the slopes of both sides is an answer, so the slope is compared with the range of
-    one-sided differences of two lengths. A straight-through estimator of a rounding is far outside: the loss does not
-    change at all. It is a legitimate wish, since the optimizer sees that gradient, so it is a note and no refusal.
+    Compared in float64, at a point a little beside the weights, which may be at a kink. Costs one gradient and four
+    forward passes.
     """
-    if weights.dtype != torch.float64:
+    try:
+        if weights.dtype != torch.float64:
+            function = replace(function, module=private_copy(function.module, torch.float64))
+            weights, inputs = weights.double(), as_type(inputs, torch.float64, weights.device)
+        off = _deviation_of_gradient(function, weights, inputs, loss)
+    except Exception:  # of the user's code, which may have no value there or in that precision
         return ""
-    # Signs and lengths without a pattern that a symmetry of the weights could cancel.
-    direction = 1 + 0.5 * torch.arange(weights.numel(), device=weights.device).sin().to(weights)
-    direction *= torch.linalg.vector_norm(weights).clamp(min=1) / torch.linalg.vector_norm(direction)
-    _, leaves, total = function.loss_graph(weights, inputs, loss)
-    gradient = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    parts = function.layout.unflatten(direction).values()
-    slope = sum(float((part * way).sum()) for part, way in zip(gradient, parts, strict=True))
-
-    def value(step: float) -> float:
-        with torch.no_grad():
-            return float(loss(function.predict(weights + step * direction, inputs)))
-
-    here, unit = value(0.0), torch.finfo(weights.dtype).eps
-    steps = [sign * length * unit ** (1 / 3) for length in (1.0, 0.1) for sign in (1, -1)]
-    slopes = [(value(step) - here) / step for step in steps]
-    rounding = 100 * unit * abs(here) / min(map(abs, steps))
-    allowed = _OFF * max(map(abs, (slope, *slopes))) + rounding
-    if min(slopes) - allowed <= slope <= max(slopes) + allowed:
+    if not off:
         return ""
-    true = sum(slopes) / len(slopes)
-    return (
-        "PyTorch's gradient is not the derivative of this loss: along one direction it is "
-        f"{slope:.3g}, the loss itself changes by {true:.3g}. forward detaches something that depends on the weights, "
-        "as a straight-through estimator does. Every matrix here is made of PyTorch's derivatives, which the optimizer "
-        "sees too; they belong to no loss, so a Hessian of them need not be symmetric."
+    note = (
+        "PyTorch's gradient is not the derivative of this loss: along one direction they differ by "
+        f"{100 * off:.3g} % of the larger one. The forward pass or the loss detaches values that depend on the weights "
+        "(a straight-through estimator or a stop-gradient). Gradients, products, traces and entries are those of the "
+        "loss with these values held constant, and the self-checks of a spectrum may refuse them. For matrices of the "
+        "loss itself, remove detach(), .data and torch.no_grad()."
     )
+    warnings.warn(note, stacklevel=4)  # the call of from_module
+    return note
+
+
+def _deviation_of_gradient(
+    function: ModelFunction, weights: Tensor, inputs: Tensors, loss: Callable[[Tensor], Tensor]
+) -> float:
+    direction = fixed_direction(weights)
+    aside = (1.7 * torch.arange(len(weights), device=weights.device) + 1).cos().to(weights)
+    size = torch.linalg.vector_norm(weights).clamp(min=1) / torch.linalg.vector_norm(aside)
+    weights = weights + _ASIDE * size * aside
+    _, leaves, value = function.loss_graph(weights, inputs, loss)
+    if narrower(value, weights.dtype):  # a model in float32 may cast to it
+        return 0.0
+    parts = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    slope = torch.cat([part.reshape(-1) for part in parts]) @ direction
+
+    def value_at(point: Tensor) -> Tensor:
+        return function.loss_graph(point, inputs, loss)[2].detach()
+
+    return deviation(value_at, weights, direction, slope.detach(), length=_NEAR)

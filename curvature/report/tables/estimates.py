@@ -86,7 +86,7 @@ def ends_table(title: str, items: Sequence[Measured]) -> Table:
         record, floor = m.record, m.record.noise_floor
         chart = ", ".join(filter(None, (chart_label(record.chart, record.gauge), record.penalty)))
         for end, rank, value, bound in _ends(record):
-            entry = value if abs(value) > floor else Cell(floor, status="below_noise_floor")
+            entry = value if abs(value) > floor or floor == 0 else Cell(floor, status="below_noise_floor")
             rows.append((m.arm, record.block, record.matrix, chart, end, rank, entry, bound))
         block = record.block.removeprefix("all")
         state = "converged" if record.converged else "NOT converged"

@@ -149,7 +149,7 @@ def _possible_ranks(row: Row) -> str:
 
 
 def _eigenvalue(value: float | None, floor: float) -> Entry:
-    if value is None or abs(value) > floor:
+    if value is None or abs(value) > floor or floor == 0:
         return value
     return Cell(floor, status="below_noise_floor")
 
@@ -371,6 +371,6 @@ def _summary_entries(row: Row, names: Sequence[str], rules: Sequence[str]) -> tu
 
 
 def _extreme(item: Row | None, floor: Row) -> Cell:
-    if item and None not in (item["median"], floor["median"]) and abs(item["median"]) <= floor["median"]:
+    if item and None not in (item["median"], floor["median"]) and 0 < floor["median"] >= abs(item["median"]):
         return Cell(floor["median"], status="below_noise_floor")
     return spread_cell(item)
