@@ -29,6 +29,7 @@ _HOMES = {
         "RemovedArgumentError",
         "ResourceError",
         "SelfCheckError",
+        "UnresolvedError",
     ),
     "linalg.sums": ("log_determinant", "spectral_sum"),
     "linalg.traces": ("diagonal", "trace"),

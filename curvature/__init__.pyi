@@ -16,6 +16,7 @@ from curvature.errors import NotDefinedError as NotDefinedError
 from curvature.errors import RemovedArgumentError as RemovedArgumentError
 from curvature.errors import ResourceError as ResourceError
 from curvature.errors import SelfCheckError as SelfCheckError
+from curvature.errors import UnresolvedError as UnresolvedError
 from curvature.layout import Entry as Entry
 from curvature.layout import Layout as Layout
 from curvature.linalg.density import spectral_density as spectral_density

@@ -15,6 +15,7 @@ __all__ = [
     "RemovedArgumentError",
     "ResourceError",
     "SelfCheckError",
+    "UnresolvedError",
 ]
 
 
@@ -52,6 +53,10 @@ class RemovedArgumentError(ConfigurationError, TypeError):
 
 class NotDefinedError(ConfigurationError):
     """The matrix does not exist for this loss (a Fisher needs a likelihood): ask for another one."""
+
+
+class UnresolvedError(ConfigurationError):
+    """A number was asked for, or a comparison, that what is known does not decide: read the status instead."""
 
 
 class InputError(CurvatureError, ValueError):

@@ -38,7 +38,7 @@ def test_growth_is_drawn_with_its_fitted_and_its_theoretical_power():
         {"seconds against N": 1, "peak_bytes against N": 0, "seconds against P": 2, "peak_bytes against P": 2}, abs=1e-9
     )
     axes = draw_growth(document).axes
-    assert [ax.get_title("left") for ax in axes] == ["dense Hessian, P = 100", "dense Hessian, N = 40"] * 2
+    assert [ax.get_title() for ax in axes] == ["dense Hessian, P = 100", "dense Hessian, N = 40"] * 2
     for ax in axes:
         measured, theory, *_ = ax.get_lines()
         np.testing.assert_allclose(measured.get_ydata(), theory.get_ydata())

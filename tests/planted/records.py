@@ -41,6 +41,13 @@ DEFECTS = [
         ("envelope_holds_the_measure_of_each_probe_for_certain",),
     ),
     Defect(
+        "intervals compared by the ends that lie nearest",
+        "records:Quantity._compared",
+        "{compare($low, $other_high), compare($high, $other_low)}",
+        "{compare($low, $other_low), compare($high, $other_high)}",
+        ("a_comparison_is_the_answer_of_every_number_that_both_sides_may_be",),
+    ),
+    Defect(
         "percentile rounded down",
         "records:_percentile",
         "-(-$percent * $rank // 100)",

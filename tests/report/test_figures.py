@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from curvature.errors import ConfigurationError
@@ -84,7 +85,7 @@ def test_spectrum_draws_the_records_numbers_with_signs_apart(ax):
     assert negative.get_markerfacecolor() == "none"
     assert negative.get_marker() != positive.get_marker()
     assert ax.get_xscale() == ax.get_yscale() == "log"
-    assert "Hessian" in ax.get_title(loc="left")
+    assert "Hessian" in ax.get_title()
 
 
 def test_spectrum_marks_rank_and_hatches_below_the_floor(ax):
@@ -448,7 +449,7 @@ def test_a_landscape_on_a_line_draws_the_loss_and_its_model_with_gaps_counted(ax
     assert "loss not finite (1 of 5 points)" in drawn
     assert ax.get_ylim()[1] < model.get_ydata().max() <= 9
     assert ax.get_xlabel() == "distance along gradient  (in weight-norm (paper))"
-    assert ax.get_title(loc="left") == "Loss, and its quadratic model by the GGN"
+    assert ax.get_title() == "Loss, and its quadratic model by the GGN"
 
 
 def test_a_landscape_on_a_plane_has_both_at_the_same_levels(ax):
@@ -551,3 +552,53 @@ def test_text_picture_cuts_long_gaps_and_keeps_bars_in_proportion():
 def test_printable_leaves_words_alone_and_escapes_what_moves_the_cursor():
     assert printable("Gauß, κ₉₅ 日本") == "Gauß, κ₉₅ 日本"
     assert printable("a\u202eb\x07\udc80") == "a\\u202eb\\x07\\udc80"
+
+
+@pytest.mark.parametrize("location", ["left", "center"])
+def test_a_title_set_afterwards_replaces_ours(ax, location):
+    with rc_context({"axes.titlelocation": location}):
+        figures.plot_spectrum(spectrum([1e-3, 2.0]), ax)
+        ax.set_title("mine")
+    titles = [ax.get_title(loc) for loc in ("left", "center", "right")]
+    assert sorted(titles) == ["", "", "mine"]
+    assert not ax.figure.get_suptitle()
+
+
+# ------------------------------------------------------------------------------------------------------- histogram
+
+
+def heights(ax, label):
+    """Bars of one legend entry, by the left end of each."""
+    (container,) = (bars for bars in ax.containers if bars.get_label().startswith(label))
+    return {bar.get_x(): bar.get_height() for bar in container}
+
+
+def test_a_histogram_counts_every_eigenvalue_once_with_signs_and_null_ones_apart(ax):
+    random = np.random.default_rng(0)
+    values = np.concatenate([10 ** random.uniform(-4, 1, 40), -(10 ** random.uniform(-3, 0, 25)), np.zeros(7), [1e-18]])
+    figures.plot_histogram(spectrum(values, matrix="hessian"), ax)
+    assert labels(ax) == ["positive: 40", "negative: 25", "below the noise floor: 8"]
+    for label, sign in (("positive", 1), ("negative", -1)):
+        bars = heights(ax, label)
+        assert sum(bars.values()) == sign * {1: 40, -1: 25}[sign]
+        for left, height in bars.items():
+            inside = (sign * values >= left * (1 - 1e-9)) & (sign * values < left * 10**0.25 * (1 - 1e-9))
+            assert abs(height) == inside.sum()
+    ((left, height),) = heights(ax, "below").items()
+    assert height == 8
+    assert left < min(heights(ax, "positive"))
+    assert ax.get_xticklabels()[0].get_text() == "below\n1e-15"
+
+
+def test_a_histogram_has_a_logarithmic_count_only_where_one_bar_would_flatten_the_rest(ax):
+    figures.plot_histogram(spectrum([1e-3, 0.5, 2.0]), ax)
+    assert ax.get_yscale() == "linear"
+    other = Figure().subplots()
+    figures.plot_histogram(spectrum([1e-3, 0.5, *np.zeros(500)]), other)
+    assert other.get_yscale() == "symlog"
+    assert "log scale" in other.get_ylabel()
+
+
+def test_a_histogram_of_nothing_but_null_eigenvalues_says_so(ax):
+    figures.plot_histogram(spectrum([0.0, 1e-18]), ax)
+    assert ax.texts[0].get_text() == "no eigenvalue above the noise floor 1.0e-15"

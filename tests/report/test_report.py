@@ -408,7 +408,7 @@ def test_everything_is_on_the_disk_before_the_name_is_given(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(Path, "rename", give_name)
     report.write_run(single(), tmp_path / "run")
-    assert len(named) == 1 + 8 + 1  # the directory, its files and figures/, the one figure
+    assert len(named) == 1 + 8 + 2  # the directory, its files and figures/, the two figures
     assert tmp_path.stat().st_ino in synced
 
 

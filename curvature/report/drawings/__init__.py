@@ -7,7 +7,13 @@ from matplotlib import rc_context
 from curvature.records import Study
 from curvature.report.drawings.estimates import draw_density, draw_extremes
 from curvature.report.drawings.layout import Drawing
-from curvature.report.drawings.spectra import draw_along_training, draw_eigenvalues, draw_layers, draw_sweep
+from curvature.report.drawings.spectra import (
+    draw_along_training,
+    draw_eigenvalues,
+    draw_histogram,
+    draw_layers,
+    draw_sweep,
+)
 from curvature.report.drawings.steps import draw_damping, draw_efficiency
 from curvature.report.drawings.training import draw_alignment, draw_training, draw_whitening
 
@@ -15,6 +21,7 @@ __all__ = ["Drawing", "drawings_of"]
 
 _FIGURES = (
     draw_eigenvalues,
+    draw_histogram,
     draw_extremes,
     draw_density,
     draw_along_training,
@@ -41,6 +48,6 @@ def drawings_of(study: Study) -> list[Drawing]:
     list of Drawing
         In the order of the report.
     """
-    with rc_context({"font.size": 9, "axes.titlesize": 9.5}):
+    with rc_context({"font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left"}):
         drawings = [draw(study) for draw in _FIGURES]
     return [drawing for drawing in drawings if drawing is not None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from textwrap import fill
 from typing import Any, TypeVar
 
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -126,7 +127,8 @@ def finished(figure: Figure, *, outer_labels: bool = True) -> Figure:
         if place is None:  # a colour bar
             continue
         width = figure.get_figwidth() / place.get_gridspec().ncols
-        ax.set_title(fill(ax.get_title("left"), int(11 * width)), loc="left", fontsize="medium")
+        title = ax.get_title(rcParams["axes.titlelocation"])
+        ax.set_title(fill(title, int(11 * width)), fontsize="medium")
         if outer_labels and not place.is_first_col():
             ax.set_ylabel("")
         if outer_labels and not place.is_last_row():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ from curvature.report.table import Entry, Table
 from curvature.report.words import arm_words, block_words, point_words, stretch_of, subject
 from curvature.studies.evidence import last_checkpoint
 
-__all__ = ["draw_along_training", "draw_eigenvalues", "draw_layers", "draw_sweep"]
+__all__ = ["draw_along_training", "draw_eigenvalues", "draw_histogram", "draw_layers", "draw_sweep"]
 
 _QUANTITY = "kappa_95"
 _POINTS = 30  # eigenvalues of each spectrum in the numbers of a figure
@@ -44,10 +44,7 @@ def draw_eigenvalues(study: Study) -> Drawing | None:
     Drawing or None
         None without spectra, or with too many panels.
     """
-    last, spectra = last_checkpoint(study), without_sweep(in_one_form(study.of(Spectrum)))
-    seed = min((m.seed for m in spectra), default=0)
-    spectra = [m for m in spectra if m.checkpoint == last and m.seed == seed]
-    groups = grouped(spectra, lambda m: (m.arm, m.record.block, m.record.matrix))
+    last, seed, spectra, groups = _panels_of(study)
     if not groups or len(groups) > MAX_PANELS:
         return None
     matrices = len({matrix for _, _, matrix in groups})
@@ -84,6 +81,53 @@ def draw_eigenvalues(study: Study) -> Drawing | None:
             rows += [(arm, block, matrix, chart_of(m), ranks[index], values[index]) for index in drawn]
     header = ("weights", "block", "matrix", "chart", "rank", "eigenvalue")
     return Drawing("eigenvalues", caption, figure, Table("Eigenvalues by rank", header, tuple(rows)))
+
+
+def draw_histogram(study: Study) -> Drawing | None:
+    """Draw histograms of eigenvalues next to their ranks, where no chart is drawn over another.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    Drawing or None
+        None without spectra, with too many panels, or with several charts in one.
+    """
+    _, _, spectra, groups = _panels_of(study)
+    if not 0 < len(groups) == len(spectra) <= MAX_PANELS:
+        return None
+
+    def plot(ax: Axes, key: tuple[str, str, str], members: Sequence[Measured]) -> None:
+        weights = arm_words(key[0]) if key[0] != "given" else chart_of(members[0])
+        figures.plot_histogram(members[0].record, ax, title=subject(key[2], block_words(key[1]), weights))
+
+    figure, _ = panels(groups, plot, columns=3, width=3.6, height=3.1)
+    caption = (
+        "Number of eigenvalues by their absolute value, in bins of equal width on the logarithmic axis. Positive "
+        "eigenvalues are drawn up, negative ones down and hatched. The dotted bar at the left holds the eigenvalues "
+        "below the noise floor, which cannot be told from zero."
+    )
+    rows: list[tuple[Entry, ...]] = []
+    for (arm, block, matrix), (m,) in groups.items():
+        counts, hidden = figures.decade_counts(m.record)
+        place = (arm, block, matrix, chart_of(m))
+        rows += [(*place, "below the noise floor", 0, hidden, 0)] if hidden else []
+        rows += [(*place, f"1e{k:+03d}", negative, 0, positive) for k, (negative, positive) in sorted(counts.items())]
+    header = ("weights", "block", "matrix", "chart", "from", "negative", "null", "positive")
+    return Drawing("histogram", caption, figure, Table("Eigenvalues by decade", header, tuple(rows)))
+
+
+def _panels_of(
+    study: Study,
+) -> tuple[str, int, list[Measured], Mapping[tuple[str, str, str], Sequence[Measured]]]:
+    """Last checkpoint, first seed, their spectra, and these by the panel that shows them."""
+    last, spectra = last_checkpoint(study), without_sweep(in_one_form(study.of(Spectrum)))
+    seed = min((m.seed for m in spectra), default=0)
+    spectra = [m for m in spectra if m.checkpoint == last and m.seed == seed]
+    return last, seed, spectra, grouped(spectra, lambda m: (m.arm, m.record.block, m.record.matrix))
 
 
 def draw_along_training(study: Study) -> Drawing | None:

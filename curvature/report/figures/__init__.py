@@ -8,6 +8,7 @@ not used.
 from curvature.report.figures.analysis import analysis_svg, plot_analysis
 from curvature.report.figures.conditions import plot_conditions_along_training, plot_gauge_sweep, plot_layers
 from curvature.report.figures.estimates import plot_density, plot_extremes
+from curvature.report.figures.histogram import plot_histogram
 from curvature.report.figures.landscape import plot_landscape
 from curvature.report.figures.pictures import decade_counts, inline_svg, render_svg, text_picture
 from curvature.report.figures.spectra import descending, plot_spectra, plot_spectrum
@@ -29,6 +30,7 @@ __all__ = [
     "plot_efficiency_damping",
     "plot_extremes",
     "plot_gauge_sweep",
+    "plot_histogram",
     "plot_landscape",
     "plot_layers",
     "plot_spectra",

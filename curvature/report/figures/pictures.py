@@ -74,22 +74,24 @@ def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> st
     return "\n".join(lines)
 
 
-def decade_counts(spectrum: Spectrum) -> tuple[dict[int, tuple[int, int]], int]:
+def decade_counts(spectrum: Spectrum, per_decade: int = 1) -> tuple[dict[int, tuple[int, int]], int]:
     """Count eigenvalues by the decade of their absolute value.
 
     Parameters
     ----------
     spectrum
         What to count.
+    per_decade
+        Bins of each decade, of equal width on a logarithmic axis.
 
     Returns
     -------
     tuple of dict and int
-        Numbers of negative and of positive eigenvalues by ``floor(log10 |eigenvalue|)``, and the number of those below
-        the noise floor.
+        Numbers of negative and of positive eigenvalues by ``floor(per_decade log10 |eigenvalue|)``, and the number of
+        those below the noise floor.
     """
     values = spectrum.eigenvalues[np.abs(spectrum.eigenvalues) > spectrum.noise_floor]
-    exponents = np.floor(np.log10(np.abs(values))).astype(int)
+    exponents = np.floor(per_decade * np.log10(np.abs(values))).astype(int)
     counts = {
         int(decade): (int((values[exponents == decade] < 0).sum()), int((values[exponents == decade] > 0).sum()))
         for decade in np.unique(exponents)

@@ -18,6 +18,7 @@ from curvature.report.figures.style import (
     add_legend,
     axes_or_new,
     finish,
+    no_eigenvalue,
     styles_of,
     thinned,
 )
@@ -166,7 +167,7 @@ def _draw_floor(ax: Axes, sizes: np.ndarray, floor: float, hidden: int | None) -
     """Hatch what lies below the floor; a floor far below the data would stretch the axis, so it is only named."""
     count = "" if hidden is None else f"{hidden} "
     if not len(sizes):
-        ax.text(0.5, 0.5, f"no eigenvalue above the noise floor {floor:.1e}", transform=ax.transAxes, ha="center")
+        no_eigenvalue(ax, floor)
         return
     low, high = float(sizes.min()), float(max(sizes.max(), ax.dataLim.y1))
     drawn = floor > 0 and floor * _FLOOR_ROOM >= low

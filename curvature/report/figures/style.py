@@ -165,7 +165,7 @@ def finish(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     Axes
         The same.
     """
-    ax.set_title(safe(title, 100), loc="left", fontsize="medium")
+    ax.set_title(safe(title, 100), fontsize="medium")  # at the usual place, where the user's ax.set_title replaces it
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(visible=True, which="major", color="#e2e2e2", linewidth=0.6)
@@ -175,6 +175,19 @@ def finish(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
             axis.set_major_formatter(_PlainLog(labelOnlyBase=True))
             axis.set_minor_formatter(_PlainLog(minor_thresholds=(1, 0.5)))
     return ax
+
+
+def no_eigenvalue(ax: Axes, floor: float) -> None:
+    """Say that there is nothing to draw on a logarithmic axis.
+
+    Parameters
+    ----------
+    ax
+        Where it is said.
+    floor
+        The noise floor.
+    """
+    ax.text(0.5, 0.5, f"no eigenvalue above the noise floor {floor:.1e}", transform=ax.transAxes, ha="center")
 
 
 def add_legend(ax: Axes) -> None:
