@@ -192,7 +192,9 @@ class Layout:
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise ConfigurationError(f"block {pattern!r} is not a regular expression: {error}.") from None
+            raise ConfigurationError(
+                f"block {pattern!r} is not a regular expression: {error}.{_meant(pattern)}"
+            ) from None
         spans = [span for entry, span in self.pairs() if expression.search(entry.name)]
         if not spans:
             raise ConfigurationError(
@@ -224,7 +226,7 @@ class Layout:
             try:
                 expression = re.compile(pattern)
             except re.error as error:
-                raise InputError(f"{pattern!r} is not a regular expression: {error}.") from None
+                raise InputError(f"{pattern!r} is not a regular expression: {error}.{_meant(pattern)}") from None
             entries = tuple(entry for entry in self.entries if expression.search(entry.name))
         if not entries:
             raise InputError(
@@ -236,3 +238,8 @@ class Layout:
     def _has_one_weight(self, layer: str) -> bool:
         """Whether the rows and the bias of a module are one set of neurons; with two weights they are not."""
         return sum(entry.layer == layer and len(entry.shape) > 1 for entry in self.entries) == 1
+
+
+def _meant(pattern: str) -> str:
+    """What to write in place of a pattern of file names, as in a shell."""
+    return f" In a regular expression '.*' stands for any text: write {'.' + pattern!r}." if pattern[0] == "*" else ""

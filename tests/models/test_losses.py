@@ -136,3 +136,23 @@ def test_a_new_loss_is_a_class_and_a_row_of_the_table(monkeypatch, mlp, regressi
         assert torch.allclose(matrix(problem).dense(), matrix(expected).dense(), rtol=1e-10, atol=1e-13)
     with pytest.raises(cv.NotDefinedError, match="not declared to be one"):
         cv.fisher(problem)
+
+
+@pytest.mark.parametrize("loss", [torch.nn.CrossEntropyLoss, torch.nn.NLLLoss, cv.CrossEntropy])
+def test_the_class_of_a_loss_is_refused_with_the_instance_to_pass(loss):
+    with pytest.raises(cv.ConfigurationError, match=rf"is a class.*Pass an instance: loss=.*{loss.__name__}\(\)"):
+        resolve_loss(loss)
+
+
+@pytest.mark.parametrize(("stray", "mark"), [(-1, -1), (255, 255)])
+def test_a_target_that_is_no_class_is_refused_with_the_option_that_ignores_it(stray, mark):
+    with pytest.raises(cv.InputError, match=rf"targets must be classes 0 to 2.*ignore_index={mark}\)"):
+        cv.CrossEntropy().prepare(torch.zeros(3, 3), torch.tensor([0, 1, stray]))
+
+
+def test_a_pattern_of_a_shell_is_refused_with_the_regular_expression():
+    problem = cv.zoo.digits_problem(num_examples=5, widths=(2,))
+    for select in (problem.subset, lambda pattern: cv.blocks(cv.ggn(problem), pattern)):
+        with pytest.raises(ValueError, match=r"'\*\.weight' is not a regular expression.*write '\.\*\.weight'"):
+            select("*.weight")
+    assert list(problem.subset(".*.weight").layout.slices) == ["0.weight", "2.weight"]

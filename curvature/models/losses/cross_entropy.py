@@ -117,7 +117,7 @@ class CrossEntropy(Loss):
         if low < 0 or high >= outputs.shape[1]:
             raise InputError(
                 f"targets must be classes 0 to {outputs.shape[1] - 1} (the model has {outputs.shape[1]} outputs), got "
-                f"{low} to {high}."
+                f"{low if low == high else f'{low} to {high}'}.{_ignored(low, high)}"
             )
         if self.label_smoothing and self.weight is not None:
             self._refuse_weightless(outputs, counted.unique())
@@ -275,6 +275,14 @@ class CrossEntropy(Loss):
         options += [f"unit={self.unit!r}"] if self.unit != "token" else []
         options += [f"reduction={self.reduction!r}"] if self.reduction != "mean" else []
         return f"CrossEntropy({', '.join(options)})"
+
+
+def _ignored(low: int, high: int) -> str:
+    """The option for targets that usually mark what does not count: negative ones, and the 255 of segmentations."""
+    marks = [mark for mark in (low, high) if mark < 0 or mark == 255]
+    if not marks:
+        return ""
+    return f" If {marks[0]} marks targets that do not count, pass loss=cv.CrossEntropy(ignore_index={marks[0]})."
 
 
 def _fits(outputs: Tensor, targets: Tensor, axis: int) -> bool:

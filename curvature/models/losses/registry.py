@@ -79,6 +79,11 @@ def resolve_loss(loss: LossLike) -> Loss:
         return named_loss(loss)
     if isinstance(loss, nn.Module):
         return _from_torch(loss)
+    if isinstance(loss, type):
+        raise ConfigurationError(
+            f"loss={loss.__name__} is a class, so it cannot be called with outputs and targets. Pass an "
+            f"instance: loss={'nn.' * issubclass(loss, nn.Module)}{loss.__name__}()."
+        )
     if isinstance(loss, Hashable) and loss in _FUNCTIONS:
         return _from_torch(_FUNCTIONS[loss]())
     if callable(loss):
