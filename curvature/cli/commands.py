@@ -209,6 +209,18 @@ def init(
 
 
 @app.command(epilog=_EPILOG)
+@_with_options(SpectrumConfiguration, without={"out", "overwrite", "resume", "strict", "fail_on", "dry_run"})
+def check(flags: dict[str, Any], run_options: RunOptions) -> None:
+    """Load a model, its data and its loss, run the self-checks, and say what the spectra would cost.
+
+    Computes no spectrum. Takes the options of curvature spectrum.
+    """
+    from curvature.cli.check import execute_check
+
+    execute_check(flags, run_options)
+
+
+@app.command(epilog=_EPILOG)
 @_with_options(SpectrumConfiguration)
 def spectrum(flags: dict[str, Any], run_options: RunOptions) -> None:
     """Compute eigenvalues and condition numbers of a model's curvature matrices.

@@ -26,19 +26,21 @@ if TYPE_CHECKING:
     from curvature.records import Study
     from curvature.studies import SpectrumSettings
 
-__all__ = ["measure_spectrum", "plan_spectrum"]
+__all__ = ["Work", "load_work", "measure_spectrum", "plan_spectrum"]
 
 # Fields of the configuration that are fields of curvature.studies.SpectrumSettings under the same name.
 _SHARED = ("block", "method", "seed", "num_samples", "gradient", "num_eigenvalues", "num_probes", "num_matvecs")
 
 
-class _Work(NamedTuple):
+class Work(NamedTuple):
     """What the library is asked to do."""
 
     config: SpectrumConfiguration  # with its charts filled in
     prepared: Prepared
     problem: Problem
     settings: SpectrumSettings
+    model: str  # in words, as the data
+    data: str
 
 
 def measure_spectrum(
@@ -111,7 +113,30 @@ def plan_spectrum(config: SpectrumConfiguration, terminal: Terminal) -> dict[str
     return studies.plan_spectrum(work.problem, work.settings)
 
 
-def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
+def _work(config: SpectrumConfiguration, terminal: Terminal) -> Work:
+    """Load everything, and note what was loaded."""
+    work = load_work(config, terminal)
+    problem = work.problem
+    terminal.note(f"model: {work.model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
+    terminal.note(f"data:  {work.data}")
+    return work
+
+
+def load_work(config: SpectrumConfiguration, terminal: Terminal) -> Work:
+    """Load what a configuration names.
+
+    Parameters
+    ----------
+    config
+        Names the model, the data, the matrices and the charts.
+    terminal
+        Receives notes.
+
+    Returns
+    -------
+    Work
+        The problem and what is to be measured, with both in words.
+    """
     import torch
 
     from curvature.cli import loading
@@ -121,12 +146,11 @@ def _work(config: SpectrumConfiguration, terminal: Terminal) -> _Work:
     prepared = prepare(config, terminal, seed=config.seed)
     problem = prepared.problem(prepared.model, getattr(torch, config.dtype))
     config = _with_charts(config, problem.chart)
-    terminal.note(f"model: {_describe_model(config)}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
-    terminal.note(f"data:  {describe_data(config, prepared.data)}")
     arguments: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
     arguments["matrices"] = [MATRICES[name] for name in config.matrix]
     arguments["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
-    return _Work(config, prepared, problem, SpectrumSettings(**arguments))
+    words = _describe_model(config), describe_data(config, prepared.data)
+    return Work(config, prepared, problem, SpectrumSettings(**arguments), *words)
 
 
 def _describe_model(config: SpectrumConfiguration) -> str:

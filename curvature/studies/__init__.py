@@ -7,13 +7,14 @@ from curvature.studies.pointwise import measure
 from curvature.studies.pricing import StudyPlan, plan_study
 from curvature.studies.seeds import measure_seed, measured_seeds
 from curvature.studies.settings import StudySettings, full_settings, quick_settings
-from curvature.studies.spectrum import SpectrumSettings, plan_spectrum, run_spectrum
+from curvature.studies.spectrum import SpectrumSettings, check_spectrum, plan_spectrum, run_spectrum
 
 __all__ = [
     "SpectrumSettings",
     "StudyPlan",
     "StudySettings",
     "analyze",
+    "check_spectrum",
     "combined",
     "full_settings",
     "landscape",

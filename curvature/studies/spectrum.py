@@ -18,7 +18,7 @@ from curvature.linalg.work import Counts, ends
 from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
-from curvature.records import ExtremalEigenvalues, Study
+from curvature.records import Check, ExtremalEigenvalues, Study
 from curvature.studies.collector import Collector, Finished, Place, with_warnings
 from curvature.studies.measuring import gauge_state, matrix_of
 from curvature.studies.progress import Progress
@@ -112,6 +112,34 @@ def plan_spectrum(problem: Problem, settings: SpectrumSettings) -> Plans:
             planned[name].append(plans(part, settings.method, counts=counts, max_memory=max_memory))
             shared = shared or planned[name][-1][0].method == "dense"
     return planned
+
+
+def check_spectrum(problem: Problem, settings: SpectrumSettings) -> dict[str, list[Check]]:
+    """Run the self-checks of every matrix in every chart; costs a few products each.
+
+    Parameters
+    ----------
+    problem
+        The model, its weights, loss and data.
+    settings
+        What is to be measured; blocks are not checked on their own.
+
+    Returns
+    -------
+    dict
+        By the name of the matrix, the checks in all charts. All have passed.
+
+    Raises
+    ------
+    SelfCheckError
+        If one fails.
+    """
+    checks: dict[str, list[Check]] = {}
+    for name in settings.matrices:
+        operator = matrix_of(problem, name, settings.seed, settings.num_samples)
+        in_charts = _in_charts(operator, replace(settings, block="all"))
+        checks[name] = [check for _, parts in in_charts for part in parts for check in part.checks]
+    return checks
 
 
 @full_precision()
