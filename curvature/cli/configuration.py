@@ -51,39 +51,18 @@ MATRICES = {
 # Fields under the names they had up to version 0.1. Their meaning is unchanged.
 RENAMED = {"damping": "relative_damping", "dampings": "relative_dampings", "seeds": "num_seeds"}
 
-# Names that a shell completes, which has no time to import torch; a test compares them with the registries.
-_DATA_SETS = ("digits", "breast-cancer", "wine", "diabetes", "housing")
-_LOSSES = (
-    *("cross-entropy", "bce", "mse", "half-squared-error", "huber", "smooth-l1", "l1", "nll", "kl-div"),
-    *("bce-of-probabilities", "poisson-nll", "gaussian-nll"),
-)
-_METHODS = ("auto", "exact", "dense", "factor", "gram", "lanczos", "slq")
-
 PANELS = MODEL, DATA, COMPUTE, MACHINE = "Model", "Data", "Compute", "Precision and hardware"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How the command line shows a field.
-
-    Attributes
-    ----------
-    panel, metavar, help
-        Its panel, the word for its value, and its help.
-    short
-        A short name.
-    argument
-        Whether it is named by its place on the command line, not by an option.
-    choices
-        Values that the completion of a shell offers.
-    """
+    """How the command line shows a field: its panel, the word for its value, its help, and a short name."""
 
     panel: str
     metavar: str
     help: str
     short: str | None = None
-    argument: bool = False
-    choices: tuple[str, ...] = ()
+    argument: bool = False  # named by its place on the command line, not by an option
 
 
 def option_name(field: str) -> str:
@@ -138,9 +117,7 @@ Matrices = Annotated[
     Names,
     Field(min_length=1),
     AfterValidator(_known_matrices),
-    Shown(
-        COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m", choices=tuple(MATRICES)
-    ),
+    Shown(COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m"),
 ]
 
 
@@ -151,7 +128,6 @@ Charts = Annotated[
         "NAME",
         "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
         "normalization along random directions). Repeatable.",
-        choices=("standard", "weight-norm", "scaled-standard", "placebo"),
     ),
 ]
 Gauges = Annotated[
@@ -162,7 +138,6 @@ Gauges = Annotated[
         "NAME",
         "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
         "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
-        choices=("canonical", "paper", "checkpoint"),
     ),
 ]
 Seed = Annotated[
@@ -184,7 +159,6 @@ class Configuration(BaseModel):
             "NAME",
             "builtin:digits-mlp, builtin:digits-cnn, builtin:mlp (with --arg inputs=N --arg outputs=C), "
             "package.module:factory, path/file.py:factory (executes the file), or model.pt2 from torch.export.",
-            choices=("builtin:digits-mlp", "builtin:digits-cnn", "builtin:mlp"),
         ),
     ] = "builtin:digits-mlp"
     weights: Annotated[
@@ -226,7 +200,6 @@ class Configuration(BaseModel):
             "builtin:digits, builtin:breast-cancer, builtin:wine, builtin:diabetes or builtin:housing; a .npz or .pt "
             "file with x and y; a .csv file with --target; mnist:FOLDER or cifar10:FOLDER with downloaded files; or "
             "package.module:loader.",
-            choices=(*(f"builtin:{name}" for name in _DATA_SETS), "mnist:", "cifar10:"),
         ),
     ] = "builtin:digits"
     target: Annotated[
@@ -246,7 +219,6 @@ class Configuration(BaseModel):
             "poisson-nll or gaussian-nll, with -sum at the end for the sum instead of the mean (mse-sum); "
             "package.module:function, a function of the output and the target of one example; or model, the loss that "
             "the model returns.",
-            choices=(*_LOSSES, "model"),
         ),
     ] = "cross-entropy"
     weight_decay: Annotated[
@@ -260,12 +232,8 @@ class Configuration(BaseModel):
     ] = 0.0
     num_examples: Annotated[Count | None, Shown(DATA, "N", "Use only the first N examples.")] = None
     matrix: Matrices
-    dtype: Annotated[
-        Literal["float64", "float32"], Shown(MACHINE, "NAME", "float64 or float32.", choices=("float64", "float32"))
-    ] = "float64"
-    device: Annotated[str, Shown(MACHINE, "NAME", "cpu, cuda, cuda:1, ...", choices=("cpu", "cuda", "mps", "xpu"))] = (
-        "cpu"
-    )
+    dtype: Annotated[Literal["float64", "float32"], Shown(MACHINE, "NAME", "float64 or float32.")] = "float64"
+    device: Annotated[str, Shown(MACHINE, "NAME", "cpu, cuda, cuda:1, ...")] = "cpu"
     threads: Annotated[
         Workers | None,
         Shown(
@@ -290,7 +258,6 @@ class SpectrumConfiguration(Configuration):
             "WHICH",
             "all: the whole matrix. layer or neuron: the block of each layer or of each neuron. Otherwise a regular "
             "expression for the names of parameters, which form one block.",
-            choices=("all", "layer", "neuron"),
         ),
     ] = "all"
     method: Annotated[
@@ -302,7 +269,6 @@ class SpectrumConfiguration(Configuration):
             "eigenvalue, or an error. dense: LAPACK on the matrix. factor: singular values of B, where A = B B^T. "
             "gram: LAPACK on B^T B (fast, fewer digits). lanczos: extremal eigenvalues with error bounds. slq: the "
             "density.",
-            choices=_METHODS,
         ),
     ] = "auto"
     num_eigenvalues: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from curvature.cli.completion import completion_of
 from curvature.cli.configuration import DATA, MODEL, PANELS, Argument, Configuration, Shown, option_name
 
 __all__ = ["RunOptions", "model_and_data", "signature"]
@@ -20,12 +21,8 @@ __all__ = ["RunOptions", "model_and_data", "signature"]
 _OUTPUT, _RUN = "Output", "Run"
 
 
-def _option(panel: str, metavar: str, text: str, *names: str, choices: Sequence[str] = ()) -> Any:
-    def completed(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
-
-    complete = completed if choices else None
-    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=text, autocompletion=complete)
+def _option(panel: str, metavar: str, text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, metavar=metavar, help=text, **more)
 
 
 @dataclass(frozen=True)
@@ -176,7 +173,9 @@ def _configuration_options(kind: type[Configuration]) -> Iterator[inspect.Parame
             yield _keyword(name, Annotated[str | None, argument], None)
             continue
         names = [option_name(name), *([mark.short] if mark.short else [])]
-        option = _option(mark.panel, mark.metavar, mark.help + _default_text(field), *names, choices=mark.choices)
+        option = _option(
+            mark.panel, mark.metavar, mark.help + _default_text(field), *names, autocompletion=completion_of(name)
+        )
         # None, so that an option that was not used does not hide the value of a file.
         yield _keyword(name, Annotated[_parsed_type(field.annotation), option], None)
 

@@ -3,29 +3,29 @@
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from curvature import cli, zoo
 from curvature.charts.registry import CHARTS
-from curvature.cli import configuration
 from curvature.cli.commands import _ORDER
-from curvature.cli.configuration import KINDS, Shown
+from curvature.cli.completion import CHOICES
+from curvature.cli.configuration import SpectrumConfiguration
+from curvature.cli.loading.choices import GAUGES
 from curvature.models.losses import LOSSES
 
 
 def test_words_that_a_shell_completes_are_those_of_the_registries():
-    assert {name for name in LOSSES if not name.startswith(("binary-", "mean-"))} == set(configuration._LOSSES)
-    assert set(zoo.DATA) == set(configuration._DATA_SETS)
-    choices = {
-        name: mark.choices
-        for name, field in KINDS["spectrum"].model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, Shown)
-    }
-    assert set(choices["model"]) == {f"builtin:{name}" for name in zoo.MODELS}
-    assert set(choices["chart"]) == set(CHARTS)
+    losses = {name for name in LOSSES if not name.startswith(("binary-", "mean-"))}  # the short names of the help
+    assert set(CHOICES["loss"]) == losses | {"model"}
+    assert {word for word in CHOICES["data"] if word.startswith("builtin:")} == {f"builtin:{name}" for name in zoo.DATA}
+    assert set(CHOICES["model"]) == {f"builtin:{name}" for name in zoo.MODELS}
+    assert set(CHOICES["chart"]) == set(CHARTS)
+    assert set(CHOICES["gauge"]) == set(GAUGES)
+    for name in ("method", "dtype"):
+        assert CHOICES[name] == get_args(SpectrumConfiguration.model_fields[name].annotation)
 
 
 @pytest.mark.parametrize(
