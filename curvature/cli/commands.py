@@ -186,7 +186,9 @@ def _explained(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "no space is left where the results go. Free some, or write to another disk.", ExitCode.RESOURCES
     if isinstance(error, ImportError) and "failed to map segment" in str(error):
-        message = "there is not enough memory to load PyTorch. Raise the limit of the process (ulimit -v) or of its job."
+        message = (
+            "there is too little memory to load PyTorch. Raise the limit of the process (ulimit -v) or of its job."
+        )
         return message, ExitCode.RESOURCES
     first_line = next(iter(str(error).splitlines()), "")
     return f"internal error, {type(error).__name__}: {first_line} (--debug shows where).", ExitCode.INTERNAL
