@@ -94,9 +94,9 @@ _HOMES = {
         "preconditioner",
         "whitening",
     ),
-    "studies": ("analyze", "landscape", "measure", "study"),
+    "studies": ("Tracker", "analyze", "landscape", "measure", "study"),
 }
-_MODULES = {"figures": "report.figures", "zoo": "models.zoo"}
+_MODULES = {"figures": "report.figures", "integrations": "integrations", "zoo": "models.zoo"}
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -1,5 +1,6 @@
 """The lazy names of the package for editors and type checkers; tests/test_architecture.py keeps it complete."""
 
+from curvature import integrations as integrations
 from curvature._version import __version__ as __version__
 from curvature.charts import LinearChart as LinearChart
 from curvature.charts import Parameterization as Parameterization
@@ -93,6 +94,7 @@ from curvature.records.conditioning import damped_condition_number as damped_con
 from curvature.records.marchenko_pastur import marchenko_pastur_ratio as marchenko_pastur_ratio
 from curvature.records.sphericity import sphericity as sphericity
 from curvature.report import figures as figures
+from curvature.studies import Tracker as Tracker
 from curvature.studies import analyze as analyze
 from curvature.studies import landscape as landscape
 from curvature.studies import measure as measure

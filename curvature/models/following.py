@@ -64,8 +64,8 @@ def followed(problem: Problem, module: nn.Module) -> Problem:
             )
         parts.append(value.reshape(-1))
     point = torch.cat(parts)
-    _refuse_other_constants(function, state, point)
     moved = replace(problem, function=_with_buffers(function, state)).at(point)
+    _refuse_other_constants(function, state, point)
     return replace(moved, chart=state.chart(function, point))
 
 
@@ -137,13 +137,19 @@ def _listed(names: list[str]) -> str:
 def _refuse_other_constants(function: ModelFunction, state: _State, point: Tensor) -> None:
     """Refuse a parameter that is not a weight of the problem and differs from the problem's, and one it lacks."""
     known = dict(function.module.named_parameters(remove_duplicate=False))
-    variable = function.named(point)
+    originals = {id(known[name]): name for name in function.layout.slices if name in known}
+    tied = {name: originals[id(value)] for name, value in known.items() if id(value) in originals} | dict(
+        function.aliases
+    )
+    variable = function.layout.unflatten(point)
     for name in state.values:
         if name in variable:
-            if name in function.aliases and not torch.equal(state.value(name, point), variable[name]):
+            continue
+        if name in tied:
+            if not torch.equal(state.value(name, point), variable[tied[name]]):
                 raise InputError(
-                    f"{name!r} and {function.aliases[name]!r} are one weight in the problem, but differ in this "
-                    "module. Make the problem again, from this module."
+                    f"{name!r} and {tied[name]!r} are one weight in the problem, but differ in this module. Make the "
+                    "problem again, from this module."
                 )
         elif name not in known:
             raise InputError(

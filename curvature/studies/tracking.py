@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from curvature.studies.critical import critical_sharpness
 from curvature.studies.measuring import matrix_of
 from curvature.studies.settings import known_matrices
 
-__all__ = ["TrackSettings", "WarmStart", "diverged_point", "measure_track_point", "tracked_headers"]
+__all__ = ["TrackOptions", "TrackSettings", "WarmStart", "diverged_point", "measure_track_point", "tracked_headers"]
 
 _WHOLE = Quantity(math.nan, "undefined", "needs the whole spectrum: raise whole_spectrum_up_to")
 _SKIPPED = Quantity(math.nan, "undefined", "not measured")
@@ -84,6 +85,20 @@ class TrackSettings:
                 "num_eigenvalues must be at least 1, tolerance positive and trace_products at least 8; got "
                 f"{self.num_eigenvalues}, {self.tolerance} and {self.trace_products}."
             )
+
+
+class TrackOptions(TypedDict, total=False):
+    """Fields of :class:`TrackSettings`."""
+
+    matrices: tuple[str, ...]
+    chart: Parameterization | None
+    num_eigenvalues: int
+    tolerance: float
+    verify: bool
+    trace_products: int
+    whole_spectrum_up_to: int
+    sharpness: bool
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""A tracker as a callback of Lightning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback
+from torch import nn
+
+from curvature.integrations.names import named
+from curvature.studies import Tracker
+
+__all__ = ["LightningCallback"]
+
+
+class LightningCallback(Callback):
+    """Count the optimizer steps of a Lightning ``Trainer``, and log each row to the loggers of the trainer.
+
+    Parameters
+    ----------
+    tracker
+        What is measured, and when.
+    module
+        Finds in the ``LightningModule`` the module that the problem was made from, e.g. ``lambda module: module.net``;
+        None: the ``LightningModule`` itself.
+
+    Notes
+    -----
+    Only the first process measures. Steps are those of ``trainer.global_step``: with gradient accumulation one for
+    several batches.
+    """
+
+    def __init__(self, tracker: Tracker, module: Callable[[Any], nn.Module] | None = None):
+        self.tracker, self.module = tracker, module
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        """Measure what is due after an optimizer step."""
+        if not trainer.is_global_zero or trainer.global_step <= self.tracker.num_steps:
+            return
+        module = pl_module if self.module is None else self.module(pl_module)
+        point = self.tracker.step(module, step=trainer.global_step)
+        if point is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(named(point), step=point.step)
