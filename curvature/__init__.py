@@ -96,7 +96,7 @@ _HOMES = {
     ),
     "studies": ("Tracker", "analyze", "landscape", "measure", "study"),
 }
-_MODULES = {"figures": "report.figures", "integrations": "integrations", "zoo": "models.zoo"}
+_MODULES = {"figures": "report.figures", "integrations": "studies.integrations", "zoo": "models.zoo"}
 _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_NAMES, *_MODULES]

@@ -1,6 +1,5 @@
 """The lazy names of the package for editors and type checkers; tests/test_architecture.py keeps it complete."""
 
-from curvature import integrations as integrations
 from curvature._version import __version__ as __version__
 from curvature.charts import LinearChart as LinearChart
 from curvature.charts import Parameterization as Parameterization
@@ -96,6 +95,7 @@ from curvature.records.sphericity import sphericity as sphericity
 from curvature.report import figures as figures
 from curvature.studies import Tracker as Tracker
 from curvature.studies import analyze as analyze
+from curvature.studies import integrations as integrations
 from curvature.studies import landscape as landscape
 from curvature.studies import measure as measure
 from curvature.studies import study as study

@@ -10,7 +10,7 @@ import pytest
 
 FLOORS = (
     "_version arrays errors text < layout machine precision provenance removed < records < linalg < charts < models"
-    " < matrices < natural_gradient < studies < integrations report < cli"
+    " < matrices < natural_gradient < studies < report < cli"
 )
 FLOOR = {wing: floor for floor, wings in enumerate(FLOORS.split(" < ")) for wing in wings.split()}
 PACKAGE = Path(__file__).parents[1] / "curvature"

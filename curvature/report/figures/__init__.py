@@ -14,6 +14,7 @@ from curvature.report.figures.pictures import decade_counts, inline_svg, render_
 from curvature.report.figures.spectra import descending, plot_spectra, plot_spectrum
 from curvature.report.figures.steps import plot_efficiency, plot_efficiency_damping, usual_damping
 from curvature.report.figures.style import MAX_POINTS, thinned
+from curvature.report.figures.track import plot_track
 from curvature.report.figures.training import plot_alignment, plot_training, plot_whitening
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "plot_layers",
     "plot_spectra",
     "plot_spectrum",
+    "plot_track",
     "plot_training",
     "plot_whitening",
     "render_svg",

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch import nn
 
-from curvature.integrations.names import named
 from curvature.studies import Tracker
+from curvature.studies.integrations.names import named
 
 __all__ = ["LightningCallback"]
 

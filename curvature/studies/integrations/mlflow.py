@@ -8,8 +8,8 @@ import mlflow
 from mlflow.entities import Metric
 
 from curvature.errors import ConfigurationError
-from curvature.integrations.names import named
 from curvature.records import TrackPoint
+from curvature.studies.integrations.names import named
 
 __all__ = ["MLflowLogger"]
 

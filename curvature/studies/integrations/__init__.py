@@ -23,10 +23,10 @@ __all__ = [*_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'curvature.integrations' has no attribute {name!r}")
+        raise AttributeError(f"module 'curvature.studies.integrations' has no attribute {name!r}")
     home = _HOMES[name]
     try:
-        module = import_module(f"curvature.integrations.{home}")
+        module = import_module(f"curvature.studies.integrations.{home}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("curvature"):
             raise

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from curvature.integrations.names import named
 from curvature.records import TrackPoint
+from curvature.studies.integrations.names import named
 
 __all__ = ["TensorBoardLogger"]
 

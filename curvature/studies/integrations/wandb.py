@@ -7,8 +7,8 @@ from typing import Any
 import wandb
 
 from curvature.errors import ConfigurationError
-from curvature.integrations.names import PREFIX, named
 from curvature.records import TrackPoint
+from curvature.studies.integrations.names import PREFIX, named
 
 __all__ = ["WandbLogger"]
 
