@@ -74,8 +74,8 @@ class Tracker:
     -----
     The model is only read, by the names of its parameters and buffers; its modes, gradients and random generators, and
     the optimizer, stay as they are. With a budget, loss, gradient and critical sharpness alone may take half of it, so
-    that the other half is saved for the matrices. The time of training is all time between two calls. The costs of the first rows are guessed from the time of a training step, so a short run may exceed the
-    budget by one measurement.
+    that the other half is saved for the matrices. The time of training is all time between two calls. The costs of the
+    first rows are guessed from the time of a training step, so a short run may exceed the budget by one measurement.
 
     Examples
     --------

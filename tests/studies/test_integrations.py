@@ -11,7 +11,7 @@ from torch import nn
 
 import curvature as cv
 
-# Lightning imports torchvision where it is installed, and its wheel for CUDA lacks these operators next to torch for CPU.
+# Lightning imports torchvision where it is installed. Next to a CPU build of torch, its wheel lacks these operators.
 _operators = torch.library.Library("torchvision", "FRAGMENT")  # as long as the library lives
 for _name in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, _name):
