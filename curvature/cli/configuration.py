@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -19,7 +15,24 @@ from pydantic import (
     model_validator,
 )
 
-from curvature.cli.wording import nearest
+from curvature.cli.fields import (
+    COMPUTE,
+    DATA,
+    MACHINE,
+    MATRICES,
+    MODEL,
+    PANELS,
+    Argument,
+    Charts,
+    Count,
+    Gauges,
+    Matrices,
+    Numbers,
+    Seed,
+    Shown,
+    Workers,
+    option_name,
+)
 
 __all__ = [
     "DATA",
@@ -37,114 +50,13 @@ __all__ = [
     "option_name",
 ]
 
-# Names on the command line; the library writes them with underscores (curvature.matrices.MATRICES).
-MATRICES = {
-    "hessian": "hessian",
-    "ggn": "ggn",
-    "fisher": "fisher",
-    "mc-fisher": "monte_carlo_fisher",
-    "empirical-fisher": "empirical_fisher",
-    "empirical-fisher-at-fisher-scale": "empirical_fisher_at_fisher_scale",
-    "gradient-covariance": "gradient_covariance",
-}
-
 # Fields under the names they had up to version 0.1. Their meaning is unchanged.
 RENAMED = {"damping": "relative_damping", "dampings": "relative_dampings", "seeds": "num_seeds"}
-
-PANELS = MODEL, DATA, COMPUTE, MACHINE = "Model", "Data", "Compute", "Precision and hardware"
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How the command line shows a field: its panel, the word for its value, its help, and a short name."""
-
-    panel: str
-    metavar: str
-    help: str
-    short: str | None = None
-    argument: bool = False  # named by its place on the command line, not by an option
-
-
-def option_name(field: str) -> str:
-    """Name of a field on the command line.
-
-    Parameters
-    ----------
-    field
-        Its name in the configuration, e.g. ``num_examples``.
-
-    Returns
-    -------
-    str
-        E.g. ``--num-examples``.
-    """
-    return f"--{field.replace('_', '-')}"
-
-
-def _split(value: Any) -> list[Any]:
-    """Read ``a,b`` as two values: an environment variable cannot be repeated."""
-    parts: list[Any] = []
-    for item in value if isinstance(value, list | tuple) else [value]:
-        parts += re.split(r"\s*,\s*", item.strip()) if isinstance(item, str) else [item]
-    return parts
-
-
-def _split_gauges(value: Any) -> list[Any]:
-    """Read a number as the gauge of that stretch: TOML distinguishes 3 from "3"."""
-    return [f"{item:g}" if isinstance(item, int | float) else item for item in _split(value)]
-
-
-def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
-    plain = [name.lower().replace("_", "-").replace("monte-carlo-", "mc-") for name in names]
-    for name, spelled in zip(plain, names, strict=True):
-        if name not in MATRICES:
-            raise ValueError(f"{spelled!r} is unknown{nearest(name, MATRICES)}; choose among {', '.join(MATRICES)}")
-    return tuple(dict.fromkeys(plain))
 
 
 def _default_num_seeds(values: Mapping[str, Any]) -> int:
     """Paired seeds: three show what to expect, ten can decide about training."""
     return 10 if values.get("full") else 3
-
-
-# Upper limits catch typing errors that would fill the memory with seeds, or the machine with threads.
-Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
-Workers = Annotated[int, Field(gt=0, le=1024)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Numbers = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_split)]
-Argument = bool | int | float | str
-Matrices = Annotated[
-    Names,
-    Field(min_length=1),
-    AfterValidator(_known_matrices),
-    Shown(COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m"),
-]
-
-
-Charts = Annotated[
-    Names,
-    Shown(
-        COMPUTE,
-        "NAME",
-        "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
-        "normalization along random directions). Repeatable.",
-    ),
-]
-Gauges = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_split_gauges),
-    Shown(
-        COMPUTE,
-        "NAME",
-        "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
-        "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
-    ),
-]
-Seed = Annotated[
-    int,
-    Field(ge=0, lt=2**53),
-    Shown(COMPUTE, "N", "Seed of the initial weights and of everything else that is random."),
-]
 
 
 class Configuration(BaseModel):
@@ -158,11 +70,18 @@ class Configuration(BaseModel):
             MODEL,
             "NAME",
             "builtin:digits-mlp, builtin:digits-cnn, builtin:mlp (with --arg inputs=N --arg outputs=C), "
-            "package.module:factory, path/file.py:factory (executes the file), or model.pt2 from torch.export.",
+            "package.module:factory, path/file.py:factory (executes the file), hf:FOLDER (config.json and weights, as "
+            "save_pretrained of transformers writes them), or model.pt2 from torch.export.",
         ),
     ] = "builtin:digits-mlp"
     weights: Annotated[
-        str | None, Shown(MODEL, "FILE", "state_dict to load: .safetensors, or .pt that contains only tensors.")
+        str | None,
+        Shown(
+            MODEL,
+            "FILE",
+            "state_dict to load: .safetensors, .pt or .ckpt (only tensors are read), the .index.json of weights in "
+            "several files, or their folder.",
+        ),
     ] = None
     key: Annotated[
         str | None, Shown(MODEL, "NAME", "Key of the state_dict in a .pt checkpoint, e.g. model or ema/model.")
@@ -175,6 +94,26 @@ class Configuration(BaseModel):
             "Use the weights whose names begin with PREFIX, and remove it from them, e.g. model. of a Lightning "
             "checkpoint. A prefix that fits the model is found without this option.",
         ),
+    ] = None
+    adapter: Annotated[
+        str | None,
+        Shown(
+            MODEL,
+            "FOLDER",
+            "peft adapter of the model, such as LoRA or DoRA: adapter_config.json and its weights. The parameters of "
+            "the adapter are trainable, all others frozen.",
+        ),
+    ] = None
+    freeze: Annotated[
+        str | None,
+        Shown(
+            MODEL,
+            "PATTERN",
+            "Freeze parameters: the name of a layer or of a parameter, or a regular expression searched in the names.",
+        ),
+    ] = None
+    train_only: Annotated[
+        str | None, Shown(MODEL, "PATTERN", "Freeze all other parameters; PATTERN as for --freeze.")
     ] = None
     arg: Annotated[
         dict[str, Argument | list[Argument]],

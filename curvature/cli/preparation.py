@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from curvature._version import __version__
 from curvature.cli.configuration import Configuration
 from curvature.cli.terminal import Terminal, count, one_line
-from curvature.errors import ConfigurationError
+from curvature.errors import ConfigurationError, CurvatureError, InputError
 from curvature.machine import num_processors
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Prepared(NamedTuple):
     loss: Loss
     output: str | int | None = None  # where the outputs are in what the model returns
     weight_decay: float = 0.0
+    freeze: str | None = None  # pattern of parameters to freeze
+    train_only: str | None = None  # pattern of the only parameters that are not frozen
 
     def problem(self, model: nn.Module, dtype: torch.dtype | None = None) -> Problem:
         """Build the problem of a model with these data and this loss, in double precision unless told otherwise."""
@@ -59,7 +61,7 @@ class Prepared(NamedTuple):
 
         from curvature.models import Problem
 
-        return Problem.from_module(
+        problem = Problem.from_module(
             model,
             loss=self.loss,
             data=self.data,
@@ -67,6 +69,21 @@ class Prepared(NamedTuple):
             dtype=dtype or torch.float64,
             weight_decay=self.weight_decay,
         )
+        if self.train_only is not None:
+            problem = _restricted(problem, self.train_only, "--train-only", keep=True)
+        return problem if self.freeze is None else _restricted(problem, self.freeze, "--freeze", keep=False)
+
+
+def _restricted(problem: Problem, pattern: str, option: str, *, keep: bool) -> Problem:
+    """Freeze the parameters that match a pattern, or all others."""
+    try:
+        matching = problem.layout.select(pattern).slices
+        names = [name for name in problem.layout.slices if (name in matching) == keep]
+        if not names:
+            raise InputError("it freezes every parameter, so nothing is left to train")
+        return problem.subset("|".join(f"^{re.escape(name)}$" for name in names))
+    except CurvatureError as error:
+        raise type(error)(f"{option} {pattern}: {error}") from error
 
 
 def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prepared:
@@ -108,7 +125,7 @@ def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prep
         forward=model.forward,
     )
     output = int(config.output) if config.output and re.fullmatch(r"-?\d+", config.output) else config.output
-    return Prepared(build, model, data, loss, output, config.weight_decay)
+    return Prepared(build, model, data, loss, output, config.weight_decay, config.freeze, config.train_only)
 
 
 def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int], nn.Module]:
@@ -122,14 +139,17 @@ def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int],
             raise ConfigurationError("--key names an entry of a checkpoint: add --weights FILE.")
         if config.strip_prefix is not None:
             raise ConfigurationError("--strip-prefix names a prefix in a file of weights: add --weights FILE.")
-        return lambda seed: build(seed).to(device)
-    tensors = loading.load_weights(config.weights, config.key, terminal.say)
+    tensors = None if config.weights is None else loading.load_weights(config.weights, config.key, terminal.say)
 
-    def with_weights(seed: int) -> nn.Module:
-        model = loading.apply_weights(build(seed), tensors, terminal.say, strip_prefix=config.strip_prefix)
+    def built(seed: int) -> nn.Module:
+        model = build(seed)
+        if tensors is not None:
+            model = loading.apply_weights(model, tensors, terminal.say, strip_prefix=config.strip_prefix)
+        if config.adapter is not None:
+            model = loading.load_adapter(model, config.adapter, terminal.say)
         return model.to(device)
 
-    return with_weights
+    return built
 
 
 def _device(config: Configuration) -> torch.device:
@@ -183,7 +203,8 @@ def describe_model(config: Configuration, detail: str | None = None) -> str:
     """
     arguments = ", ".join(f"{name}={value}" for name, value in config.arg.items())
     text = config.model + (f"({arguments})" if arguments else "")
-    text += f" with {config.weights}" if config.weights else ""
+    added = [name for name in (config.weights, config.adapter) if name]
+    text += f" with {' and '.join(added)}" if added else ""
     return one_line(text + (f", {detail}" if detail else ""))
 
 
@@ -308,6 +329,8 @@ def content_hashes(config: Configuration, prepared: Prepared) -> dict[str, Any]:
 def _files(config: Configuration, model: nn.Module) -> list[str]:
     """Files that are named, and those with the code of models, data and losses, unless it is installed."""
     named = [config.weights, config.data]
+    folders = [config.model.removeprefix("hf:") if config.model.startswith("hf:") else None, config.adapter]
+    named += [str(file) for name in folders if name for file in sorted(Path(name).expanduser().glob("*config.json"))]
     code = [type(module).__module__ for module in model.modules()]
     for spec in (config.model, config.data, config.loss):
         place = spec.rpartition(":")[0] or spec

@@ -25,7 +25,11 @@ _ENVIRONMENT = "CURVATURE_"
 _OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
 
 # Fields that can name code to run, and the prefixes of names that do not.
-_CODE: dict[str, tuple[str, ...]] = {"model": ("builtin:",), "data": ("builtin:", "mnist:", "cifar10:"), "loss": ()}
+_CODE: dict[str, tuple[str, ...]] = {
+    "model": ("builtin:", "hf:"),
+    "data": ("builtin:", "mnist:", "cifar10:"),
+    "loss": (),
+}
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ class TensorTree:
         """Reverse every tensor along an axis."""
         return self.map(lambda leaf: leaf.flip(axis))
 
+    def split(self, size: int) -> tuple[TensorTree, ...]:
+        """Split into groups of examples; the last one may be smaller."""
+        return tuple(self[start : start + size] for start in range(0, len(self), size))
+
     def __getitem__(self, index: Any) -> TensorTree:
         return self.map(lambda leaf: leaf[index])
 

@@ -17,6 +17,8 @@ from curvature.studies.progress import Progress
 
 __all__ = ["Collector", "Finished", "Place", "with_warnings"]
 
+_SHOWN_NAMES = 8  # of many frozen parameters
+
 
 class Finished(Protocol):
     """Finished parts of a piece of work, by name, so that it can be interrupted: a dict, or files."""
@@ -132,7 +134,9 @@ def with_warnings(study: Study, problem: Problem) -> Study:
             "Fisher and the moments of gradients are those of the data, without it."
         )
     if problem.frozen:
-        warnings.append(f"left out, because frozen: {', '.join(problem.frozen)}.")
+        shown = ", ".join(problem.frozen[:_SHOWN_NAMES])
+        more = len(problem.frozen) - _SHOWN_NAMES
+        warnings.append(f"left out, because frozen: {shown}{f' and {more} more' if more > 0 else ''}.")
     if problem.dtype != torch.float64:
         warnings.append("computed in float32: condition numbers above about 1e6 cannot be resolved.")
     measured = {getattr(m.record, "matrix", "") for m in study.measurements}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from curvature.charts import WeightNorm
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
@@ -66,6 +66,8 @@ def one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
     -----
     Whole batches, so that the inputs of every batch are white; $\epsilon$ of batch normalization next to 0.
     """
+    if not isinstance(problem.inputs, Tensor):
+        raise ConfigurationError("its inputs are several tensors, and a single layer takes one.")
     flat = problem.inputs.flatten(1).double()
     targets = problem.targets.double() if problem.targets.is_floating_point() else problem.targets
     left, values, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)

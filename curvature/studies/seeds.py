@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from torch import Tensor
+from torch import nn
 
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError
@@ -146,22 +146,37 @@ def refuse_unsuited(start: Problem, settings: StudySettings) -> None:
     ConfigurationError
         As :func:`measure_seed`.
     """
-    _refuse_structured(start)
+    _refuse_untrainable(start)
     if not any(entry.normalized for entry in start.layout.entries):
-        raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
+        frozen = _frozen_layers(start)
+        why = f" that is trained: {', '.join(frozen)} are frozen. Leave one of them trainable" if frozen else ""
+        raise ConfigurationError(
+            f"the model has no linear or convolutional layer{why or ' that weight norm could normalize'}."
+        )
     if any("batch-norm" in arm.method for arm in settings.arms):
         refuse_penalty(start)
 
 
-def _refuse_structured(problem: Problem) -> None:
-    """Refuse what training does not cover: several inputs, and outputs that are read from what forward returns."""
-    tensors = (problem.inputs, problem.targets)
-    if not all(isinstance(part, Tensor) for part in tensors) or not problem.function.reader.is_plain:
+def _refuse_untrainable(problem: Problem) -> None:
+    """Refuse what cannot be trained by batches of examples."""
+    reader = problem.function.reader
+    if reader.packed:
         raise ConfigurationError(
-            "the study trains models that map one tensor of inputs to one tensor of outputs, with PyTorch's layout of "
-            "classes. Wrap the model in a module that unpacks its inputs from one tensor and returns its outputs; "
-            "spectra, and cv.measure at weights that you trained, take the model as it is."
+            "the study trains by batches of examples, but packed graphs are one example. Spectra, and cv.measure at "
+            "weights that you trained, take them as they are."
         )
+    if reader.own_loss:
+        raise ConfigurationError(
+            "the study needs the outputs of the model, for GGN and Fisher, but loss='model' gives only its loss. Name "
+            "the outputs, e.g. output='logits', and a loss such as 'cross-entropy'."
+        )
+
+
+def _frozen_layers(problem: Problem) -> list[str]:
+    """Linear and convolutional layers whose weight is frozen."""
+    owners = {name.rpartition(".")[0] for name in problem.frozen if name.rpartition(".")[2] == "weight"}
+    kinds = nn.Linear | nn.modules.conv._ConvNd
+    return [path for path in sorted(owners) if isinstance(problem.model.get_submodule(path), kinds)]
 
 
 def _measured_in_a_process(build: Callable[[int], Problem], settings: StudySettings, seed: int) -> tuple[int, Study]:

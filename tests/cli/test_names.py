@@ -183,8 +183,10 @@ def test_objects_beside_the_weights_are_left_out_with_a_note(tmp_path, name):
     assert all(torch.equal(tensors[key], value) for key, value in state().items())
     assert "also contains pickled objects" in said[0]
     assert "no code of them was run" in said[0]
+    assert loading.load_weights(tmp_path / "w.ckpt").keys() == tensors.keys()
+    torch.save({"state_dict": state(), "ema": state(), "hyper_parameters": OBJECTS[name]}, tmp_path / "two.ckpt")
     with pytest.raises(InputError, match="Add --key state_dict"):
-        loading.load_weights(tmp_path / "w.ckpt")
+        loading.load_weights(tmp_path / "two.ckpt")
 
 
 @pytest.mark.parametrize("place", ["beside", "inside"])

@@ -102,7 +102,6 @@ def test_a_file_with_one_target_and_other_names_needs_no_option():
 
 
 @pytest.mark.usefixtures("here")
-def test_training_a_model_of_several_inputs_is_refused_in_a_sentence():
-    options = ("--data", "pair.pt", "--output", "scores")
-    result = run("compare", "--model", "net.py:make", *options, code=2)
-    assert "trains models that map one tensor of inputs to one tensor of outputs" in " ".join(result.stderr.split())
+def test_training_by_the_loss_of_the_model_is_refused_in_a_sentence():
+    result = run("compare", "--model", "net.py:make", "--data", "d.npz", "--loss", "model", code=2)
+    assert "the study needs the outputs of the model" in " ".join(result.stderr.split())

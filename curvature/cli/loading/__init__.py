@@ -6,6 +6,7 @@ Only tensors are unpickled. Code runs only if its name was given, and the argume
 from curvature.cli.loading.checkpoints import find_checkpoints, natural_key, training_step
 from curvature.cli.loading.choices import build_charts, load_loss
 from curvature.cli.loading.data import load_data
+from curvature.cli.loading.huggingface import load_adapter
 from curvature.cli.loading.models import load_model, takes_images
 from curvature.cli.loading.weights import apply_weights, load_weights
 
@@ -13,6 +14,7 @@ __all__ = [
     "apply_weights",
     "build_charts",
     "find_checkpoints",
+    "load_adapter",
     "load_data",
     "load_loss",
     "load_model",

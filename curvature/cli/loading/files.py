@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import pickle
 import re
@@ -29,6 +30,7 @@ __all__ = [
     "gigabytes",
     "is_file",
     "is_torchscript",
+    "load_json",
     "load_tensors",
     "pickled_objects",
     "reason",
@@ -174,6 +176,34 @@ def refuse_large(file: Path | BytesIO, name: str | None = None) -> None:
         size = max(size, file.stat().st_size)
     if size > MAX_BYTES:
         raise InputError(f"{name or file} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}.")
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that contains an object.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    dict
+        Its entries.
+
+    Raises
+    ------
+    InputError
+        If the file is too large, is not JSON in UTF-8, or contains anything else.
+    """
+    refuse_large(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{path} is not a JSON file: {first_line(error)}.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must contain an object with names, but it contains {describe_contents(value)}.")
+    return value
 
 
 def load_tensors(path: Path, remedy: str, say: Say, *, skip_objects: bool = False) -> tuple[Any, list[str]]:

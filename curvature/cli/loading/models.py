@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from curvature.cli.loading.code import call, find, parameters_of
 from curvature.cli.loading.files import SAVE_WEIGHTS, existing, is_file, is_torchscript, refuse_large, unpickling_error
+from curvature.cli.loading.huggingface import load_folder
 from curvature.cli.wording import Say, choice, listed, nearest
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import zoo
@@ -28,7 +29,9 @@ __all__ = ["Build", "load_model", "takes_images"]
 
 Build = Callable[[int], nn.Module]
 
-_MODEL_FORMS = "builtin:digits-mlp (or -cnn, or builtin:mlp), package.module:factory, path/file.py:factory or model.pt2"
+_MODEL_FORMS = (
+    "builtin:digits-mlp (or -cnn, or builtin:mlp), package.module:factory, path/file.py:factory, hf:FOLDER or model.pt2"
+)
 _EXPORT = (
     "torch.export.save(torch.export.export(model.eval(), (inputs,), dynamic_shapes=({0: torch.export.Dim('n')},)), "
     "'model.pt2')"
@@ -42,7 +45,7 @@ def load_model(spec: str, arguments: Mapping[str, Any] | None = None, say: Say =
     ----------
     spec
         ``builtin:digits-mlp`` (or another of ``zoo.MODELS``), ``package.module:factory``, ``path/file.py:factory``
-        (executed), or ``model.pt2``.
+        (executed), ``hf:FOLDER`` for a local folder of transformers, or ``model.pt2``.
     arguments
         Keyword arguments of the factory. A factory with an argument ``seed`` receives the seed; any other is called
         after ``torch.manual_seed(seed)``, and the state of the global generator is restored.
@@ -73,6 +76,11 @@ def load_model(spec: str, arguments: Mapping[str, Any] | None = None, say: Say =
             )
         program = _load_exported(Path(spec), say)
         return lambda _seed: program.module()
+    if spec.startswith("hf:"):
+        if arguments:
+            raise ConfigurationError(f"--arg {next(iter(arguments))}: config.json in the folder has the arguments.")
+        read = load_folder(spec, say)
+        return lambda seed: _in_eval_mode(read(seed), say)
     factory = _factory(spec, arguments, say)
     parameters = parameters_of(factory)
     _refuse_arguments(spec, arguments, parameters)

@@ -15,12 +15,14 @@ from curvature.cli.loading.files import (
     SAVE_WEIGHTS,
     describe_contents,
     existing,
+    expanded,
     load_tensors,
     pickled_objects,
     refuse_large,
     unusual_kind,
 )
 from curvature.cli.loading.names import normalized_name, without_prefix
+from curvature.cli.loading.shards import file_in, load_shards
 from curvature.cli.wording import Say, dtype_name, first_line, listed
 from curvature.errors import ConfigurationError, InputError
 
@@ -33,9 +35,11 @@ def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: 
     Parameters
     ----------
     path
-        A ``.safetensors`` file, or a file of ``torch.save``.
+        A ``.safetensors`` file, a file of ``torch.save``, the index of several such files (``.index.json``), or a
+        folder that has one of those under the name that ``save_pretrained`` gives it.
     key
-        Key of the state_dict in a checkpoint: ``model``, or ``ema/model`` for two levels.
+        Key of the state_dict in a checkpoint: ``model``, or ``ema/model`` for two levels. None: ``state_dict`` if
+        there are weights under it, as in checkpoints of Lightning.
     say
         Receives a note about objects that were left out, and a warning if this version of PyTorch has a known flaw.
 
@@ -51,35 +55,20 @@ def load_weights(path: str | Path, key: str | None = None, say: Say = lambda _: 
     InputError
         If the file is missing, too large or damaged, or does not contain a state_dict.
     """
-    path = existing(path, "weights")
+    path = expanded(path, "weights")
+    path = file_in(path) if path.is_dir() else existing(path, "weights")
+    if path.name.endswith(".index.json"):
+        return load_shards(path, lambda shard: load_weights(shard, key, say))
     if path.suffix == ".safetensors":
         if key is not None:
             raise ConfigurationError(f"--key {key!r}: {path} is a safetensors file, which has no nested dictionaries.")
         return _load_safetensors(path)
     if path.suffix not in {".pt", ".pth", ".bin", ".ckpt"}:
-        raise ConfigurationError(f"weights must be a .safetensors, .pt or .pth file, got {str(path)!r}.")
-    value, objects = load_tensors(path, SAVE_WEIGHTS, say, skip_objects=True)
-    for part in _levels(key, value):
-        if not isinstance(value, Mapping) or part not in value:
-            raise ConfigurationError(f"--key {key!r} is not in {path}; it contains {describe_contents(value)}.")
-        value = value[part]
-    others = [name for name, entry in value.items() if not isinstance(entry, Tensor)] if _mapping(value) else []
-    nested = [name for name in others if _is_state_dict(value[name])]
-    if objects and not nested and (others or not _mapping(value)):
-        raise pickled_objects(path, objects, SAVE_WEIGHTS)
-    if objects:
-        say(
-            f"note: {path} also contains pickled objects ({listed(objects)}). They were left out, and no code of them "
-            "was run."
+        raise ConfigurationError(
+            f"weights must be a .safetensors, .pt, .pth, .bin or .ckpt file, an index of such files (.index.json), or "
+            f"their folder, got {str(path)!r}."
         )
-    if not _mapping(value):
-        raise InputError(f"{path} contains {describe_contents(value)}, not a state_dict. {SAVE_WEIGHTS}.")
-    if others:
-        hint = f"Add --key {nested[0]}" if nested else SAVE_WEIGHTS
-        raise InputError(
-            f"{path} is not a state_dict: it contains entries that are not tensors: {listed(map(str, others))}. {hint}."
-        )
-    return {str(name): entry for name, entry in value.items()}
+    return _load_pickle(path, key, say)
 
 
 def apply_weights(
@@ -210,6 +199,43 @@ def _refuse_broken_ties(expected: Mapping[str, Any], tensors: Mapping[str, Tenso
                 f"{other} and {name} are one tensor in the model (tied), but two different tensors in the file. The "
                 "file belongs to a model that does not tie them."
             )
+
+
+def _load_pickle(path: Path, key: str | None, say: Say) -> dict[str, Tensor]:
+    """Read a state_dict from a file of ``torch.save``, at a key or as the whole content."""
+    value, objects = load_tensors(path, SAVE_WEIGHTS, say, skip_objects=True)
+    value = _entry(value, key, path, say)
+    others = [name for name, entry in value.items() if not isinstance(entry, Tensor)] if _mapping(value) else []
+    nested = [name for name in others if _is_state_dict(value[name])]
+    if objects and not nested and (others or not _mapping(value)):
+        raise pickled_objects(path, objects, SAVE_WEIGHTS)
+    if objects:
+        say(
+            f"note: {path} also contains pickled objects ({listed(objects)}). They were left out, and no code of them "
+            "was run."
+        )
+    if not _mapping(value):
+        raise InputError(f"{path} contains {describe_contents(value)}, not a state_dict. {SAVE_WEIGHTS}.")
+    if others:
+        hint = f"Add --key {nested[0]}" if nested else SAVE_WEIGHTS
+        raise InputError(
+            f"{path} is not a state_dict: it contains entries that are not tensors: {listed(map(str, others))}. {hint}."
+        )
+    return {str(name): entry for name, entry in value.items()}
+
+
+def _entry(value: Any, key: str | None, path: Path, say: Say) -> Any:
+    """The entry of a checkpoint at a key; without one, ``state_dict`` if no other entry has weights."""
+    if key is None and isinstance(value, Mapping):
+        if [name for name, part in value.items() if _is_state_dict(part)] == ["state_dict"]:
+            say(f"note: read the weights under state_dict in {path}, as Lightning saves them.")
+            return value["state_dict"]
+        return value
+    for part in _levels(key, value):
+        if not isinstance(value, Mapping) or part not in value:
+            raise ConfigurationError(f"--key {key!r} is not in {path}; it contains {describe_contents(value)}.")
+        value = value[part]
+    return value
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:

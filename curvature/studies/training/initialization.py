@@ -13,6 +13,8 @@ from curvature.arrays import Float
 from curvature.charts.rows import PAPER_SCALE, row_norms
 from curvature.errors import InputError
 from curvature.models import Problem
+from curvature.models.calling import arguments
+from curvature.models.trees import Tensors, structure_of
 from curvature.precision import full_precision
 from curvature.records import Check
 from curvature.studies.training.network import BatchNormNetwork
@@ -127,9 +129,9 @@ def start_check(start: Start, batch_size: int | None = None) -> Check:
         if entry.normalized:
             watch(entry.layer)
     with torch.no_grad():
-        torch.func.functional_call(
-            model, problem.unflatten(problem.weights), (_first_batch(problem, start.seed, batch_size),)
-        )
+        batch = _first_batch(problem, start.seed, batch_size)
+        args, kwargs = arguments(structure_of(batch), model.forward)
+        torch.func.functional_call(model, problem.unflatten(problem.weights), args, kwargs)
     means = [float(values.mean(dim=0).abs().max()) for values in observed.values()]
     variances = [float((values.var(dim=0, correction=0) - 1).abs().max()) for values in observed.values()]
     return Check(
@@ -141,7 +143,7 @@ def start_check(start: Start, batch_size: int | None = None) -> Check:
     )
 
 
-def _first_batch(problem: Problem, seed: int, batch_size: int | None) -> Tensor:
+def _first_batch(problem: Problem, seed: int, batch_size: int | None) -> Tensors:
     """The inputs that training with this seed sees first."""
     order = torch.randperm(problem.num_examples, generator=torch.Generator().manual_seed(seed))
     return problem.inputs[order[: batch_size or len(order)].to(problem.device)]

@@ -14,6 +14,7 @@ from curvature.arrays import Float
 from curvature.charts import Parameterization
 from curvature.errors import NonFiniteError
 from curvature.models import Problem
+from curvature.models.trees import Tensors
 from curvature.precision import full_precision
 from curvature.records import TrainingCurve
 from curvature.studies.training.optimizers import Optimizer, Update
@@ -157,7 +158,7 @@ def train(
 def _take_step(
     trainable: Trainable,
     coordinates: Tensor,
-    batch: tuple[Tensor, Tensor, float],
+    batch: tuple[Tensors, Tensors, float],
     update: Update,
     watch: Watch | None,
 ) -> bool:
@@ -240,7 +241,7 @@ class _Batches:
         self.shares = problem.loss.denominators(outputs, problem.targets)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def stream(self, epochs: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    def stream(self, epochs: int) -> Iterator[tuple[Tensors, Tensors, float]]:
         for _ in range(epochs):
             order = torch.randperm(self.problem.num_examples, generator=self.generator).to(self.problem.device)
             parts = [part[order].split(self.batch_size) for part in (self.problem.inputs, self.problem.targets)]
@@ -248,8 +249,8 @@ class _Batches:
             yield from zip(*parts, shares, strict=True)
 
 
-def _accuracy(outputs: Tensor, targets: Tensor) -> float:
+def _accuracy(outputs: Tensor, targets: Tensors) -> float:
     """Fraction of correct classes; NaN where the targets are not classes."""
-    if targets.is_floating_point() or outputs.ndim != 2:
+    if not isinstance(targets, Tensor) or targets.is_floating_point() or outputs.ndim != 2:
         return float("nan")
     return float((outputs.argmax(dim=1) == targets).double().mean())

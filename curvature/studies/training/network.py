@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from curvature.arrays import Float, Shaped
+from curvature.arrays import Float
 from curvature.charts.batch_norm import Statistics, fold, scale_name, with_scales
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Layout
 from curvature.models import Problem
+from curvature.models.calling import arguments
 from curvature.models.module.copying import private_copy
 from curvature.models.module.replaced import runs_its_type
+from curvature.models.trees import Tensors, structure_of
 
 __all__ = ["BatchNormNetwork", "Network", "refuse_penalty"]
 
@@ -27,6 +29,7 @@ class Network:
 
     def __init__(self, problem: Problem, layout: Layout | None = None):
         self.loss, self.penalty, self.layout = problem.loss, problem.penalty, layout or problem.layout
+        self.reader = problem.function.reader
         self.model = private_copy(problem.model, problem.dtype)
         more = problem.weights.new_ones(self.layout.dim - problem.dim)
         self.vector = torch.cat([problem.weights, more])
@@ -43,11 +46,18 @@ class Network:
             owner, _, name = original.rpartition(".")
             setattr(self.model.get_submodule(path), leaf, getattr(self.model.get_submodule(owner), name))
 
+    def run(self, inputs: Tensors, weights: Mapping[str, Tensor] | None = None) -> Any:
+        """Outputs for some examples; at other weights by name, differentiable in them."""
+        args, kwargs = arguments(structure_of(inputs), self.model.forward)
+        if weights is None:
+            return self.reader(self.model(*args, **kwargs))
+        return self.reader(torch.func.functional_call(self.model, dict(weights), args, kwargs))
+
     def loss_and_gradient(
         self,
         vector: Float[Tensor, "coordinates"],
-        inputs: Shaped[Tensor, "examples ..."],
-        targets: Shaped[Tensor, "examples ..."],
+        inputs: Tensors,
+        targets: Tensors,
         share: float,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "coordinates"]]:
         """Loss of a batch, its terms divided by ``share``, and its gradient, which the next call overwrites.
@@ -60,7 +70,7 @@ class Network:
         loss = self.vector.new_zeros(())
         if share:
             with torch.enable_grad():
-                loss = self.loss.terms(self.model(inputs), targets).sum() / share
+                loss = self.loss.terms(self.run(inputs), targets).sum() / share
                 loss.backward()
         if self.penalty is not None:
             self.gradient += self.penalty.gradient(self.vector)
@@ -127,7 +137,7 @@ class BatchNormNetwork(Network):
         return normalize
 
     def statistics(
-        self, vector: Float[Tensor, "coordinates"], inputs: Shaped[Tensor, "examples ..."], *, normalizing: bool = True
+        self, vector: Float[Tensor, "coordinates"], inputs: Tensors, *, normalizing: bool = True
     ) -> dict[str, Statistics]:
         """Statistics of every layer on these inputs, by the layer's path; each on the outputs of the layers below.
 
@@ -137,7 +147,7 @@ class BatchNormNetwork(Network):
         self._seen, self._normalizing = {}, normalizing
         try:
             with torch.no_grad():
-                self.model(inputs.clone())
+                self.run(inputs.clone())
             return self._seen
         finally:
             self._seen, self._normalizing = None, True
@@ -149,7 +159,7 @@ class BatchNormNetwork(Network):
         self._seen = {}
         try:
             weights = {entry.name: named[entry.name] for entry in self.problem.layout.entries}
-            torch.func.functional_call(self.model, weights, (self.problem.inputs.clone(),))
+            self.run(self.problem.inputs.clone(), weights)
             return self.folded(vector, self._seen)
         finally:
             self._seen, self.scales = None, plain

@@ -6,10 +6,11 @@ import copy
 
 from torch import Tensor
 
-from curvature.arrays import Float, Shaped
+from curvature.arrays import Float
 from curvature.charts import Chart, FrozenBatchNorm, Parameterization, Standard
 from curvature.errors import ConfigurationError, ConvergenceError, NonFiniteError
 from curvature.models import Problem
+from curvature.models.trees import Tensors
 from curvature.natural_gradient.preconditioners import preconditioner
 from curvature.studies.training.network import BatchNormNetwork, Network
 
@@ -41,8 +42,8 @@ class Trainable:
     def loss_and_gradient(
         self,
         coordinates: Float[Tensor, "coordinates"],
-        inputs: Shaped[Tensor, "examples ..."],
-        targets: Shaped[Tensor, "examples ..."],
+        inputs: Tensors,
+        targets: Tensors,
         share: float,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "coordinates"]]:
         """Loss of a batch whose terms are divided by ``share``, and its gradient in the coordinates."""

@@ -1,0 +1,132 @@
+"""Types of the fields of configurations, with their limits, their spelling and their help."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat
+
+from curvature.cli.wording import nearest
+
+__all__ = [
+    "COMPUTE",
+    "DATA",
+    "MACHINE",
+    "MATRICES",
+    "MODEL",
+    "PANELS",
+    "Argument",
+    "Charts",
+    "Count",
+    "Gauges",
+    "Matrices",
+    "Names",
+    "Numbers",
+    "Seed",
+    "Shown",
+    "Workers",
+    "option_name",
+]
+
+# Names on the command line; the library writes them with underscores (curvature.matrices.MATRICES).
+MATRICES = {
+    "hessian": "hessian",
+    "ggn": "ggn",
+    "fisher": "fisher",
+    "mc-fisher": "monte_carlo_fisher",
+    "empirical-fisher": "empirical_fisher",
+    "empirical-fisher-at-fisher-scale": "empirical_fisher_at_fisher_scale",
+    "gradient-covariance": "gradient_covariance",
+}
+
+PANELS = MODEL, DATA, COMPUTE, MACHINE = "Model", "Data", "Compute", "Precision and hardware"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the command line shows a field: its panel, the word for its value, its help, and a short name."""
+
+    panel: str
+    metavar: str
+    help: str
+    short: str | None = None
+    argument: bool = False  # named by its place on the command line, not by an option
+
+
+def option_name(field: str) -> str:
+    """Name of a field on the command line.
+
+    Parameters
+    ----------
+    field
+        Its name in the configuration, e.g. ``num_examples``.
+
+    Returns
+    -------
+    str
+        E.g. ``--num-examples``.
+    """
+    return f"--{field.replace('_', '-')}"
+
+
+def _split(value: Any) -> list[Any]:
+    """Read ``a,b`` as two values: an environment variable cannot be repeated."""
+    parts: list[Any] = []
+    for item in value if isinstance(value, list | tuple) else [value]:
+        parts += re.split(r"\s*,\s*", item.strip()) if isinstance(item, str) else [item]
+    return parts
+
+
+def _split_gauges(value: Any) -> list[Any]:
+    """Read a number as the gauge of that stretch: TOML distinguishes 3 from "3"."""
+    return [f"{item:g}" if isinstance(item, int | float) else item for item in _split(value)]
+
+
+def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
+    plain = [name.lower().replace("_", "-").replace("monte-carlo-", "mc-") for name in names]
+    for name, spelled in zip(plain, names, strict=True):
+        if name not in MATRICES:
+            raise ValueError(f"{spelled!r} is unknown{nearest(name, MATRICES)}; choose among {', '.join(MATRICES)}")
+    return tuple(dict.fromkeys(plain))
+
+
+# Upper limits catch typing errors that would fill the memory with seeds, or the machine with threads.
+Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
+Workers = Annotated[int, Field(gt=0, le=1024)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Numbers = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_split)]
+Argument = bool | int | float | str
+Matrices = Annotated[
+    Names,
+    Field(min_length=1),
+    AfterValidator(_known_matrices),
+    Shown(COMPUTE, "NAME", f"{', '.join(MATRICES)}. Repeatable, or separated by commas.", "-m"),
+]
+
+
+Charts = Annotated[
+    Names,
+    Shown(
+        COMPUTE,
+        "NAME",
+        "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
+        "normalization along random directions). Repeatable.",
+    ),
+]
+Gauges = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_split_gauges),
+    Shown(
+        COMPUTE,
+        "NAME",
+        "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
+        "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
+    ),
+]
+Seed = Annotated[
+    int,
+    Field(ge=0, lt=2**53),
+    Shown(COMPUTE, "N", "Seed of the initial weights and of everything else that is random."),
+]
