@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -55,6 +54,8 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
     typer.Exit
         If a rule of ``--fail-on`` holds; under ``--strict``, if a headline number of the whole model is open.
     """
+    from curvature import report
+
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
     rules = parse_rules(run_options.fail_on)
@@ -62,9 +63,11 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
     assert isinstance(config, AnalyzeConfiguration)
     resumption = Resumption("analyze", run_options, terminal)
     with around_user_code(config, run_options, terminal), resumption.mentioned():
-        analyses, document = _analyzed(config, terminal, started, resumption)
-        finished = resumption.parts is None  # or there is no --out
-        out = run_options.out if finished else _write(analyses, document, config, run_options)
+        analyses, document, finished = _analyzed(config, terminal, started, resumption)
+        out = run_options.out
+        if out is not None and not finished:
+            out = report.write_texts(report.analysis_files(analyses, document), out, overwrite=run_options.overwrite)
+            report.forget_parts(out)
     if run_options.as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     else:
@@ -83,10 +86,11 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 def _analyzed(
     config: AnalyzeConfiguration, terminal: Terminal, started: float, resumption: Resumption
-) -> tuple[list[Analysis], dict[str, Any]]:
-    """The analyses, and the document that has everything in plain values."""
+) -> tuple[list[Analysis], dict[str, Any], bool]:
+    """The analyses, the document that has everything in plain values, and whether the run was finished before."""
     import torch
 
+    from curvature import report
     from curvature.cli import loading
     from curvature.records import LayerSummary
     from curvature.report.plain import plain_values
@@ -108,7 +112,7 @@ def _analyzed(
         terminal.note(f"note: {note}")
     if resumption.finds_finished(config, prepared):
         assert resumption.out is not None
-        return _read_back(resumption.out)
+        return (*report.load_analyses(resumption.out), True)
     rows = resumption.open(config, prepared, LayerSummary)
     tables = [(name, chart) for name in config.matrix for chart in charts]
     analyses = []
@@ -133,51 +137,7 @@ def _analyzed(
         "config": written_configuration("analyze", config),
         "provenance": collected_provenance(config, prepared, started=started),
     }
-    return analyses, plain_values(document)
-
-
-def _read_back(out: Path) -> tuple[list[Analysis], dict[str, Any]]:
-    """The analyses of a finished run."""
-    from curvature.records import Analysis
-    from curvature.records.storage import from_plain
-    from curvature.report.plain import odd_values
-
-    document = json.loads((out / "analysis.json").read_text())
-    plain = odd_values(document["analyses"])
-    return [from_plain(Analysis, analysis.pop("where") | analysis) for analysis in plain], document
-
-
-def _write(
-    analyses: Sequence[Analysis], document: dict[str, Any], config: AnalyzeConfiguration, run_options: RunOptions
-) -> Path:
-    from curvature import report
-    from curvature.report.figures import analysis_svg
-    from curvature.report.plain import json_text, toml_text
-
-    files = {
-        "analysis.json": json_text(document),
-        "analysis.csv": _csv(analyses),
-        "config.toml": toml_text(written_configuration("analyze", config)),
-        "provenance.json": json_text(document["provenance"]),
-    }
-    for analysis in analyses:
-        parts = (analysis.matrix, analysis.chart, "" if analysis.gauge == "-" else analysis.gauge)
-        name = "_".join(part.replace(" ", "").replace("=", "") for part in parts if part)
-        files[f"figures/{name}.svg"] = analysis_svg(analysis)
-    assert run_options.out is not None
-    out = report.write_texts(files, run_options.out, overwrite=run_options.overwrite)
-    report.forget_parts(out)
-    return out
-
-
-def _csv(analyses: Sequence[Analysis]) -> str:
-    import pandas as pd
-
-    frames = [
-        analysis.to_dataframe().reset_index().assign(matrix=analysis.matrix, chart=analysis.chart, gauge=analysis.gauge)
-        for analysis in analyses
-    ]
-    return str(pd.concat(frames).set_index(["matrix", "chart", "gauge", "layer"]).to_csv())
+    return analyses, plain_values(document), False
 
 
 def _print(analyses: Sequence[Analysis]) -> None:

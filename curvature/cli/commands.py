@@ -283,6 +283,31 @@ def track(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 
 @app.command(epilog=_EXIT_CODES)
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories that --out of a command has written.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to; for one run its own directory by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only tables, warnings and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Make the report of a run again from its result, or lay several runs side by side.
+
+    For one run: tables, figures and report.html, in its own directory unless --out names another.
+
+    For several runs of spectrum or compare: what differs between them, their numbers and eigenvalues next to each
+    other, and ratios to the first run, paired by seed. No model is loaded and nothing is computed again.
+    """
+    from curvature.cli.report import make_report
+
+    with _one_message(debug):
+        make_report(runs, Terminal(quiet), out=out, overwrite=overwrite)
+
+
+@app.command(epilog=_EXIT_CODES)
 def doctor(
     derivatives: Annotated[
         bool, typer.Option("--derivatives", help="Audit the second derivative of every module of torch.nn.")

@@ -17,7 +17,7 @@ from curvature.report.tables import tables_of
 from curvature.report.tables.spectra import rank_rules
 from curvature.text import printable
 
-__all__ = ["MAX_HTML", "checkpoints_page", "html_page"]
+__all__ = ["MAX_HTML", "checkpoints_page", "html_page", "runs_page"]
 
 MAX_HTML = 5_000_000
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
@@ -82,6 +82,41 @@ def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: 
             svg=Markup(inline_svg(svg)),
             versions=_versions(document["provenance"]),
             config=toml_text(document["config"]),
+            max_rows=MAX_ROWS,
+        )
+    )
+
+
+def runs_page(
+    document: Mapping[str, Any], overview: Table, numbers: Sequence[Table], ratios: Table, svg: str | None
+) -> str:
+    """Fill the template for several runs.
+
+    Parameters
+    ----------
+    document
+        The runs, what differs between them, and their warnings, in plain values.
+    overview, numbers, ratios
+        The tables.
+    svg
+        The figure; None if there is none.
+
+    Returns
+    -------
+    str
+        The page.
+    """
+    from markupsafe import Markup
+
+    template = _environment().get_template("runs.html")
+    return str(
+        template.render(
+            doc=document,
+            overview=overview,
+            numbers=numbers,
+            ratios=ratios,
+            svg=None if svg is None else Markup(inline_svg(svg)),
+            warned=any(document["warnings"].values()),
             max_rows=MAX_ROWS,
         )
     )
