@@ -209,10 +209,10 @@ def _of_indefinite(spectrum: MeasuredEigenvalues, sizes: np.ndarray) -> dict[str
     values = dict.fromkeys(names, Quantity(math.nan, "indefinite", note))
     values |= {f"abs_kappa_{p}": _ratio(p, spectrum) for p in PERCENTS}
     relative = spectrum.on_rank / sizes[0]
-    values["stable_rank"] = Quantity(float((relative**2).sum()))
     values["participation_ratio"] = Quantity(
         float(relative.sum() ** 2 / (relative**2).sum()), "resolved", "(sum l)^2 / sum l^2 with signs"
     )
+    values["stable_rank"] = Quantity(float((relative**2).sum()))
     return values
 
 

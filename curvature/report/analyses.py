@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from curvature.errors import ConfigurationError
 from curvature.records import Analysis
-from curvature.records.sealed import sealed_text
 from curvature.records.storage import from_plain
 from curvature.report.figures import analysis_svg
-from curvature.report.parts import read_sealed
 from curvature.report.plain import json_text, odd_values, plain_values, toml_text
+from curvature.report.target import shown_path
+from curvature.text import reason_of
 
 __all__ = ["ANALYSES", "analysis_files", "load_analyses"]
 
@@ -34,7 +36,7 @@ def analysis_files(analyses: Sequence[Analysis], document: Mapping[str, Any]) ->
         ``analysis.json``, ``analysis.csv``, a figure for each table, configuration and provenance.
     """
     files = {
-        ANALYSES: sealed_text(json_text(document)),
+        ANALYSES: json_text(document),
         "analysis.csv": _csv(analyses),
         "config.toml": toml_text(document["config"]),
         "provenance.json": json_text(plain_values(document["provenance"])),
@@ -64,9 +66,14 @@ def load_analyses(out: Path) -> tuple[list[Analysis], dict[str, Any]]:
     ConfigurationError
         If the file is damaged.
     """
-    document = read_sealed(out / ANALYSES)
-    tables = odd_values(document["analyses"])
-    return [from_plain(Analysis, table.pop("where") | table) for table in tables], document
+    try:
+        document = json.loads((out / ANALYSES).read_text(encoding="utf-8"))
+        tables = odd_values(document["analyses"])
+        return [from_plain(Analysis, table.pop("where") | table) for table in tables], document
+    except Exception as error:  # a file that somebody else has written fails in many ways
+        raise ConfigurationError(
+            f"{shown_path(out / ANALYSES)} cannot be read: {reason_of(error)}. Use another copy, or repeat the run."
+        ) from error
 
 
 def _csv(analyses: Sequence[Analysis]) -> str:
