@@ -64,14 +64,14 @@ def execute_check(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 def _next_command(flags: Mapping[str, Any], run_options: RunOptions) -> list[str]:
     """``curvature spectrum`` with the options of this command."""
-    words = ["curvature", "spectrum"]
+    command = ["curvature", "spectrum"]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is None else [value]
-        words += [word for entry in values for word in (option_name(name), str(entry))]
-    words += [word for setting in run_options.settings or () for word in ("--set", setting)]
+        command += [word for entry in values for word in (option_name(name), str(entry))]
+    command += [word for setting in run_options.settings or () for word in ("--set", setting)]
     if run_options.config is not None:
-        words += ["--config", str(run_options.config)]
-    return [*words, "--trust-config"] if run_options.trust_config else words
+        command += ["--config", str(run_options.config)]
+    return [*command, "--trust-config"] if run_options.trust_config else command
 
 
 def _lines(

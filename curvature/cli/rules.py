@@ -37,13 +37,13 @@ class Place:
 
     Attributes
     ----------
-    words
+    terms
         Matrix, chart, gauge, block or layer, arm and checkpoint.
     label
         The same for a reader.
     """
 
-    words: frozenset[str]
+    terms: frozenset[str]
     label: str
 
 
@@ -124,13 +124,13 @@ def parse_rules(texts: Sequence[str] | None) -> list[Rule]:
 
 
 def _parsed(text: str) -> Rule:
-    found = _RULE.fullmatch(text)
-    if found is None:
+    matching = _RULE.fullmatch(text)
+    if matching is None:
         raise ConfigurationError(
             f"--fail-on {text!r} is no rule. Write NAME, one of > >= < <=, and a number, e.g. 'kappa_95 > 1e8', or "
             "with a place before it: 'ggn/weight-norm: kappa_95 > 1e8'."
         )
-    name, limit = found["name"], found["limit"]
+    name, limit = matching["name"], matching["limit"]
     if name not in NAMES:
         raise ConfigurationError(
             f"--fail-on {text!r}: {name!r} is unknown{nearest(name, NAMES)}; choose among {', '.join(NAMES)}."
@@ -141,8 +141,8 @@ def _parsed(text: str) -> Rule:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigurationError(f"--fail-on {text!r}: {limit!r} is not a finite number.")
-    words = (word.strip() for word in (found["place"] or "").split("/"))
-    return Rule(text, frozenset(_spelled(word) for word in words if word), name, found["sign"], number)
+    terms = (word.strip() for word in (matching["place"] or "").split("/"))
+    return Rule(text, frozenset(_spelled(word) for word in terms if word), name, matching["sign"], number)
 
 
 def _spelled(word: str) -> str:
@@ -174,11 +174,11 @@ def numbers_of_study(study: Study) -> Iterator[tuple[Place, dict[str, Quantity]]
     for measured in study.measurements:
         reader = readers.get(type(measured.record))
         if reader is not None:
-            where = measured.record.where
+            header = measured.record.where
             point = (measured.arm, measured.checkpoint) if study.command == "compare" else ()
-            words = (where.matrix, where.chart, where.gauge, where.block, *point)
+            terms = (header.matrix, header.chart, header.gauge, header.block, *point)
             run = f", {measured.arm}, {measured.checkpoint}, seed {measured.seed}" if point else ""
-            yield Place(frozenset(map(_spelled, words)), where.label + run), reader(measured.record)
+            yield Place(frozenset(map(_spelled, terms)), header.label + run), reader(measured.record)
 
 
 def _rank(record: Any) -> Quantity:
@@ -227,9 +227,9 @@ def numbers_of_analyses(analyses: Iterable[Analysis]) -> Iterator[tuple[Place, d
     names = ("trace", "largest", "smallest", "kappa_80", "effective_rank")
     for analysis in analyses:
         for row in analysis.rows:
-            words = (analysis.matrix, analysis.chart, analysis.gauge, row.layer)
+            terms = (analysis.matrix, analysis.chart, analysis.gauge, row.layer)
             label = f"{analysis.label}, {'whole model' if row.layer == 'all' else f'layer {row.layer}'}"
-            yield Place(frozenset(map(_spelled, words)), label), {name: getattr(row, name) for name in names}
+            yield Place(frozenset(map(_spelled, terms)), label), {name: getattr(row, name) for name in names}
 
 
 def numbers_of_checkpoints(rows: Iterable[CheckpointSummary]) -> Iterator[tuple[Place, dict[str, Quantity]]]:
@@ -249,9 +249,9 @@ def numbers_of_checkpoints(rows: Iterable[CheckpointSummary]) -> Iterator[tuple[
     for row in rows:
         for chart, point in zip(row.charts, row.points, strict=True):
             for matrix in point.matrices:
-                words = (matrix.matrix, *re.split(r"[ ()]+", chart), row.checkpoint)
+                terms = (matrix.matrix, *re.split(r"[ ()]+", chart), row.checkpoint)
                 numbers = {"largest": matrix.largest[0]} | {name: getattr(matrix, name) for name in names}
-                yield Place(frozenset(map(_spelled, words)), f"{matrix.matrix}, {chart}, {row.checkpoint}"), numbers
+                yield Place(frozenset(map(_spelled, terms)), f"{matrix.matrix}, {chart}, {row.checkpoint}"), numbers
 
 
 def exit_on(rules: Sequence[Rule], numbers: Numbers, terminal: Terminal, *, strict: bool) -> None:
@@ -277,37 +277,37 @@ def exit_on(rules: Sequence[Rule], numbers: Numbers, terminal: Terminal, *, stri
         return
     measured, hit, undecided = list(numbers), False, False
     for rule in rules:
-        found = [
+        matching = [
             (place, values[rule.name])
             for place, values in measured
-            if rule.place <= place.words and rule.name in values
+            if rule.place <= place.terms and rule.name in values
         ]
-        true = [(place, number) for place, number in found if rule.holds(number)]
-        open_ones = [(place, number) for place, number in found if rule.holds(number) is None]
+        true = [(place, number) for place, number in matching if rule.holds(number)]
+        open_ones = [(place, number) for place, number in matching if rule.holds(number) is None]
         if true:
             terminal.error(f"--fail-on {rule.text!r}: {_listed(rule.name, true)}.")
         elif open_ones:
             terminal.warn(f"--fail-on {rule.text!r} is not decided: {_listed(rule.name, open_ones)}.")
-        elif not found:
+        elif not matching:
             terminal.warn(
                 f"--fail-on {rule.text!r} is not decided: this run has no such number{_places(rule, measured)}."
             )
-        hit, undecided = hit or bool(true), undecided or bool(open_ones) or not found
+        hit, undecided = hit or bool(true), undecided or bool(open_ones) or not matching
     if hit:
         raise typer.Exit(int(ExitCode.RULE_HIT))
     if undecided and strict:
         raise typer.Exit(int(ExitCode.UNRESOLVED))
 
 
-def _listed(name: str, found: Sequence[tuple[Place, Quantity]]) -> str:
-    place, number = found[0]
-    more = f", and in {len(found) - 1} more places" if len(found) > 1 else ""
+def _listed(name: str, matching: Sequence[tuple[Place, Quantity]]) -> str:
+    place, number = matching[0]
+    more = f", and in {len(matching) - 1} more places" if len(matching) > 1 else ""
     interval = "" if number.status == "resolved" or not number.interval else f", within {number.interval}"
     return f"{name} of {place.label} is {number}{interval}{more}"
 
 
 def _places(rule: Rule, measured: Sequence[tuple[Place, Mapping[str, Quantity]]]) -> str:
     """Words of places, if none fits the rule."""
-    words = sorted({word for place, _ in measured for word in place.words if word != "-"})
-    fits = any(rule.place <= place.words for place, _ in measured)
-    return "" if fits or not words else f" there; places are made of {', '.join(words)}"
+    terms = sorted({word for place, _ in measured for word in place.terms if word != "-"})
+    fits = any(rule.place <= place.terms for place, _ in measured)
+    return "" if fits or not terms else f" there; places are made of {', '.join(terms)}"

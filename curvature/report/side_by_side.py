@@ -109,7 +109,7 @@ def side_by_side_tables(runs: Mapping[str, Study]) -> tuple[Table, list[Table], 
         What each run measured; one table for each matrix, with what at least two runs have; and each run over the
         first, paired by seed.
     """
-    places = {place: found for place, found in _places(runs).items() if len(found) > 1}
+    places = {place: of_runs for place, of_runs in _places(runs).items() if len(of_runs) > 1}
     rows = tuple(
         (
             name,
@@ -125,7 +125,7 @@ def side_by_side_tables(runs: Mapping[str, Study]) -> tuple[Table, list[Table], 
     overview = Table("Runs", ("run", "command", "model", "data", "weights", "seeds", "torch"), rows)
     matrices = dict.fromkeys(place.matrix for place in places)
     numbers = [
-        _numbers_table(matrix, {place: found for place, found in places.items() if place.matrix == matrix})
+        _numbers_table(matrix, {place: of_runs for place, of_runs in places.items() if place.matrix == matrix})
         for matrix in matrices
     ]
     return overview, numbers, _ratio_table(list(runs), places)
@@ -154,16 +154,16 @@ def _numbers_table(matrix: str, places: Places) -> Table:
         for name in HEADLINE
         if any(
             record.values[name].has_value
-            for found in places.values()
-            for of_run in found.values()
+            for of_runs in places.values()
+            for of_run in of_runs.values()
             for record in of_run.numbers.values()
             if name in record.values
         )
     ]
     rows: list[tuple[Entry, ...]] = []
-    for place, found in places.items():
+    for place, of_runs in places.items():
         rows.append((place.words,))
-        rows += [(run, *_entries(of_run, shown)) for run, of_run in found.items()]
+        rows += [(run, *_entries(of_run, shown)) for run, of_run in of_runs.items()]
     header = ("run", "size", "rank", "smallest", "largest", "trace", *shown)
     return Table(matrix_name(matrix), header, tuple(rows), (_NOTE, *_rank_note(places)))
 
@@ -193,15 +193,18 @@ def _cell(quantities: Sequence[Quantity]) -> Cell:
 
 def _rank_note(places: Places) -> tuple[str, ...]:
     """Warn where an indefinite matrix has ranks that differ between the runs."""
-    ranks = [{record.rank for one in found.values() for record in one.numbers.values()} for found in places.values()]
+    ranks = [
+        {record.rank for of_run in of_runs.values() for record in of_run.numbers.values()}
+        for of_runs in places.values()
+    ]
     indefinite = any(
         name.startswith("abs_kappa")
-        for found in places.values()
-        for one in found.values()
-        for record in one.numbers.values()
+        for of_runs in places.values()
+        for of_run in of_runs.values()
+        for record in of_run.numbers.values()
         for name in record.values
     )
-    if not indefinite or all(len(found) == 1 for found in ranks):
+    if not indefinite or all(len(at_place) == 1 for at_place in ranks):
         return ()
     return (
         "Ratios of absolute values of rows with different ranks are not comparable: each row leaves out a different "
@@ -214,11 +217,11 @@ def _ratio_table(names: Sequence[str], places: Places) -> Table:
     first, *others = names
     quantities = [name for name in HEADLINE if name.startswith(("kappa", "abs_kappa", "gd_time"))]
     rows: list[tuple[Entry, ...]] = []
-    for place, found in places.items():
+    for place, of_runs in places.items():
         for other in others:
-            if first in found and other in found:
-                cells = [_ratio(found[other].numbers, found[first].numbers, name) for name in quantities]
-                pairs = len(found[other].numbers.keys() & found[first].numbers.keys())
+            if first in of_runs and other in of_runs:
+                cells = [_ratio(of_runs[other].numbers, of_runs[first].numbers, name) for name in quantities]
+                pairs = len(of_runs[other].numbers.keys() & of_runs[first].numbers.keys())
                 rows.append((f"{matrix_name(place.matrix)}, {place.words}", other, pairs, *cells))
     return Table(
         f"Ratios to {first}, paired by seed",
@@ -233,11 +236,11 @@ def _ratio_table(names: Sequence[str], places: Places) -> Table:
 
 
 def _ratio(ours: Mapping[int, ConditionNumbers], theirs: Mapping[int, ConditionNumbers], name: str) -> Cell:
-    found = [log_ratio(ours[seed], theirs[seed], name) for seed in sorted(ours.keys() & theirs.keys())]
-    reasons = [reason for _, reason in found if reason]
-    if not found or reasons:
+    ratios = [log_ratio(ours[seed], theirs[seed], name) for seed in sorted(ours.keys() & theirs.keys())]
+    reasons = [reason for _, reason in ratios if reason]
+    if not ratios or reasons:
         return Cell(None, status=reasons[0] if reasons and reasons[0] != "not measured" else "")
-    logs = [value for value, _ in found]
+    logs = [value for value, _ in ratios]
     mean = math.exp(sum(logs) / len(logs))
     if len(logs) < 3:
         return Cell(mean)
@@ -275,8 +278,8 @@ def _flat(tables: Sequence[Table]) -> Table:
 def _picture(places: Places) -> str | None:
     """Eigenvalues of all runs, overlaid: a panel for each matrix and chart, at the last point of training."""
     kept = {
-        place: {run: one.spectra for run, one in found.items() if one.spectra}
-        for place, found in places.items()
+        place: {run: of_run.spectra for run, of_run in of_runs.items() if of_run.spectra}
+        for place, of_runs in places.items()
         if place.block == "all"
     }
     last = {place._replace(checkpoint=""): place for place in kept}  # a dict keeps the last point of each

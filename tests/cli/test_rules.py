@@ -92,12 +92,12 @@ def test_every_number_of_a_study_and_of_an_overview_has_a_name(problem):
         assert found
         for place, values in found:
             assert set(values) <= set(NAMES)
-            assert place.words & set(MATRICES)
+            assert place.terms & set(MATRICES)
     (spectrum,) = [m.record for m in study.of(cv.Spectrum, matrix="ggn")]
     numbers = {
         name: number
         for place, values in numbers_of_study(study)
-        if "ggn" in place.words
+        if "ggn" in place.terms
         for name, number in values.items()
     }
     assert numbers["trace"].low <= spectrum.trace <= numbers["trace"].high

@@ -105,13 +105,13 @@ def _tick_decades(ax: Axes, bins: list[int], per_decade: int, floor: float, null
     step = max(1, -(-(highest - lowest) // 8))
     decades = [k for k in range(lowest, highest + 1, step) if bins[0] <= k * per_decade]
     superscript = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-    places, words = [10.0**k for k in decades], ["10" + str(k).translate(superscript) for k in decades]
+    places, labels = [10.0**k for k in decades], ["10" + str(k).translate(superscript) for k in decades]
     if null is not None:
         room = null + 0.5 + (bins[-1] - null) / 10  # of the words below the bar
         kept = [index for index, k in enumerate(decades) if k * per_decade >= room]
-        places, words = [places[index] for index in kept], [words[index] for index in kept]
-        places, words = [10 ** ((null + 0.5) / per_decade), *places], [f"below\n{floor:.0e}", *words]
-    ax.set_xticks(places, words)
+        places, labels = [places[index] for index in kept], [labels[index] for index in kept]
+        places, labels = [10 ** ((null + 0.5) / per_decade), *places], [f"below\n{floor:.0e}", *labels]
+    ax.set_xticks(places, labels)
     ax.set_xticks([], minor=True)
 
 
