@@ -9,6 +9,20 @@ FACTOR = ("factor_route_resolves_a_condition_number_of_1e12",)
 
 DEFECTS = [
     Defect(
+        "a chosen start vector that is treated as random",
+        "linalg:_Search._result",
+        "self.steps if self.guess is None else 0",
+        "self.steps",
+        ("a_start_orthogonal_to_the_largest_eigenvector_still_finds_it",),
+    ),
+    Defect(
+        "a chosen start vector without a random part",
+        "linalg:_Search.run",
+        "$guess / torch.linalg.vector_norm($guess) + _MIXED * $start[:, 0] / $dim ** 0.5",
+        "$guess / torch.linalg.vector_norm($guess)",
+        ("a_start_orthogonal_to_the_largest_eigenvector_still_finds_it",),
+    ),
+    Defect(
         "a witness that always agrees",
         "linalg:_agreement",
         "$difference - $testimony.rounding",

@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "running statistics of the time when the problem was made",
+        "models:followed",
+        "replace($problem, function=_with_buffers($function, $state)).at($point)",
+        "$problem.at($point)",
+        ("numbers_are_those_of_the_dense_matrices_of_a_problem_that_is_made_from_the_model_now",),
+    ),
+    Defect(
         "PyTorch's own weight norm differentiated twice",
         "models:_has_fused_weight_norm",
         """any($nodes)""",

@@ -4,6 +4,20 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "rows of a tracker that may take the whole budget",
+        "studies:Tracker._affordable",
+        "self._spent_on_rows + self._cost(_ROW) <= $share * $allowed",
+        "self._spent_on_rows + self._cost(_ROW) <= $allowed",
+        ("the_budget_is_kept_and_the_costly_matrix_still_gets_its_turn",),
+    ),
+    Defect(
+        "critical sharpness at the critical learning rate itself",
+        "studies:critical_sharpness",
+        "2 / ($high * (1 + $rounding))",
+        "1 / ($high * (1 + $rounding))",
+        ("critical_sharpness_of_a_quadratic_is_its_rayleigh_quotient_along_the_gradient",),
+    ),
+    Defect(
         "checkpoints in the order of characters, 10 before 2",
         "cli.loading:natural_key",
         "(0, int($part), '')",

@@ -58,6 +58,7 @@ def test_tensorboard_has_every_row(tmp_path):
         assert [scalar.value for scalar in scalars] == pytest.approx(expected(track, name), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_wandb_has_every_row_offline(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -88,6 +89,7 @@ def test_mlflow_has_every_row_in_a_local_store(tmp_path, monkeypatch):
     assert [metric.value for metric in history] == expected(track, "ggn/largest_1")
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_lightning_trains_as_without_and_logs_every_row(tmp_path):
     pl = pytest.importorskip("lightning.pytorch")
 

@@ -4,9 +4,12 @@ import copy
 import dataclasses
 import math
 import random
+import re
 import time
 import warnings
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -402,3 +405,14 @@ def test_the_seconds_of_a_row_are_those_of_the_clock():
     assert 0 < row.seconds <= elapsed
     assert tracker.track.training_seconds >= 0.05
     assert isinstance(tracker._warm, WarmStart)
+
+
+def test_the_code_of_the_page_runs():
+    text = (Path(__file__).parents[2] / "docs" / "tracking.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope = {}
+    exec(code, scope)
+    assert [point.step for point in scope["tracker"].track.points] == [10, 20, 30]
+    labels = scope["ax"].get_legend_handles_labels()[1]
+    assert {"hessian: largest eigenvalue", "critical sharpness", "2 / learning rate (0.1)"} <= set(labels)
+    plt.close("all")
