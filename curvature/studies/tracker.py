@@ -34,7 +34,7 @@ Logger = Callable[[TrackPoint], object]
 
 _ROW = "row"  # loss, gradient and critical sharpness, which every row has
 # Guesses of what was never measured: a row in training steps, a matrix (60 products and its self-checks) in rows.
-_STEPS_OF_A_ROW, _ROWS_OF_A_MATRIX = 5.0, 30.0
+_STEPS_OF_A_ROW, _ROWS_OF_A_MATRIX = 5.0, 20.0
 
 
 class Tracker:

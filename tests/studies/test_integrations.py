@@ -130,8 +130,8 @@ def test_lightning_trains_as_without_and_logs_every_row(tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 
     followed = fitted(callback, logger=CSVLogger(str(tmp_path), flush_logs_every_n_steps=1))
-    for one, other in zip(fitted().parameters(), followed.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for plain, tracked in zip(fitted().parameters(), followed.parameters(), strict=True):
+        assert torch.equal(plain, tracked)
     track = trackers[0].track
     assert [point.step for point in track.points] == [2, 4, 6]
     assert math.isclose(track.points[-1].loss, nn.functional.cross_entropy(followed.net(X), Y).item(), rel_tol=1e-5)
@@ -177,8 +177,8 @@ def test_the_trainer_of_hugging_face_trains_as_without(tmp_path):
         return cv.integrations.TransformersCallback(trackers[0], module=lambda model: model.net)
 
     followed = fitted(callback)
-    for one, other in zip(fitted().parameters(), followed.parameters(), strict=True):
-        assert torch.equal(one, other)
+    for plain, tracked in zip(fitted().parameters(), followed.parameters(), strict=True):
+        assert torch.equal(plain, tracked)
     track = trackers[0].track
     assert [point.step for point in track.points] == [2, 4, 6]
     assert math.isclose(track.points[-1].loss, nn.functional.cross_entropy(followed.net(X), Y).item(), rel_tol=1e-5)

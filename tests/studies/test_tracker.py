@@ -123,19 +123,19 @@ def test_tied_weights_and_wrappers_are_read_through():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.two = nn.Linear(5, 5), nn.Linear(5, 5)
-            self.two.weight = self.one.weight
+            self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+            self.second.weight = self.first.weight
 
         def forward(self, x):
-            return self.two(torch.tanh(self.one(x)))[:, :3]
+            return self.second(torch.tanh(self.first(x)))[:, :3]
 
     model = Tied()
     problem = problem_of(model)
     with torch.no_grad():
-        model.one.weight.add_(0.5)
+        model.first.weight.add_(0.5)
     wrapped = nn.DataParallel(model)
     assert torch.equal(followed(problem, wrapped).weights, problem_of(model).weights)
-    model.two.weight = nn.Parameter(torch.zeros(5, 5))
+    model.second.weight = nn.Parameter(torch.zeros(5, 5))
     with pytest.raises(cv.InputError, match="one weight in the problem, but differ"):
         followed(problem, model)
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from curvature.records import Quantity, Track
 from curvature.report.figures.style import BLUE, GRAY, VERMILLION, add_legend, axes_or_new, finish
@@ -49,7 +50,7 @@ def plot_track(
         ax.plot(diverged, [0.02] * len(diverged), "x", color=VERMILLION, transform=ax.get_xaxis_transform(),
                 label="diverged")  # fmt: skip
     ax.set_yscale("log")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if ax.get_legend_handles_labels()[0]:
         add_legend(ax)
     return finish(ax, title or f"Curvature along training: {track.label}", "optimizer step",
