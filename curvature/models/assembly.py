@@ -11,6 +11,7 @@ from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
 from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
 from curvature.models.losses import Loss, LossLike, ModelLoss, PerExample, differentiable, resolve_loss
+from curvature.models.module.dora import differentiate_norms
 from curvature.models.module.refusal import common_type, refuse_module
 from curvature.models.module.wrappers import inner_module, wrapper_notes
 from curvature.models.penalty import PenaltyTerms, make_penalty, note_gauge
@@ -73,6 +74,7 @@ def assemble(
     refuse_non_finite(inputs, targets)
 
     unwrapped = unwrap(module, dtype)
+    notes.append(differentiate_norms(unwrapped.function.module))
     reader = Reader(output, packed=isinstance(data, Packed), own_loss=of_model)
     outputs, function, note = checked_outputs(replace(unwrapped.function, reader=reader), unwrapped.weights, inputs)
     weights = unwrapped.weights

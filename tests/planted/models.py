@@ -349,4 +349,11 @@ DEFECTS = [
         "False",
         ("losses_that_are_not_known_are_refused",),
     ),
+    Defect(
+        "a norm in DoRA layers that is held constant",
+        "models.module.dora:_Attached.__torch_function__",
+        "args[0] if func is Tensor.detach else func(*args, **kwargs or {})",
+        "func(*args, **kwargs or {})",
+        ("matrices_of_dora_are_those_of_the_loss",),
+    ),
 ]

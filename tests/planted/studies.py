@@ -187,4 +187,18 @@ DEFECTS = [
         "0 if len($entry.shape) > 1 else None",
         ("every_filter_of_a_random_direction_is_as_long_as_that_of_the_point",),
     ),
+    Defect(
+        "batches of several tensors that all begin at the first example",
+        "models.trees:TensorTree.split",
+        "self[$start:$start + size]",
+        "self[:size]",
+        ("training_on_named_inputs_is_that_of_pytorch",),
+    ),
+    Defect(
+        "an option that freezes what it names and trains the rest, or the other way round",
+        "cli.preparation:_restricted",
+        "($name in $matching) == keep",
+        "($name in $matching) != keep",
+        ("frozen_parameters_give_the_block_of_the_others",),
+    ),
 ]
