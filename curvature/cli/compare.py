@@ -94,8 +94,9 @@ def _prepared(config: CompareConfiguration, terminal: Terminal) -> Prepared:
     num_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     terminal.note(f"model: {describe_model(config)}: {num_parameters} parameters")
     terminal.note(f"data:  {describe_data(config, prepared.data)}")
-    if config.weights is not None and config.num_seeds > 1:
-        terminal.warn("every seed starts from the same --weights: the seeds differ only in the order of the data")
+    given = "--weights" if config.weights is not None else "--model hf:" if config.model.startswith("hf:") else None
+    if given is not None and config.num_seeds > 1:
+        terminal.warn(f"every seed starts from the same {given}: the seeds differ only in the order of the data")
     return prepared
 
 
