@@ -15,18 +15,14 @@ from curvature.cli.configuration import MATRICES
 from curvature.cli.terminal import Terminal
 from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError, ExitCode
+from curvature.records.conditioning import QUANTITIES
 
 if TYPE_CHECKING:
     from curvature.records import Analysis, CheckpointSummary, Quantity, Study
 
 __all__ = ["NAMES", "Place", "Rule", "exit_on", "numbers_of_analyses", "numbers_of_study", "parse_rules"]
 
-NAMES = (
-    *("kappa_50", "kappa_80", "kappa_95", "kappa_rank", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95"),
-    *("largest", "smallest", "trace", "rank", "effective_rank", "stable_rank", "participation_ratio"),
-    *("intrinsic_dimension", "gd_time", "am_gm", "ai_distance", "am_gm_damped", "ai_distance_damped", "bures"),
-    "l1_over_mean",
-)
+NAMES = (*QUANTITIES, "largest", "smallest", "trace", "rank")
 _RULE = re.compile(r"(?:(?P<place>[^<>=]*?)\s*:)?\s*(?P<name>\w+)\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>\S+)\s*")
 _SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 

@@ -18,9 +18,14 @@ from curvature.records.extremal import ExtremalEigenvalues
 from curvature.records.quantity import Quantity
 from curvature.records.sphericity import RELATIVE_DAMPING, effective_ranks, sphericity, with_intervals
 
-__all__ = ["PERCENTS", "condition_numbers", "damped_condition_number"]
+__all__ = ["PERCENTS", "QUANTITIES", "condition_numbers", "damped_condition_number"]
 
 PERCENTS = (50, 80, 95)  # of the rank: Huang et al. (2020), arXiv:2002.10801
+QUANTITIES = (  # in the order in which every record has them
+    *("kappa_rank", "kappa_50", "kappa_80", "kappa_95", "abs_kappa_50", "abs_kappa_80", "abs_kappa_95", "gd_time"),
+    *("am_gm", "ai_distance", "bures", "l1_over_mean", "am_gm_damped", "ai_distance_damped", "participation_ratio"),
+    *("effective_rank", "stable_rank", "intrinsic_dimension"),
+)
 GD_ACCURACY = 1e-2  # of the initial gap, for gd_time
 _DAMPING_DECADES = range(7)
 _SAME = 1.01  # an interval over several ranks whose ends agree this well is one number

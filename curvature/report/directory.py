@@ -97,7 +97,7 @@ def study_document(study: Study) -> dict[str, Any]:
             **{name: getattr(study, name) for name in _FIELDS},
             "findings": findings_of(shown_part(study), rows),
             **rows,
-            "config": dict(study.config),
+            "config": dict(sorted(study.config.items())),  # TOML writes tables last, so it does not keep an order
             "provenance": dict(study.provenance),
         }
     )

@@ -28,6 +28,7 @@ from curvature.records import (
     TrainingCurve,
     Verdict,
 )
+from curvature.records.conditioning import QUANTITIES
 from curvature.records.storage import from_plain, storable, to_plain
 from curvature.report.selection import place_of
 from curvature.report.spread import grouped
@@ -312,13 +313,15 @@ def _arrays(folder: str, node: xr.DataTree) -> Iterator[Numbered]:
 
 
 def _numbers(table: xr.Dataset) -> Iterator[Numbered]:
+    known = {name: k for k, name in enumerate(QUANTITIES)}
     names = [str(name) for name in table["quantity"].to_numpy()]
+    columns = sorted(enumerate(names), key=lambda column: known.get(column[1], len(known)))
     stored = [grid for grid in _GRIDS if grid in table]  # files of an older version have fewer
     grids = {_GRIDS[grid][0]: table[grid].to_numpy() for grid in stored}
     for index, row in enumerate(_rows(table.drop_vars(["quantity", *stored]))):
         values = {
             name: from_plain(Quantity, {key: grid[index, k] for key, grid in grids.items()})
-            for k, name in enumerate(names)
+            for k, name in columns
             if grids["status"][index, k]
         }
         damped = {
