@@ -12,6 +12,13 @@ import typed
 
 typed.install()
 
+# Lightning and transformers import torchvision where it is installed. Next to a CPU build of torch, its wheel lacks
+# these operators, and the import fails.
+_operators = torch.library.Library("torchvision", "FRAGMENT")  # as long as the library lives
+for _name in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, _name):
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
 # Derandomized: a test that passes here passes everywhere. No deadline: machines differ.
 settings.register_profile(
     "suite",

@@ -191,6 +191,7 @@ def test_the_extra_to_install_is_named(here, monkeypatch):
         loading.load_model(f"hf:{here}")
 
 
+@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
 def test_a_real_folder_of_transformers_and_a_real_adapter_are_loaded(here):
     transformers = pytest.importorskip("transformers")
     try:

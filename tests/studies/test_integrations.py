@@ -11,12 +11,6 @@ from torch import nn
 
 import curvature as cv
 
-# Lightning imports torchvision where it is installed. Next to a CPU build of torch, its wheel lacks these operators.
-_operators = torch.library.Library("torchvision", "FRAGMENT")  # as long as the library lives
-for _name in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _name):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
 X = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(16) % 3
 
@@ -90,6 +84,7 @@ def test_mlflow_has_every_row_in_a_local_store(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
 def test_lightning_trains_as_without_and_logs_every_row(tmp_path):
     pl = pytest.importorskip("lightning.pytorch")
 
