@@ -12,12 +12,14 @@ from curvature.errors import ConfigurationError
 from curvature.records.sealed import packed, unpacked
 from curvature.records.storage import from_plain, to_json, to_plain
 from curvature.records.validation import require
+from curvature.records.vectors import Eigenvectors
 from curvature.text import one_line, reason_of
 
 __all__ = ["load_record", "save_record"]
 
 Record = TypeVar("Record")
 
+_PART_OF_VECTORS = "vectors."  # begins the names of the arrays of eigenvectors
 _MAX_BYTES = 2**30  # of a saved record: 1e8 eigenvalues are not realistic, a zip bomb is
 
 
@@ -27,7 +29,8 @@ def save_record(record: Any, path: str | Path, *, schema: str, noun: str) -> Pat
     Parameters
     ----------
     record
-        Its arrays are stored as arrays, all other fields as JSON, without pickle.
+        Its arrays are stored as arrays, all other fields as JSON, without pickle. Its eigenvectors, where it has some,
+        are stored with it.
     path
         Must end in ``.npz``.
     schema
@@ -43,15 +46,31 @@ def save_record(record: Any, path: str | Path, *, schema: str, noun: str) -> Pat
     Raises
     ------
     ConfigurationError
-        If the path has another suffix.
+        If the path has another suffix, or the record and its eigenvectors take more than 1 GB, which
+        :func:`load_record` would refuse.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ConfigurationError(f"a {noun} is saved as an .npz file, got {path.name!r}. Change the suffix to .npz.")
     plain = to_plain(record)
-    arrays = {name: plain.pop(name) for name in list(plain) if isinstance(plain[name], np.ndarray)}
+    arrays = _arrays_of(plain)
+    vectors: Eigenvectors | None = getattr(record, "vectors", None)
+    if vectors is not None:
+        plain["vectors"] = to_plain(vectors)
+        arrays |= {_PART_OF_VECTORS + name: array for name, array in _arrays_of(plain["vectors"]).items()}
+        size = sum(array.nbytes for array in arrays.values())
+        if size > _MAX_BYTES:
+            raise ConfigurationError(
+                f"the {noun} and its eigenvectors take {size / 2**30:.2g} GB, which exceeds the "
+                f"{_MAX_BYTES / 2**30:.0f} GB limit for a saved {noun}. Leave them out: save(path, vectors=False)."
+            )
     path.write_bytes(packed(to_json({"schema": schema} | plain), arrays))
     return path
+
+
+def _arrays_of(plain: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Take the arrays out of plain values."""
+    return {name: plain.pop(name) for name in list(plain) if isinstance(plain[name], np.ndarray)}
 
 
 def load_record(
@@ -91,6 +110,9 @@ def load_record(
         older = bool(without_hash) and stored == without_hash
         require(stored == schema or older, f"its schema is {stored}, and this version reads {schema}")
         require(has_hash or older, "its SHA-256 is missing")
+        parts = [name for name in arrays if name.startswith(_PART_OF_VECTORS)]
+        if plain.get("vectors"):
+            plain["vectors"] |= {name.removeprefix(_PART_OF_VECTORS): arrays.pop(name) for name in parts}
         return from_plain(kind, plain | arrays), not older
     # A damaged file can fail at every layer: archive, array, JSON, fields.
     except Exception as error:

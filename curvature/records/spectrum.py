@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,13 +181,15 @@ class Spectrum(Located):
         """
         return condition_numbers(self, **options)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the record, without eigenvectors, to one ``.npz`` file.
+    def save(self, path: str | Path, *, vectors: bool = True) -> Path:
+        """Write the record to one ``.npz`` file.
 
         Parameters
         ----------
         path
             Must end in ``.npz``.
+        vectors
+            Also write the eigenvectors, if it has them: ``8 D**2`` bytes for ``D`` eigenvalues.
 
         Returns
         -------
@@ -197,13 +199,14 @@ class Spectrum(Located):
         Raises
         ------
         ConfigurationError
-            If the path has another suffix.
+            If the path has another suffix, or the record and its eigenvectors take more than 1 GB.
 
         Notes
         -----
         Arrays as arrays and all other fields as JSON, without pickle. The file ends with its SHA-256.
         """
-        return save_record(self, path, schema=_SCHEMA, noun="spectrum")
+        record = self if vectors else replace(self, vectors=None)
+        return save_record(record, path, schema=_SCHEMA, noun="spectrum")
 
     @classmethod
     def load(cls, path: str | Path) -> Spectrum:
@@ -217,7 +220,7 @@ class Spectrum(Located):
         Returns
         -------
         Spectrum
-            Equal to the saved record, without eigenvectors.
+            Equal to the saved record.
 
         Raises
         ------
@@ -245,7 +248,7 @@ class Spectrum(Located):
         ------
         ValueError
             If the eigenvalues are not ascending finite real numbers, the rank is impossible, the noise floor is
-            negative or not finite, or the gradient weights do not fit the eigenvalues.
+            negative or not finite, or the gradient weights or the eigenvectors do not fit the eigenvalues.
         """
         require_finite("eigenvalues", self.eigenvalues)
         require(self.dim > 0, "eigenvalues is empty")
@@ -254,6 +257,9 @@ class Spectrum(Located):
         if self.gradient_weights is not None:
             require_finite("gradient_weights", self.gradient_weights, (self.dim,))
             require((self.gradient_weights >= 0).all(), "gradient_weights has negative entries")
+        if self.vectors is not None:
+            same = np.array_equal(self.vectors.eigenvalues, self.eigenvalues)
+            require(same and self.vectors.dim == self.dim, "the eigenvectors belong to other eigenvalues")
 
     def to_dataframe(self) -> pd.DataFrame:
         """Convert to a table.

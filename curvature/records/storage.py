@@ -30,7 +30,8 @@ def to_plain(record: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        Value by field; arrays and tuples are not converted. Eigenvectors are left out: they are as large as the matrix.
+        Value by field; arrays and tuples are not converted. Eigenvectors are left out: they are as large as the matrix,
+        and only :meth:`curvature.Spectrum.save` stores them.
         The reduction is left out where it is the mean, and the penalty where there is none, as it was before there were
         sums and penalties.
     """
@@ -130,8 +131,10 @@ def _restored(value: Any, declared: Any) -> Any:
         return value
     (kind,) = [option for option in options if option is not types.NoneType][:1]
     if get_origin(kind) is tuple:
-        part = get_args(kind)[0]
-        return tuple(_restored(item, part) for item in value)
+        parts = get_args(kind)
+        if parts[-1] is Ellipsis:
+            parts = parts[:1] * len(value)
+        return tuple(_restored(item, part) for item, part in zip(value, parts, strict=True))
     if isinstance(kind, type) and is_dataclass(kind) and isinstance(value, Mapping):
         return from_plain(kind, value)
     return _fitting(value, kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from curvature.arrays import Float
 from curvature.errors import ConfigurationError
+from curvature.records.validation import require, require_finite
 
 __all__ = ["Eigenvectors"]
 
@@ -29,6 +31,17 @@ class Eigenvectors:
         to the next eigenvalue (Davis & Kahan 1970).
     names
         Name and shape of every tensor of coordinates, in order; empty if the coordinates have no names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import curvature as cv
+    >>> shapes = (("0.weight", (1, 2)), ("0.bias", (1,)))
+    >>> vectors = cv.Eigenvectors(np.arange(3.0), np.eye(3), np.zeros(3), names=shapes)
+    >>> vectors["0.weight"].shape
+    (3, 1, 2)
+    >>> vectors["0.bias"].ravel()
+    array([0., 0., 1.])
     """
 
     eigenvalues: Float[np.ndarray, "values"] = field(repr=False)
@@ -86,15 +99,64 @@ class Eigenvectors:
         ConfigurationError
             If ``k`` is out of range, or the coordinates of the matrix have no names (as with ``from_dense``).
         """
+        column = self.flat(k)
+        return {name: column[part].reshape(shape) for name, (part, shape) in self._parts().items()}
+
+    def __getitem__(self, name: str) -> Float[np.ndarray, "values ..."]:
+        """Return the components of all eigenvectors on one parameter.
+
+        Parameters
+        ----------
+        name
+            Of the parameter, such as ``"0.weight"``.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(K, *shape)``, with the shape of the parameter; entry ``k`` belongs to ``eigenvalues[k]``.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is no parameter of this name, or the coordinates of the matrix have no names.
+        """
+        parts = self._parts()
+        if name not in parts:
+            raise ConfigurationError(
+                f"there is no parameter {name!r}. The parameters of these eigenvectors are {', '.join(parts)}"
+                + (f"; for the eigenvector of one eigenvalue use vector({name})." if isinstance(name, int) else ".")
+            )
+        part, shape = parts[name]
+        return self.columns[part].T.reshape(len(self), *shape)
+
+    def validate(self) -> None:
+        """Check that the numbers fit together; every reader of a file calls it.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not finite, do not fit each other, or the shapes of the parameters do not fill a vector.
+        """
+        require_finite("eigenvalues", self.eigenvalues)
+        count = len(self.eigenvalues)
+        require(self.columns.ndim == 2, f"the eigenvectors have {self.columns.ndim} axes, not 2")
+        require_finite("eigenvectors", self.columns, (self.dim, count))
+        require_finite("residuals", self.residuals, (count,))
+        require((self.residuals >= 0).all(), "residuals has negative entries")
+        sizes = sum(math.prod(shape) for _, shape in self.names)
+        require(not self.names or sizes == self.dim, f"the parameters have {sizes} numbers, the vectors {self.dim}")
+
+    def _parts(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
+        """Where each parameter lies in a vector, and its shape."""
         if not self.names:
             raise ConfigurationError(
                 "the coordinates of this matrix have no names, so its eigenvectors have no parts by name. Use flat(k)."
             )
-        parts: dict[str, np.ndarray] = {}
-        column, start = self.flat(k), 0
+        parts: dict[str, tuple[slice, tuple[int, ...]]] = {}
+        start = 0
         for name, shape in self.names:
-            size = int(np.prod(shape))
-            parts[name] = column[start : start + size].reshape(shape)
+            size = math.prod(shape)
+            parts[name] = (slice(start, start + size), shape)
             start += size
         return parts
 

@@ -195,12 +195,43 @@ def test_eigenvalues_are_the_same_with_and_without_vectors_and_so_are_the_compon
     assert cv.spectrum(operator, method=method, gradient=True).vectors is None
 
 
-def test_vectors_are_not_saved_with_a_spectrum(tmp_path):
+def test_vectors_are_saved_with_a_spectrum_unless_they_are_left_out(tmp_path):
     _, operator = with_factor(VALUES)
     record = cv.spectrum(operator, vectors=True)
     loaded = cv.Spectrum.load(record.save(tmp_path / "values.npz"))
-    assert loaded.vectors is None
     assert np.array_equal(loaded.eigenvalues, record.eigenvalues)
+    for name in ("eigenvalues", "columns", "residuals"):
+        assert np.array_equal(getattr(loaded.vectors, name), getattr(record.vectors, name)), name
+    assert loaded.vectors.names == record.vectors.names == ()
+    assert cv.Spectrum.load(record.save(tmp_path / "without.npz", vectors=False)).vectors is None
+
+
+def test_vectors_that_could_not_be_read_again_are_not_written(tmp_path, monkeypatch):
+    _, operator = with_factor(VALUES)
+    record = cv.spectrum(operator, vectors=True)
+    monkeypatch.setattr("curvature.records.files._MAX_BYTES", 100)
+    with pytest.raises(cv.ConfigurationError, match=r"exceeds the .* limit .*save\(path, vectors=False\)"):
+        record.save(tmp_path / "values.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"eigenvalues": np.arange(2.0)}, r"shape \(3, 3\) instead of"),
+        ({"residuals": -np.ones(3)}, "negative"),
+        ({"columns": np.full((3, 3), np.nan)}, "eigenvectors"),
+        ({"columns": np.ones(3)}, "1 axes, not 2"),
+        ({"names": (("0.weight", (2, 2)),)}, "the parameters have 4 numbers, the vectors 3"),
+    ],
+)
+def test_vectors_that_contradict_each_other_are_refused(change, reason):
+    vectors = Eigenvectors(np.arange(3.0), np.eye(3), np.zeros(3), names=(("0.weight", (1, 2)), ("0.bias", (1,))))
+    vectors.validate()
+    for name, value in change.items():
+        object.__setattr__(vectors, name, value)  # the constructor would not pass the checked annotations
+    with pytest.raises(ValueError, match=reason):
+        vectors.validate()
 
 
 # --------------------------------------------------------------------------------------------------------- by name
@@ -241,6 +272,7 @@ def test_vectors_by_name_are_eigenvectors_for_torch_and_its_own_names(route, mod
         _, image = jvp(slope, (parameters,), (direction,))
         for name, part in direction.items():
             assert float((image[name] - vectors.eigenvalues[k] * part).abs().max()) < 1e-11, name
+            assert np.array_equal(vectors[name][k], part.numpy())
 
 
 WEIGHTS = ["0.weight", "0.bias", "2.weight", "2.bias"]
@@ -266,6 +298,19 @@ def test_names_are_those_of_the_coordinates_in_every_chart(name, chart, effectiv
             assert np.abs(image - vectors.eigenvalues[k] * parts[entry.name].reshape(-1)).max() < 1e-12
 
 
+def test_components_on_one_parameter_survive_a_file_and_a_wrong_name_lists_the_right_ones(problem, tmp_path):
+    record = cv.spectrum(cv.hessian(problem), vectors=True)
+    vectors = cv.Spectrum.load(record.save(tmp_path / "named.npz")).vectors
+    assert vectors.names == record.vectors.names
+    assert vectors["2.weight"].shape == (len(vectors), *dict(vectors.names)["2.weight"])
+    flat = np.concatenate([vectors[name].reshape(len(vectors), -1) for name, _ in vectors.names], axis=1)
+    assert np.array_equal(flat.T, record.vectors.columns)
+    with pytest.raises(cv.ConfigurationError, match=r"'weight'.* are 0\.weight, 0\.bias, 2\.weight, 2\.bias"):
+        vectors["weight"]
+    with pytest.raises(cv.ConfigurationError, match=r"no parameter 0.* use vector\(0\)"):
+        vectors[0]
+
+
 def test_coordinates_without_names_have_flat_vectors_only(problem):
     _, operator = with_factor(VALUES)
     block = cv.hessian(problem).block("0.weight")
@@ -273,6 +318,8 @@ def test_coordinates_without_names_have_flat_vectors_only(problem):
         assert vectors.names == ()
         with pytest.raises(cv.ConfigurationError, match=r"have no names.* Use flat\(k\)"):
             vectors.vector(0)
+        with pytest.raises(cv.ConfigurationError, match=r"have no names.* Use flat\(k\)"):
+            vectors["0.weight"]
         assert np.array_equal(vectors.flat(0), vectors.columns[:, 0])
 
 

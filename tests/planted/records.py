@@ -63,9 +63,16 @@ DEFECTS = [
     ),
     Defect(
         "eigenvectors by name that all begin at the first coordinate",
-        "records:Eigenvectors.vector",
+        "records:Eigenvectors._parts",
         "$start += $size",
         "$start += 0 * $size",
+        ("vectors_by_name_are_eigenvectors_for_torch_and_its_own_names",),
+    ),
+    Defect(
+        "components of all eigenvectors in the order of the coordinates",
+        "records:Eigenvectors.__getitem__",
+        "self.columns[$part].T.reshape(len(self), *$shape)",
+        "self.columns[$part].reshape(len(self), *$shape)",
         ("vectors_by_name_are_eigenvectors_for_torch_and_its_own_names",),
     ),
     Defect(

@@ -195,7 +195,7 @@ EXAMPLES = {
         arms=("standard", "placebo"),
     ),
 }
-# Records that hold other records in mappings are stored by the result file alone; vectors are never stored.
+# Records that hold other records in mappings are stored by the result file alone, and vectors by `Spectrum.save`.
 NESTED = {"ConditionNumbers"}
 EVERY = pytest.mark.parametrize("name", EXAMPLES)
 IN_JSON = pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - NESTED))
