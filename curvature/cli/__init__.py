@@ -24,10 +24,12 @@ def _start() -> None:
     from rich.console import Console
 
     from curvature.cli.commands import app
+    from curvature.cli.completion import whole_words
 
     # A console of rich, which also prints the help, calls a closed pipe an error of its own.
     setattr(Console, "on_broken_pipe", _raise_broken_pipe)  # noqa: B010
-    app()
+    with whole_words():
+        app()
 
 
 def _raise_broken_pipe(_console: object) -> None:

@@ -62,7 +62,8 @@ class _Group(TyperGroup):
     """Commands in the order of use; their usage errors show control characters of what was typed as escapes."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=_ORDER.index)
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         with _plain_usage_errors():
@@ -136,8 +137,7 @@ def _with_options(kind: type[Configuration], *, without: Collection[str] = ()) -
                 command(flags, run_options)
 
         cast(Any, run).__signature__ = signature(kind, without=without)
-        run.__doc__ = _unwrapped(command.__doc__ or "")
-        return cast(Command, run)
+        return cast(Command, _unwrapped(run))
 
     return decorate
 
@@ -161,9 +161,10 @@ def _one_message(debug: bool) -> Iterator[None]:
         raise typer.Exit(int(code)) from None
 
 
-def _unwrapped(text: str) -> str:
-    """Join the lines of each paragraph: the terminal wraps them to its width."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+def _unwrapped(command: Callable[..., None]) -> Callable[..., None]:
+    """Join the lines of each paragraph of the help: the terminal wraps them to its width."""
+    command.__doc__ = "\n\n".join(" ".join(part.split()) for part in (command.__doc__ or "").split("\n\n"))
+    return command
 
 
 def _explain(error: BaseException) -> tuple[str, ExitCode]:
@@ -197,13 +198,13 @@ def _explained(error: BaseException) -> tuple[str, ExitCode]:
 @app.command(epilog=_EXIT_CODES)
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="Where to; by default the current folder.", show_default=False)
+        Path, typer.Argument(metavar="FOLDER", help="Folder for both files. Default: here.", show_default=False)
     ] = Path(),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files of the same names.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Write a commented configuration, and a model and data to edit, which run as they are."""
+    """Write a commented configuration and a file with a model and data to edit; both run as they are."""
     from curvature.cli.init import initialize
 
     with _one_message(debug):
@@ -283,12 +284,14 @@ def track(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 
 @app.command(epilog=_EXIT_CODES)
+@_unwrapped
 def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Directories that --out of a command has written.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where to; for one run its own directory by default.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Directory of the report. One run has its own."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only tables, warnings and errors.")] = False,

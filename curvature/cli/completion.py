@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 from curvature.cli.configuration import MATRICES
 
-__all__ = ["CHOICES", "completion_of"]
+__all__ = ["CHOICES", "completion_of", "whole_words"]
 
 CHOICES: dict[str, tuple[str, ...]] = {  # by the field of a configuration
     "model": ("builtin:digits-mlp", "builtin:digits-cnn", "builtin:mlp"),
@@ -45,3 +49,44 @@ def completion_of(field: str) -> Callable[[str], list[str]] | None:
     if choices is None:
         return None
     return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
+
+@contextlib.contextmanager
+def whole_words() -> Iterator[None]:
+    """Let bash complete the words that it splits at ``:`` and ``=``, such as ``builtin:digits``.
+
+    The parts are joined before the answers are sought. Bash inserts an answer after the last colon, so what is typed
+    up to there is left out of it.
+    """
+    if os.environ.get("_CURVATURE_COMPLETE") != "complete_bash":
+        yield
+        return
+    given = os.environ.get("COMP_WORDS", "")
+    words = given.split("\n") if "\n" in given else given.split()
+    words, typed = _joined(words[: int(os.environ.get("COMP_CWORD", "0")) + 1])
+    os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    answers = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(answers):
+            yield
+    finally:
+        for answer in answers.getvalue().splitlines():
+            if rest := answer.removeprefix(typed):
+                sys.stdout.write(f"{rest}\n")
+
+
+def _joined(parts: Sequence[str]) -> tuple[list[str], str]:
+    """Words from the parts that bash makes of them, and the value in the last one up to its last part."""
+    words: list[str] = []
+    begun = False  # whether the last word ends in a sign at which bash splits
+    for part in parts:
+        is_sign = part in (":", "=")
+        if words and (is_sign or begun):
+            words[-1] += part
+        else:
+            words.append(part)
+        begun = is_sign
+    if not words:
+        return [], ""
+    before = words[-1] if begun else words[-1].removesuffix(parts[-1])
+    return words, before.partition("=")[2] if before.startswith("-") else before

@@ -283,7 +283,7 @@ class TrackConfiguration(Configuration):
             MODEL,
             "GLOB",
             "Files in the folder that are checkpoints, e.g. 'epoch=*.ckpt'. By default every .pt, .pth, .ckpt, .bin "
-            "and .safetensors file, also in folders below, but the states of optimizers.",
+            "and .safetensors file, also in subfolders, except optimizer states.",
         ),
     ] = "**/*"
     skip_broken: Annotated[

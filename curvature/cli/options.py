@@ -34,7 +34,7 @@ class RunOptions:
         _option(
             _OUTPUT,
             "DIR",
-            "Write a run directory with the result, tables, figures and the configuration; all but analyze add "
+            "Write a run directory with the result, tables, figures and the configuration; except for analyze, also "
             "report.html.",
             "--out",
         ),

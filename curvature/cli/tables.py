@@ -57,8 +57,9 @@ def print_spectrum(study: Study, document: Mapping[str, Any], verbose: bool) -> 
         table = replace(estimates.density_table(rows), title=_estimate_title(first.record, "density", size))
         unsaid = {"probes × products"} | (set() if rows[0]["block"] != "all" else {"matrix"})
         print_table(table.without(unsaid))
-    if document["gauges"]:
-        print_table(training.gauge_table(document).without(("weights", "checkpoint")))
+    gauges = training.gauge_table(document)
+    if gauges.rows:
+        print_table(gauges.without(("weights", "checkpoint")))
 
 
 def _estimate_title(record: Any, kind: str, method: str) -> str:

@@ -35,12 +35,17 @@ def test_words_that_a_shell_completes_are_those_of_the_registries():
         ("curvature analyze --chart pl", ["placebo"]),
         ("curvature compare --loss mse", ["mse"]),
         ("curvature in", ["init"]),
+        ("curvature spectrum --model builtin : digits-m", ["digits-mlp"]),  # as bash splits builtin:digits-m
+        ("curvature spectrum --model builtin :", ["digits-mlp", "digits-cnn", "mlp"]),
+        ("curvature spectrum --model = builtin : digits-m", ["digits-mlp"]),
+        ("curvature spectrum --model builtin : mlp --matrix = gg", ["ggn"]),
+        ("curvature spectrum --data mnist", ["mnist:"]),
     ],
 )
 def test_a_shell_completes_commands_and_values_without_torch(words, expected):
     environment = os.environ | {
         "_CURVATURE_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
+        "COMP_WORDS": words.replace(" ", "\n"),
         "COMP_CWORD": str(len(words.split()) - 1),
     }
     code = (
@@ -49,6 +54,13 @@ def test_a_shell_completes_commands_and_values_without_torch(words, expected):
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split() == expected, done.stderr
+
+
+def test_a_command_without_a_place_in_the_order_is_listed_last(monkeypatch):
+    monkeypatch.setattr("curvature.cli.commands._ORDER", _ORDER[1:])
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    assert result.stdout.index("│ doctor") < result.stdout.index("│ init")
 
 
 def test_commands_are_listed_in_the_order_of_use():
