@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 import curvature as cv
+from curvature.cli import app
+from curvature.cli.commands import EXIT_WORDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,3 +48,18 @@ def test_architecture_names_modules_that_exist():
     assert len(listed) > 8
     assert len(paths) > 12
     assert not [name for name in listed | paths if not (ROOT / "curvature" / name).exists()]
+
+
+def test_the_page_of_commands_and_the_readme_name_every_command_and_only_options_that_exist():
+    """In a command line of a page, an option is one of its command; elsewhere in the page, of any command."""
+    commands = typer.main.get_command(app).commands
+    options = {name: {word for p in command.params for word in p.opts} for name, command in commands.items()}
+    page, readme = (ROOT / "docs" / "commands.md").read_text(), (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^## ([a-z]+)$", page, re.MULTILINE)) == set(commands)
+    assert set(re.findall(r"^curvature (\w+)", readme, re.MULTILINE)) == set(commands)
+    for command, words in re.findall(r"^(?:\$ )?curvature (\w+)(.*)$", page + readme, re.MULTILINE):
+        assert set(re.findall(r" (--?[a-z][a-z-]*)", words)) <= options[command] | {"--help"}, command
+    general = {"--help", "--install-completion", "--show-completion"}
+    assert set(re.findall(r"`(--[a-z-]+)", page)) <= set.union(general, *options.values())
+    codes = re.findall(r"^\| ([0-9, ]+) \| ", page, re.MULTILINE)
+    assert {int(code) for cell in codes for code in cell.split(",")} == set(EXIT_WORDS)

@@ -264,7 +264,8 @@ def _message(details: Mapping[str, Any], origins: Mapping[str, str]) -> str:
         )
     message = _cut(details["msg"].removeprefix("Value error, ").removeprefix("Input "), 4 * _SHOWN)
     shown = "" if details["type"] == "value_error" else f", got {_cut(repr(details['input']))}"
-    return f"{origins.get(key, key)}: {message}{shown}"
+    origin = f"{origins.get(key, key)}: " if key else ""
+    return f"{origin}{message}{shown}"
 
 
 def _cut(text: str, length: int = _SHOWN) -> str:
