@@ -180,8 +180,7 @@ def _explain(error: BaseException) -> tuple[str, ExitCode]:
 def _explained(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, CurvatureError):
         return str(error), error.exit_code
-    # PyTorch raises a RuntimeError where the CPU has no memory left, and its own class for other devices.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+    if _is_out_of_memory(error):
         message = "out of memory. Use fewer examples (--num-examples), a smaller model, or --block layer."
         return message, ExitCode.RESOURCES
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -193,6 +192,13 @@ def _explained(error: BaseException) -> tuple[str, ExitCode]:
         return message, ExitCode.RESOURCES
     first_line = next(iter(str(error).splitlines()), "")
     return f"internal error, {type(error).__name__}: {first_line} (--debug shows where).", ExitCode.INTERNAL
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: in Python, on a device, or in C++, where PyTorch raises errors of other classes."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(words in str(error) for words in ("can't allocate", "bad_alloc", "error return without exception set"))
 
 
 @app.command(epilog=_EXIT_CODES)

@@ -568,6 +568,8 @@ def test_unexpected_error_is_one_line_and_debug_shows_where(monkeypatch):
         (MemoryError(), 7),
         (torch.OutOfMemoryError("CUDA out of memory"), 7),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), 7),
+        (RuntimeError("std::bad_alloc"), 7),
+        (SystemError("error return without exception set"), 7),
         (ResourceError("too large"), 7),
         (ConfigurationError("odd"), 2),
     ],
