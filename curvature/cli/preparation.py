@@ -80,7 +80,7 @@ def _restricted(problem: Problem, pattern: str, option: str, *, keep: bool) -> P
         matching = problem.layout.select(pattern).slices
         names = [name for name in problem.layout.slices if (name in matching) == keep]
         if not names:
-            raise InputError("it freezes every parameter, so nothing is left to train")
+            raise InputError("it freezes every parameter, so nothing is left to train. Freeze fewer.")
         return problem.subset("|".join(f"^{re.escape(name)}$" for name in names))
     except CurvatureError as error:
         raise type(error)(f"{option} {pattern}: {error}") from error

@@ -134,9 +134,8 @@ def _tracked(
     before += [] if parts is None else parts.values()
     tracked = _measured(config, prepared, checkpoints, before, parts, terminal)
     if not tracked.rows:
-        raise InputError(
-            f"no checkpoint in {config.folder} could be used, the first: {next(iter(tracked.skipped.items()))}."
-        )
+        name, reason = next(iter(tracked.skipped.items()))
+        raise InputError(f"no checkpoint in {config.folder} could be used. The first is {name}: {reason}")
     finished = holds_same and not tracked.num_new and (parts is None or not len(parts))
     if finished:
         terminal.note("resume: no checkpoint was added; nothing is left to do")

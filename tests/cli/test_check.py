@@ -1,12 +1,14 @@
 """``curvature check``: what was found and what it would cost, without a spectrum."""
 
 import json
+from collections import Counter
 
 import pytest
 from typer.testing import CliRunner
 
-from curvature import cli
+from curvature import Standard, WeightNorm, cli, zoo
 from curvature.errors import SelfCheckError
+from curvature.studies import SpectrumSettings, check_spectrum
 
 SMALL = ["check", "--num-examples", "40", "--arg", "widths=3", "--threads", "1", "-m", "ggn"]
 NET = """
@@ -49,6 +51,15 @@ def test_json_has_the_plan_and_every_check():
     assert document["plans"][0]["method"] == "dense"
     assert document["plans"][0]["num_bytes"] > 0
     assert {"repetition", "linearity", "symmetry"} <= {check["name"] for check in document["checks"]["ggn"]}
+
+
+def test_every_matrix_is_checked_in_every_chart():
+    charts, matrices = [Standard(), WeightNorm(stretch=3.0)], ["hessian", "ggn"]
+    settings = SpectrumSettings(matrices=matrices, charts=charts, method="auto")
+    checks = check_spectrum(zoo.digits_problem(20, widths=(2,)), settings)
+    counts = {matrix: Counter(check.name for check in checks[matrix]) for matrix in matrices}
+    for name in ("repetition", "linearity", "symmetry"):
+        assert [counts[matrix][name] for matrix in matrices] == [len(charts)] * len(matrices)
 
 
 def test_frozen_and_unused_parameters_are_named(here):

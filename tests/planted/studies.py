@@ -4,6 +4,20 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "a rule that is decided by one end of an interval",
+        "cli.rules:Rule.holds",
+        "$ends[0] != $ends[1]",
+        "False",
+        ("bounds_decide_in_one_direction_only",),
+    ),
+    Defect(
+        "self-checks in the first chart alone",
+        "studies.spectrum:check_spectrum",
+        "_in_charts($operator, replace($settings, block='all'))",
+        "list(_in_charts($operator, replace($settings, block='all')))[:1]",
+        ("every_matrix_is_checked_in_every_chart",),
+    ),
+    Defect(
         "rows of a tracker that may take the whole budget",
         "studies:Tracker._affordable",
         "self._spent_on_rows + self._cost(_ROW) <= $share * $allowed",

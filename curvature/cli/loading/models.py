@@ -78,7 +78,9 @@ def load_model(spec: str, arguments: Mapping[str, Any] | None = None, say: Say =
         return lambda _seed: program.module()
     if spec.startswith("hf:"):
         if arguments:
-            raise ConfigurationError(f"--arg {next(iter(arguments))}: config.json in the folder has the arguments.")
+            raise ConfigurationError(
+                f"--arg {next(iter(arguments))}: hf:FOLDER reads its arguments from config.json; leave out --arg."
+            )
         read = load_folder(spec, say)
         return lambda seed: _in_eval_mode(read(seed), say)
     factory = _factory(spec, arguments, say)
