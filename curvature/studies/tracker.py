@@ -33,8 +33,9 @@ Logger = Callable[[TrackPoint], object]
 """Called with each new row."""
 
 _ROW = "row"  # loss, gradient and critical sharpness, which every row has
-# Guesses of what was never measured: a row in training steps, a matrix (60 products and its self-checks) in rows.
-_STEPS_OF_A_ROW, _ROWS_OF_A_MATRIX = 5.0, 20.0
+# Guesses of what was never measured: a row in evaluations of the objective (gradient, critical sharpness), a matrix in
+# rows (60 products and its self-checks; 14 were measured for a network of 85,000 weights).
+_EVALUATIONS_OF_A_ROW, _ROWS_OF_A_MATRIX = 20.0, 20.0
 
 
 class Tracker:
@@ -74,8 +75,8 @@ class Tracker:
     -----
     The model is only read, by the names of its parameters and buffers; its modes, gradients and random generators, and
     the optimizer, stay as they are. With a budget, loss, gradient and critical sharpness alone may take half of it, so
-    that the other half is saved for the matrices. The time of training is all time between two calls. The costs of the
-    first rows are guessed from the time of a training step, so a short run may exceed the budget by one measurement.
+    that the other half is saved for the matrices. The time of training is all time between two calls. The costs of
+    the first rows are guessed from that of one loss, so the run may exceed the budget by one measurement.
 
     Examples
     --------
@@ -124,13 +125,13 @@ class Tracker:
             track.training_seconds,
             track.measuring_seconds,
         )
-        self._first_step, self._seconds_before = self.num_steps, self._training
         self._left: float | None = None  # when the last call ended
         self._warm = WarmStart()
         self._due: set[str] = set()
         self._costs: dict[str, float] = {}
         self._last: dict[str, int] = {}  # the step at which each matrix was measured
         self._spent_on_rows = 0.0
+        self._evaluation = 0.0 if budget is None else _seconds_of_an_evaluation(problem)
 
     @property
     def track(self) -> Track:
@@ -268,8 +269,7 @@ class Tracker:
         if name != _ROW:
             others = [self._costs[other] for other in self.settings.matrices if other in self._costs]
             return max(others, default=_ROWS_OF_A_MATRIX * self._cost(_ROW))
-        steps = self.num_steps - self._first_step
-        return _STEPS_OF_A_ROW * (self._training - self._seconds_before) / max(steps, 1)
+        return _EVALUATIONS_OF_A_ROW * self._evaluation
 
     def _row(self, model: nn.Module, matrices: Sequence[str]) -> TrackPoint:
         """Measure, add and log a row."""
@@ -300,3 +300,11 @@ class Tracker:
         for logger in self.loggers:
             logger(point)
         return point
+
+
+def _seconds_of_an_evaluation(problem: Problem) -> float:
+    """Seconds of one evaluation of the objective, without what only the first one costs."""
+    problem.value()
+    started = time.perf_counter()
+    problem.value()
+    return time.perf_counter() - started

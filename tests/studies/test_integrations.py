@@ -83,7 +83,6 @@ def test_mlflow_has_every_row_in_a_local_store(tmp_path, monkeypatch):
     assert [metric.value for metric in history] == expected(track, "ggn/largest_1")
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.filterwarnings("ignore")  # of packages that are not ours
 def test_lightning_trains_as_without_and_logs_every_row(tmp_path):
     pl = pytest.importorskip("lightning.pytorch")

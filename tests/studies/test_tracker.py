@@ -286,6 +286,7 @@ class Clock:
         self.now, self.row, self.matrix = 0.0, row, matrix
         monkeypatch.setattr("curvature.studies.tracker.time", self)
         monkeypatch.setattr("curvature.studies.tracker.measure_track_point", self.measure)
+        monkeypatch.setattr("curvature.studies.tracker._seconds_of_an_evaluation", lambda _: row / 20)
 
     def perf_counter(self):
         return self.now
