@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curvature.errors import ConfigurationError, ConvergenceError, ResourceError, SelfCheckError
 from curvature.linalg import lapack
-from curvature.linalg.floor import noise_floor
+from curvature.linalg.floor import measured_rounding, noise_floor
 from curvature.linalg.operator import SymmetricOperator, require_operator
 from curvature.linalg.planning import choose_exact
 from curvature.linalg.rank import decide_rank, formula_rank
@@ -267,7 +267,8 @@ def _record(operator: SymmetricOperator, result: _Decomposition, method: str, st
     if formula is None and result.num_nonzero is not None and 0 < result.num_nonzero < len(values):
         formula = result.num_nonzero, f"formula: {len(values) - result.num_nonzero} rows of the matrix are zero"
     floor, floor_rule = noise_floor(operator, values, method, size, result.checks, formula)
-    allowed = 100 * max(1.0, len(values) ** 0.5) * eps * size
+    # A chart that stretches some directions far more than others rounds at the scale of its Jacobian.
+    allowed = max(100 * max(1.0, len(values) ** 0.5) * eps * size, measured_rounding(values, result.checks))
     if definite and -values.min() > allowed:
         raise SelfCheckError(
             f"{operator.name} must be positive semidefinite but has the eigenvalue {values.min():.3g} (largest "

@@ -10,7 +10,7 @@ from curvature.errors import SelfCheckError
 from curvature.linalg.operator import SymmetricOperator
 from curvature.records import Check
 
-__all__ = ["noise_floor", "rounding_units", "singular_units"]
+__all__ = ["measured_rounding", "noise_floor", "rounding_units", "singular_units"]
 
 # Rounding by LAPACK and by the sums before it, in units of rounding of the norm: 20, or a share of D if that is more.
 # Measured: 14 units where all eigenvalues but one are equal. Rounding of equal sign adds up: the zero eigenvalues of a
@@ -49,6 +49,31 @@ def singular_units(dim: int, num_columns: int, dtype: torch.dtype) -> float:
         At least 20 units of rounding.
     """
     return max(_FLOOR, _SINGULAR_SHARE * dim, num_columns**0.5) * torch.finfo(dtype).eps
+
+
+def measured_rounding(values: Float[np.ndarray, "dim"], checks: tuple[Check, ...]) -> float:
+    """Estimate the rounding of eigenvalues from the difference between two ways to the same products.
+
+    Parameters
+    ----------
+    values
+        The eigenvalues, ``(D,)``.
+    checks
+        Self-checks, some of which compare products.
+
+    Returns
+    -------
+    float
+        In the unit of the eigenvalues; 0 where no products were compared.
+
+    Notes
+    -----
+    Two computations of the same products differ by ``E v``: ``|E v| / |A v|`` of a random ``v`` estimates the ratio of
+    the Frobenius norms of ``E`` and ``A``, and the norm of ``E`` bounds the error of each eigenvalue (Weyl).
+    """
+    apart = max((check.rounding or 0.0 for check in checks), default=0.0)
+    size = float(np.abs(values).max())
+    return 2 * apart * size * float(np.linalg.norm(values / (size or 1.0)))
 
 
 def noise_floor(
@@ -94,13 +119,9 @@ def noise_floor(
         parts = {f"{units / eps:.0f} units of rounding of the largest singular value": units**2 * size}
     else:
         units = rounding_units(len(values), operator.dtype)
-        # Two computations of the same products differ by E v: |E v| / |A v| of a random v estimates the ratio of the
-        # Frobenius norms of E and A, and the norm of E bounds the error of each eigenvalue (Weyl).
-        apart = max((check.rounding or 0.0 for check in checks), default=0.0)
-        frobenius = size * float(np.linalg.norm(values / (size or 1.0)))
         parts = {
             f"{units / eps:.0f} units of rounding of the norm": units * size,
-            "difference between two ways to the same products": 2 * apart * frobenius,
+            "difference between two ways to the same products": measured_rounding(values, checks),
         }
     if operator.facts.error is not None:
         parts["the error of the finite differences"] = operator.error()

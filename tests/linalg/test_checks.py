@@ -14,8 +14,10 @@ import curvature as cv
 from curvature.errors import NonFiniteError, SelfCheckError
 from curvature.linalg.checks import Witness, same_form, self_checks
 from curvature.linalg.facts import Facts
+from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import MATRICES
 from curvature.records import Check
+from oracles import drawn
 
 EXACT = ("hessian", "ggn", "fisher", "empirical_fisher", "gradient_covariance")
 CHARTS = [cv.WeightNorm(), cv.WeightNorm("paper"), cv.WeightNorm(stretch=3.0)]
@@ -389,3 +391,24 @@ def test_checks_leave_the_global_state_alone(mlp):
     cv.spectrum(cv.hessian(problem))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert (torch.get_num_threads(), torch.is_grad_enabled()) == (threads, grad)
+
+
+def test_a_negative_eigenvalue_within_the_measured_rounding_is_rounding():
+    """A chart that stretches null directions a thousand times rounds them at the scale of its Jacobian."""
+    basis = torch.linalg.qr(drawn(60, 60)).Q
+    values = torch.full((60,), -3e-13, dtype=torch.float64)
+    values[:20] = torch.logspace(0, -3, 20, dtype=torch.float64)
+    matrix = (basis * values) @ basis.T
+    matrix = (matrix + matrix.T) / 2
+    other = 1e-13 * drawn(60, 60, seed=1)
+
+    def measured(rounding):
+        found = SymmetricOperator.from_dense(matrix, name="matrix")
+        facts = replace(found.facts, positive_semidefinite=True)
+        return replace(found, matmat=lambda block: (matrix + rounding) @ block, facts=facts)
+
+    with pytest.raises(SelfCheckError, match="must be positive semidefinite"):
+        cv.spectrum(measured(torch.zeros(60, 60, dtype=torch.float64)))
+    spectrum = cv.spectrum(measured((other + other.T) / 2))
+    assert spectrum.noise_floor > 3e-13
+    assert spectrum.possible_ranks == (20, 60)
