@@ -61,10 +61,10 @@ def whole_words() -> Iterator[None]:
     if os.environ.get("_CURVATURE_COMPLETE") != "complete_bash":
         yield
         return
-    given = os.environ.get("COMP_WORDS", "")
-    words = given.split("\n") if "\n" in given else given.split()
-    words, typed = _joined(words[: int(os.environ.get("COMP_CWORD", "0")) + 1])
-    os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    line = os.environ.get("COMP_WORDS", "")
+    split = line.split("\n") if "\n" in line else line.split()
+    split, typed = _joined(split[: int(os.environ.get("COMP_CWORD", "0")) + 1])
+    os.environ |= {"COMP_WORDS": "\n".join(split), "COMP_CWORD": str(len(split) - 1)}
     answers = io.StringIO()
     try:
         with contextlib.redirect_stdout(answers):
@@ -77,16 +77,16 @@ def whole_words() -> Iterator[None]:
 
 def _joined(parts: Sequence[str]) -> tuple[list[str], str]:
     """Words from the parts that bash makes of them, and the value in the last one up to its last part."""
-    words: list[str] = []
-    begun = False  # whether the last word ends in a sign at which bash splits
+    joined: list[str] = []
+    continues = False  # whether the last word ends in a sign at which bash splits
     for part in parts:
         is_sign = part in (":", "=")
-        if words and (is_sign or begun):
-            words[-1] += part
+        if joined and (is_sign or continues):
+            joined[-1] += part
         else:
-            words.append(part)
-        begun = is_sign
-    if not words:
+            joined.append(part)
+        continues = is_sign
+    if not joined:
         return [], ""
-    before = words[-1] if begun else words[-1].removesuffix(parts[-1])
-    return words, before.partition("=")[2] if before.startswith("-") else before
+    before = joined[-1] if continues else joined[-1].removesuffix(parts[-1])
+    return joined, before.partition("=")[2] if before.startswith("-") else before
