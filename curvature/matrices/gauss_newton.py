@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from curvature.errors import ConfigurationError
+from curvature.linalg.memory import ensure_memory
 from curvature.linalg.random import generator_of
 from curvature.matrices.fast.paths import OutputFactor
 from curvature.matrices.linear_losses import warn_of_linear_outputs
@@ -76,7 +77,7 @@ def ggn(problem: Problem, *, method: str = "auto", penalty: bool = False) -> Wei
     """
     require_problem(problem, "ggn")
     if isinstance(problem.loss, ModelLoss):  # the loss raises the error
-        problem.loss.hessian_factor(problem.targets, problem.targets)
+        problem.loss.hessian_factor(problem.targets[:1], problem.targets[:1])
     problem.derivatives.require_in_outputs()
     if penalty and problem.penalty is None:
         raise ConfigurationError(
@@ -118,12 +119,15 @@ def _visible_factor(problem: Problem) -> tuple[OutputFactor, bool] | None:
         values, vectors, rounding = decomposed(outputs, targets)
         return vectors * torch.where(values > rounding, values, 0).sqrt()[:, None] * scale
 
-    outputs, complete = problem.outputs(), True
-    for examples in problem.chunks():
-        values, _, rounding = decomposed(outputs[examples], problem.targets[examples])
-        if (values < -rounding).any():
-            return None
-        complete = complete and bool((values > rounding).all())
+    complete = True
+    for examples, outputs in problem.evaluated():
+        targets = problem.targets[examples]
+        for start in range(0, len(outputs), problem.chunk_size):
+            rows = slice(start, start + problem.chunk_size)
+            values, _, rounding = decomposed(outputs[rows], targets[rows])
+            if (values < -rounding).any():
+                return None
+            complete = complete and bool((values > rounding).all())
     return factor, complete
 
 
@@ -208,8 +212,15 @@ def monte_carlo_fisher(
     if not isinstance(num_samples, numbers.Integral) or num_samples < 1:
         raise ConfigurationError(f"num_samples must be an integer of at least 1, got {num_samples!r}.")
     require_likelihood(problem)
-    drawn = problem.loss.sampled_factor(problem.outputs(), problem.targets, num_samples, generator_of(seed))
-    drawn = drawn * problem.denominator**-0.5
+    if problem.is_streamed:
+        held = 2.0 * problem.num_examples * problem.num_outputs * num_samples * problem.weights.element_size()
+        ensure_memory(held, f"the {num_samples} labels drawn for each of {problem.num_examples} examples")
+    generator = generator_of(seed)
+    parts = [
+        problem.loss.sampled_factor(outputs, problem.targets[rows], num_samples, generator)
+        for rows, outputs in problem.evaluated()
+    ]
+    drawn = torch.cat(parts) * problem.denominator**-0.5
 
     def factor(outputs: Tensor, _: Tensor, examples: slice) -> Tensor:
         return drawn[examples].to(outputs)
@@ -235,6 +246,7 @@ def require_likelihood(problem: Problem) -> None:
         If the loss has no Fisher, or its outputs are not normalized log-probabilities.
     """
     if not problem.loss.likelihood:  # the loss raises the error, which names it
-        problem.loss.fisher_factor(problem.targets, problem.targets)
+        problem.loss.fisher_factor(problem.targets[:1], problem.targets[:1])
     if problem.loss.flat:
-        problem.loss.check_likelihood(problem.outputs(), problem.targets)
+        for rows, outputs in problem.evaluated():
+            problem.loss.check_likelihood(outputs, problem.targets[rows])

@@ -84,7 +84,8 @@ def empirical_fisher(problem: Problem, *, scale: str = "loss", method: str = "au
         raise ConfigurationError(f"scale must be 'loss' or 'fisher', got {scale!r}.")
     if scale == "fisher":
         require_likelihood(problem)
-        problem.loss.score(problem.outputs()[:1], problem.targets[:1])  # refused for this loss, before any work
+        _, outputs = next(problem.evaluated())
+        problem.loss.score(outputs[:1], problem.targets[:1])  # refused for this loss, before any work
     factor = _gradient_factor(problem) if scale == "loss" else _score_factor(problem)
 
     def rebuild(other: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
@@ -117,8 +118,8 @@ def scale_of_loss(problem: Problem) -> tuple[float, float]:
         Smallest and largest factor of an example that counts: its number of terms in the mean, over the number of
         examples if the loss is their sum.
     """
-    outputs = problem.outputs()
-    terms = problem.loss.num_terms(outputs, problem.targets)
+    parts = [problem.loss.num_terms(outputs, problem.targets[rows]) for rows, outputs in problem.evaluated()]
+    terms = torch.cat(parts)
     terms = terms[terms > 0] * (problem.denominator / problem.total)
     return float(terms.min()), float(terms.max())
 

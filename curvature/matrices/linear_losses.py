@@ -33,14 +33,15 @@ def linear_outputs(problem: Problem) -> tuple[int, int]:
     loss, linear, total = problem.loss, 0, problem.num_examples * problem.num_outputs
     if loss.convex and not loss.flat:
         return 0, total
-    outputs = problem.outputs()
-    single = (slice(n, n + 1) for n in range(problem.num_examples))
-    for rows in problem.chunks() if loss.flat else single:
-        second = loss.hessian_factor if loss.convex else loss.hessian
-        curved = (second(outputs[rows], problem.targets[rows]) != 0).any(dim=2)
-        if not loss.flat and curved.any():
-            return 0, total
-        linear += int((~curved).sum())
+    second, step = loss.hessian_factor if loss.convex else loss.hessian, problem.chunk_size if loss.flat else 1
+    for examples, outputs in problem.evaluated():
+        targets = problem.targets[examples]
+        for start in range(0, len(outputs), step):
+            rows = slice(start, start + step)
+            curved = (second(outputs[rows], targets[rows]) != 0).any(dim=2)
+            if not loss.flat and curved.any():
+                return 0, total
+            linear += int((~curved).sum())
     return linear, total
 
 
@@ -88,7 +89,7 @@ def warn_of_linear_outputs(problem: Problem) -> None:
             warnings.warn(f"{_words(problem, linear, total)}.", UserWarning, stacklevel=4)
         return
     reason = f"the GGN is exactly zero, since the loss {loss.name!r} is linear in the outputs for every example"
-    normalized = class_dimension(problem.outputs()) is not None
+    normalized = all(class_dimension(outputs) is not None for _, outputs in problem.evaluated())
     if isinstance(loss, LinearLoss) or normalized:
         remedy = loss.remedy if normalized else _UNNORMALIZED
         raise NotDefinedError(f"{reason}. {remedy}")

@@ -54,7 +54,9 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
     Costs one forward pass, ``C`` backward passes unless it is for the Hessian, and singular value decompositions of the
     size of the layers.
     """
-    traces = trace_layers(problem, None if second_order else _spanning_factor(problem.loss))
+    traces: dict[str, LayerTrace] = {}
+    if not problem.is_streamed:  # the inputs of a layer for all examples are larger than the data
+        traces = trace_layers(problem, None if second_order else _spanning_factor(problem.loss))
     basis = problem.weights.new_zeros(problem.dim, 0)
     reasons: dict[str, int] = {}
     for reason, vectors in _candidates(problem, traces, second_order):
@@ -91,7 +93,7 @@ def expected_directions(problem: Problem, *, second_order: bool) -> int:
         An estimate for the planning of work; nothing is computed.
     """
     entries = [entry for entry in problem.layout.entries if len(entry.shape) > 1]
-    if not entries:
+    if not entries or problem.is_streamed:
         return 0
     most = min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim)
     widths = [entry.numel // entry.shape[0] + 1 for entry in entries]

@@ -288,7 +288,8 @@ def example_shares(problem: Problem) -> Float[Tensor, "examples"]:
     Tensor
         ``(N,)``, with sum one.
     """
-    return problem.loss.denominators(problem.outputs(), problem.targets) / problem.total
+    parts = [problem.loss.denominators(outputs, problem.targets[rows]) for rows, outputs in problem.evaluated()]
+    return torch.cat(parts) / problem.total
 
 
 def _by_jacobian(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:

@@ -7,8 +7,9 @@ next steps are much shorter, for functions with kinks and for inputs of large nu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ def gradient_witness(problem: Problem, chart: Chart | None = None) -> Witness:
         slopes, rounding, roughness = _central(gradient, point, block, shrink)
         if roughness > 0 and shrink == _SHRINKS[-1]:  # kinks are allowed, but jumps of the outputs are an error
             to_weights = (lambda weights: weights) if chart is None else chart.to_weights
-            _central(lambda position: problem.outputs(to_weights(position)), point, block, shrink, continuous=True)
+            for part in _chunk_problems(problem):
+                _central(partial(_outputs_at, part, to_weights), point, block, shrink, continuous=True)
         form = block.T @ slopes
         return Testimony(
             0.5 * (form + form.T), rounding * float(torch.linalg.vector_norm(block, dim=0).max()), roughness
@@ -99,10 +101,10 @@ def output_witness(
         With tangents ``J_n v`` by central differences. Costs two forward passes for each vector and step.
     """
 
-    def testify(block: Tensor, shrink: float) -> Testimony:
-        outputs = problem.outputs()
+    def of_part(part: Problem, first: int, block: Tensor, shrink: float) -> tuple[Tensor, float, float]:
+        outputs = part.outputs()
         slopes, rounding, roughness = _central(
-            lambda weights: problem.outputs(weights).reshape(-1),
+            lambda weights: part.outputs(weights).reshape(-1),
             problem.weights,
             block,
             shrink,
@@ -112,16 +114,22 @@ def output_witness(
 
         def total(rows: Tensor) -> Tensor:
             form = block.new_zeros(rows.shape[2], rows.shape[2])
-            for examples in problem.chunks():
-                part = rows[examples]
-                form += torch.einsum("nmj, nmk -> jk", part, middle(outputs[examples], examples, part))
+            for examples in part.chunks():
+                here, among_all = rows[examples], slice(first + examples.start, first + examples.stop)
+                form += torch.einsum("nmj, nmk -> jk", here, middle(outputs[examples], among_all, here))
             return form
 
         form = total(tangents)
         # Rounding e of the tangents t is amplified by M: (t + e)^T M (t + e) differs from t^T M t by at most
         # 2 sqrt(t^T M t * e^T M e) + e^T M e (Cauchy & Schwarz).
         noise = abs(float(total(torch.full_like(tangents[:, :, :1], rounding))))
-        moved = noise + 2 * (noise * float(form.abs().max())) ** 0.5
+        return form, noise + 2 * (noise * float(form.abs().max())) ** 0.5, roughness
+
+    def testify(block: Tensor, shrink: float) -> Testimony:
+        form, moved, roughness, first = block.new_zeros(block.shape[1], block.shape[1]), 0.0, 0.0, 0
+        for part in _chunk_problems(problem):
+            added, more, rough = of_part(part, first, block, shrink)
+            form, moved, roughness, first = form + added, moved + more, max(roughness, rough), first + part.num_examples
         if centre is not None:
             along = centre() @ block
             moved += _DIFFERENCE_ERROR * float(form.abs().max())  # the error of the larger term does not cancel
@@ -168,6 +176,10 @@ def plus_penalty(problem: Problem, witness: Witness) -> Witness:
         )
 
     return replace(witness, testify=testify)
+
+
+def _outputs_at(problem: Problem, to_weights: Callable[[Tensor], Tensor], coordinates: Tensor) -> Tensor:
+    return problem.outputs(to_weights(coordinates))
 
 
 def _central(
@@ -245,7 +257,7 @@ def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOpera
 
     def multiply(block: Tensor) -> Tensor:
         other = replace(_in_double(problem), chunk_size=size)
-        if reversible:
+        if reversible and not problem.is_streamed:
             other = replace(other, inputs=other.inputs.flip(0), targets=other.targets.flip(0))
         return rebuild(other, method="generic") @ block.to(other.dtype)
 
@@ -256,6 +268,15 @@ def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOpera
         "of the batch, or autograd disagrees with the closed forms of this package for a layer (method='generic' "
         "avoids these).",
     )
+
+
+def _chunk_problems(problem: Problem) -> Iterator[Problem]:
+    """Problems in memory with the examples of one chunk of streamed data each; any other problem is one part."""
+    if not problem.is_streamed:
+        yield problem
+        return
+    for rows in problem.chunks():
+        yield replace(problem, inputs=problem.inputs[rows], targets=problem.targets[rows])
 
 
 def _in_double(problem: Problem) -> Problem:
@@ -299,13 +320,17 @@ def not_finite(
     start, stop = 0, problem.num_examples
     try:
         problem.gradient()  # if the gradient is not finite already, its error names the cause
+        if problem.is_streamed:  # half of the data may be too large
+            bad = (rows for rows in problem.chunks() if not torch.isfinite(product(rows.start, rows.stop)).all())
+            rows = next(bad, slice(0, 1))
+            start, stop = rows.start, rows.stop
         while stop - start > 1:
             half = (start + stop) // 2
             start, stop = (start, half) if not torch.isfinite(product(start, half)).all() else (half, stop)
-        rows = problem.unflatten(product(start, stop)[:, 0])
+        parts = problem.unflatten(product(start, stop)[:, 0])
     except CurvatureError as error:
         return str(error)
-    names = [name for name, part in rows.items() if not torch.isfinite(part).all()]
+    names = [name for name, part in parts.items() if not torch.isfinite(part).all()]
     if not names:
         return "each example alone is finite, so their sum overflows. Scale the loss down."
     return f"first for example {start}, in {', '.join(names)}; look at the model at this point."

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from curvature.arrays import Float
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.calling import OutputLike, Reader
 from curvature.models.data import DataLike, Packed, materialize, refuse_non_finite
@@ -24,9 +25,9 @@ from curvature.models.trial.reach import note_unregistered, refuse_kept_results,
 from curvature.models.trial.surrogates import note_surrogate
 from curvature.models.unwrapping import unwrap
 
-__all__ = ["assemble"]
+__all__ = ["CHUNK_BYTES", "assemble", "loss_of", "most_at_once", "words_of_a_sum"]
 
-_CHUNK_BYTES = 256 * 2**20  # of per-example factor columns held at once
+CHUNK_BYTES = 256 * 2**20  # of per-example factor columns held at once
 
 
 def assemble(
@@ -61,7 +62,7 @@ def assemble(
         If the denominator of the mean is zero, or anything else about model, data or loss makes the matrices
         meaningless.
     """
-    loss = _loss(loss_like, output)
+    loss = loss_of(loss_like, output)
     refuse_module(module)
     notes = list(wrapper_notes(module))
     module = inner_module(module)
@@ -100,8 +101,7 @@ def assemble(
         refuse_other_ways(loss.terms(outputs[part], targets[part]), module)
     num_outputs = outputs[0].numel()
     if chunk_size is None:
-        columns = max(1, num_outputs) * len(weights) * weights.element_size()
-        chunk_size = max(1, min(len(inputs), _CHUNK_BYTES // columns))
+        chunk_size = min(len(inputs), most_at_once(num_outputs, weights))
     total = float(loss.denominators(outputs, targets).sum())
     denominator = 1.0 if loss.reduction == "sum" else total
     if not total > 0:
@@ -132,14 +132,48 @@ def assemble(
         num_outputs,
         chunk_size,
         total,
-        tuple(filter(None, [*notes, _reduction(loss, total), *more])),
+        tuple(filter(None, [*notes, words_of_a_sum(loss, total), *more])),
         derivatives,
         penalty,
     )
 
 
-def _loss(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
-    """The loss, which is that of the model if only its output ``"loss"`` is named."""
+def most_at_once(num_outputs: int, weights: Float[Tensor, "weights"]) -> int:
+    """Number of examples whose factor columns fit into a chunk.
+
+    Parameters
+    ----------
+    num_outputs
+        Outputs of one example.
+    weights
+        The point ``(P,)``.
+
+    Returns
+    -------
+    int
+        At least one.
+    """
+    return max(1, CHUNK_BYTES // (max(1, num_outputs) * len(weights) * weights.element_size()))
+
+
+def loss_of(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
+    """Find the loss, which is that of the model if only its output ``"loss"`` is named.
+
+    Parameters
+    ----------
+    loss_like, output
+        As for :func:`assemble`.
+
+    Returns
+    -------
+    Loss
+        The loss.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none, or it contradicts the output.
+    """
     if loss_like is None and output != "loss":
         raise ConfigurationError(
             "no loss is given. Pass loss='cross-entropy', for example, or loss='model' if the module returns its loss."
@@ -153,8 +187,21 @@ def _loss(loss_like: LossLike | None, output: OutputLike | None) -> Loss:
     return loss
 
 
-def _reduction(loss: Loss, total: float) -> str:
-    """What a reader must know about a loss that is a sum."""
+def words_of_a_sum(loss: Loss, total: float) -> str:
+    """Say what a reader must know about a loss that is a sum.
+
+    Parameters
+    ----------
+    loss
+        Any loss.
+    total
+        Denominator of the mean.
+
+    Returns
+    -------
+    str
+        A sentence, or an empty string for a mean.
+    """
     if loss.reduction != "sum":
         return ""
     return (

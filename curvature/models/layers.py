@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curvature.arrays import Float, Int
+from curvature.errors import NotDefinedError
 from curvature.models import Problem
 from curvature.models.module.replaced import runs_its_type
 
@@ -84,10 +85,20 @@ def trace_layers(
     dict
         The trace of each layer, by its path.
 
+    Raises
+    ------
+    NotDefinedError
+        If the data are streamed.
+
     Notes
     -----
     Costs one forward pass, and ``R`` backward passes with a factor.
     """
+    if problem.is_streamed:
+        raise NotDefinedError(
+            "this needs the inputs of every layer for all examples in memory, and the data are streamed. Leave "
+            "stream=True out, with fewer examples if they do not fit into memory."
+        )
     packed = problem.function.reader.packed
     recorded: dict[str, list[_Piece]] = {}
     affine: set[str] = set()  # of the first chunk

@@ -17,7 +17,7 @@ from curvature.models.function import ModelFunction
 from curvature.models.losses import Loss
 from curvature.models.module.named import NamedTensors
 from curvature.models.penalty import Penalty
-from curvature.models.trees import Tensors
+from curvature.models.trees import StreamedTensors, Tensors
 from curvature.records.notebook import html_table
 
 __all__ = ["Point"]
@@ -60,6 +60,11 @@ class Point:
     def has_examples(self) -> bool:
         """Whether the loss is a mean or a sum over examples; a bare objective is a single number."""
         return not isinstance(self.model, NamedTensors) or self.model.takes_inputs
+
+    @cached_property
+    def is_streamed(self) -> bool:
+        """Whether the data are read chunk by chunk in every pass, and are not in memory."""
+        return isinstance(self.inputs, StreamedTensors)
 
     @cached_property
     def layout(self) -> Layout:

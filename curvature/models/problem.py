@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from curvature.models.losses import LossLike
 from curvature.models.objective import FunctionOptions, ParametersLike, assemble_function
 from curvature.models.penalty import PenaltyFunction, PenaltyTerms, WeightDecay
 from curvature.models.point import Point
+from curvature.models.streaming import assemble_streamed
 from curvature.models.trees import Structure, Tensors
 from curvature.precision import full_precision
 
@@ -76,6 +78,7 @@ class Problem(Point):
         chunk_size: int | None = None,
         penalty: PenaltyFunction | None = None,
         weight_decay: WeightDecay = 0.0,
+        stream: bool = False,
     ) -> Problem:
         r"""Build a problem from a module, a loss and data.
 
@@ -115,6 +118,9 @@ class Problem(Point):
         weight_decay
             $\lambda$ of the term $\frac\lambda2 \|w\|^2$, as in ``torch.optim.SGD``; or a mapping from patterns, as in
             :meth:`subset`, to numbers.
+        stream
+            Whether to read the data chunk by chunk in every pass, for an ``IterableDataset`` or a loader too large for
+            memory. Two passes are compared here; data that differ between passes are refused.
 
         Returns
         -------
@@ -132,11 +138,13 @@ class Problem(Point):
         -----
         A penalty is part of value, gradient and Hessian, and by choice of the GGN (``ggn(problem, penalty=True)``). All
         other matrices are about the data alone, and headers of records say so.
+        With ``stream=True``, a product with any number of vectors reads all data once, and is computed by autograd.
         """
         # A sampler, or a random layer before it is refused, draws from the global generators: restore them.
         with full_precision(), untouched_generators(cuda_devices(module)):
             terms = PenaltyTerms(penalty, weight_decay)
-            point = assemble(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
+            build = assemble_streamed if stream else assemble
+            point = build(module, loss, data, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
             return cls(**vars(point))
 
     @classmethod
@@ -302,6 +310,17 @@ class Problem(Point):
         with torch.no_grad():
             return torch.cat([self.predict(point, self.inputs[rows]) for rows in self.chunks()])
 
+    def evaluated(self, weights: Float[Tensor, "weights"] | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Outputs with their examples: all at once, or chunk by chunk where the data are streamed."""
+        if not self.is_streamed:
+            yield slice(0, self.num_examples), self.outputs(weights)
+            return
+        point = self.weights if weights is None else weights
+        for rows in self.chunks():
+            with full_precision(), torch.no_grad():
+                outputs = self.predict(point, self.inputs[rows])
+            yield rows, outputs
+
     def kinks(self) -> tuple[int, int]:
         """Count inputs of piecewise linear activations (ReLU and similar) that are at a kink, or close to it.
 
@@ -315,13 +334,13 @@ class Problem(Point):
         -----
         At a kink the Hessian depends on a convention of autograd. Everywhere it leaves out the jumps of the gradient.
         """
-        return pre_activations_near_a_kink(self.model, self.outputs)
+        return pre_activations_near_a_kink(self.model, lambda: deque(self.evaluated(), maxlen=0))
 
     @full_precision()
     def value(self, weights: Float[Tensor, "weights"] | None = None) -> float:
         """The mean loss and the penalty; at the point, or at other weights ``(P,)``."""
-        outputs = self.outputs(weights)
-        mean = float(self.loss.terms(outputs, self.targets).sum()) / self.denominator
+        parts = (self.loss.terms(outputs, self.targets[rows]).sum() for rows, outputs in self.evaluated(weights))
+        mean = sum(map(float, parts)) / self.denominator
         return mean if self.penalty is None else mean + self.penalty.value(self.weights if weights is None else weights)
 
     @full_precision()

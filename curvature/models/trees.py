@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "StreamedTensors",
     "Structure",
     "TensorTree",
     "Tensors",
@@ -126,12 +127,47 @@ class TensorTree:
         return f"TensorTree({', '.join(shapes)})"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class StreamedTensors:
+    """Tensors that are not in memory: a slice of them is read when it is asked for.
+
+    Attributes
+    ----------
+    read
+        Returns the examples of a slice, as a tensor or a tree.
+    num_examples
+        How many there are.
+    """
+
+    read: Callable[[slice], Any]
+    num_examples: int
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> StreamedTensors:
+        """Apply a function to every tensor, each time that it is read."""
+
+        def read(rows: slice) -> Any:
+            tensors = self.read(rows)
+            return tensors.map(function) if isinstance(tensors, TensorTree) else function(tensors)
+
+        return StreamedTensors(read, self.num_examples)
+
+    def __getitem__(self, rows: slice) -> Any:
+        start, stop, _ = rows.indices(self.num_examples)
+        return self.read(slice(start, stop))
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __repr__(self) -> str:
+        return f"StreamedTensors({self.num_examples} examples)"
+
+
 # One tensor with the examples on its first axis, or several. What serves single tensors only (closed forms, losses by
 # name) is never called with a tree, which a type checker cannot see.
 if TYPE_CHECKING:
     Tensors: TypeAlias = Any
 else:
-    Tensors = Tensor | TensorTree
+    Tensors = Tensor | TensorTree | StreamedTensors
 
 
 def tree_of(structure: Structure) -> Tensors:
@@ -147,7 +183,7 @@ def tree_of(structure: Structure) -> Tensors:
     Tensor or TensorTree
         What can be indexed by examples.
     """
-    return structure if isinstance(structure, Tensor | TensorTree) else TensorTree(structure)
+    return structure if isinstance(structure, Tensor | TensorTree | StreamedTensors) else TensorTree(structure)
 
 
 def structure_of(tensors: Tensors | Structure) -> Structure:
@@ -185,7 +221,7 @@ def as_type(tensors: Tensors, dtype: torch.dtype, device: torch.device) -> Tenso
     def moved(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
 
-    return tensors.map(moved) if isinstance(tensors, TensorTree) else moved(tensors)
+    return moved(tensors) if isinstance(tensors, Tensor) else tensors.map(moved)
 
 
 def shapes(tensors: Tensors, name: str) -> str:

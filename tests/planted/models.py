@@ -322,6 +322,30 @@ DEFECTS = [
         ("a_mean_and_a_sum_are_told_apart_where_they_are_equal",),
     ),
     Defect(
+        "a pass of streamed data that is not compared with the first",
+        "models:Stream._read_batch",
+        "len($expected) < len($sums) or $$rest",
+        "False",
+        (
+            "passes_that_differ_are_refused_with_the_first_example_and_the_cause",
+            "a_change_in_a_later_pass_is_an_error_of_the_product",
+        ),
+    ),
+    Defect(
+        "the denominator of streamed data taken from the first examples",
+        "models:assemble_streamed",
+        "1.0 if $loss.reduction == 'sum' else $total",
+        "point.denominator",
+        ("class_weights_ignored_targets_tokens_dictionaries_and_the_loss_of_the_model_stream",),
+    ),
+    Defect(
+        "a checksum that forgets the upper half of the bits",
+        "models:checksums",
+        "$words ^ $words >> _SHIFT",
+        "words << np.uint64(32)",
+        ("a_checksum_sees_every_single_change_and_no_position",),
+    ),
+    Defect(
         "trainable tensors that a function refers to held fixed",
         "models:_refuse_other_tensors",
         "not $others",

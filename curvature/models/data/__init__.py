@@ -1,5 +1,6 @@
-"""Data as users have them, read once and in order into new tensors."""
+"""Data as users have them, read once and in order into new tensors, or streamed."""
 
 from curvature.models.data.materialization import DataLike, Packed, materialize, refuse_non_finite
+from curvature.models.data.sources import open_stream
 
-__all__ = ["DataLike", "Packed", "materialize", "refuse_non_finite"]
+__all__ = ["DataLike", "Packed", "materialize", "open_stream", "refuse_non_finite"]

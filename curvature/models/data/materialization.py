@@ -14,12 +14,30 @@ from torch.utils.data import DataLoader, Dataset
 from curvature.errors import CurvatureError, InputError
 from curvature.models.behaviour import generator_states
 from curvature.models.data.items import is_list_of_batches, joined, split, tensors_of
-from curvature.models.data.reading import describe, in_order, refuse_mixing, untouched_generator
+from curvature.models.data.reading import (
+    UNSIZED,
+    describe,
+    in_order,
+    refuse_dropped,
+    refuse_mixing,
+    untouched_generator,
+)
 from curvature.models.trees import Structure, Tensors, leaves_by_name, mapped, tree_of
 
-__all__ = ["DataLike", "Packed", "materialize", "refuse_non_finite"]
+__all__ = [
+    "DataLike",
+    "Divide",
+    "Packed",
+    "divider",
+    "join_pairs",
+    "materialize",
+    "readable",
+    "refuse_mixed",
+    "refuse_non_finite",
+    "refuse_unequal",
+]
 
-_Divide = Callable[[Any, str], tuple[Structure, Structure]]
+Divide = Callable[[Any, str], tuple[Structure, Structure]]
 
 _CPU = torch.device("cpu")
 
@@ -110,11 +128,7 @@ def materialize(
     InputError
         If the data are empty, do not match, or would differ when they are read again.
     """
-
-    def divided(item: Any, name: str) -> tuple[Any, Any]:
-        inputs, targets = split(item, name, forward) if with_targets else (item, ())
-        return tensors_of(inputs, "inputs"), tensors_of(targets, "targets")
-
+    divided = divider(forward, with_targets)
     if isinstance(data, Packed):
         inputs, targets = (
             mapped(lambda leaf: leaf[None].clone(), tensors_of(part, name))
@@ -133,13 +147,45 @@ def materialize(
             "data must be a pair of tensors (inputs, targets), where both may be tuples or dictionaries of tensors, a "
             f"list of such batches, a Dataset or a DataLoader; got {describe(data)}."
         )
-    _refuse_unequal(inputs, targets)
+    refuse_unequal(inputs, targets)
     inputs = tree_of(inputs)
     return inputs, tree_of(targets) if with_targets else torch.zeros(len(inputs))
 
 
-def _refuse_unequal(inputs: Structure, targets: Structure) -> None:
-    """Refuse tensors that are empty, or without one row for each example."""
+def divider(forward: Callable[..., Any] | None, with_targets: bool) -> Divide:
+    """Make the function that divides items and batches into inputs and targets.
+
+    Parameters
+    ----------
+    forward, with_targets
+        As for :func:`materialize`.
+
+    Returns
+    -------
+    Callable
+        ``(item, its name) -> inputs, targets``, as structures of tensors.
+    """
+
+    def divided(item: Any, name: str) -> tuple[Any, Any]:
+        inputs, targets = split(item, name, forward) if with_targets else (item, ())
+        return tensors_of(inputs, "inputs"), tensors_of(targets, "targets")
+
+    return divided
+
+
+def refuse_unequal(inputs: Structure, targets: Structure) -> None:
+    """Refuse tensors that are empty, or without one row for each example.
+
+    Parameters
+    ----------
+    inputs, targets
+        Structures of tensors.
+
+    Raises
+    ------
+    InputError
+        If there is no example, or the tensors have different numbers of rows.
+    """
     leaves = _leaves(inputs, targets)
     if not any(True for _ in leaves_by_name(inputs, "")) or any(
         tensor.ndim == 0 or len(tensor) == 0 for _, tensor in leaves
@@ -159,20 +205,34 @@ def _refuse_unequal(inputs: Structure, targets: Structure) -> None:
             raise InputError(f"{_the(name)} are on the meta device, where tensors hold no numbers.")
 
 
-def _from_dataset(data: Any, divided: _Divide) -> tuple[Structure, Structure]:
+def _from_dataset(data: Any, divided: Divide) -> tuple[Structure, Structure]:
     if not hasattr(data, "__len__"):
-        raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
+        raise InputError(UNSIZED)
     if len(data) == 0:
         raise InputError("the data are empty.")
     items = _without_draws((data[index] for index in range(len(data))), "the dataset", "item")
     pairs = [divided(item, f"item {index} of the dataset") for index, item in enumerate(items)]
     _refuse_changing(data, divided)
-    return _joined(pairs, torch.stack)
+    return join_pairs(pairs, torch.stack)
 
 
-def _joined(
+def join_pairs(
     pairs: list[tuple[Structure, Structure]], join: Callable[[list[Tensor]], Tensor]
 ) -> tuple[Structure, Structure]:
+    """Join pairs of inputs and targets, leaf by leaf.
+
+    Parameters
+    ----------
+    pairs
+        One for each item or batch.
+    join
+        ``torch.stack`` for items, ``torch.cat`` for batches.
+
+    Returns
+    -------
+    inputs, targets
+        With the examples on the first axis.
+    """
     inputs, targets = zip(*pairs, strict=True)
     return joined(inputs, join, "inputs"), joined(targets, join, "targets")
 
@@ -186,18 +246,17 @@ def _from_batches(batches: list[tuple[Structure, Structure]]) -> tuple[Structure
                     "a list of batches; stack single examples into two tensors (inputs, targets)."
                 )
         try:
-            _refuse_unequal(*batch)
+            refuse_unequal(*batch)
         except InputError as error:
             raise InputError(f"batch {number} of the list: {error}") from error
-    return _joined(batches, torch.cat)
+    return join_pairs(batches, torch.cat)
 
 
-def _from_loader(given: DataLoader, divided: _Divide, say: Callable[[str], None]) -> tuple[Structure, Structure]:
+def _from_loader(given: DataLoader, divided: Divide, say: Callable[[str], None]) -> tuple[Structure, Structure]:
     loader, batches_in_order = in_order(given, say)
     dataset: Any = loader.dataset
     size, batch_size = len(dataset), batches_in_order.batch_size
-    if batches_in_order.drop_last and size % batch_size:
-        raise InputError(f"the data loader drops {size % batch_size} of {size} examples: pass drop_last=False.")
+    refuse_dropped(loader, batches_in_order)
     num_batches = -(-size // batch_size)
     # A user's subclass of DataLoader may never end: one batch more than there can be is enough to know.
     with untouched_generator(loader):
@@ -205,8 +264,8 @@ def _from_loader(given: DataLoader, divided: _Divide, say: Callable[[str], None]
         batches = [divided(batch, "a batch of the data loader") for batch in read]
     if not batches:
         raise InputError("the data are empty.")
-    inputs, targets = _joined(batches, torch.cat)
-    _refuse_unequal(inputs, targets)
+    inputs, targets = join_pairs(batches, torch.cat)
+    refuse_unequal(inputs, targets)
     read_examples = len(tree_of(inputs))
     if read_examples != size:
         count = "more" if read_examples > size else read_examples
@@ -216,12 +275,45 @@ def _from_loader(given: DataLoader, divided: _Divide, say: Callable[[str], None]
         )
     _refuse_changing(dataset, divided)
     if loader is not given:
-        refuse_mixing(loader, lambda batch: [leaf for _, leaf in _leaves(*divided(batch, "a batch"))])
+        refuse_mixed(loader, divided)
     return inputs, targets
 
 
-def _read(items: Iterator[Any], name: str, part: str) -> Iterator[Any]:
-    """Pass items on; an error of the user's dataset names the item that could not be read."""
+def refuse_mixed(loader: DataLoader, divided: Divide) -> None:
+    """Refuse a loader that takes the place of one that shuffles, if its collate function mixes examples.
+
+    Parameters
+    ----------
+    loader
+        The loader in order.
+    divided
+        Divides a batch into inputs and targets.
+    """
+    refuse_mixing(loader, lambda batch: [leaf for _, leaf in _leaves(*divided(batch, "a batch"))])
+
+
+def readable(items: Iterator[Any], name: str, part: str) -> Iterator[Any]:
+    """Pass items on; an error of the user's dataset names the item that could not be read.
+
+    Parameters
+    ----------
+    items
+        Items or batches.
+    name
+        What they belong to.
+    part
+        ``"item"`` or ``"batch"``.
+
+    Yields
+    ------
+    Any
+        The same items.
+
+    Raises
+    ------
+    InputError
+        If one cannot be read.
+    """
     number = 0
     try:
         for item in items:
@@ -240,7 +332,7 @@ def _without_draws(items: Iterable[Any], name: str, part: str) -> Iterator[Any]:
     """Pass items on; refuse them if reading them moved a global random generator, as random augmentation does."""
     items = iter(items)  # a loader draws one seed here, in any case
     before = generator_states(_CPU)
-    yield from _read(items, name, part)
+    yield from readable(items, name, part)
     moved = [generator for generator, state in generator_states(_CPU).items() if state != before[generator]]
     if moved:
         raise InputError(
@@ -249,7 +341,7 @@ def _without_draws(items: Iterable[Any], name: str, part: str) -> Iterator[Any]:
         )
 
 
-def _refuse_changing(data: Any, divided: _Divide) -> None:
+def _refuse_changing(data: Any, divided: Divide) -> None:
     """Refuse a dataset whose first, middle or last item changes when it is read again."""
     for index in sorted({0, len(data) // 2, len(data) - 1}):
         first, second = (_leaves(*divided(data[index], "an item")) for _ in range(2))

@@ -20,7 +20,20 @@ from torch.utils.data import (
 
 from curvature.errors import InputError
 
-__all__ = ["array_as_tensor", "describe", "in_order", "refuse_mixing", "untouched_generator"]
+__all__ = [
+    "UNSIZED",
+    "array_as_tensor",
+    "describe",
+    "in_order",
+    "refuse_dropped",
+    "refuse_mixing",
+    "untouched_generator",
+]
+
+UNSIZED = (
+    "an iterable dataset has no fixed length and order. Pass stream=True to Problem.from_module, which reads it chunk "
+    "by chunk in every pass, or collect it into two tensors first."
+)
 
 
 def array_as_tensor(value: Any, name: str) -> Any:
@@ -102,7 +115,7 @@ def in_order(loader: DataLoader, say: Callable[[str], None]) -> tuple[DataLoader
             "Pass the dataset itself."
         )
     if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
-        raise InputError("an iterable dataset has no fixed length and order; collect it into two tensors first.")
+        raise InputError(UNSIZED)
     if isinstance(batches.sampler, SequentialSampler):
         return loader, batches
     _refuse_selection(loader, batches.sampler)
@@ -126,6 +139,25 @@ def in_order(loader: DataLoader, say: Callable[[str], None]) -> tuple[DataLoader
         timeout=loader.timeout,
     )
     return ordered, BatchSampler(SequentialSampler(dataset), batches.batch_size, drop_last=False)
+
+
+def refuse_dropped(loader: DataLoader, batches: BatchSampler) -> None:
+    """Refuse a loader that leaves out an incomplete last batch.
+
+    Parameters
+    ----------
+    loader, batches
+        As :func:`in_order` returns them.
+
+    Raises
+    ------
+    InputError
+        With the number of examples.
+    """
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    if batches.drop_last and size % batches.batch_size:
+        dropped = size % batches.batch_size
+        raise InputError(f"the data loader drops {dropped} of {size} examples: pass drop_last=False.")
 
 
 def _refuse_selection(loader: DataLoader, sampler: Any) -> None:
