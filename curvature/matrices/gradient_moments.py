@@ -84,7 +84,7 @@ def empirical_fisher(problem: Problem, *, scale: str = "loss", method: str = "au
         raise ConfigurationError(f"scale must be 'loss' or 'fisher', got {scale!r}.")
     if scale == "fisher":
         require_likelihood(problem)
-        _, outputs = next(problem.evaluated())
+        _, outputs = next(iter(problem.evaluated()))
         problem.loss.score(outputs[:1], problem.targets[:1])  # refused for this loss, before any work
     factor = _gradient_factor(problem) if scale == "loss" else _score_factor(problem)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -310,15 +310,14 @@ class Problem(Point):
         with torch.no_grad():
             return torch.cat([self.predict(point, self.inputs[rows]) for rows in self.chunks()])
 
-    def evaluated(self, weights: Float[Tensor, "weights"] | None = None) -> Iterator[tuple[slice, Tensor]]:
+    def evaluated(self, weights: Float[Tensor, "weights"] | None = None) -> Iterable[tuple[slice, Tensor]]:
         """Outputs with their examples: all at once, or chunk by chunk where the data are streamed."""
-        if not self.is_streamed:
-            yield slice(0, self.num_examples), self.outputs(weights)
-            return
-        point = self.weights if weights is None else weights
+        return self._streamed_outputs(weights) if self.is_streamed else [(slice(None), self.outputs(weights))]
+
+    def _streamed_outputs(self, weights: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
         for rows in self.chunks():
             with full_precision(), torch.no_grad():
-                outputs = self.predict(point, self.inputs[rows])
+                outputs = self.predict(self.weights if weights is None else weights, self.inputs[rows])
             yield rows, outputs
 
     def kinks(self) -> tuple[int, int]:

@@ -63,16 +63,16 @@ def assemble_streamed(
     refuse_module(module)
     sentences: list[str] = []
     stream = open_stream(data, inner_module(module).forward, with_targets=not own_loss, say=sentences.append)
-    given = stream.read(slice(0, _TRIED))
-    head = given[0] if own_loss else given
+    examples = stream.read(slice(0, _TRIED))
+    head = examples[0] if own_loss else examples
     point = assemble(module, loss_like, head, output=output, dtype=dtype, chunk_size=chunk_size, terms=terms)
     if chunk_size is None:
-        point = replace(point, chunk_size=_chunk_size(point, given))
+        point = replace(point, chunk_size=_chunk_size(point, examples))
     inputs, targets = stream.tensors()
     inputs = as_type(inputs, point.dtype, point.device)
     if own_loss:
         targets = StreamedTensors(lambda rows: torch.zeros(rows.stop - rows.start, device=point.device), len(inputs))
-    prepared = _Targets(point, given[1], own_loss=own_loss)
+    prepared = _Targets(point, examples[1], own_loss=own_loss)
     streamed = replace(point, inputs=inputs, targets=prepared.converted(targets))
     total = prepared.total(streamed, targets)
     head_notes = {point.loss.note(prepared.outputs, point.targets), words_of_a_sum(point.loss, point.total)}
@@ -86,9 +86,9 @@ def assemble_streamed(
     return replace(streamed, denominator=denominator, total=total, notes=tuple(filter(None, notes)))
 
 
-def _chunk_size(point: Point, given: tuple[Structure, Structure]) -> int:
+def _chunk_size(point: Point, examples: tuple[Structure, Structure]) -> int:
     """Examples whose factor columns, and whose own tensors, fit into a chunk."""
-    leaves = [leaf for part in given for _, leaf in leaves_by_name(part, "")]
+    leaves = [leaf for part in examples for _, leaf in leaves_by_name(part, "")]
     each = sum(leaf[0].numel() * max(leaf.element_size(), point.weights.element_size()) for leaf in leaves)
     return max(1, min(most_at_once(point.num_outputs, point.weights), CHUNK_BYTES // (4 * max(1, each))))
 
@@ -106,11 +106,12 @@ def _words(point: Point) -> str:
 class _Targets:
     """The conversion of targets that the loss asks for, found on the first examples and compared on all."""
 
-    def __init__(self, point: Point, given: Structure, *, own_loss: bool) -> None:
+    def __init__(self, point: Point, examples: Structure, *, own_loss: bool) -> None:
         self.point = point
         with torch.no_grad():
             self.outputs = point.function.predict(point.weights, point.inputs)
-        self.head = torch.zeros(len(point.inputs), device=point.device) if own_loss else tree_of(given).to(point.device)
+        targets = torch.zeros(len(point.inputs)) if own_loss else tree_of(examples)
+        self.head = targets.to(point.device)
         ndims = {leaf.ndim for _, leaf in leaves_by_name(self.head, "")}
         self._moves = point.function.reader.classes_last and ndims == {self.outputs.ndim}
         self._dtypes = [leaf.dtype for _, leaf in leaves_by_name(point.targets, "")]
@@ -127,7 +128,7 @@ class _Targets:
         dtypes = iter(self._dtypes)
         return tree_of(mapped(lambda leaf: leaf.to(next(dtypes)), structure_of(self._moved(targets))))
 
-    def total(self, streamed: Point, given: StreamedTensors) -> float:
+    def total(self, streamed: Point, examples: StreamedTensors) -> float:
         """Check outputs and targets of all examples in a second pass, and sum their denominators."""
         loss, total = self.point.loss, 0.0
         for rows in streamed.chunks():
@@ -142,7 +143,7 @@ class _Targets:
             try:
                 # Together with the first examples: a loss may refuse targets that are all ignored.
                 prepared = loss.prepare(
-                    torch.cat([self.outputs, outputs]), _joined(self._moved(self.head), self._moved(given[rows]))
+                    torch.cat([self.outputs, outputs]), _joined(self._moved(self.head), self._moved(examples[rows]))
                 )
             except InputError as error:
                 raise InputError(f"in examples {rows.start} to {rows.stop - 1} of the stream: {error}") from error
