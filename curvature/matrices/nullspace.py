@@ -93,7 +93,7 @@ def expected_directions(problem: Problem, *, second_order: bool) -> int:
         An estimate for the planning of work; nothing is computed.
     """
     entries = [entry for entry in problem.layout.entries if len(entry.shape) > 1]
-    if not entries or problem.is_streamed:
+    if not entries:
         return 0
     most = min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim)
     widths = [entry.numel // entry.shape[0] + 1 for entry in entries]

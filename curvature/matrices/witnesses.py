@@ -7,7 +7,7 @@ next steps are much shorter, for functions with kinks and for inputs of large nu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -65,7 +65,7 @@ def gradient_witness(problem: Problem, chart: Chart | None = None) -> Witness:
         slopes, rounding, roughness = _central(gradient, point, block, shrink)
         if roughness > 0 and shrink == _SHRINKS[-1]:  # kinks are allowed, but jumps of the outputs are an error
             to_weights = (lambda weights: weights) if chart is None else chart.to_weights
-            for part in _chunk_problems(problem):
+            for part in _chunk_problems(problem) if problem.is_streamed else (problem,):
                 _central(partial(_outputs_at, part, to_weights), point, block, shrink, continuous=True)
         form = block.T @ slopes
         return Testimony(
@@ -127,7 +127,7 @@ def output_witness(
 
     def testify(block: Tensor, shrink: float) -> Testimony:
         form, moved, roughness, first = block.new_zeros(block.shape[1], block.shape[1]), 0.0, 0.0, 0
-        for part in _chunk_problems(problem):
+        for part in _chunk_problems(problem) if problem.is_streamed else (problem,):
             added, more, rough = of_part(part, first, block, shrink)
             form, moved, roughness, first = form + added, moved + more, max(roughness, rough), first + part.num_examples
         if centre is not None:
@@ -270,13 +270,9 @@ def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOpera
     )
 
 
-def _chunk_problems(problem: Problem) -> Iterator[Problem]:
-    """Problems in memory with the examples of one chunk of streamed data each; any other problem is one part."""
-    if not problem.is_streamed:
-        yield problem
-        return
-    for rows in problem.chunks():
-        yield replace(problem, inputs=problem.inputs[rows], targets=problem.targets[rows])
+def _chunk_problems(problem: Problem) -> Iterable[Problem]:
+    """Problems in memory, with the examples of one chunk of streamed data each."""
+    return (replace(problem, inputs=problem.inputs[rows], targets=problem.targets[rows]) for rows in problem.chunks())
 
 
 def _in_double(problem: Problem) -> Problem:

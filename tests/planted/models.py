@@ -341,8 +341,8 @@ DEFECTS = [
     Defect(
         "a checksum that forgets the upper half of the bits",
         "models:checksums",
-        "$words ^ $words >> _SHIFT",
-        "words << np.uint64(32)",
+        "$integers ^ $integers >> _SHIFT",
+        "integers << np.uint64(32)",
         ("a_checksum_sees_every_single_change_and_no_position",),
     ),
     Defect(

@@ -30,15 +30,15 @@ def checksums(leaves: list[Tensor]) -> Checksums:
     """
     total = np.zeros(len(leaves[0]), dtype=np.uint64)
     for number, leaf in enumerate(leaves):
-        words = _words(leaf)
+        integers = _integers(leaf)
         # Integers that are stored as floats differ in their upper bits only: bring these down before the product.
-        mixed = words ^ (words >> _SHIFT)
-        factors = np.random.Generator(np.random.PCG64(number)).integers(0, 2**64, words.shape[1], dtype=np.uint64)
+        mixed = integers ^ (integers >> _SHIFT)
+        factors = np.random.Generator(np.random.PCG64(number)).integers(0, 2**64, integers.shape[1], dtype=np.uint64)
         total += np.einsum("nk,k->n", mixed, factors | np.uint64(1))
     return total
 
 
-def _words(leaf: Tensor) -> NDArray[np.uint64]:
+def _integers(leaf: Tensor) -> NDArray[np.uint64]:
     """The bytes of each row, as integers of 8 bytes; filled up with zeros."""
     rows = leaf.detach().cpu().contiguous().reshape(len(leaf), -1).view(torch.uint8).numpy()
     missing = -rows.shape[1] % 8
