@@ -20,9 +20,22 @@ from curvature.records.conditioning import QUANTITIES
 if TYPE_CHECKING:
     from curvature.records import Analysis, CheckpointSummary, Quantity, Study
 
-__all__ = ["NAMES", "Place", "Rule", "exit_on", "numbers_of_analyses", "numbers_of_study", "parse_rules"]
+__all__ = [
+    "NAMES",
+    "NAMES_OF_CHECKPOINTS",
+    "NAMES_OF_LAYERS",
+    "Place",
+    "Rule",
+    "exit_on",
+    "numbers_of_analyses",
+    "numbers_of_checkpoints",
+    "numbers_of_study",
+    "parse_rules",
+]
 
 NAMES = (*QUANTITIES, "largest", "smallest", "trace", "rank")
+NAMES_OF_LAYERS = ("trace", "largest", "smallest", "kappa_80", "effective_rank")
+NAMES_OF_CHECKPOINTS = ("largest", "trace", "kappa_50", "kappa_80", "kappa_95")
 _RULE = re.compile(r"(?:(?P<place>[^<>=]*?)\s*:)?\s*(?P<name>\w+)\s*(?P<sign>>=|<=|>|<)\s*(?P<limit>\S+)\s*")
 _SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 
@@ -98,13 +111,15 @@ def _interval(quantity: Quantity) -> tuple[float, ...]:
     return low, high
 
 
-def parse_rules(texts: Sequence[str] | None) -> list[Rule]:
+def parse_rules(texts: Sequence[str] | None, names: Sequence[str] = NAMES) -> list[Rule]:
     """Read the values of ``--fail-on``.
 
     Parameters
     ----------
     texts
         One string for each rule; None for no rules.
+    names
+        Numbers that the command measures.
 
     Returns
     -------
@@ -116,20 +131,20 @@ def parse_rules(texts: Sequence[str] | None) -> list[Rule]:
     ConfigurationError
         If one is not a comparison of a known number with a limit.
     """
-    return [_parsed(text) for text in texts or ()]
+    return [_parsed(text, names) for text in texts or ()]
 
 
-def _parsed(text: str) -> Rule:
+def _parsed(text: str, names: Sequence[str]) -> Rule:
     matching = _RULE.fullmatch(text)
     if matching is None:
         raise ConfigurationError(
-            f"--fail-on {text!r} is no rule. Write NAME, one of > >= < <=, and a number, e.g. 'kappa_95 > 1e8', or "
+            f"--fail-on {text!r} is not a rule. Write NAME, one of > >= < <=, and a number, e.g. 'kappa_95 > 1e8', or "
             "with a place before it: 'ggn/weight-norm: kappa_95 > 1e8'."
         )
     name, limit = matching["name"], matching["limit"]
-    if name not in NAMES:
+    if name not in names:
         raise ConfigurationError(
-            f"--fail-on {text!r}: {name!r} is unknown{nearest(name, NAMES)}; choose among {', '.join(NAMES)}."
+            f"--fail-on {text!r}: {name!r} is unknown{nearest(name, names)}; choose among {', '.join(names)}."
         )
     try:
         number = float(limit)
@@ -220,12 +235,11 @@ def numbers_of_analyses(analyses: Iterable[Analysis]) -> Iterator[tuple[Place, d
     tuple of Place and dict
         Numbers by name, of each row. The row of the whole model is the layer ``all``.
     """
-    names = ("trace", "largest", "smallest", "kappa_80", "effective_rank")
     for analysis in analyses:
         for row in analysis.rows:
             terms = (analysis.matrix, analysis.chart, analysis.gauge, row.layer)
             label = f"{analysis.label}, {'whole model' if row.layer == 'all' else f'layer {row.layer}'}"
-            yield Place(frozenset(map(_spelled, terms)), label), {name: getattr(row, name) for name in names}
+            yield Place(frozenset(map(_spelled, terms)), label), {name: getattr(row, name) for name in NAMES_OF_LAYERS}
 
 
 def numbers_of_checkpoints(rows: Iterable[CheckpointSummary]) -> Iterator[tuple[Place, dict[str, Quantity]]]:
@@ -241,12 +255,12 @@ def numbers_of_checkpoints(rows: Iterable[CheckpointSummary]) -> Iterator[tuple[
     tuple of Place and dict
         Numbers by name, of each matrix in each chart.
     """
-    names = ("trace", "kappa_50", "kappa_80", "kappa_95")
     for row in rows:
         for chart, point in zip(row.charts, row.points, strict=True):
             for matrix in point.matrices:
                 terms = (matrix.matrix, *re.split(r"[ ()]+", chart), row.checkpoint)
-                numbers = {"largest": matrix.largest[0]} | {name: getattr(matrix, name) for name in names}
+                numbers = {name: getattr(matrix, name) for name in NAMES_OF_CHECKPOINTS if name != "largest"}
+                numbers["largest"] = matrix.largest[0]
                 yield Place(frozenset(map(_spelled, terms)), f"{matrix.matrix}, {chart}, {row.checkpoint}"), numbers
 
 
@@ -267,32 +281,36 @@ def exit_on(rules: Sequence[Rule], numbers: Numbers, terminal: Terminal, *, stri
     Raises
     ------
     typer.Exit
-        With the code 4 if a rule holds, 3 if one is open under ``--strict``.
+        With the code 4 if a rule holds, 2 if one fits no place, 3 if one is open under ``--strict``.
     """
     if not rules:
         return
-    measured, hit, undecided = list(numbers), False, False
-    for rule in rules:
-        matching = [
-            (place, values[rule.name])
-            for place, values in measured
-            if rule.place <= place.terms and rule.name in values
-        ]
-        true = [(place, number) for place, number in matching if rule.holds(number)]
-        open_ones = [(place, number) for place, number in matching if rule.holds(number) is None]
-        if true:
-            terminal.error(f"--fail-on {rule.text!r}: {_listed(rule.name, true)}.")
-        elif open_ones:
-            terminal.warn(f"--fail-on {rule.text!r} is not decided: {_listed(rule.name, open_ones)}.")
-        elif not matching:
-            terminal.warn(
-                f"--fail-on {rule.text!r} is not decided: this run has no such number{_places(rule, measured)}."
-            )
-        hit, undecided = hit or bool(true), undecided or bool(open_ones) or not matching
-    if hit:
-        raise typer.Exit(int(ExitCode.RULE_HIT))
-    if undecided and strict:
-        raise typer.Exit(int(ExitCode.UNRESOLVED))
+    measured = list(numbers)
+    codes = {_decided(rule, measured, terminal, strict=strict) for rule in rules}
+    for code in (ExitCode.RULE_HIT, ExitCode.USAGE, ExitCode.UNRESOLVED):
+        if code in codes:
+            raise typer.Exit(int(code))
+
+
+def _decided(
+    rule: Rule, measured: Sequence[tuple[Place, Mapping[str, Quantity]]], terminal: Terminal, *, strict: bool
+) -> ExitCode:
+    """Say what becomes of a rule, and return the exit code that follows."""
+    places = [(place, values) for place, values in measured if rule.place <= place.terms]
+    if not places:  # not the fault of the numbers: a misspelled rule must not pass for ever
+        terms = sorted({word for place, _ in measured for word in place.terms if word != "-"})
+        terminal.error(f"--fail-on {rule.text!r} fits no place of this run; places are made of {', '.join(terms)}.")
+        return ExitCode.USAGE
+    matching = [(place, values[rule.name]) for place, values in places if rule.name in values]
+    if true := [(place, number) for place, number in matching if rule.holds(number)]:
+        terminal.error(f"--fail-on {rule.text!r}: {_listed(rule.name, true)}.")
+        return ExitCode.RULE_HIT
+    undecided = [(place, number) for place, number in matching if rule.holds(number) is None]
+    if matching and not undecided:
+        return ExitCode.DONE
+    reason = _listed(rule.name, undecided) if undecided else "this run has no such number"
+    terminal.warn(f"--fail-on {rule.text!r} is not decided: {reason}.")
+    return ExitCode.UNRESOLVED if strict else ExitCode.DONE
 
 
 def _listed(name: str, matching: Sequence[tuple[Place, Quantity]]) -> str:
@@ -300,10 +318,3 @@ def _listed(name: str, matching: Sequence[tuple[Place, Quantity]]) -> str:
     more = f", and in {len(matching) - 1} more places" if len(matching) > 1 else ""
     interval = "" if number.status == "resolved" or not number.interval else f", within {number.interval}"
     return f"{name} of {place.label} is {number}{interval}{more}"
-
-
-def _places(rule: Rule, measured: Sequence[tuple[Place, Mapping[str, Quantity]]]) -> str:
-    """Words of places, if none fits the rule."""
-    terms = sorted({word for place, _ in measured for word in place.terms if word != "-"})
-    fits = any(rule.place <= place.terms for place, _ in measured)
-    return "" if fits or not terms else f" there; places are made of {', '.join(terms)}"

@@ -28,7 +28,7 @@ from curvature.cli.preparation import (
     written_configuration,
 )
 from curvature.cli.resumption import Resumption
-from curvature.cli.rules import exit_on, numbers_of_checkpoints, parse_rules
+from curvature.cli.rules import NAMES_OF_CHECKPOINTS, exit_on, numbers_of_checkpoints, parse_rules
 from curvature.cli.sources import names_code
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal, count, one_line
@@ -84,7 +84,7 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
     """
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
-    rules = parse_rules(run_options.fail_on)
+    rules = parse_rules(run_options.fail_on, NAMES_OF_CHECKPOINTS)
     config = configured("track", flags, run_options, terminal)
     assert isinstance(config, TrackConfiguration)
     resumption = Resumption("track", run_options, terminal)
