@@ -20,7 +20,7 @@ examples     examples of a data set or of a batch
 inputs       numbers in one example; ``hidden`` units, ``outputs`` of the model or of a layer
 probes       random vectors of an estimator
 steps        products with a probe, or evaluations during training
-points       arguments of a function
+points       arguments of a function; ``grid`` those in several ``directions``, one axis for each
 edges        edges of the bins of a histogram
 numel        numbers in one named tensor; its ``rows`` are what weight normalization normalizes, of one ``length``
 rates        learning rates

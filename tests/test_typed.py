@@ -86,7 +86,8 @@ def test_tables_hold_the_checked_functions():
 
 @pytest.mark.parametrize("wrong", [np.ones((3, 1)), np.ones(3, dtype=int), np.ones(2)])
 def test_a_record_with_a_field_of_another_shape_or_kind_is_a_violation(wrong):
-    record = cv.spectrum(cv.SymmetricOperator.from_dense(torch.eye(3, dtype=torch.float64)), vectors=True).vectors
+    matrix = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+    record = cv.extremal_eigenvalues(cv.SymmetricOperator.from_dense(matrix), num_largest=3)
     replace(record, residuals=np.ones(3))
     with pytest.raises(BeartypeCallHintViolation):
         replace(record, residuals=wrong)

@@ -267,9 +267,9 @@ def _record(operator: SymmetricOperator, result: _Decomposition, method: str, st
     if formula is None and result.num_nonzero is not None and 0 < result.num_nonzero < len(values):
         formula = result.num_nonzero, f"formula: {len(values) - result.num_nonzero} rows of the matrix are zero"
     floor, floor_rule = noise_floor(operator, values, method, size, result.checks, formula)
+    allowed = 100 * max(1.0, len(values) ** 0.5) * eps * size
     # A chart that stretches some directions far more than others rounds at the scale of its Jacobian.
-    allowed = max(100 * max(1.0, len(values) ** 0.5) * eps * size, measured_rounding(values, result.checks))
-    if definite and -values.min() > allowed:
+    if definite and -values.min() > allowed and -values.min() > measured_rounding(values, result.checks):
         raise SelfCheckError(
             f"{operator.name} must be positive semidefinite but has the eigenvalue {values.min():.3g} (largest "
             f"{values.max():.3g}): a derivative or the loss is wrong."

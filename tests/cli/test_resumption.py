@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import curvature as cv
 from curvature import cli, report
-from curvature.cli import analyze as cli_analyze
 from curvature.errors import ConfigurationError, ExitCode
 from curvature.records import LayerSummary
 from curvature.report.parts import Parts
@@ -130,7 +129,7 @@ def test_a_finished_run_is_not_computed_again(whole, here, command, monkeypatch)
     again = run(*COMMANDS[command], "--out", "on", "--resume", "--fail-on", "trace > 1e-9", code=ExitCode.RULE_HIT)
     assert "ggn" in again.stdout.lower()
     if command == "analyze":
-        first, second = (cli_analyze._read_back(folder)[0] for folder in (here / "on", whole(command)))
+        first, second = (report.load_analyses(folder)[0] for folder in (here / "on", whole(command)))
         np.testing.assert_equal([asdict(analysis) for analysis in first], [asdict(analysis) for analysis in second])
         assert run(*COMMANDS[command]).stdout == again.stdout
     assert {path: path.read_bytes() for path in (here / "on").rglob("*") if path.is_file()} == before

@@ -72,7 +72,8 @@ def rows(out):
     return report.load_rows(Path(out))
 
 
-def test_a_row_for_each_checkpoint_in_the_order_of_the_steps_has_the_numbers_of_its_weights(folder):
+def test_a_row_for_each_checkpoint_in_the_order_of_the_steps_has_the_numbers_of_its_weights(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal has the columns in two parts
     result = run(str(folder), *OPTIONS, "--top", "3", "--out", "run")
     lines = [line.split() for line in result.stdout.splitlines() if line.startswith("step_")]
     assert [line[0] for line in lines] == [f"step_{step}.pt" for step in (0, 2, 9, 10)] * 2

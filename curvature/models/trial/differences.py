@@ -15,7 +15,7 @@ _OFF = 1e-4  # relative difference of a derivative from finite differences that 
 _ROUNDING = 100  # units of rounding of a value
 
 
-def fixed_direction(like: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def fixed_direction(like: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return a fixed direction without zeros.
 
     Parameters
