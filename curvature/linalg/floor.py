@@ -71,7 +71,7 @@ def measured_rounding(values: Float[np.ndarray, "dim"], checks: tuple[Check, ...
     Two computations of the same products differ by ``E v``: ``|E v| / |A v|`` of a random ``v`` estimates the ratio of
     the Frobenius norms of ``E`` and ``A``, and the norm of ``E`` bounds the error of each eigenvalue (Weyl).
     """
-    apart = max((check.rounding or 0.0 for check in checks), default=0.0)
+    apart = max([check.rounding or 0.0 for check in checks], default=0.0)
     size = float(np.abs(values).max())
     return 2 * apart * size * float(np.linalg.norm(values / (size or 1.0)))
 
