@@ -288,8 +288,10 @@ def example_shares(problem: Problem) -> Float[Tensor, "examples"]:
     Tensor
         ``(N,)``, with sum one.
     """
-    parts = [problem.loss.denominators(outputs, problem.targets[rows]) for rows, outputs in problem.evaluated()]
-    return torch.cat(parts) / problem.total
+    shares = problem.weights.new_empty(problem.num_examples)  # small tensors between chunks would fragment the memory
+    for rows, outputs in problem.evaluated():
+        shares[rows] = problem.loss.denominators(outputs, problem.targets[rows])
+    return shares / problem.total
 
 
 def _by_jacobian(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:

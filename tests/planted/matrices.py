@@ -147,7 +147,7 @@ DEFECTS = [
     Defect(
         "examples that count alike whatever their weight",
         "matrices:example_shares",
-        "torch.cat($parts) / problem.total",
+        "$shares / problem.total",
         "torch.ones(problem.num_examples, dtype=problem.dtype) / problem.num_examples",
         ("matrices_equal_loops_over_single_examples",),
     ),
