@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
-__all__ = ["STEERING", "count", "one_line", "printable", "reason_of"]
+__all__ = ["STEERING", "count", "listed", "one_line", "printable", "reason_of"]
 
 STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, direction, unpaired, line breaks
 
@@ -77,6 +78,33 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
     ('1 chart', '2 charts', '2 matrices')
     """
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def listed(names: Iterable[str], limit: int = 8, *, separator: str = ", ", last: str = " and ") -> str:
+    """Join names; of many, only the first.
+
+    Parameters
+    ----------
+    names
+        What to join.
+    limit
+        How many names are shown.
+    separator, last
+        Written between the names, and before the number of the others.
+
+    Returns
+    -------
+    str
+        The names.
+
+    Examples
+    --------
+    >>> listed("abc"), listed("abcd", 2)
+    ('a, b, c', 'a, b and 2 more')
+    """
+    names = list(names)
+    more = f"{last}{len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more
 
 
 def reason_of(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,13 @@ import typer
 
 from curvature._version import __version__
 from curvature.cli.configuration import MATRICES, AnalyzeConfiguration
-from curvature.cli.execution import around_user_code, configured, show_every_character
+from curvature.cli.execution import (
+    around_user_code,
+    command_again,
+    configured,
+    exit_if_open,
+    show_every_character,
+)
 from curvature.cli.options import RunOptions
 from curvature.cli.preparation import (
     collected_provenance,
@@ -26,10 +31,8 @@ from curvature.cli.preparation import (
 )
 from curvature.cli.resumption import Resumption
 from curvature.cli.rules import NAMES_OF_LAYERS, exit_on, numbers_of_analyses, parse_rules
-from curvature.cli.sources import names_code
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal
-from curvature.errors import ExitCode
 
 if TYPE_CHECKING:
     from curvature.records import Analysis
@@ -66,8 +69,7 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
         analyses, document, finished = _analyzed(config, terminal, started, resumption)
         out = run_options.out
         if out is not None and not finished:
-            out = report.write_texts(report.analysis_files(analyses, document), out, overwrite=run_options.overwrite)
-            report.forget_parts(out)
+            out = resumption.write(report.analysis_files(analyses, document))
     if run_options.as_json:
         typer.echo(json.dumps(document, allow_nan=False))
     else:
@@ -76,12 +78,10 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
         for warning in analysis.warnings:
             terminal.warn(f"{analysis.label}: {warning}" if len(analyses) > 1 else warning)
     if out is not None:
-        paths = shlex.join(["--config", f"{out / 'config.toml'}", "--out", f"{out}-again"])
-        trust = " --trust-config" if names_code(config) else ""
         terminal.note(f"written: {out}, with analysis.csv, analysis.json and a figure for each table")
-        terminal.note(f"next: curvature analyze {paths}{trust} repeats this run")
+        terminal.note(f"next: {command_again('analyze', config, out, '--out', f'{out}-again')} repeats this run")
     exit_on(rules, numbers_of_analyses(analyses), terminal, strict=run_options.strict)
-    _exit_unless_resolved(analyses, terminal, strict=run_options.strict)
+    exit_if_open(_open_numbers(analyses), terminal, strict=run_options.strict)
 
 
 def _analyzed(
@@ -104,10 +104,7 @@ def _analyzed(
     data = describe_data(config, prepared.data)
     terminal.note(f"model: {model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
     terminal.note(f"data:  {data}")
-    charts = [problem.chart]
-    if config.chart or config.gauge:
-        names = config.chart or ("weight-norm",)
-        charts = loading.build_charts(names, config.gauge, problem.chart, seed=config.seed)
+    charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
     for note in problem.notes:
         terminal.note(f"note: {note}")
     if resumption.finds_finished(config, prepared):
@@ -151,7 +148,8 @@ def _print(analyses: Sequence[Analysis]) -> None:
     sys.stdout.flush()
 
 
-def _exit_unless_resolved(analyses: Sequence[Analysis], terminal: Terminal, *, strict: bool) -> None:
+def _open_numbers(analyses: Sequence[Analysis]) -> list[str]:
+    """Describe each headline number of the whole model that is open."""
     names = ("largest", "kappa_80", "effective_rank")
     open_numbers = []
     for analysis in analyses:
@@ -160,6 +158,4 @@ def _exit_unless_resolved(analyses: Sequence[Analysis], terminal: Terminal, *, s
             status = getattr(analysis.whole, name).status
             if status in ("lower_bound", "upper_bound_only", "unresolved", *estimated):
                 open_numbers.append(f"{name} of {analysis.label} ({status.replace('_', ' ')})")
-    if strict and open_numbers:
-        terminal.error(f"--strict: {len(open_numbers)} numbers are open, the first: {open_numbers[0]}.")
-        raise typer.Exit(int(ExitCode.UNRESOLVED))
+    return open_numbers

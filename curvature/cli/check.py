@@ -102,7 +102,9 @@ def _lines(
 
 
 def _charts(work: Work) -> list[str]:
-    return [chart.name if chart.gauge == "-" else f"{chart.name} ({chart.gauge})" for chart in work.settings.charts]
+    from curvature.records.where import chart_label
+
+    return [chart_label(chart.name, chart.gauge) for chart in work.settings.charts]
 
 
 def _document(

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from curvature.cli.resumption import Resumption, check_out
 from curvature.cli.rules import exit_on, numbers_of_study, parse_rules
 from curvature.cli.sources import names_code, resolve
 from curvature.cli.spectrum import measure_spectrum, plan_spectrum
-from curvature.cli.terminal import Terminal, short_warnings
+from curvature.cli.terminal import Terminal, one_line, short_warnings
 from curvature.errors import ExitCode
 
 if TYPE_CHECKING:
     from curvature.records import Study
 
-__all__ = ["around_user_code", "configured", "execute", "show_every_character"]
+__all__ = ["around_user_code", "command_again", "configured", "execute", "exit_if_open", "show_every_character"]
 
 
 def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> None:
@@ -63,7 +63,8 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     _print_next_steps(command, config, terminal, out)
     _exit_unless_passed(study, terminal)
     exit_on(rules, numbers_of_study(study), terminal, strict=run_options.strict)
-    _exit_unless_resolved(study, terminal, strict=run_options.strict)
+    open_ones = _unresolved(study) if run_options.strict else []
+    exit_if_open(open_ones, terminal, strict=run_options.strict, what="numbers or verdicts")
 
 
 def _print_plan(config: Configuration, run_options: RunOptions, terminal: Terminal) -> None:
@@ -184,9 +185,7 @@ def _print_notes(study: Study, terminal: Terminal) -> None:
 def _print_next_steps(command: str, config: Configuration, terminal: Terminal, out: Path | None) -> None:
     if out is not None:
         terminal.note(f"report: {out / 'report.html'}")
-        paths = shlex.join(["--config", f"{out / 'config.toml'}", "--out", f"{out}-again"])
-        trust = " --trust-config" if names_code(config) else ""
-        terminal.note(f"next: curvature {command} {paths}{trust} repeats this run")
+        terminal.note(f"next: {command_again(command, config, out, '--out', f'{out}-again')} repeats this run")
     elif command == "spectrum":
         compare = shlex.join(["curvature", "compare", *model_and_data(config)])
         terminal.note(f"next: add --out runs/NAME for a report with figures, or train: {compare}")
@@ -204,10 +203,48 @@ def _exit_unless_passed(study: Study, terminal: Terminal) -> None:
         raise typer.Exit(int(ExitCode.SELF_CHECK))
 
 
-def _exit_unless_resolved(study: Study, terminal: Terminal, *, strict: bool) -> None:
-    unresolved = _unresolved(study) if strict else []
-    if unresolved:
-        terminal.error(f"--strict: {len(unresolved)} numbers or verdicts are open, the first: {unresolved[0]}.")
+def command_again(command: str, config: Configuration, out: Path, *words: str) -> str:
+    """Write the command that reads the configuration of a run directory again.
+
+    Parameters
+    ----------
+    command, config
+        Name and configuration of the command that was run.
+    out
+        Its run directory.
+    *words
+        Further options.
+
+    Returns
+    -------
+    str
+        As it is typed in a shell.
+    """
+    trust = ("--trust-config",) if names_code(config) else ()
+    return shlex.join(["curvature", command, "--config", f"{out / 'config.toml'}", *words, *trust])
+
+
+def exit_if_open(found: Sequence[str], terminal: Terminal, *, strict: bool, what: str = "numbers") -> None:
+    """End the command under ``--strict`` if anything is open.
+
+    Parameters
+    ----------
+    found
+        A description of each thing that is open.
+    terminal
+        Receives the message.
+    strict
+        Whether ``--strict`` is set.
+    what
+        What is open, in the plural.
+
+    Raises
+    ------
+    typer.Exit
+        With the code of an open result.
+    """
+    if strict and found:
+        terminal.error(f"--strict: {len(found)} {what} are open, the first: {one_line(found[0])}.")
         raise typer.Exit(int(ExitCode.UNRESOLVED))
 
 

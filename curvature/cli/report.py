@@ -47,13 +47,13 @@ def make_report(runs: Sequence[Path], terminal: Terminal, *, out: Path | None = 
         raise ConfigurationError("a report about several runs needs a place: add --out DIR.")
     out = report.check_target(out, overwrite=overwrite)
     studies = _loaded(runs)
-    overview, numbers, ratios = report.side_by_side_tables(studies)
-    out = report.write_texts(report.side_by_side_files(studies), out, overwrite=overwrite)
+    runs_together = report.side_by_side(studies)
+    out = report.write_texts(runs_together.files, out, overwrite=overwrite)
     show_every_character()
-    for table in (overview, *numbers, ratios):
+    for table in (runs_together.overview, *runs_together.numbers, runs_together.ratios):
         if table.rows:
             print_table(table, digits=4)
-    if not numbers:
+    if not runs_together.numbers:
         terminal.warn("the runs have no matrix in the same chart and gauge in common.")
     terminal.note(f"report: {out / 'report.html'}")
 

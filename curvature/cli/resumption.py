@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curvature._version import __version__
@@ -176,6 +177,26 @@ class Resumption:
         elif self.resume and expected:
             self.terminal.note(f"resume: {self.parts.folder} has no finished part; the run starts from the beginning")
         return self.parts
+
+    def write(self, files: Mapping[str, str]) -> Path:
+        """Write the finished run, and forget its parts.
+
+        Parameters
+        ----------
+        files
+            Content by relative path.
+
+        Returns
+        -------
+        Path
+            The run directory.
+        """
+        from curvature import report
+
+        assert self.out is not None
+        out = report.write_texts(files, self.out, overwrite=self.overwrite or self.resume)
+        report.forget_parts(out)
+        return out
 
     @contextlib.contextmanager
     def mentioned(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,13 @@ import typer
 
 from curvature._version import __version__
 from curvature.cli.configuration import MATRICES, TrackConfiguration
-from curvature.cli.execution import around_user_code, configured, show_every_character
+from curvature.cli.execution import (
+    around_user_code,
+    command_again,
+    configured,
+    exit_if_open,
+    show_every_character,
+)
 from curvature.cli.options import RunOptions
 from curvature.cli.preparation import (
     Prepared,
@@ -29,13 +34,11 @@ from curvature.cli.preparation import (
 )
 from curvature.cli.resumption import Resumption
 from curvature.cli.rules import NAMES_OF_CHECKPOINTS, exit_on, numbers_of_checkpoints, parse_rules
-from curvature.cli.sources import names_code
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal, count, one_line
-from curvature.errors import ConfigurationError, CurvatureError, ExitCode, InputError, NonFiniteError
+from curvature.errors import ConfigurationError, CurvatureError, InputError, NonFiniteError
 
 if TYPE_CHECKING:
-    from curvature.models import Problem
     from curvature.records import CheckpointSummary, TrackPoint
     from curvature.report import Parts
 
@@ -82,6 +85,8 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
     typer.Exit
         If a rule of ``--fail-on`` holds; under ``--strict``, if a number is open or a checkpoint was left out.
     """
+    from curvature import report
+
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
     rules = parse_rules(run_options.fail_on, NAMES_OF_CHECKPOINTS)
@@ -93,19 +98,18 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
         rows = tracked.in_order()
         out = run_options.out
         if out is not None and not finished:
-            out = _write(rows, document, out, overwrite=run_options.overwrite or run_options.resume)
+            out = resumption.write(report.checkpoint_files(rows, document))
     _print(rows, document, as_json=run_options.as_json)
     for name, reason in tracked.skipped.items():
         terminal.warn(f"left out: {name}: {reason}")
     for warning in document["warnings"]:
         terminal.warn(warning)
     if out is not None:
-        paths = shlex.join(["--config", f"{out / 'config.toml'}", "--out", str(out), "--resume"])
-        trust = " --trust-config" if names_code(config) else ""
+        again = command_again("track", config, out, "--out", str(out), "--resume")
         terminal.note(f"report: {out / 'report.html'}")
-        terminal.note(f"next: curvature track {paths}{trust} adds checkpoints that are saved later")
+        terminal.note(f"next: {again} adds checkpoints that are saved later")
     exit_on(rules, numbers_of_checkpoints(rows), terminal, strict=run_options.strict)
-    _exit_unless_resolved(rows, tracked.skipped, terminal, strict=run_options.strict)
+    exit_if_open(_open_numbers(rows, tracked.skipped), terminal, strict=run_options.strict)
 
 
 def _tracked(
@@ -230,7 +234,7 @@ def _measured_checkpoint(
     problem = prepared.problem(model, getattr(torch, config.dtype))
     notes.update(dict.fromkeys(problem.notes))
     step = loading.training_step(path, name)
-    charts = _charts(config, problem)
+    charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
     points = []
     for chart in charts:
         settings = TrackSettings(
@@ -265,23 +269,6 @@ def _refuse_not_finite(tensors: Mapping[str, Any]) -> None:
             raise NonFiniteError(f"{name} contains NaN or infinity: training has diverged before this checkpoint.")
 
 
-def _charts(config: TrackConfiguration, problem: Problem) -> list[Any]:
-    from curvature.cli import loading
-
-    if not (config.chart or config.gauge):
-        return [problem.chart]
-    return loading.build_charts(config.chart or ("weight-norm",), config.gauge, problem.chart, seed=config.seed)
-
-
-def _write(rows: Sequence[CheckpointSummary], document: Mapping[str, Any], out: Path, *, overwrite: bool) -> Path:
-    from curvature import report
-
-    files = report.checkpoint_files(rows, document)
-    out = report.write_texts(files, out, overwrite=overwrite)
-    report.forget_parts(out)
-    return out
-
-
 def _print(rows: Sequence[CheckpointSummary], document: Mapping[str, Any], *, as_json: bool) -> None:
     from curvature import report
 
@@ -294,9 +281,8 @@ def _print(rows: Sequence[CheckpointSummary], document: Mapping[str, Any], *, as
     sys.stdout.flush()
 
 
-def _exit_unless_resolved(
-    rows: Sequence[CheckpointSummary], skipped: Mapping[str, str], terminal: Terminal, *, strict: bool
-) -> None:
+def _open_numbers(rows: Sequence[CheckpointSummary], skipped: Mapping[str, str]) -> list[str]:
+    """Describe each number that is open, and each checkpoint that was left out."""
     open_numbers = [f"{name} (left out)" for name in skipped]
     for row in rows:
         for chart, point in zip(row.charts, row.points, strict=True):
@@ -305,6 +291,4 @@ def _exit_unless_resolved(
                 for name, quantity in point.quantities.items()
                 if quantity.status in ("lower_bound", "upper_bound_only", "unresolved")
             ]
-    if strict and open_numbers:
-        terminal.error(f"--strict: {len(open_numbers)} numbers are open, the first: {one_line(open_numbers[0])}.")
-        raise typer.Exit(int(ExitCode.UNRESOLVED))
+    return open_numbers

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
+from curvature import text
 from curvature.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -86,11 +87,9 @@ def listed(names: Iterable[str], separator: str = ", ", limit: int = 8) -> str:
     Returns
     -------
     str
-        E.g. ``a, b and 3 more``.
+        E.g. ``a, b, and 3 more``.
     """
-    names = list(names)
-    more = f"{separator}and {len(names) - limit} more" if len(names) > limit else ""
-    return separator.join(names[:limit]) + more
+    return text.listed(names, limit, separator=separator, last=f"{separator}and ")
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from curvature.models.behaviour import describe_layer
 from curvature.models.function import ModelFunction
 from curvature.models.trees import Tensors, leaves_by_name, mapped
+from curvature.models.trial.differences import fixed_direction
 
 __all__ = ["wrong_layer"]
 
@@ -105,7 +106,7 @@ def _alone(function: ModelFunction, call: _Call, own: dict[str, Tensor]) -> tupl
             relative = {name.removeprefix(call.prefix): part for name, part in weights.items()}
             outputs = torch.func.functional_call(call.layer, relative, args, kwargs)
         terms = [output for output in _tensors(outputs) if output.is_floating_point()]
-        return torch.stack([(_weights(term) * term + 0.5 * term**2).sum() for term in terms]).sum()
+        return torch.stack([(fixed_direction(term) * term + 0.5 * term**2).sum() for term in terms]).sum()
 
     return value, torch.cat([variable.reshape(-1) for variable in variables])
 
@@ -114,14 +115,9 @@ def _tensors(structure: Any) -> Iterator[Tensor]:
     return (leaf for _, leaf in leaves_by_name(structure, "") if isinstance(leaf, Tensor))
 
 
-def _weights(like: Tensor) -> Tensor:
-    """Fixed numbers without a pattern."""
-    return 1 + 0.5 * torch.arange(like.numel(), device=like.device).sin().to(like).view_as(like)
-
-
 def _wrong(value: Callable[[Tensor], Tensor], point: Tensor) -> str:
     """Which derivative of a scalar function is wrong along a fixed direction; empty if both are right."""
-    direction = _weights(point)
+    direction = fixed_direction(point)
 
     def gradient(at: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
         variable = at.clone().requires_grad_()
@@ -140,7 +136,7 @@ def _wrong(value: Callable[[Tensor], Tensor], point: Tensor) -> str:
 
 def _differs(function: Callable[[Tensor], Tensor], point: Tensor, slope: Tensor) -> bool:
     """Whether a derivative along the direction contradicts central differences of two lengths that agree."""
-    direction, quotients = _weights(point), []
+    direction, quotients = fixed_direction(point), []
     length = torch.finfo(point.dtype).eps ** (1 / 3) * float(torch.linalg.vector_norm(point).clamp(min=1))
     for step in (part * length / float(torch.linalg.vector_norm(direction)) for part in (1.0, 0.3)):
         quotients.append((function(point + step * direction) - function(point - step * direction)) / (2 * step))

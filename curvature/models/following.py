@@ -16,6 +16,7 @@ from curvature.models.module.wrappers import inner_module
 from curvature.models.problem import Problem
 from curvature.models.unwrapping import Normalized, normalized_weights
 from curvature.precision import full_precision
+from curvature.text import listed
 
 __all__ = ["followed"]
 
@@ -130,8 +131,7 @@ def _joined(path: str, name: str) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(map(repr, names[:_MOST_NAMES])) + more
+    return listed(map(repr, names), _MOST_NAMES)
 
 
 def _refuse_other_constants(function: ModelFunction, state: _State, point: Tensor) -> None:

@@ -23,6 +23,7 @@ from curvature.models.module.refusal import common_type
 from curvature.models.penalty import PenaltyTerms
 from curvature.models.point import Point
 from curvature.models.trees import as_type, structure_of
+from curvature.models.trial.differences import fixed_direction
 from curvature.models.trial.objective import tried
 
 __all__ = ["FunctionOptions", "ParametersLike", "assemble_function"]
@@ -222,8 +223,8 @@ def _evaluated(
     """The values for all examples at once and for single ones, at the parameters moved by a step."""
     tensors = {}
     for name, tensor in held.tensors().items():
-        uneven = 1 + 0.5 * torch.arange(tensor.numel(), dtype=dtype, device=tensor.device).sin().view_as(tensor)
-        tensors[name] = tensor.detach().to(dtype) + step * (uneven + tensor.detach())
+        here = tensor.detach().to(dtype)
+        tensors[name] = here + step * (fixed_direction(here) + here)
     rows = (slice(n, n + 1) for n in range(count))
     try:
         with torch.enable_grad():  # a function that differentiates needs it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from curvature.records.validation import require
 from curvature.records.vectors import Eigenvectors
 from curvature.text import one_line, reason_of
 
-__all__ = ["load_record", "save_record"]
+__all__ = ["Saved", "load_record", "save_record"]
 
 Record = TypeVar("Record")
 
@@ -120,3 +120,51 @@ def load_record(
             f"{one_line(str(path))} cannot be read as a saved {noun}: {reason_of(error)}. Use another copy of "
             f"the file, or compute the {noun} again."
         ) from error
+
+
+class Saved:
+    """A record that is saved in one file: a base class, whose class variables say what the file is called."""
+
+    schema: ClassVar[str]
+    noun: ClassVar[str]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record to one ``.npz`` file.
+
+        Parameters
+        ----------
+        path
+            Must end in ``.npz``.
+
+        Returns
+        -------
+        Path
+            The path of the file.
+
+        Raises
+        ------
+        ConfigurationError
+            If the path has another suffix.
+        """
+        return save_record(self, path, schema=self.schema, noun=self.noun)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a record that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path
+            The ``.npz`` file.
+
+        Returns
+        -------
+        Self
+            Equal to the saved record.
+
+        Raises
+        ------
+        ConfigurationError
+            If the file is missing or damaged, or holds something else.
+        """
+        return load_record(cls, path, schema=cls.schema, noun=cls.noun)[0]

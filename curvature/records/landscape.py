@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from curvature.arrays import Float
-from curvature.records.files import load_record, save_record
+from curvature.records.files import Saved
 from curvature.records.notebook import html_table
 from curvature.records.validation import require, require_finite
 from curvature.records.where import Located, Where
@@ -20,11 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Landscape"]
 
-_SCHEMA, _NOUN = "curvature/landscape/1", "landscape"
-
 
 @dataclass(frozen=True)
-class Landscape(Located):
+class Landscape(Located, Saved):
     r"""The objective $L(\theta_0 + \sum_k a_k d_k)$ on a grid of distances, and its second-order model at $\theta_0$.
 
     Attributes
@@ -50,6 +47,8 @@ class Landscape(Located):
         Time of the computation.
     """
 
+    schema: ClassVar[str] = "curvature/landscape/1"
+    noun: ClassVar[str] = "landscape"
     where: Where
     directions: tuple[str, ...]
     distances: Float[np.ndarray, "directions points"] = field(repr=False)
@@ -90,47 +89,6 @@ class Landscape(Located):
     def origin(self) -> float:
         """The objective at the point itself."""
         return float(self.values[(self.distances.shape[1] // 2,) * len(self.directions)])
-
-    def save(self, path: str | Path) -> Path:
-        """Write the record to one ``.npz`` file.
-
-        Parameters
-        ----------
-        path
-            Must end in ``.npz``.
-
-        Returns
-        -------
-        Path
-            The path of the file.
-
-        Raises
-        ------
-        ConfigurationError
-            If the path has another suffix.
-        """
-        return save_record(self, path, schema=_SCHEMA, noun=_NOUN)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Landscape:
-        """Read a record that :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path
-            The ``.npz`` file.
-
-        Returns
-        -------
-        Landscape
-            Equal to the saved record.
-
-        Raises
-        ------
-        ConfigurationError
-            If the file is missing, damaged, or not a saved landscape.
-        """
-        return load_record(cls, path, schema=_SCHEMA, noun=_NOUN)[0]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Convert to a table.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from curvature.records.files import load_record, save_record
+from curvature.records.files import Saved
 from curvature.records.notebook import html_rows
 from curvature.records.quantity import Quantity
 from curvature.records.validation import require
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Track", "TrackPoint", "TrackedMatrix"]
 
-_SCHEMA, _NOUN = "curvature/track/1", "track"
 _KAPPAS = ("kappa_50", "kappa_80", "kappa_95")
 _SHOWN = 12  # rows of the table in a notebook
 
@@ -129,7 +127,7 @@ class TrackPoint:
 
 
 @dataclass(frozen=True)
-class Track:
+class Track(Saved):
     """Curvature along training: a row for each measured step, and what measuring cost.
 
     Attributes
@@ -150,6 +148,8 @@ class Track:
         Time spent measuring so far.
     """
 
+    schema: ClassVar[str] = "curvature/track/1"
+    noun: ClassVar[str] = "track"
     headers: tuple[Where, ...]
     points: tuple[TrackPoint, ...] = field(default=(), repr=False)
     every: int = 0
@@ -190,47 +190,6 @@ class Track:
         """Matrices and chart."""
         charts = dict.fromkeys(header.chart_label for header in self.headers)
         return f"{' and '.join(self.matrices)}, {', '.join(charts)}" if self.headers else "no matrix"
-
-    def save(self, path: str | Path) -> Path:
-        """Write the track to one ``.npz`` file.
-
-        Parameters
-        ----------
-        path
-            Must end in ``.npz``.
-
-        Returns
-        -------
-        Path
-            The path of the file.
-
-        Raises
-        ------
-        ConfigurationError
-            If the path has another suffix.
-        """
-        return save_record(self, path, schema=_SCHEMA, noun=_NOUN)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Track:
-        """Read a track that :meth:`save` wrote.
-
-        Parameters
-        ----------
-        path
-            The ``.npz`` file.
-
-        Returns
-        -------
-        Track
-            Equal to the saved one.
-
-        Raises
-        ------
-        ConfigurationError
-            If the file is missing, damaged, or not a saved track.
-        """
-        return load_record(cls, path, schema=_SCHEMA, noun=_NOUN)[0]
 
     def to_dataframe(self) -> pd.DataFrame:
         """Convert to a table.

@@ -15,12 +15,13 @@ from curvature.report.parts import (
     write_part,
 )
 from curvature.report.result import SCHEMA
-from curvature.report.side_by_side import side_by_side_files, side_by_side_tables
+from curvature.report.side_by_side import SideBySide, side_by_side
 from curvature.report.target import check_target
 
 __all__ = [
     "SCHEMA",
     "Parts",
+    "SideBySide",
     "analysis_files",
     "check_parts",
     "check_target",
@@ -35,8 +36,7 @@ __all__ = [
     "load_summary",
     "parts_beside",
     "read_sealed",
-    "side_by_side_files",
-    "side_by_side_tables",
+    "side_by_side",
     "study_document",
     "write_part",
     "write_run",

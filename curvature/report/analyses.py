@@ -11,7 +11,7 @@ from curvature.errors import ConfigurationError
 from curvature.records import Analysis
 from curvature.records.storage import from_plain
 from curvature.report.figures import analysis_svg
-from curvature.report.plain import json_text, odd_values, plain_values, toml_text
+from curvature.report.plain import json_text, odd_values, toml_text
 from curvature.report.target import shown_path
 from curvature.text import reason_of
 
@@ -39,7 +39,7 @@ def analysis_files(analyses: Sequence[Analysis], document: Mapping[str, Any]) ->
         ANALYSES: json_text(document),
         "analysis.csv": _csv(analyses),
         "config.toml": toml_text(document["config"]),
-        "provenance.json": json_text(plain_values(document["provenance"])),
+        "provenance.json": json_text(document["provenance"]),
     }
     for analysis in analyses:
         parts = (analysis.matrix, analysis.chart, "" if analysis.gauge == "-" else analysis.gauge)

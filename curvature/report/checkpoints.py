@@ -13,7 +13,7 @@ from curvature.records.storage import from_plain, to_json
 from curvature.report.figures.checkpoints import checkpoints_svg
 from curvature.report.page import checkpoints_page
 from curvature.report.parts import read_sealed
-from curvature.report.plain import json_text, plain_values, toml_text
+from curvature.report.plain import json_text, toml_text
 from curvature.report.render import table_csv
 from curvature.report.table import Entry, Table
 
@@ -98,15 +98,14 @@ def checkpoint_files(rows: Sequence[CheckpointSummary], document: Mapping[str, A
         ``track.json``, ``track.csv``, ``checkpoints.json``, ``report.html``, the figure, configuration and provenance.
     """
     svg = checkpoints_svg(rows, f"Curvature along training: {document['model']}")
-    plain = plain_values(document)
     return {
         "config.toml": toml_text(document["config"]),
-        "provenance.json": json_text(plain["provenance"]),
-        "track.json": sealed_text(json_text(plain)),
+        "provenance.json": json_text(document["provenance"]),
+        "track.json": sealed_text(json_text(document)),
         "track.csv": table_csv(checkpoint_table(rows)),
         ROWS: sealed_text(json.dumps({"rows": json.loads(to_json(list(rows)))}, indent=1) + "\n"),
         "figures/track.svg": svg,
-        "report.html": checkpoints_page(plain, checkpoint_tables(rows), svg),
+        "report.html": checkpoints_page(document, checkpoint_tables(rows), svg),
     }
 
 

@@ -23,7 +23,7 @@ from curvature.report.words import HEADLINE, block_words, chart_label, matrix_na
 from curvature.studies.evidence.inference import paired_interval
 from curvature.studies.evidence.pairs import log_ratio
 
-__all__ = ["side_by_side_files", "side_by_side_tables"]
+__all__ = ["SideBySide", "side_by_side"]
 
 _MAX_PANELS = 8
 _FREE = ("seconds", "utc", "command_line")  # of the provenance, which differ from run to run
@@ -64,8 +64,26 @@ class _OfRun:
 Places = dict[_Place, dict[str, _OfRun]]
 
 
-def side_by_side_files(runs: Mapping[str, Study]) -> dict[str, str]:
-    """Make the files of a report about several runs.
+class SideBySide(NamedTuple):
+    """Several runs next to each other.
+
+    Attributes
+    ----------
+    overview, numbers, ratios
+        What each run measured; one table for each matrix, with what at least two runs have; and each run over the
+        first, paired by seed.
+    files
+        ``report.html``, ``side_by_side.csv``, ``ratios.csv``, ``runs.json`` and ``figures/eigenvalues.svg``, by path.
+    """
+
+    overview: Table
+    numbers: list[Table]
+    ratios: Table
+    files: dict[str, str]
+
+
+def side_by_side(runs: Mapping[str, Study]) -> SideBySide:
+    """Lay the numbers of several runs next to each other.
 
     Parameters
     ----------
@@ -74,11 +92,16 @@ def side_by_side_files(runs: Mapping[str, Study]) -> dict[str, str]:
 
     Returns
     -------
-    dict
-        ``report.html``, ``side_by_side.csv``, ``ratios.csv``, ``runs.json`` and ``figures/eigenvalues.svg``, by path.
+    SideBySide
+        The tables, and the files of a report about all of them.
     """
-    overview, numbers, ratios = side_by_side_tables(runs)
-    svg = _picture(_places(runs))
+    places = {place: of_runs for place, of_runs in _places(runs).items() if len(of_runs) > 1}
+    overview, ratios = _overview(runs), _ratio_table(list(runs), places)
+    numbers = [
+        _numbers_table(matrix, {place: of_runs for place, of_runs in places.items() if place.matrix == matrix})
+        for matrix in dict.fromkeys(place.matrix for place in places)
+    ]
+    svg = _picture(places)
     document = {
         "runs": {
             name: {"model": study.model, "data": study.data, "config": study.config} for name, study in runs.items()
@@ -92,24 +115,12 @@ def side_by_side_files(runs: Mapping[str, Study]) -> dict[str, str]:
         "side_by_side.csv": table_csv(_flat(numbers)),
         "ratios.csv": table_csv(ratios),
     }
-    return files if svg is None else files | {"figures/eigenvalues.svg": svg}
+    if svg is not None:
+        files["figures/eigenvalues.svg"] = svg
+    return SideBySide(overview, numbers, ratios, files)
 
 
-def side_by_side_tables(runs: Mapping[str, Study]) -> tuple[Table, list[Table], Table]:
-    """Lay the numbers of several runs next to each other.
-
-    Parameters
-    ----------
-    runs
-        At least two, by name.
-
-    Returns
-    -------
-    overview, numbers, ratios
-        What each run measured; one table for each matrix, with what at least two runs have; and each run over the
-        first, paired by seed.
-    """
-    places = {place: of_runs for place, of_runs in _places(runs).items() if len(of_runs) > 1}
+def _overview(runs: Mapping[str, Study]) -> Table:
     rows = tuple(
         (
             name,
@@ -122,13 +133,7 @@ def side_by_side_tables(runs: Mapping[str, Study]) -> tuple[Table, list[Table], 
         )
         for name, study in runs.items()
     )
-    overview = Table("Runs", ("run", "command", "model", "data", "weights", "seeds", "torch"), rows)
-    matrices = dict.fromkeys(place.matrix for place in places)
-    numbers = [
-        _numbers_table(matrix, {place: of_runs for place, of_runs in places.items() if place.matrix == matrix})
-        for matrix in matrices
-    ]
-    return overview, numbers, _ratio_table(list(runs), places)
+    return Table("Runs", ("run", "command", "model", "data", "weights", "seeds", "torch"), rows)
 
 
 def _places(runs: Mapping[str, Study]) -> Places:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvature.charts import Parameterization, Placebo, Standard, WeightNorm
+from curvature.charts import Parameterization, Placebo, WeightNorm
 from curvature.errors import ResourceError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.extremal import extremal_eigenvalues
@@ -19,12 +19,11 @@ from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.planning import plan
 from curvature.linalg.traces import trace
 from curvature.linalg.work import ends
-from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Analysis, ConditionNumbers, Estimate, LayerSummary, Quantity, Spectrum
 from curvature.studies.collector import Collector, Finished
-from curvature.studies.measuring import matrix_of, stretch_range
+from curvature.studies.measuring import in_chart, matrix_of, stretch_range
 from curvature.studies.progress import Progress, shown
 from curvature.studies.settings import known_matrices
 
@@ -97,9 +96,7 @@ def analyze(
     started = time.perf_counter()
     known_matrices((matrix,))
     chart = problem.chart if chart is None else chart
-    operator = matrix_of(problem, matrix, seed, 1)
-    if not isinstance(chart, Standard):
-        operator = pullback(operator, chart)
+    operator = in_chart(matrix_of(problem, matrix, seed, 1), chart)
     max_memory = USABLE * free_memory(problem.device) if max_memory is None else max_memory
     fits = operator.dense_bytes <= max_memory
     if fits:

@@ -14,10 +14,9 @@ from curvature.models import Problem
 from curvature.records import Check, LearningRateSweep, Measured, Spectrum, Study, TrainingCurve
 from curvature.records.conditioning import condition_numbers
 from curvature.studies.progress import Progress
+from curvature.text import listed
 
 __all__ = ["Collector", "Finished", "Place", "with_warnings"]
-
-_SHOWN_NAMES = 8  # of many frozen parameters
 
 
 class Finished(Protocol):
@@ -134,9 +133,7 @@ def with_warnings(study: Study, problem: Problem) -> Study:
             "Fisher and the moments of gradients are those of the data, without it."
         )
     if problem.frozen:
-        shown = ", ".join(problem.frozen[:_SHOWN_NAMES])
-        more = len(problem.frozen) - _SHOWN_NAMES
-        warnings.append(f"left out, because frozen: {shown}{f' and {more} more' if more > 0 else ''}.")
+        warnings.append(f"left out, because frozen: {listed(problem.frozen)}.")
     if problem.dtype != torch.float64:
         warnings.append("computed in float32: condition numbers above about 1e6 cannot be resolved.")
     measured = {getattr(m.record, "matrix", "") for m in study.measurements}

@@ -18,10 +18,11 @@ from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.layout import Layout
 from curvature.linalg.extremal import extremal_eigenvalues
 from curvature.linalg.operator import SymmetricOperator
-from curvature.matrices import ggn, hessian, pullback
+from curvature.matrices import ggn, hessian
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Eigenvectors, Landscape
+from curvature.studies.measuring import in_chart
 
 __all__ = ["DirectionLike", "filter_normalized", "landscape"]
 
@@ -175,7 +176,7 @@ def _matrix(problem: Problem, name: str, chart: Parameterization) -> SymmetricOp
     if name not in ("hessian", "ggn"):
         raise ConfigurationError(f"the quadratic model is that of matrix='hessian' or 'ggn', got {name!r}.")
     matrix = hessian(problem) if name == "hessian" else ggn(problem, penalty=problem.penalty is not None)
-    return matrix if isinstance(chart, Standard) else pullback(matrix, chart)
+    return in_chart(matrix, chart)
 
 
 def _named(directions: Any, layout: Layout) -> dict[str, DirectionLike]:

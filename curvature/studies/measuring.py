@@ -24,6 +24,7 @@ from curvature.studies.settings import StudySettings
 __all__ = [
     "CANONICAL_TOLERANCE",
     "gauge_state",
+    "in_chart",
     "linear_part",
     "matrix_of",
     "measure_point",
@@ -262,6 +263,24 @@ def linear_part(problem: Problem, chart: WeightNorm) -> LinearChart:
     neurons = [indices.to(problem.device) for indices in problem.layout.blocks("neuron").values()]
     factors = [(indices, root[indices][:, indices]) for indices in neurons]
     return LinearChart(factors, name=LINEAR_PART, gauge=chart.gauge)
+
+
+def in_chart(operator: SymmetricOperator, chart: Parameterization) -> SymmetricOperator:
+    """Write a matrix on the weights in a chart, which leaves it as it is in the standard one.
+
+    Parameters
+    ----------
+    operator
+        A matrix on the weights.
+    chart
+        The coordinates.
+
+    Returns
+    -------
+    SymmetricOperator
+        The matrix in them.
+    """
+    return operator if isinstance(chart, Standard) else pullback(operator, chart)
 
 
 def matrix_of(problem: Problem, name: str, seed: int, num_samples: int) -> SymmetricOperator:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from curvature.charts import Parameterization, Standard
+from curvature.charts import Parameterization
 from curvature.linalg.density import spectral_density
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.extremal import extremal_eigenvalues
@@ -15,12 +15,11 @@ from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.parts import blocks
 from curvature.linalg.planning import Plan, plans
 from curvature.linalg.work import Counts, ends
-from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Check, ExtremalEigenvalues, Study
 from curvature.studies.collector import Collector, Finished, Place, with_warnings
-from curvature.studies.measuring import gauge_state, matrix_of
+from curvature.studies.measuring import gauge_state, in_chart, matrix_of
 from curvature.studies.progress import Progress
 from curvature.studies.settings import known_matrices
 
@@ -198,13 +197,13 @@ def run_spectrum(
         if shared and None in parts:
             operator = operator.materialized()
         remaining = iter(of_matrix)
-        for number, (chart, in_chart) in enumerate(_in_charts(operator, settings)):
+        for number, (chart, parts_in_chart) in enumerate(_in_charts(operator, settings)):
             collector.say(f"{name} in {chart.name}", (k + number / num_charts) / len(planned))
-            chosen = [next(remaining) for _ in in_chart]
+            chosen = [next(remaining) for _ in parts_in_chart]
             part = parts[number]
             if part is None:
                 own = Collector()
-                for block, plans_of_block in zip(in_chart, chosen, strict=True):
+                for block, plans_of_block in zip(parts_in_chart, chosen, strict=True):
                     _measure(own, block, plans_of_block, settings, name)
                 part = finished[names[number]] = own.study("spectrum", problem)
             collector.add_part(part)
@@ -250,8 +249,7 @@ def _in_charts(
 ) -> Iterator[tuple[Parameterization, list[SymmetricOperator]]]:
     """The blocks of the matrix in every chart."""
     for chart in settings.charts:
-        in_chart = operator if isinstance(chart, Standard) else pullback(operator, chart)
-        yield chart, list(blocks(in_chart, settings.block).values())
+        yield chart, list(blocks(in_chart(operator, chart), settings.block).values())
 
 
 def _with_shared_entries(operator: SymmetricOperator) -> SymmetricOperator:

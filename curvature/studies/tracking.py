@@ -12,19 +12,18 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
-from curvature.charts import Parameterization, Standard
+from curvature.charts import Parameterization
 from curvature.charts.chart import Chart
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.extremal import KrylovSpace, extremal_eigenvalues
 from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.traces import trace
-from curvature.matrices import pullback
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Quantity, TrackedMatrix, TrackPoint, Where
 from curvature.studies.critical import critical_sharpness
-from curvature.studies.measuring import matrix_of
+from curvature.studies.measuring import in_chart, matrix_of
 from curvature.studies.settings import known_matrices
 
 __all__ = ["TrackOptions", "TrackSettings", "WarmStart", "diverged_point", "measure_track_point", "tracked_headers"]
@@ -233,8 +232,7 @@ def tracked_headers(problem: Problem, settings: TrackSettings) -> tuple[Where, .
 
 
 def _operator(problem: Problem, matrix: str, chart: Parameterization, seed: int) -> SymmetricOperator:
-    operator = matrix_of(problem, matrix, seed, 1)
-    return operator if isinstance(chart, Standard) else pullback(operator, chart)
+    return in_chart(matrix_of(problem, matrix, seed, 1), chart)
 
 
 def _sharpness(problem: Problem, chart: Chart, loss: float, gradient: Tensor, rate: float) -> Quantity:

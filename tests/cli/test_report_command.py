@@ -95,7 +95,8 @@ def test_ratios_are_paired_by_seed(runs, tmp_path):
     (row,) = [row for row in ratios if row["matrix and chart"] == "GGN, standard, Standard arm, late"]
     assert row["pairs"] == "3"
     assert float(row["kappa_50"]) == pytest.approx(math.exp(sum(logs) / 3))
-    _, numbers, table = report.side_by_side_tables({n: report.load_study(runs / n) for n in ("rate0.2", "rate0.1")})
+    both = report.side_by_side({name: report.load_study(runs / name) for name in ("rate0.2", "rate0.1")})
+    numbers, table = both.numbers, both.ratios
     (cell,) = [line[3] for line in table.rows if line[0] == row["matrix and chart"]]
     assert (cell.low, cell.high) == pytest.approx(tuple(map(math.exp, paired_interval(logs))))
     assert all(len(line) in (1, len(found.header)) for found in numbers for line in found.rows)

@@ -4,7 +4,7 @@ Only tensors are unpickled. Code runs only if its name was given, and the argume
 """
 
 from curvature.cli.loading.checkpoints import find_checkpoints, natural_key, training_step
-from curvature.cli.loading.choices import build_charts, load_loss
+from curvature.cli.loading.choices import build_charts, chosen_charts, load_loss
 from curvature.cli.loading.data import load_data
 from curvature.cli.loading.huggingface import load_adapter
 from curvature.cli.loading.models import load_model, takes_images
@@ -13,6 +13,7 @@ from curvature.cli.loading.weights import apply_weights, load_weights
 __all__ = [
     "apply_weights",
     "build_charts",
+    "chosen_charts",
     "find_checkpoints",
     "load_adapter",
     "load_data",

@@ -13,7 +13,7 @@ from curvature.errors import ConfigurationError
 from curvature.models import losses
 from curvature.models.losses import Loss, resolve_loss
 
-__all__ = ["build_charts", "load_loss"]
+__all__ = ["build_charts", "chosen_charts", "load_loss"]
 
 GAUGES = ("canonical", "paper", "checkpoint")
 
@@ -52,6 +52,28 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
             f"{', '.join(losses.LOSSES)}."
         )
     return resolve_loss(function)
+
+
+def chosen_charts(
+    charts: Sequence[str], gauges: Sequence[str], model_chart: Parameterization, *, seed: int = 0
+) -> list[Parameterization]:
+    """Build the charts that were chosen; the chart of the model if none was.
+
+    Parameters
+    ----------
+    charts, gauges, seed
+        As for :func:`build_charts`; a gauge alone is one of weight normalization.
+    model_chart
+        Chart of the model.
+
+    Returns
+    -------
+    list of Parameterization
+        At least one.
+    """
+    if not (charts or gauges):
+        return [model_chart]
+    return build_charts(charts or ("weight-norm",), gauges, model_chart, seed=seed)
 
 
 def build_charts(

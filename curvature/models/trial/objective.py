@@ -11,6 +11,7 @@ from torch import Tensor
 from curvature.errors import InputError, NonFiniteError, SelfCheckError
 from curvature.models.behaviour import generator_states, leaf_variables
 from curvature.models.module.named import NamedTensors
+from curvature.text import listed
 
 __all__ = ["tried"]
 
@@ -57,7 +58,7 @@ def tried(function: Callable[..., Any], held: NamedTensors, dtype: torch.dtype) 
     _refuse_other_tensors(name, first, second, given | others)
     if not any(id(variable) in given for variable in leaf_variables(first)):
         raise InputError(
-            f"the function {name} does not depend on its parameters ({_listed(list(held.tensors()))}), so it has no "
+            f"the function {name} does not depend on its parameters ({listed(held.tensors(), _SHOWN)}), so it has no "
             "derivative. Compute its value from the tensors that it is called with; float(), .item(), .detach(), "
             "torch.tensor(...) and NumPy cut the connection."
         )
@@ -84,7 +85,7 @@ def _called(function: Callable[..., Any], held: NamedTensors, dtype: torch.dtype
     except Exception as error:  # a user's function may raise anything
         raise InputError(
             f"the function {name} failed ({type(error).__name__}: {error}). It gets a {kinds}, copies of your "
-            f"parameters in {dtype}: {_listed([f'{key} {tuple(leaf.shape)}' for key, leaf in leaves.items()])}. "
+            f"parameters in {dtype}: {listed((f'{key} {tuple(leaf.shape)}' for key, leaf in leaves.items()), _SHOWN)}. "
             "Tensors that it refers to keep their own precision and device; dtype=None keeps that of the parameters."
         ) from error
     if not isinstance(value, Tensor):
@@ -101,15 +102,10 @@ def _refuse_other_tensors(name: str, first: Tensor, second: Tensor, given: dict[
     others = [variable for variable in leaf_variables(first) if id(variable) in lasting and id(variable) not in given]
     if not others:
         return
-    shapes = _listed([f"shape {tuple(variable.shape)}" for variable in others])
+    shapes = listed((f"shape {tuple(variable.shape)}" for variable in others), _SHOWN)
     raise InputError(
         f"the function {name} depends on tensors with requires_grad=True that are not among its parameters ({shapes}), "
         "so every derivative would miss them. If they are parameters, pass them as such, and read them from the "
         "argument of the function. If they are data by which it differentiates, such as collocation points, start "
         "them anew inside: x = points.detach().requires_grad_(). For a constant, use detach()."
     )
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

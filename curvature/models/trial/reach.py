@@ -13,10 +13,9 @@ from curvature.models.behaviour import leaf_variables
 from curvature.models.function import ModelFunction
 from curvature.models.module.unregistered import unregistered
 from curvature.models.trees import Tensors
+from curvature.text import listed
 
 __all__ = ["note_unregistered", "refuse_kept_results", "refuse_other_ways"]
-
-_NAMED = 8  # names listed in a message
 
 
 def refuse_other_ways(value: Tensor, module: nn.Module) -> None:
@@ -41,7 +40,7 @@ def refuse_other_ways(value: Tensor, module: nn.Module) -> None:
     ids = {id(tensor) for tensor in reached}
     if of_model := [name for key, name in names.items() if key in ids]:
         raise InputError(
-            f"the loss depends on parameters of the model ({_listed(of_model)}) in another way than through its "
+            f"the loss depends on parameters of the model ({listed(of_model)}) in another way than through its "
             "outputs, so that part would be missing from every derivative. Pass a loss of the outputs alone, and the "
             "rest as penalty=lambda weights: ... (a function of the dictionary of weights) or weight_decay=. For a "
             "constant, use detach()."
@@ -49,7 +48,7 @@ def refuse_other_ways(value: Tensor, module: nn.Module) -> None:
     shapes = [f"shape {tuple(tensor.shape)}" for tensor in reached]
     raise InputError(
         f"the loss depends on trainable tensors in another way than through the outputs of the model "
-        f"({_listed(shapes)}), so that part would be missing from every derivative. Pass a penalty on weights as "
+        f"({listed(shapes)}), so that part would be missing from every derivative. Pass a penalty on weights as "
         "penalty= or weight_decay=, return hidden activations among the outputs, and make parameters of the loss part "
         "of the module, or constant by requires_grad_(False)."
     )
@@ -77,7 +76,7 @@ def refuse_kept_results(module: nn.Module, unused: tuple[str, ...]) -> None:
                 continue
             if sources := [names[id(tensor)] for tensor in leaf_variables(value) if id(tensor) in names]:
                 raise InputError(
-                    f"{f'{path}.{attribute}' if path else attribute} was computed from {_listed(sources)} once, "
+                    f"{f'{path}.{attribute}' if path else attribute} was computed from {listed(sources)} once, "
                     "before forward, so the outputs do not follow these parameters. Compute it in forward."
                 )
 
@@ -124,30 +123,25 @@ def note_unregistered(
     names = {id(parameter): name for name, parameter in (*module.named_parameters(), *registered.items())}
     if by_variable := [names[id(tensor)] for tensor in reached if id(tensor) in names]:
         raise InputError(
-            f"a function of the module refers to the parameters {_listed(by_variable)} through variables. The "
+            f"a function of the module refers to the parameters {listed(by_variable)} through variables. The "
             "analysis sets the weights as attributes of the layers (self.weight), so this function would not see "
             "them. Read the parameters from the layer: layer.forward = types.MethodType(function, layer), with "
             "self.weight inside."
         )
     named = unregistered(function.module)
-    listed = [name for name, _ in named]
+    loose = [name for name, _ in named]
     known = {id(tensor) for _, tensor in named}
     if others := [tensor for tensor in reached if id(tensor) not in known]:
         # What forward makes itself, such as inputs that it differentiates by, is another tensor in every pass.
         with torch.enable_grad():
             lasting = {id(tensor) for tensor in leaf_variables(function.predict(leaves, inputs))}
-        listed += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in others if id(tensor) in lasting]
-    if not listed:
+        loose += [f"a tensor of shape {tuple(tensor.shape)}" for tensor in others if id(tensor) in lasting]
+    if not loose:
         return ""
     message = (
-        f"trainable tensors of the module are not registered as its parameters: {_listed(listed)}. They are held "
+        f"trainable tensors of the module are not registered as its parameters: {listed(loose)}. They are held "
         "fixed, and no matrix has rows for them. If they are trained, register them by nn.Parameter, nn.ModuleList, "
         "nn.ModuleDict or nn.ParameterList."
     )
     warnings.warn(message, stacklevel=4)  # the call of from_module
     return message
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

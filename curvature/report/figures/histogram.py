@@ -11,7 +11,17 @@ from matplotlib.ticker import MaxNLocator
 from curvature.records import Spectrum
 from curvature.report.figures.labels import common_words
 from curvature.report.figures.pictures import decade_counts
-from curvature.report.figures.style import GRAY, VERMILLION, add_legend, axes_or_new, finish, no_eigenvalue, styles_of
+from curvature.report.figures.style import (
+    EIGENVALUE,
+    GRAY,
+    VERMILLION,
+    add_legend,
+    axes_or_new,
+    finish,
+    no_eigenvalue,
+    power_of_ten,
+    styles_of,
+)
 
 __all__ = ["plot_histogram"]
 
@@ -58,7 +68,7 @@ def plot_histogram(
     heading = title or f"Eigenvalues of {common_words([spectrum])}"
     if not counts:
         no_eigenvalue(ax, spectrum.noise_floor)
-        return finish(ax, heading, _SIZE, "number of eigenvalues")
+        return finish(ax, heading, EIGENVALUE, "number of eigenvalues")
     bins = sorted(counts)
     negative, positive = np.array([counts[k] for k in bins]).T
     color = styles_of([spectrum])[0].color
@@ -80,10 +90,7 @@ def plot_histogram(
     scale = _scale_counts(ax, [positive.max(), negative.max(), hidden])
     if legend:
         add_legend(ax)
-    return finish(ax, heading, _SIZE, f"number of eigenvalues per bin{scale}")
-
-
-_SIZE = "|eigenvalue|  (loss/coordinate²)"
+    return finish(ax, heading, EIGENVALUE, f"number of eigenvalues per bin{scale}")
 
 
 def _bins_per_decade(spectrum: Spectrum) -> int:
@@ -104,8 +111,7 @@ def _tick_decades(ax: Axes, bins: list[int], per_decade: int, floor: float, null
     lowest, highest = bins[0] // per_decade, -(-(bins[-1] + 1) // per_decade)
     step = max(1, -(-(highest - lowest) // 8))
     decades = [k for k in range(lowest, highest + 1, step) if bins[0] <= k * per_decade]
-    superscript = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-    places, labels = [10.0**k for k in decades], ["10" + str(k).translate(superscript) for k in decades]
+    places, labels = [10.0**k for k in decades], list(map(power_of_ten, decades))
     if null is not None:
         room = null + 0.5 + (bins[-1] - null) / 10  # of the words below the bar
         kept = [index for index, k in enumerate(decades) if k * per_decade >= room]

@@ -12,6 +12,7 @@ from curvature.arrays import Float64, Int
 from curvature.records import Measured, Spectrum
 from curvature.report.figures.labels import common_words, labels_of, records_of
 from curvature.report.figures.style import (
+    EIGENVALUE,
     GRAY,
     KNOWN,
     MAX_POINTS,
@@ -25,7 +26,6 @@ from curvature.report.figures.style import (
 
 __all__ = ["descending", "plot_spectra", "plot_spectrum"]
 
-_EIGENVALUE = "|eigenvalue|  (loss/coordinate²)"
 _FLOOR_ROOM = 1e6  # the floor is drawn if it is at most this far below the smallest eigenvalue drawn
 
 
@@ -91,7 +91,7 @@ def plot_spectrum(
     ax.set_xlim(0.8, 1.25 * max(2, spectrum.dim))
     if legend:
         add_legend(ax)
-    return finish(ax, title or f"Eigenvalues of {common_words([spectrum])}", "rank by |eigenvalue|", _EIGENVALUE)
+    return finish(ax, title or f"Eigenvalues of {common_words([spectrum])}", "rank by |eigenvalue|", EIGENVALUE)
 
 
 def plot_spectra(
@@ -143,7 +143,7 @@ def plot_spectra(
     ax.set_xlim(0.8, 1.25 * max(2, *(spectrum.dim for spectrum in records)))
     if legend:
         add_legend(ax)
-    return finish(ax, title or f"Eigenvalues of {common_words(spectra)}", "rank by |eigenvalue|", _EIGENVALUE)
+    return finish(ax, title or f"Eigenvalues of {common_words(spectra)}", "rank by |eigenvalue|", EIGENVALUE)
 
 
 def descending(spectrum: Spectrum) -> tuple[Float64[np.ndarray, "dim"], Int[np.ndarray, "dim"]]:

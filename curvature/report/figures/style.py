@@ -21,6 +21,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 GRAY = "#6b6b6b"
+EIGENVALUE = "|eigenvalue|  (loss/coordinate²)"  # label of an axis
 MAX_POINTS = 150  # markers on one line; more are one smear on paper and kilobytes in the file
 _SUPERSCRIPTS = str.maketrans("-−0123456789", "⁻⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -126,6 +127,22 @@ class _PlainLog(LogFormatterSciNotation):
             return f"{x:g}"
         text = re.sub(r"\^\{?([-−]?\d+)\}?", lambda match: match[1].translate(_SUPERSCRIPTS), text)
         return re.sub(r"\$|\\mathdefault|[{}]", "", text)
+
+
+def power_of_ten(exponent: int) -> str:
+    """Write a power of ten in plain text, as the labels of logarithmic axes do.
+
+    Parameters
+    ----------
+    exponent
+        An integer.
+
+    Returns
+    -------
+    str
+        For instance ``"10⁻³"``.
+    """
+    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 def axes_or_new(ax: Axes | None) -> Axes:

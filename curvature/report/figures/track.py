@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from curvature.records import Quantity, Track
-from curvature.report.figures.style import BLUE, GRAY, VERMILLION, add_legend, axes_or_new, finish
+from curvature.report.figures.style import BLUE, GRAY, GREEN, PURPLE, VERMILLION, add_legend, axes_or_new, finish
 
 __all__ = ["plot_track"]
 
-_STYLES = ((BLUE, "o", "-"), (VERMILLION, "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
+_STYLES = ((BLUE, "o", "-"), (VERMILLION, "s", "--"), (GREEN, "^", "-."), (PURPLE, "D", ":"))
 
 
 def plot_track(
@@ -51,8 +51,7 @@ def plot_track(
                 label="diverged")  # fmt: skip
     ax.set_yscale("log")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if ax.get_legend_handles_labels()[0]:
-        add_legend(ax)
+    add_legend(ax)
     return finish(ax, title or f"Curvature along training: {track.label}", "optimizer step",
                   "curvature  (loss/coordinate²)")  # fmt: skip
 
