@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = [
     "block_words",
     "capital",
     "chart_label",
+    "factor_words",
     "form_of",
     "layer_of",
     "listed",
@@ -340,6 +342,39 @@ def short_number(value: float, digits: int = 3) -> str:
     """
     text = f"{value:.{digits}g}" if not 10**digits <= abs(value) < 1000 else f"{value:.0f}"
     return re.sub(r"e\+?(-?)0*(\d+)", r"e\1\2", text).replace("-", "−")
+
+
+def factor_words(factor: float, low: float = math.nan, high: float = math.nan) -> str:
+    """Write a factor with its interval.
+
+    Parameters
+    ----------
+    factor
+        1 is no difference.
+    low, high
+        Ends of the interval; 0 or infinite where it is open, NaN without one.
+
+    Returns
+    -------
+    str
+        Two decimals near 1, three digits far from it.
+
+    Examples
+    --------
+    >>> factor_words(1.0712, 0.8487, 1.352), factor_words(36.52), factor_words(2.0, 0.0, math.inf)
+    ('1.07 [0.85, 1.35]', '36.5', '2.00 [0, ∞]')
+    """
+    if math.isnan(factor):
+        return "no number"
+    if math.isnan(low) or math.isnan(high):
+        return _factor(factor)
+    return f"{_factor(factor)} [{_factor(low)}, {_factor(high)}]"
+
+
+def _factor(value: float) -> str:
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2f}" if 0.1 <= value < 10 else short_number(value)
 
 
 def signed(value: float) -> str:
