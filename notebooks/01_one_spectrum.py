@@ -12,11 +12,14 @@
 # ---
 
 # %% [markdown]
-# # Five minutes, one spectrum
+# # 1. One spectrum
 #
-# A `Problem` is a network with its data and its loss. Its curvature is a matrix on the *weights*; a parameterization is
-# a *chart* in which the same matrix is written. This notebook computes one exact spectrum and looks at it in three
-# charts.
+# *A course in curvature for people who know PyTorch, 1 of 8.*
+#
+# Near its weights, the loss of a network is a parabola along every direction. The *curvature matrix* says how steep
+# each parabola is, and its eigenvalues, the *spectrum*, decide which learning rates are stable and how slowly the
+# flattest directions are learned. Here you compute one exact spectrum, read its picture, and ask whether weight
+# normalization changes it.
 
 # %%
 import os
@@ -25,76 +28,108 @@ import torch
 
 import curvature as cv
 
-fast = os.environ.get("CURVATURE_FAST") == "1"
-torch.manual_seed(0)
+fast = os.environ.get("CURVATURE_FAST") == "1"  # fewer examples, for the tests
 
 # %% [markdown]
 # ## What is measured?
 #
-# Any `nn.Module` will do; this is a small classifier of scikit-learn's 8 x 8 digits, not trained yet. The data are read
-# once, in order. The module is copied and never changed. Everything is computed in float64.
+# A *problem*: a network with its loss and its data. Any `nn.Module` will do. This one classifies 8 x 8 images of digits
+# and has not been trained. `Problem.from_module` copies the module, reads the data once and in order, and computes in
+# float64.
 
 # %%
+torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Tanh(), torch.nn.Linear(8, 10))
 X, y = cv.zoo.digits(300 if fast else 1797)
 problem = cv.Problem.from_module(model, loss="cross-entropy", data=(X, y))
-problem.dim, problem.num_examples, problem.value()
+problem
 
 # %% [markdown]
-# ## What does the curvature look like?
+# ## How does curvature show in the loss?
 #
-# The generalized Gauss-Newton matrix (GGN) has no negative eigenvalues, and for this loss it is the Fisher information.
-# Its spectrum records its matrix, chart, gauge, rank and the noise floor, below which eigenvalues cannot be
-# distinguished from zero.
+# Walk away from the weights in the direction of largest curvature, the eigenvector of the largest eigenvalue of the
+# Hessian. Slope and curvature at the start predict the loss near by.
 
 # %%
-ggn = cv.ggn(problem).materialized()
+line = cv.landscape(problem, directions="largest", extent=2.0)
+print(f"curvature along this direction: {line.curvatures[0, 0]:.3f}")
+ax = cv.figures.plot_landscape(line)
+
+# %% [markdown]
+# *How to read it.* The solid line is the loss, the dashed one the parabola with the same slope and curvature at 0. They
+# agree near 0 and separate farther away: curvature is local.
+
+# %% [markdown]
+# ## What do all eigenvalues look like?
+#
+# This network has 610 weights, so the matrix has 610 eigenvalues. From here on the matrix is the *generalized
+# Gauss-Newton matrix* (GGN): the part of the Hessian that remains if the network is replaced by its linear
+# approximation. It has no negative eigenvalues. Notebook 2 compares it with its relatives.
+
+# %%
+ggn = cv.ggn(problem).materialized()  # computed once, used for every chart below
 standard = cv.spectrum(ggn)
 standard
 
 # %%
-cv.figures.plot_spectrum(standard)
-# %% [markdown]
-# Some pixels are 0 in every image, and a softmax does not change when one vector is added to all its rows: those
-# directions are null by construction. They are counted by a formula and verified, so the rank does not depend on a
-# tolerance.
+print(f"rank {standard.rank} of {standard.dim}: {standard.rank_rule}")
+ax = cv.figures.plot_spectrum(standard)
 
-# %%
-print(standard.rank_rule)
+# %% [markdown]
+# *How to read it.* Each dot is an eigenvalue, the largest at the left; both axes are logarithmic. The dotted line is
+# the *rank*: eigenvalues to its right are zero in exact arithmetic and rounding errors in float64. They are known by a
+# formula here (pixels that are 0 in every image, and a direction that softmax ignores), not chosen by a tolerance.
+# Notebook 3 explains how.
 
 # %% [markdown]
 # ## How well conditioned is it?
 #
-# The ratio of the largest to the smallest eigenvalue would be rounding noise. `kappa_80` is the ratio of the largest
-# eigenvalue to the one at 80 % of the rank.
+# Gradient descent at a learning rate of $1 / \lambda_1$ needs about $\kappa = \lambda_1 / \lambda_k$ steps for the
+# direction of eigenvalue $\lambda_k$. The ratio to the smallest eigenvalue would be decided by a single direction or by
+# rounding. So `kappa_80` divides by the eigenvalue at 80 % of the rank.
 
 # %%
-standard.condition_numbers()
+numbers = standard.condition_numbers()
+kappa = numbers["kappa_80"]
+print(f"kappa_80 = {kappa:.4g}, certainly between {kappa.low:.6g} and {kappa.high:.6g}")
+ax = cv.figures.plot_histogram(standard)
 
 # %% [markdown]
-# ## Does weight normalization change that?
+# *How to read it.* Bars count eigenvalues; the axis is logarithmic. A well conditioned matrix has one tall bar. This
+# one spreads over ten decades. The dotted bar at the left counts what is below the noise floor.
+
+# %% [markdown]
+# ## Does weight normalization change it?
 #
-# At the *canonical* gauge, $v = w$ and $g = \|w\|$, which PyTorch's wrapper produces, it does not: the non-zero
-# eigenvalues are the same, and each neuron adds one exact zero. At another gauge of the same function it does.
+# Weight normalization writes a neuron's weights as $w = g\, v / \|v\|$. The network is the same function, but it is
+# trained in other coordinates: a *chart* of the weights. The length $\|v\|$ is free, and is called the *gauge*. PyTorch
+# starts at $v = w$; here is also $v = 3 w$.
 
 # %%
-canonical = cv.spectrum(cv.pullback(ggn, cv.WeightNorm()))
+pytorch = cv.spectrum(cv.pullback(ggn, cv.WeightNorm()))
 stretched = cv.spectrum(cv.pullback(ggn, cv.WeightNorm(stretch=3.0)))
-for spectrum in (standard, canonical, stretched):
-    print(spectrum.dim, spectrum.condition_numbers())
+ratio = stretched.condition_numbers()["kappa_80"] / kappa
+print(f"stretch 3 multiplies kappa_80 by {ratio:.2f}")
+ax = cv.figures.plot_spectra([standard, pytorch, stretched])
 
 # %% [markdown]
-# So a condition number needs its gauge. A tool that converts a trained network to weight norm and compares sees no
-# difference, even if weight norm changes training. The results of this notebook:
+# *How to read it.* One line per chart. At PyTorch's gauge (*canonical*) the line covers the standard one: the non-zero
+# eigenvalues are the same. At stretch 3 the small ones fall by a factor of 9, the largest by less, so the ratio between
+# them grows.
+
+# %% [markdown]
+# ## What have we learned?
+#
+# A spectrum needs the name of its matrix, its chart and its gauge. A tool that converts a network to weight norm and
+# compares at once sees no difference, whatever weight norm does in training. The numbers of this notebook:
 
 # %%
-num_neurons = 8 + 10
-extra = canonical.dim - standard.dim
-largest = standard.eigenvalues[-1]
-deviation = abs(canonical.eigenvalues[extra:] - standard.eigenvalues).max() / largest
-assert extra == num_neurons
+extra = pytorch.dim - standard.dim  # one null direction per neuron
+deviation = abs(pytorch.eigenvalues[extra:] - standard.eigenvalues).max() / standard.eigenvalues[-1]
+assert extra == 8 + 10
 assert deviation < 1e-12
-assert standard.rank == canonical.rank == stretched.rank
-ratio = stretched.condition_numbers()["kappa_80"].value / standard.condition_numbers()["kappa_80"].value
+assert standard.rank == pytorch.rank == stretched.rank
+assert kappa.low <= kappa.value <= kappa.high
 assert ratio > 1.5
-print(f"canonical gauge: {deviation:.1e} of the largest eigenvalue; stretch 3: kappa_80 times {ratio:.2f}")
+assert abs(line.curvatures[0, 0] / cv.spectrum(cv.hessian(problem)).eigenvalues[-1] - 1) < 1e-3
+print(f"PyTorch's gauge: equal to {deviation:.0e}; stretch 3: kappa_80 times {ratio:.2f}")

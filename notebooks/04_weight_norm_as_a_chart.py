@@ -12,7 +12,9 @@
 # ---
 
 # %% [markdown]
-# # Weight norm is a chart
+# # 4. Weight norm is a chart
+#
+# *A course in curvature for people who know PyTorch, 4 of 8.*
 #
 # Weight normalization writes each neuron's weights as $w = g\, v / \|v\|$ (Salimans & Kingma 2016). The network stays
 # the same function; what changes are the coordinates in which it is trained, a *chart* of the weights. Three things
@@ -20,170 +22,167 @@
 # derivative of PyTorch's own weight norm is wrong.
 
 # %%
-import copy
 import os
 
 import matplotlib.pyplot as plt
 import torch
-from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parameters_to_vector, parametrizations
 
 import curvature as cv
+from curvature.report.figures.style import BLACK, BLUE, ORANGE, SKY, VERMILLION, finish
 
-fast = os.environ.get("CURVATURE_FAST") == "1"
+fast = os.environ.get("CURVATURE_FAST") == "1"  # fewer examples, for the tests
 problem = cv.zoo.digits_problem(200 if fast else 600, widths=(6,), seed=0)
-ggn = cv.ggn(problem).materialized()
-hessian = cv.hessian(problem).materialized()
+ggn, hessian = cv.ggn(problem).materialized(), cv.hessian(problem).materialized()
 
 # %% [markdown]
-# ## How does the gauge move the spectrum of one matrix?
+# ## What does the gauge change?
 #
-# With $u = v / \|v\|$ and $\rho = (g / \|v\|)^2$, a gradient step in $(g, v)$ moves each neuron's weights by
-# $-\eta\,(u u^T + \rho\,(I - u u^T))\,\nabla L$: $\rho = 1$, where PyTorch's wrapper starts, is the plain gradient
-# step. By Ostrowski's theorem no eigenvalue of the GGN moves by more than the factor $\rho$.
+# Let $u = v / \|v\|$ and $\rho = (g / \|v\|)^2$. A gradient step in $(g, v)$ moves the weights of a neuron by
+# $-\eta\,(u u^T + \rho\,(I - u u^T))\,\nabla L$: along $u$ it is a plain gradient step, in all other directions it is
+# $\rho$ times as long. PyTorch's wrapper starts at $v = w$, where $\rho = 1$. The *stretch* $\|v\| / |g| = \rho^{-1/2}$
+# is free. No eigenvalue of the GGN moves by more than the factor $\rho$ (Ostrowski's theorem).
 
 # %%
-stretches = (0.25, 0.5, 1.0, 2.0, 4.0)  # ||v|| / |g| = rho ** -0.5
+stretches = (0.25, 0.5, 1.0, 2.0, 4.0)
 standard = cv.spectrum(ggn)
-effective = {s: cv.spectrum(cv.effective(ggn, cv.WeightNorm(stretch=s))) for s in stretches}
-half = standard.rank // 2  # the upper half: far from rounding
-moved = {}
-for stretch, spectrum in effective.items():
-    ratios = spectrum.eigenvalues[-half:] / standard.eigenvalues[-half:]
-    moved[stretch] = ratios
-    rho = stretch**-2
-    print(f"stretch {stretch:4}: eigenvalues times {ratios.min():.3f} to {ratios.max():.3f}; rho = {rho:.3f}")
+half = standard.rank // 2  # the upper half, far from rounding
+factors = {}
+for stretch in stretches:
+    spectrum = cv.spectrum(cv.effective(ggn, cv.WeightNorm(stretch=stretch)))
+    factors[stretch] = spectrum.eigenvalues[-half:] / standard.eigenvalues[-half:]
+print(f"stretch 1/4: eigenvalues times {factors[0.25].min():.2f} to {factors[0.25].max():.2f}; rho is 16")
 
 # %%
-figure, ax = plt.subplots(figsize=(6, 3.6), layout="constrained")
-styles = (("#D55E00", "--"), ("#E69F00", "-."), ("#000000", "-"), ("#56B4E9", ":"), ("#0072B2", "--"))
-for (stretch, ratios), (color, line) in zip(moved.items(), styles, strict=True):
-    ax.plot(range(1, half + 1), ratios[::-1], color=color, linestyle=line, label=f"stretch {stretch:g}")
-ax.set(xscale="log", yscale="log", xlabel="rank of the eigenvalue", ylabel="eigenvalue over its standard value")
-ax.set_title("The gauge moves the spectrum of the GGN; the function is the same", loc="left", fontsize="medium")
-ax.legend(fontsize="small")
+figure, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+styles = ((VERMILLION, "--"), (ORANGE, "-."), (BLACK, "-"), (SKY, ":"), (BLUE, "--"))
+for (stretch, factor), (color, line) in zip(factors.items(), styles, strict=True):
+    ax.plot(range(1, half + 1), factor[::-1], color=color, linestyle=line, label=f"stretch {stretch:g}")
+ax.set(xscale="log", yscale="log")
+ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+ax = finish(ax, "GGN of one function at five gauges", "rank of the eigenvalue", "eigenvalue over its standard value")
 
 # %% [markdown]
-# ## For which matrices does each neuron have a null direction?
+# *How to read it.* One line per gauge. At stretch 1 nothing moves. At another stretch most eigenvalues move by nearly
+# $\rho$ and a few by less, so the ratios between them, and with them the conditioning, change.
+
+# %% [markdown]
+# ## Does another gauge improve conditioning?
 #
-# Scaling $v$ changes nothing: along $(g, v) = (0, v)$ the weights do not move. So every matrix of first derivatives
-# is zero there. Away from stationary points the Hessian is not: $H n = -(0, \partial L / \partial v)$ for that neuron,
-# while $n^T H n = 0$. This creates pairs of spurious eigenvalues $\pm$, which are not a property of the network.
+# `cv.measure` computes the condition numbers of one problem in many charts. The coordinates differ in number, so the
+# comparison is made on the weights: `effective` is $K^{1/2} A K^{1/2}$, the curvature that a step of the chart meets.
+
+# %%
+charts = [cv.Standard(), *(cv.WeightNorm(stretch=stretch) for stretch in stretches)]
+study = cv.measure(problem, charts, matrices=("ggn",), gradient=False, progress=False)
+numbers = study.of(cv.ConditionNumbers)
+kappas = {measured.record.gauge: float(measured.record["kappa_80"]) for measured in numbers}
+print(f"kappa_80 at stretch 4 over stretch 1: {kappas['stretch=4'] / kappas['stretch=1']:.2f}")
+ax = cv.figures.plot_gauge_sweep(numbers, quantity="kappa_80")
+
+# %% [markdown]
+# *How to read it.* The horizontal line is the standard chart; the dotted one marks PyTorch's gauge, where both agree.
+# For this network a long $v$ makes conditioning worse and a short one hardly changes it. Plain gradient descent only
+# ever makes $v$ longer.
+
+# %% [markdown]
+# ## Which matrices are zero along the null direction?
+#
+# Scaling $v$ changes nothing: along $n = (0, v)$ in $(g, v)$ the weights stay. So every matrix of first derivatives is
+# zero there. The Hessian is not: $n^T H n = 0$, but $H n = -(0, \partial L / \partial v)$, which vanishes at a
+# stationary point only.
 
 # %%
 chart = cv.WeightNorm(stretch=0.5)
 local = chart.at(problem.layout, problem.weights)
-named = local.layout.unflatten(local.coordinates)
-directions = []
-for name, part in named.items():
-    if name.endswith(".v"):
-        for row in range(len(part)):
-            zero = {other: torch.zeros_like(values) for other, values in named.items()}
-            zero[name][row] = part[row]
-            directions.append(local.layout.flatten(zero))
-directions = torch.stack(directions, dim=1)
-along_ggn = cv.pullback(ggn, chart) @ directions
-along_hessian = cv.pullback(hessian, chart) @ directions
-slope = local.pull(problem.gradient()[:, None])
-expected = -slope * (directions != 0)
-print(f"{directions.shape[1]} neurons; |G n| <= {float(along_ggn.abs().max()):.0e}")
-print(f"|H n| = {float(along_hessian.abs().max()):.3f}, and H n + dL/dv <= ", end="")
-print(f"{float((along_hessian - expected).abs().max()):.0e}")
+null = local.layout.unflatten(torch.zeros_like(local.coordinates))
+null["0.weight.v"][0] = local.layout.unflatten(local.coordinates)["0.weight.v"][0]  # of the first neuron
+null = local.layout.flatten(null)
+along_ggn = cv.pullback(ggn, chart) @ null[:, None]
+along_hessian = cv.pullback(hessian, chart) @ null[:, None]
+slope = -local.pull(problem.gradient()[:, None]) * (null != 0)[:, None]
+print(f"|G n| = {float(along_ggn.norm()):.0e}, |H n| = {float(along_hessian.norm()):.4f}")
 
 # %%
-inertia = {
-    "on the weights": cv.spectrum(hessian).inertia,
-    "in (g, v)": cv.spectrum(cv.pullback(hessian, chart)).inertia,
-    "in (g, v), horizontally": cv.spectrum(cv.effective(hessian, chart)).inertia,
-}
-for coordinates, (negative, zero, positive) in inertia.items():
-    print(f"{coordinates:>24}: {negative} negative, {zero} zero, {positive} positive eigenvalues")
+in_chart = cv.spectrum(cv.pullback(hessian, chart)).inertia[0]
+horizontal = cv.spectrum(cv.effective(hessian, chart)).inertia[0]  # without the null directions
+print(f"negative eigenvalues of the Hessian: {in_chart}; without the null directions {horizontal}")
+size = 0.9 * float(null.norm())
+plane = {"the null direction": null, "its product with H": along_hessian[:, 0]}
+ax = cv.figures.plot_landscape(cv.landscape(problem, directions=plane, chart=chart, extent=size))
+
+# %% [markdown]
+# *How to read it.* Colours are the loss, dashed lines the parabola that the Hessian predicts. The loss depends only on
+# the direction in which $v$ points, so its colours are rays, and along the horizontal line through the point it does
+# not change. Yet the dashed lines are those of a saddle. The coordinates make it, as polar coordinates would: a shorter
+# $v$ turns faster. Leave the null directions out, as `effective` does, before you count negative eigenvalues.
 
 # %% [markdown]
 # ## Is PyTorch's second derivative of its own weight norm right?
 #
-# No. `nn.utils.parametrizations.weight_norm` calls a fused function whose double backward treats the saved norm as a
-# constant. First derivatives are right, so training is right; a Hessian by differentiating twice is wrong, and nothing
-# warns. The cells below compute the same small network in three ways, against finite differences of the (right)
-# gradient.
+# No. `torch.nn.utils.parametrizations.weight_norm` calls a fused function whose double backward treats the saved norm
+# as a constant. First derivatives are right, so training is right. A Hessian by differentiating twice is wrong, and
+# nothing warns. The judge is a finite difference of the (right) gradient.
 
 # %%
+net = cv.zoo.mlp((4, 5, 3), seed=1)
+for layer in (net[0], net[2]):
+    parametrizations.weight_norm(layer)
+X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+y = torch.arange(20) % 3
+point, sizes = parameters_to_vector(net.parameters()).detach(), [p.numel() for p in net.parameters()]
 
 
-class Composite(nn.Module):
-    """Weight norm by elementary operations, which PyTorch differentiates correctly."""
-
-    def forward(self, g, v):
-        return g * v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
-
-    def right_inverse(self, weight):
-        return torch.linalg.vector_norm(weight, dim=1, keepdim=True), weight
+def loss(vector):
+    parts = zip(net.named_parameters(), vector.split(sizes), strict=True)
+    named = {name: part.view_as(old) for (name, old), part in parts}
+    return torch.nn.functional.cross_entropy(torch.func.functional_call(net, named, (X,)), y)
 
 
-fused = cv.zoo.mlp((4, 5, 3), seed=1)
-composite = copy.deepcopy(fused)
-for layer in (0, 2):
-    parametrizations.weight_norm(fused[layer])
-    parametrize.register_parametrization(composite[layer], "weight", Composite())
-generator = torch.Generator().manual_seed(0)
-X = torch.randn(20, 4, generator=generator, dtype=torch.float64)
-y = torch.randint(3, (20,), generator=generator)
+# %%
+def gradient(vector):
+    vector = vector.clone().requires_grad_()
+    return torch.autograd.grad(loss(vector), vector)[0]
 
 
-def gradient(module, vector):
-    module = copy.deepcopy(module)
-    nn.utils.vector_to_parameters(vector, module.parameters())
-    loss = nn.functional.cross_entropy(module(X), y)
-    return torch.cat([part.reshape(-1) for part in torch.autograd.grad(loss, list(module.parameters()))])
-
-
-def twice(module):
-    """Hessian by double backward."""
-    parameters = list(module.parameters())
-    slopes = torch.autograd.grad(nn.functional.cross_entropy(module(X), y), parameters, create_graph=True)
-    slope = torch.cat([part.reshape(-1) for part in slopes])
-    rows = [torch.autograd.grad(entry, parameters, retain_graph=True) for entry in slope]
-    return torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows])
-
-
-point = nn.utils.parameters_to_vector(fused.parameters()).detach()
-step = 1e-5
-truth = torch.stack(
-    [
-        (gradient(fused, point + step * e) - gradient(fused, point - step * e)) / (2 * step)
-        for e in torch.eye(len(point), dtype=torch.float64)
-    ]
-)
-
-
-def error(matrix):
-    """Largest difference of an eigenvalue of the symmetric part, over the largest one of the truth."""
-    values, expected = (torch.linalg.eigvalsh((part + part.T) / 2) for part in (matrix, truth))
-    return float((values - expected).abs().max() / expected.abs().max())
-
-
-unwrapped = cv.Problem.from_module(fused, loss="cross-entropy", data=(X, y))
+twice = torch.autograd.functional.hessian(loss, point)  # PyTorch's double backward
+steps = 1e-5 * torch.eye(len(point), dtype=torch.float64)
+truth = torch.stack([(gradient(point + step) - gradient(point - step)) / 2e-5 for step in steps])
+unwrapped = cv.Problem.from_module(net, loss="cross-entropy", data=(X, y))
 ours = cv.pullback(cv.hessian(unwrapped), unwrapped.chart).dense()
-errors = {"fused, twice": error(twice(fused)), "composite, twice": error(twice(composite)), "here": error(ours)}
-asymmetry = float(torch.linalg.norm(twice(fused) - twice(fused).T) / torch.linalg.norm(twice(fused)))
-for name, number in errors.items():
-    print(f"{name:>17}: eigenvalues off by {number:.1e}")
-print(f"the fused one is not even symmetric: {asymmetry:.2f}")
+right, fused, here = (torch.linalg.eigvalsh((A + A.T) / 2) for A in (truth, twice, ours))
+
+# %%
+errors = {name: float((values - right).abs().max() / right.abs().max()) for name, values in
+          (("twice", fused), ("here", here))}  # fmt: skip
+print(f"largest error of an eigenvalue: double backward {errors['twice']:.0%}, curvature {errors['here']:.0e}")
+figure, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+ax.plot(right, color=BLACK, marker="o", fillstyle="none", markersize=8, linestyle="none", label="finite differences")
+ax.plot(here, color=BLUE, marker=".", linestyle="none", label="curvature")
+ax.plot(fused, color=VERMILLION, marker="x", linestyle="none", label="PyTorch, differentiated twice")
+ax.legend(fontsize="small")
+ax = finish(ax, "Hessian of a weight-normalized network", "index of the eigenvalue", "eigenvalue")
 
 # %% [markdown]
-# `curvature` unwraps a weight-normalized layer into its weights and a chart with closed forms, and never differentiates
-# twice through it. The results of this notebook (a test of the package checks that PyTorch's error is still there):
+# *How to read it.* Dots inside circles are right; crosses outside of them are wrong. `curvature` unwraps a
+# weight-normalized layer into its weights and a chart with closed forms, and never differentiates twice through it.
+# `curvature doctor` tells whether your version of PyTorch still has the error.
+
+# %% [markdown]
+# ## What have we learned?
+#
+# Name the gauge, leave out the null directions, and do not differentiate PyTorch's weight norm twice. The numbers of
+# this notebook:
 
 # %%
-assert abs(moved[1.0] - 1).max() < 1e-9
-for stretch, ratios in moved.items():
-    assert min(1, stretch**-2) * (1 - 1e-9) <= ratios.min()
-    assert ratios.max() <= max(1, stretch**-2) * (1 + 1e-9)
-assert moved[0.25].max() > 4
-assert along_ggn.abs().max() < 1e-12 * ggn.entries().abs().max() * directions.abs().max() * 100
-assert torch.allclose(along_hessian, expected, rtol=0, atol=1e-12)
-assert along_hessian.abs().max() > 1e-3
-assert inertia["in (g, v)"][0] > inertia["in (g, v), horizontally"][0]
+assert abs(factors[1.0] - 1).max() < 1e-9
+for stretch, factor in factors.items():
+    assert min(1, stretch**-2) * (1 - 1e-9) <= factor.min()
+    assert factor.max() <= max(1, stretch**-2) * (1 + 1e-9)
+assert kappas["stretch=4"] > 1.5 * kappas["stretch=1"]
+assert along_ggn.norm() < 1e-13 < 1e-4 < along_hessian.norm()
+assert torch.allclose(along_hessian, slope, rtol=0, atol=1e-12)
+assert in_chart > horizontal
 assert errors["here"] < 1e-8
-assert errors["composite, twice"] < 1e-8
-print(f"here {errors['here']:.0e}, torch's fused weight norm differentiated twice {errors['fused, twice']:.0e}")
+assert torch.linalg.norm(twice - twice.T) > 1e-3 * torch.linalg.norm(twice)
+print(f"here {errors['here']:.0e}; PyTorch's weight norm differentiated twice {errors['twice']:.0e}")

@@ -1,14 +1,22 @@
-"""Notebooks are found, not listed: each runs top to bottom and is the twin of its script, without outputs."""
+"""Notebooks are found, not listed: each script runs top to bottom, and its notebook has the same cells with outputs."""
 
+import itertools
 import json
 from pathlib import Path
 
 import jupytext
-import nbclient
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
-SCRIPTS = sorted(FOLDER.glob("*.py"))
+from notebooks.__main__ import FOLDER, executed, scripts
+
+SCRIPTS = scripts()
+MOST_LINES, MOST_BYTES = 12, 200_000
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+
+
+def cells_of(script: Path) -> list[dict]:
+    """The cells of the committed notebook."""
+    return json.loads(script.with_suffix(".ipynb").read_text())["cells"]
 
 
 def test_there_are_notebooks_and_each_has_its_twin():
@@ -16,22 +24,40 @@ def test_there_are_notebooks_and_each_has_its_twin():
     assert {path.stem for path in SCRIPTS} == {path.stem for path in FOLDER.glob("*.ipynb")}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_notebook_is_the_script_without_outputs(script):
-    notebook = json.loads(script.with_suffix(".ipynb").read_text())
-    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
-    assert cells == [(cell.cell_type, cell.source) for cell in jupytext.read(script).cells]
-    assert not any(cell.get("outputs") for cell in notebook["cells"])
+@each_script
+def test_notebook_has_the_cells_of_its_script(script):
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in cells_of(script)]
+    assert cells == [(cell.cell_type, cell.source) for cell in jupytext.read(script).cells], (
+        f"run python -m notebooks {script.name[:2]}"
+    )
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+@each_script
+def test_notebook_is_small_and_has_the_outputs_of_one_run_from_top_to_bottom(script):
+    code = [cell for cell in cells_of(script) if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" or output.get("name") == "stderr" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert code[-1]["outputs"], "the last cell prints the results"
+    assert script.with_suffix(".ipynb").stat().st_size < MOST_BYTES
+
+
+@each_script
+def test_cells_are_short_and_follow_a_question(script):
+    cells = jupytext.read(script).cells
+    for before, cell in itertools.pairwise(cells):
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
+            assert "class " not in cell.source, "use what the package has"
+        if before.cell_type == "markdown" and before.source.startswith("## "):
+            assert before.source.splitlines()[0].endswith("?"), before.source
+
+
+@each_script
 # the kernel's sockets and event loop warn while they close, outside this project's code
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::RuntimeWarning")
 def test_notebook_runs_and_ends_in_assertions(script, monkeypatch):
     monkeypatch.setenv("CURVATURE_FAST", "1")
-    notebook = jupytext.read(script)
-    assert "assert " in notebook.cells[-1].source
-    nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
-    ).execute()
+    assert "assert " in executed(script, timeout=120).cells[-1].source
