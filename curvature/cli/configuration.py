@@ -226,8 +226,26 @@ class SpectrumConfiguration(Configuration):
         Count, Shown(COMPUTE, "N", "For slq: Lanczos steps per probe. More steps resolve the density better.")
     ] = 60
     num_samples: Annotated[Count, Shown(COMPUTE, "N", "For mc-fisher: labels drawn per example.")] = 1
+    save_eigenvectors: Annotated[
+        Count | None,
+        Shown(
+            COMPUTE,
+            "K",
+            "Also write the eigenvectors of the K largest eigenvalues of each matrix into the run directory of --out, "
+            "as safetensors by parameter name. Not with gram or slq, which compute none.",
+        ),
+    ] = None
     gradient: bool = True
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _has_eigenvectors(self) -> Self:
+        if self.save_eigenvectors is not None and self.method in ("gram", "slq"):
+            raise ValueError(
+                f"save_eigenvectors does not go with method {self.method}, which computes no eigenvectors of the "
+                "matrix: use method auto, dense, factor or lanczos"
+            )
+        return self
 
 
 class CompareConfiguration(Configuration):

@@ -22,8 +22,8 @@ from curvature.cli.resumption import Resumption, check_out
 from curvature.cli.rules import exit_on, numbers_of_study, parse_rules
 from curvature.cli.sources import names_code, resolve
 from curvature.cli.spectrum import measure_spectrum, plan_spectrum
-from curvature.cli.terminal import Terminal, one_line, short_warnings
-from curvature.errors import ExitCode
+from curvature.cli.terminal import Terminal, count, one_line, short_warnings
+from curvature.errors import ConfigurationError, ExitCode
 
 if TYPE_CHECKING:
     from curvature.records import Study
@@ -52,6 +52,7 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     terminal = Terminal(run_options.quiet, run_options.verbose)
     rules = parse_rules(run_options.fail_on)
     config = configured(command, flags, run_options, terminal)
+    _require_out(config, run_options)
     if run_options.dry_run:
         _print_plan(config, run_options, terminal)
         return
@@ -65,6 +66,15 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     exit_on(rules, numbers_of_study(study), terminal, strict=run_options.strict)
     open_ones = _unresolved(study) if run_options.strict else []
     exit_if_open(open_ones, terminal, strict=run_options.strict, what="numbers or verdicts")
+
+
+def _require_out(config: Configuration, run_options: RunOptions) -> None:
+    """Refuse eigenvectors that have no place, before hours are spent on them."""
+    asked = isinstance(config, SpectrumConfiguration) and config.save_eigenvectors is not None
+    if asked and run_options.out is None and not run_options.dry_run:
+        raise ConfigurationError(
+            "--save-eigenvectors writes files into the run directory, and there is none: add --out DIR."
+        )
 
 
 def _print_plan(config: Configuration, run_options: RunOptions, terminal: Terminal) -> None:
@@ -185,6 +195,8 @@ def _print_notes(study: Study, terminal: Terminal) -> None:
 def _print_next_steps(command: str, config: Configuration, terminal: Terminal, out: Path | None) -> None:
     if out is not None:
         terminal.note(f"report: {out / 'report.html'}")
+        if files := list((out / "eigenvectors").glob("*.safetensors")):
+            terminal.note(f"eigenvectors: {count(len(files), 'file')} in {out / 'eigenvectors'}")
         terminal.note(f"next: {command_again(command, config, out, '--out', f'{out}-again')} repeats this run")
     elif command == "spectrum":
         compare = shlex.join(["curvature", "compare", *model_and_data(config)])

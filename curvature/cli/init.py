@@ -130,7 +130,7 @@ def _unset(name: str, field: FieldInfo, mark: Shown) -> str:
     if name == "arg":
         return f"{name} = {{ width = 32 }}"
     if default is None or default == ():
-        word = mark.metavar if mark.metavar in ("N", "X") else f'"{mark.metavar}"'
+        word = mark.metavar if mark.metavar in ("N", "K", "X") else f'"{mark.metavar}"'
         return f"{name} = {word}" if default is None else f"{name} = [{word}]"
     return _assignment(name, list(default) if isinstance(default, tuple) else default)
 

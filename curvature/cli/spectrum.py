@@ -147,6 +147,7 @@ def load_work(config: SpectrumConfiguration, terminal: Terminal) -> Work:
     problem = prepared.problem(prepared.model, getattr(torch, config.dtype))
     config = _with_charts(config, problem.chart)
     arguments: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
+    arguments["num_vectors"] = config.save_eigenvectors or 0
     arguments["matrices"] = [MATRICES[name] for name in config.matrix]
     arguments["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
     words = _describe_model(config), describe_data(config, prepared.data)

@@ -34,7 +34,7 @@ def spectrum(
     *,
     method: str = "auto",
     gradient: bool = False,
-    vectors: bool = False,
+    vectors: bool | int = False,
     checks: bool = True,
 ) -> Spectrum:
     r"""Compute all eigenvalues, exactly up to rounding.
@@ -57,7 +57,8 @@ def spectrum(
         Also compute the squared components of the loss gradient along the eigenvectors, for ``gd_time``. The
         eigenvectors have to be computed for it.
     vectors
-        Also return the eigenvectors, ``D**2`` numbers, each with its residual.
+        Also return the eigenvectors, each with its residual: all of them, ``D**2`` numbers, or those of this many
+        largest eigenvalues.
     checks
         Also run the self-checks of :mod:`curvature.linalg.checks` (a few products and gradients), and record them. Turn
         them off for a matrix that has passed them before, e.g. in another chart.
@@ -113,12 +114,15 @@ def spectrum(
             f"{'vectors' if vectors else 'gradient'}=True needs eigenvectors of the matrix itself, and method='gram' "
             "computes those of its Gram matrix: use method='factor' or 'dense'."
         )
+    if vectors < 0:
+        raise ConfigurationError(f"vectors must be True, False or a number of eigenvectors, got {vectors}.")
+    num_vectors = operator.dim if vectors is True else min(int(vectors), operator.dim)
     started = time.perf_counter()
-    method = choose_exact(operator, method, vectors=gradient or vectors)
+    method = choose_exact(operator, method, vectors=gradient or bool(vectors))
     slope = operator.facts.gradient() if gradient and operator.facts.gradient is not None else None
     decompose = {"gram": _by_gram, "factor": _by_factor, "dense": _by_entries}[method]
     try:
-        result = decompose(operator, slope, vectors, checks)
+        result = decompose(operator, slope, num_vectors, checks)
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"the spectrum of {operator.name} ran out of memory: {error}") from error
     return _record(operator, result, method, started)
@@ -137,7 +141,7 @@ class _Decomposition:
     weights
         Squared components of the gradient along the eigenvectors, ``(D,)``.
     columns
-        Eigenvectors, ``(D, D)``.
+        Eigenvectors of the largest eigenvalues, ascending, ``(D, K)``.
     scale
         Scale of the rounding if that is more than the norm, otherwise 0.
     num_nonzero
@@ -152,7 +156,7 @@ class _Decomposition:
     num_nonzero: int | None = None
 
 
-def _by_entries(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
+def _by_entries(operator: SymmetricOperator, slope: Tensor | None, num_vectors: int, checks: bool) -> _Decomposition:
     by_products = operator.routes.entries is None or operator.kept is not None
     passed = operator.checks if checks and by_products else ()  # before D products are computed with a wrong one
     matrix = operator.entries()
@@ -160,29 +164,30 @@ def _by_entries(operator: SymmetricOperator, slope: Tensor | None, vectors: bool
         passed = operator.checks_of(lambda block: matrix @ block)
     trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
     weights = columns = None
-    if slope is None and not vectors:
+    if slope is None and not num_vectors:
         values, retried = _converged(_eigenvalues, matrix, operator)
     else:
         (values, columns), retried = _converged(_eigenpairs, matrix, operator)
         weights = None if slope is None else (columns.T @ slope.cpu().numpy()) ** 2
+        columns = _largest(columns, num_vectors)
     if abs(values.sum() - trace) > 100 * len(values) * torch.finfo(operator.dtype).eps * size:
         raise SelfCheckError(
             f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
         )
     nonzero = int((matrix != 0).any(dim=0).sum()) if operator.facts.error is None else None
-    return _Decomposition(values, (*passed, *retried), weights, columns if vectors else None, num_nonzero=nonzero)
+    return _Decomposition(values, (*passed, *retried), weights, columns, num_nonzero=nonzero)
 
 
-def _by_factor(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
+def _by_factor(operator: SymmetricOperator, slope: Tensor | None, num_vectors: int, checks: bool) -> _Decomposition:
     short = short_factor(operator)  # (r, D), A = short^T short
     passed = operator.checks_of(lambda block: short.T @ (short @ block)) if checks else ()
     weights = columns = None
-    if slope is None and not vectors:
+    if slope is None and not num_vectors:
         singular, retried = _converged(singular_values, short, operator)
     else:
         (_, singular, right), retried = _converged(_singular_triples, short, operator)
         weights = None if slope is None else _weights_on_rows(right, slope)
-        columns = _completed(right).flip(1).cpu().numpy() if vectors else None
+        columns = _completed(right, num_vectors).flip(1).cpu().numpy() if num_vectors else None
     sizes = singular.cpu().numpy()
     values = np.zeros(operator.dim, dtype=sizes.dtype)
     values[operator.dim - len(sizes) :] = (sizes**2)[::-1]
@@ -202,17 +207,24 @@ def _weights_on_rows(right: Tensor, slope: Tensor) -> np.ndarray:
     return weights
 
 
-def _completed(right: Tensor) -> Tensor:
-    """Complete orthonormal rows ``(r, D)`` to orthonormal columns ``(D, D)``, the rows first."""
-    rank, dim = right.shape
-    if rank == dim:
-        return right.T
+def _completed(right: Tensor, count: int) -> Tensor:
+    """Complete orthonormal rows ``(r, D)`` to ``count`` orthonormal columns ``(D, count)``, the rows first."""
+    rank = len(right)
+    if count <= rank:
+        return right[:count].T
     basis = torch.linalg.qr(right.T, mode="complete").Q
-    return torch.cat([right.T, basis[:, rank:]], dim=1)
+    return torch.cat([right.T, basis[:, rank:count]], dim=1)
 
 
-def _by_gram(operator: SymmetricOperator, slope: Tensor | None, vectors: bool, checks: bool) -> _Decomposition:
-    del slope, vectors  # refused before: the Gram matrix has other eigenvectors
+def _largest(columns: np.ndarray, count: int) -> np.ndarray | None:
+    """The last columns; a copy of some, since a view keeps all of them in memory."""
+    if count == columns.shape[1]:
+        return columns
+    return columns[:, columns.shape[1] - count :].copy() if count else None
+
+
+def _by_gram(operator: SymmetricOperator, slope: Tensor | None, num_vectors: int, checks: bool) -> _Decomposition:
+    del slope, num_vectors  # refused before: the Gram matrix has other eigenvectors
     passed = operator.checks if checks else ()
     matrix, scale = operator.scaled_gram()
     nonzero, retried = _converged(_eigenvalues, matrix, operator)
@@ -291,6 +303,6 @@ def _record(operator: SymmetricOperator, result: _Decomposition, method: str, st
         checks=result.checks,
         floor_rule=floor_rule,
         rank_bounds=(rank.low, rank.high),
-        vectors=None if columns is None else eigenvectors(operator, values, columns),
+        vectors=None if columns is None else eigenvectors(operator, values[-columns.shape[1] :], columns),
         seconds=time.perf_counter() - started,
     )

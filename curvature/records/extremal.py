@@ -106,6 +106,10 @@ class ExtremalEigenvalues(Located):
         for name in ("unseen", "ritz_range"):
             ends = getattr(self, name)
             require(len(ends) == 2 and not any(map(math.isnan, ends)), f"{name} is {ends}, not an interval")
+        if self.vectors is not None:
+            own = np.concatenate([self.smallest, self.largest[::-1]])[count - len(self.vectors) :]
+            same = np.array_equal(self.vectors.eigenvalues, own)
+            require(same and self.vectors.dim == self.dim, "the eigenvectors belong to other eigenvalues")
 
     def __repr__(self) -> str:
         ends = []

@@ -63,7 +63,7 @@ class Spectrum(Located):
     checks
         Self-checks that the matrix passed; see :mod:`curvature.linalg.checks`.
     vectors
-        Eigenvectors in the order of the eigenvalues; None unless ``vectors=True``.
+        Eigenvectors in the order of the eigenvalues, of all or of the largest ones; None unless they were asked for.
     """
 
     where: Where
@@ -189,7 +189,7 @@ class Spectrum(Located):
         path
             Must end in ``.npz``.
         vectors
-            Also write the eigenvectors, if it has them: ``8 D**2`` bytes for ``D`` eigenvalues.
+            Also write the eigenvectors, if it has them: ``8 D`` bytes each, for ``D`` eigenvalues.
 
         Returns
         -------
@@ -258,7 +258,8 @@ class Spectrum(Located):
             require_finite("gradient_weights", self.gradient_weights, (self.dim,))
             require((self.gradient_weights >= 0).all(), "gradient_weights has negative entries")
         if self.vectors is not None:
-            same = np.array_equal(self.vectors.eigenvalues, self.eigenvalues)
+            own = self.eigenvalues[self.dim - len(self.vectors) :]
+            same = np.array_equal(self.vectors.eigenvalues, own)
             require(same and self.vectors.dim == self.dim, "the eigenvectors belong to other eigenvalues")
 
     def to_dataframe(self) -> pd.DataFrame:

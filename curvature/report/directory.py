@@ -18,6 +18,7 @@ from curvature.records.validation import require
 from curvature.report.atomic import DONE, write_texts
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
+from curvature.report.eigenvectors import NAME, write_eigenvectors
 from curvature.report.figures import render_svg
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
@@ -37,7 +38,9 @@ __all__ = [
 
 _MAX_TEXT = 2**28  # bytes of a text file of a run
 _NEEDED = ("config.toml", "provenance.json", "result.nc")
-_DERIVED = r"summary\.json|summary\.csv|verdicts\.csv|report\.html|figures/.+\.svg"  # from the others: may be deleted
+_DERIVED = (
+    r"summary\.json|summary\.csv|verdicts\.csv|report\.html|figures/.+\.svg|" + NAME
+)  # from the others: may be deleted
 _LINE = re.compile(rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{'|'.join(map(re.escape, _NEEDED))}|{_DERIVED})")  # of DONE
 _FIELDS = ("command", "model", "data", "num_weights", "num_examples")  # of a study, in its summary
 # Members of a summary but its hash: a summary with another one and no hash has lost its hash.
@@ -61,7 +64,8 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
     -------
     Path
         The directory, with ``config.toml``, ``provenance.json``, ``result.nc``, ``summary.json``, ``summary.csv``,
-        ``verdicts.csv`` (where claims were tested), ``report.html``, ``figures/*.svg`` and, last, ``DONE``.
+        ``verdicts.csv`` (where claims were tested), ``report.html``, ``figures/*.svg``,
+        ``eigenvectors/*.safetensors`` (where they were kept) and, last, ``DONE``.
 
     Raises
     ------
@@ -71,9 +75,12 @@ def write_run(study: Study, out: str | Path, *, overwrite: bool = False) -> Path
         If the disk is full or fails.
     """
     out = check_target(out, overwrite=overwrite)  # before the figures are drawn
-    return write_texts(
-        _contents(study), out, overwrite=overwrite, also=lambda folder: write_result(study, folder / "result.nc")
-    )
+
+    def write_arrays(folder: Path) -> None:
+        write_result(study, folder / "result.nc")
+        write_eigenvectors(study, folder)
+
+    return write_texts(_contents(study), out, overwrite=overwrite, also=write_arrays)
 
 
 def study_document(study: Study) -> dict[str, Any]:

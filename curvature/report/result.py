@@ -6,7 +6,7 @@ import errno
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,7 @@ from curvature.records import (
     Check,
     ConditionNumbers,
     Decomposition,
+    Eigenvectors,
     ExtremalEigenvalues,
     LearningRateSweep,
     Measured,
@@ -54,6 +55,12 @@ _ARRAYS: Mapping[str, tuple[type, Dimensions]] = {
         {"largest": ("rank",), "smallest": ("rank_from_below",), "residuals": ("value",), "error_bounds": ("value",)},
     ),
     "densities": (SpectralDensity, {"nodes": ("probe", "node"), "weights": ("probe", "node")}),
+}
+# Eigenvectors of a record, by its place in the study.
+_VECTORS: Dimensions = {
+    "eigenvalues": ("vector",),
+    "columns": ("coordinate", "vector"),
+    "residuals": ("vector",),
 }
 # Condition numbers: by the name of their table, field of a quantity and its type.
 _GRIDS = {
@@ -103,6 +110,9 @@ def write_result(study: Study, path: Path) -> None:
     for name, (_, dimensions) in _ITEMS.items():
         for number, item in enumerate(getattr(study, name)):
             nodes[f"/{name}/{number:04d}"] = _item_node(item, dimensions)
+    for order, m in enumerate(study.measurements):
+        if (vectors := getattr(m.record, "vectors", None)) is not None:
+            nodes[f"/vectors/{order}"] = _item_node(vectors, _VECTORS)
     try:
         xr.DataTree.from_dict(nodes).to_netcdf(path, engine="h5netcdf")
     except RuntimeError as error:  # what HDF5 says when the disk fails
@@ -275,7 +285,7 @@ def decoded_study(tree: xr.DataTree, config: dict[str, Any], provenance: dict[st
         Its measurements in their old order.
     """
     children = {name: [*node.children.values()] for name, node in tree.children.items()}
-    folders = {*_ARRAYS, *_ITEMS}
+    folders = {*_ARRAYS, *_ITEMS, "vectors"}
     tables = {name: tree[name].to_dataset() for name in tree.children.keys() - folders}
     measured = [
         numbered for folder in _ARRAYS for node in children.get(folder, ()) for numbered in _arrays(folder, node)
@@ -288,17 +298,30 @@ def decoded_study(tree: xr.DataTree, config: dict[str, Any], provenance: dict[st
     for name, row_kind in _ROWS.items():
         fields[name] = tuple(from_plain(row_kind, row) for row in (_rows(tables[name]) if name in tables else ()))
     for name, (kind, dimensions) in _ITEMS.items():
-        fields[name] = tuple(
-            from_plain(kind, _attributes_of(node) | {array: node[array].to_numpy() for array in dimensions})
-            for node in children.get(name, ())
-        )
+        fields[name] = tuple(_item(kind, dimensions, node) for node in children.get(name, ()))
     return Study(
         **fields,
         config=config,
         provenance=provenance,
-        measurements=tuple(m for _, m in sorted(measured, key=lambda numbered: numbered[0])),
+        measurements=_with_vectors(measured, tree),
         warnings=tuple(json.loads(tree.attrs["warnings"])),
     )
+
+
+def _item(kind: type, dimensions: Dimensions, node: xr.DataTree) -> Any:
+    return from_plain(kind, _attributes_of(node) | {array: node[array].to_numpy() for array in dimensions})
+
+
+def _with_vectors(measured: Sequence[Numbered], tree: xr.DataTree) -> tuple[Measured[Any], ...]:
+    """Measurements in their old order, each with its eigenvectors."""
+    in_order = dict(sorted(measured, key=lambda numbered: numbered[0]))
+    nodes = tree["vectors"].children if "vectors" in tree.children else {}
+    for order, node in nodes.items():
+        m = in_order[int(order)]
+        m = replace(m, record=replace(m.record, vectors=_item(Eigenvectors, _VECTORS, node)))
+        m.record.validate()
+        in_order[int(order)] = m
+    return tuple(in_order.values())
 
 
 def _arrays(folder: str, node: xr.DataTree) -> Iterator[Numbered]:

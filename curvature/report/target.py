@@ -19,6 +19,7 @@ _OTHER_PLACE = {  # errors that another --out avoids, and more space on the disk
 }  # fmt: skip
 _FILES = {
     "config.toml", "provenance.json", "result.nc", "summary.json", "summary.csv", "verdicts.csv", "figures",
+    "eigenvectors",
     "report.html", "analysis.json", "analysis.csv", "track.json", "track.csv", "checkpoints.json",
     "log.jsonl", "state", "DONE",
 }  # fmt: skip

@@ -7,24 +7,28 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from curvature.charts import Parameterization
+from curvature.errors import ConfigurationError, ResourceError
 from curvature.linalg.density import spectral_density
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.extremal import extremal_eigenvalues
-from curvature.linalg.memory import USABLE, free_memory
+from curvature.linalg.memory import USABLE, free_memory, memory_text
 from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.parts import blocks
 from curvature.linalg.planning import Plan, plans
 from curvature.linalg.work import Counts, ends
 from curvature.models import Problem
 from curvature.precision import full_precision
-from curvature.records import Check, ExtremalEigenvalues, Study
+from curvature.records import Check, Eigenvectors, ExtremalEigenvalues, Study
 from curvature.studies.collector import Collector, Finished, Place, with_warnings
 from curvature.studies.measuring import gauge_state, in_chart, matrix_of
 from curvature.studies.progress import Progress
 from curvature.studies.settings import known_matrices
+from curvature.text import count
 
 __all__ = ["SpectrumSettings", "plan_spectrum", "run_spectrum"]
 
+WITHOUT_VECTORS = ("gram", "slq")  # methods
+_MOST_BYTES = 2 * 2**30  # of eigenvectors in one result
 Plans = dict[str, list[tuple[Plan, ...]]]  # by matrix: for every chart and block, one plan or two
 
 
@@ -51,6 +55,14 @@ class SpectrumSettings:
         At each end, by Lanczos.
     num_probes, num_matvecs
         For the density; ``num_matvecs`` is at most the dimension.
+    num_vectors
+        Eigenvectors of the largest eigenvalues that are kept in the ``vectors`` of each record; all of them of a
+        smaller matrix.
+
+    Raises
+    ------
+    ConfigurationError
+        If a matrix is unknown, or eigenvectors are asked of a method that has none.
     """
 
     matrices: Sequence[str]
@@ -63,9 +75,20 @@ class SpectrumSettings:
     num_eigenvalues: int = 10
     num_probes: int = 10
     num_matvecs: int = 60
+    num_vectors: int = 0
 
     def __post_init__(self) -> None:
         known_matrices(self.matrices)
+        if self.num_vectors and self.method in WITHOUT_VECTORS:
+            raise ConfigurationError(
+                f"method {self.method!r} computes no eigenvectors of the matrix, so num_vectors={self.num_vectors} "
+                "cannot be kept. Use method='auto', 'dense', 'factor' or 'lanczos'."
+            )
+
+    def counts(self, matrix: str) -> Counts:
+        """Size of the result for one matrix, for its plan."""
+        vectors = self.has_gradient(matrix) or self.num_vectors > 0
+        return Counts(max(self.num_eigenvalues, self.num_vectors), self.num_probes, self.num_matvecs, vectors)
 
     def has_gradient(self, matrix: str) -> bool:
         """Whether steps along the gradient mean something in this metric: not in that of a covariance of gradients."""
@@ -97,13 +120,12 @@ def plan_spectrum(problem: Problem, settings: SpectrumSettings) -> Plans:
     planned: Plans = {}
     for name in settings.matrices:
         operator = matrix_of(problem, name, settings.seed, settings.num_samples)
-        counts = Counts(
-            settings.num_eigenvalues, settings.num_probes, settings.num_matvecs, settings.has_gradient(name)
-        )
+        counts = settings.counts(name)
         # The entries on the weights are kept while the charts are measured.
         kept = problem.dtype.itemsize * problem.dim**2 if len(settings.charts) > 1 else 0
         max_memory = USABLE * free_memory(problem.device)
         max_memory -= kept if settings.method in ("auto", "exact", "dense") else 0
+        max_memory -= _bytes_of_vectors(problem, settings)
         planned[name], shared = [], False
         for part in (part for _, parts in _in_charts(operator, settings) for part in parts):
             if shared:
@@ -225,9 +247,9 @@ def _measure(
     """Measure one block of a matrix in one chart as planned."""
     for plan in chosen:
         if plan.method == "lanczos":
-            largest, smallest = ends(operator, settings.num_eigenvalues)
+            largest, smallest = ends(operator, settings.counts(matrix).num_eigenvalues)
             record = extremal_eigenvalues(operator, num_largest=largest, num_smallest=smallest, seed=settings.seed)
-            collector.extend(_PLACE, [record])
+            collector.extend(_PLACE, [replace(record, vectors=_largest(record, settings.num_vectors))])
             _warn_unconverged(collector, record)
         elif plan.method == "slq":
             density = spectral_density(
@@ -239,9 +261,34 @@ def _measure(
             collector.extend(_PLACE, [density])
         else:
             gradient = settings.has_gradient(matrix) and plan.method != "gram"
-            collector.add(_PLACE, spectrum(operator, method=plan.method, gradient=gradient))
+            result = spectrum(operator, method=plan.method, gradient=gradient, vectors=settings.num_vectors)
+            collector.add(_PLACE, result)
     if len(chosen) > 1:
         collector.warn(f"{chosen[0].reason}: the ends and the density were estimated instead.")
+
+
+def _largest(record: ExtremalEigenvalues, num_vectors: int) -> Eigenvectors | None:
+    """Eigenvectors of the largest Ritz values, as many as asked for."""
+    num_vectors, vectors = min(num_vectors, len(record.largest)), record.vectors
+    if vectors is None or not num_vectors:
+        return None
+    kept = slice(len(vectors) - num_vectors, None)
+    columns = vectors.columns[:, kept].copy()
+    return Eigenvectors(vectors.eigenvalues[kept], columns, vectors.residuals[kept], vectors.names)
+
+
+def _bytes_of_vectors(problem: Problem, settings: SpectrumSettings) -> float:
+    """Memory of all eigenvectors that are kept until the result is written, and of the copy that is written."""
+    spectra = len(settings.matrices) * len(settings.charts)
+    kept = float(spectra * min(settings.num_vectors, problem.dim) * problem.dim * problem.dtype.itemsize)
+    if kept > _MOST_BYTES:
+        number = count(spectra, "spectrum", "spectra")
+        raise ResourceError(
+            f"{settings.num_vectors} eigenvectors of {problem.dim} coordinates in each of {number} take "
+            f"{memory_text(kept)}; a result holds at most {memory_text(_MOST_BYTES)} of them. Save fewer, or measure "
+            "fewer matrices and charts."
+        )
+    return 2 * kept
 
 
 def _in_charts(

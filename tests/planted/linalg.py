@@ -271,4 +271,11 @@ DEFECTS = [
         "0.0 * $scale()",
         ("multiples_congruences_and_blocks_of_a_difference_keep_it_too",),
     ),
+    Defect(
+        "eigenvectors of the smallest eigenvalues",
+        "linalg:_largest",
+        "$columns[:, $size - $count :].copy()",
+        "$columns[:, :$count].copy()",
+        ("the_files_hold_the_eigenvectors_of_a_dense_eigh_by_parameter",),
+    ),
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from curvature.report.selection import Selection
 from curvature.report.table import Row, Table
-from curvature.report.tables import estimates, neurons, ratios, spectra, steps, training, verdicts
+from curvature.report.tables import estimates, neurons, ratios, spectra, steps, training, vectors, verdicts
 
 __all__ = ["KINDS", "Kind", "tables_of"]
 
@@ -55,6 +55,9 @@ KINDS = (
     Kind("spectra", spectra.spectrum_rows),
     Kind("extremes", estimates.extreme_rows, lambda rows: [estimates.extreme_table(rows["extremes"])], "estimates"),
     Kind("densities", estimates.density_rows, lambda rows: [estimates.density_table(rows["densities"])], "estimates"),
+    Kind(
+        "eigenvectors", vectors.vector_rows, lambda rows: [vectors.vector_table(rows["eigenvectors"])], "eigenvectors"
+    ),
 )
 
 
