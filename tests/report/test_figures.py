@@ -230,6 +230,23 @@ def test_a_chart_keeps_its_look_and_two_charts_never_share_one():
     assert few == {name: together[name] for name in few}
 
 
+def test_records_are_drawn_like_their_measurements_at_one_point():
+    steps = [step("standard", 0.1), step("neuron-block", 0.7)]
+    sweep = [numbers(value, gauge).record for value, gauge in ((10.0, "canonical"), (50.0, "stretch=2"))]
+    items = (
+        (figures.plot_efficiency, steps),
+        (figures.plot_efficiency_damping, steps),
+        (figures.plot_gauge_sweep, sweep),
+        (figures.plot_whitening, [Whitening("0[0]", name, 0.5, 1.0, 2.0, 5, 10) for name in ("none", "w")]),
+        (figures.plot_alignment, [Alignment("0[0]", name, 0.2, 1.0, 0.25, 9, 10) for name in ("w", "random")]),
+    )
+    for plot, records in items:
+        alone, measured = (plot(each, Figure().subplots()) for each in (records, [at(record) for record in records]))
+        assert labels(alone) == labels(measured)
+        for line, other in zip(alone.get_lines(), measured.get_lines(), strict=True):
+            assert np.array_equal(line.get_xydata(), other.get_xydata())
+
+
 def test_nothing_to_draw_or_the_wrong_record_is_said(ax):
     for plot in (figures.plot_spectra, figures.plot_efficiency, figures.plot_whitening, figures.plot_alignment):
         with pytest.raises(ConfigurationError, match=r"no .* to draw"):

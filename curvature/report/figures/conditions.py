@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from curvature.errors import ConfigurationError
-from curvature.records import GaugeState, Measured
-from curvature.report.figures.labels import chart_of, common_words, labels_of, safe
+from curvature.records import ConditionNumbers, GaugeState, Measured
+from curvature.report.figures.labels import chart_of, common_words, labels_of, measurements_of, safe
 from curvature.report.figures.style import (
     BLACK,
     GRAY,
@@ -40,7 +40,7 @@ _SWEEP_STYLES = [KNOWN["weight-norm", "checkpoint"], KNOWN["placebo", "paper"], 
 
 
 def plot_gauge_sweep(
-    numbers: Sequence[Measured],
+    numbers: Sequence[ConditionNumbers | Measured],
     ax: Axes | None = None,
     *,
     quantity: str = "kappa_95",
@@ -53,8 +53,8 @@ def plot_gauge_sweep(
     Parameters
     ----------
     numbers
-        Measurements of :class:`ConditionNumbers` of one matrix: gauges with one stretch (``"canonical"`` is 1), and the
-        standard chart at the same weights. Others are left out. Several seeds give the median and their range.
+        Condition numbers of one matrix, or measurements of them: gauges with one stretch (``"canonical"`` is 1), and
+        the standard chart at the same weights. Others are left out. Several seeds give the median and their range.
     ax
         Where to draw; None opens a new figure.
     quantity
@@ -77,6 +77,7 @@ def plot_gauge_sweep(
     ConfigurationError
         If no gauge with one stretch has that number.
     """
+    numbers = measurements_of(numbers, ConditionNumbers)
     ax = axes_or_new(ax)
     known = [m for m in numbers if quantity in m.record.values]
     stretches = {m.record.gauge: stretch for m in known if (stretch := stretch_of(m.record.gauge)) is not None}

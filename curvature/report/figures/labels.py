@@ -10,7 +10,7 @@ from curvature.records import Measured
 from curvature.report.words import chart_label, form_of, matrix_name, plain_gauge
 from curvature.text import one_line
 
-__all__ = ["chart_of", "common_words", "labels_of", "record_of", "records_of", "safe"]
+__all__ = ["chart_of", "common_words", "labels_of", "measurements_of", "record_of", "records_of", "safe"]
 
 MAX_LABEL = 60  # characters of a name in a figure
 _PARTS = ("matrix", "gauge", "form", "block", "arm", "checkpoint", "seed")
@@ -78,6 +78,31 @@ def records_of(items: Sequence[Any], kind: type) -> list[Any]:
     if wrong:
         raise ConfigurationError(f"expected records of {kind.__name__}, got {', '.join(sorted(wrong))}.")
     return records
+
+
+def measurements_of(items: Sequence[Any], kind: type) -> list[Measured]:
+    """Measurements of records of one kind.
+
+    Parameters
+    ----------
+    items
+        Measurements or records.
+    kind
+        What the records must be.
+
+    Returns
+    -------
+    list of Measured
+        One per item; a record alone becomes the only point of its own run.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none, or one of another kind.
+    """
+    records = records_of(items, kind)
+    pairs = zip(items, records, strict=True)
+    return [item if isinstance(item, Measured) else Measured("given", 0, "given", 0, record) for item, record in pairs]
 
 
 def chart_of(item: Any) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from curvature.errors import ConfigurationError
 from curvature.records import Measured, Quantity, StepComparison
-from curvature.report.figures.labels import chart_of, labels_of, records_of
+from curvature.report.figures.labels import chart_of, labels_of, measurements_of, records_of
 from curvature.report.figures.style import (
     BLACK,
     GRAY,
@@ -29,7 +29,7 @@ USUAL_DAMPING = 1e-3  # relative; the comparisons nearest to it are shown where 
 
 
 def plot_efficiency(
-    steps: Sequence[Measured],
+    steps: Sequence[StepComparison | Measured],
     ax: Axes | None = None,
     *,
     relative_damping: float | None = None,
@@ -41,8 +41,9 @@ def plot_efficiency(
     Parameters
     ----------
     steps
-        Measurements of :class:`StepComparison`. Charts are ordered by their median; gradient descent in the standard
-        chart and neuron-block natural gradient (any chart with ``neuron`` in its name) are drawn as lines.
+        From :func:`curvature.compare_charts`, or measurements of them. Charts are ordered by their median; gradient
+        descent in the standard chart and neuron-block natural gradient (any chart with ``neuron`` in its name) are
+        drawn as lines.
     ax
         Where to draw; None opens a new figure.
     relative_damping
@@ -62,12 +63,13 @@ def plot_efficiency(
     ConfigurationError
         If there is no comparison at that damping.
     """
+    measured = measurements_of(steps, StepComparison)
     ax = axes_or_new(ax)
-    damping = usual_damping(steps) if relative_damping is None else relative_damping
-    steps = [m for m in steps if m.record.relative_damping == damping]
-    if not steps:
+    damping = usual_damping(measured) if relative_damping is None else relative_damping
+    measured = [m for m in measured if m.record.relative_damping == damping]
+    if not measured:
         raise ConfigurationError(f"no step comparison at damping {damping:g}.")
-    groups = grouped(steps, lambda m: (*chart_of(m), m.record.block))
+    groups = grouped(measured, lambda m: (*chart_of(m), m.record.block))
     groups = dict(sorted(groups.items(), key=lambda item: np.median([m.record.efficiency for m in item[1]])))
     firsts = [group[0] for group in groups.values()]
     labels = labels_of(firsts, without=("arm", "checkpoint", "seed"), chart=True)
@@ -80,8 +82,8 @@ def plot_efficiency(
         if len(values) > 1:
             ax.plot([np.median(values)] * 2, [row - 0.36, row + 0.36], color=style.color, linewidth=2)
     for name, members, dashes in (
-        ("gradient descent (median)", [m for m in steps if m.record.chart == "standard"], ":"),
-        ("neuron-block natural gradient (median)", [m for m in steps if "neuron" in m.record.chart], "--"),
+        ("gradient descent (median)", [m for m in measured if m.record.chart == "standard"], ":"),
+        ("neuron-block natural gradient (median)", [m for m in measured if "neuron" in m.record.chart], "--"),
     ):
         if members:
             level = float(np.median([m.record.efficiency for m in members]))
@@ -89,7 +91,7 @@ def plot_efficiency(
     ax.axvline(1, color=BLACK, linewidth=1.4, label="full natural gradient, E = 1", zorder=1)
     ax.set_yticks(range(len(groups)), labels=labels)
     ax.set_ylim(-0.6, len(groups) - 0.4)
-    smallest = min((m.record.efficiency for m in steps if m.record.efficiency > 0), default=1.0)
+    smallest = min((m.record.efficiency for m in measured if m.record.efficiency > 0), default=1.0)
     if smallest < 0.05:
         ax.set_xscale("log")
         ax.set_xlim(smallest / 1.6, 1.4)
@@ -108,14 +110,14 @@ def plot_efficiency(
 
 
 def plot_efficiency_damping(
-    steps: Sequence[Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
+    steps: Sequence[StepComparison | Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
 ) -> Axes:
     """Draw the efficiency against the relative damping, one line per chart: median over seeds with their range.
 
     Parameters
     ----------
     steps
-        Measurements of :class:`StepComparison`.
+        From :func:`curvature.compare_charts`, or measurements of them.
     ax
         Where to draw; None opens a new figure.
     legend
@@ -128,8 +130,8 @@ def plot_efficiency_damping(
     Axes
         With title, units and legend.
     """
+    steps = measurements_of(steps, StepComparison)
     ax = axes_or_new(ax)
-    records_of(steps, StepComparison)
     groups = grouped(steps, lambda m: (*chart_of(m), m.record.block, m.arm, m.checkpoint))
     firsts = [group[0] for group in groups.values()]
     for group, label, style in zip(
@@ -158,13 +160,13 @@ def plot_efficiency_damping(
     )
 
 
-def usual_damping(steps: Sequence[Measured]) -> float:
+def usual_damping(steps: Sequence[StepComparison | Measured]) -> float:
     """Relative damping that is shown where only one can be.
 
     Parameters
     ----------
     steps
-        Measurements of :class:`StepComparison`.
+        From :func:`curvature.compare_charts`, or measurements of them.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from curvature.errors import ConfigurationError
 from curvature.records import Alignment, Measured, TrainingCurve, Whitening
-from curvature.report.figures.labels import records_of, safe
+from curvature.report.figures.labels import measurements_of, safe
 from curvature.report.figures.style import (
     BLUE,
     GREEN,
@@ -90,7 +90,7 @@ def plot_training(
 
 
 def plot_whitening(
-    whitenings: Sequence[Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
+    whitenings: Sequence[Whitening | Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
 ) -> Axes:
     r"""Draw how far each neuron's gradient covariance is from $cI$, by which direction was projected out.
 
@@ -100,7 +100,7 @@ def plot_whitening(
     Parameters
     ----------
     whitenings
-        Measurements of :class:`Whitening`.
+        From :func:`curvature.whitening`, or measurements of them.
     ax
         Where to draw; None opens a new figure.
     legend
@@ -113,7 +113,7 @@ def plot_whitening(
     Axes
         With title, units and legend.
     """
-    records_of(whitenings, Whitening)
+    whitenings = measurements_of(whitenings, Whitening)
     ax = axes_or_new(ax)
     columns = _in_order({m.record.projection for m in whitenings}, ("none", "random", "w", "e1"))
     names = {"none": "nothing", "random": "random\n(null)", "w": "w", "e1": "top\neigenvector"}
@@ -134,7 +134,7 @@ def plot_whitening(
 
 
 def plot_alignment(
-    alignments: Sequence[Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
+    alignments: Sequence[Alignment | Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
 ) -> Axes:
     r"""Draw $|\cos|$ of each direction with the top eigenvector of the neuron's gradient covariance.
 
@@ -144,7 +144,7 @@ def plot_alignment(
     Parameters
     ----------
     alignments
-        Measurements of :class:`Alignment`.
+        From :func:`curvature.alignments`, or measurements of them.
     ax
         Where to draw; None opens a new figure.
     legend
@@ -157,7 +157,7 @@ def plot_alignment(
     Axes
         With title, units and legend.
     """
-    records_of(alignments, Alignment)
+    alignments = measurements_of(alignments, Alignment)
     ax = axes_or_new(ax)
     columns = _in_order({m.record.direction for m in alignments}, ("w", "random", "mean input"))
     for layer, left, width, color in _strips(ax, alignments, columns, "direction", "cosine", {}):
