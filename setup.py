@@ -34,6 +34,7 @@ REQUIRES = [
 EXTRAS = {
     "notebooks": ["ipykernel", "nbclient", "jupytext"],
     "scale": ["dask[distributed]", "submitit"],
+    "grid": ["statsmodels>=0.14"],  # curvature compare --grid; on several machines also dask[distributed]
     # What a Tracker can write to and be called by, and models that come as folders. mlflow-skinny is the client alone.
     "integrations": ["lightning", "transformers", "peft", "tensorboard", "wandb", "mlflow-skinny>=3"],
     # Oracles and benchmark peers, never needed at run time. BackPACK declares torchvision (0.28.0 goes with

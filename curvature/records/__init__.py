@@ -7,6 +7,7 @@ from curvature.records.density import SpectralDensity
 from curvature.records.estimate import Estimate
 from curvature.records.extremal import ExtremalEigenvalues
 from curvature.records.landscape import Landscape
+from curvature.records.pooled import PooledEffect, PooledVerdict
 from curvature.records.quantity import Check, Quantity
 from curvature.records.spectrum import Inertia, Spectrum
 from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
@@ -34,6 +35,8 @@ __all__ = [
     "LearningRateSweep",
     "Located",
     "Measured",
+    "PooledEffect",
+    "PooledVerdict",
     "Quantity",
     "SpectralDensity",
     "Spectrum",

@@ -28,6 +28,8 @@ from curvature.records import (
     LayerSummary,
     LearningRateSweep,
     Measured,
+    PooledEffect,
+    PooledVerdict,
     Quantity,
     SpectralDensity,
     Spectrum,
@@ -58,6 +60,10 @@ LAYER = LayerSummary(
 )  # fmt: skip
 TRACKED = TrackedMatrix("ggn", (KAPPA, Quantity(2.0)), KAPPA, KAPPA, Quantity(-1.0), KAPPA, "lanczos", 30, 0.5)
 POINT = TrackPoint(50, 0.5, 0.25, KAPPA, (TRACKED,), ("hessian",), True, "checkpoint-50", "a word", 0.75)
+POOLED = PooledEffect(
+    "C1", "log ratio", ("a", "b"), (0.5, math.nan), (0.1, 0.2), (0.3, -math.inf), (0.7, math.inf), (0.8, 0.2),
+    {"c": "no number"}, 0.5, 0.1, 0.3, 0.7, -0.1, 1.1, 0.3, 0.75, 0.01,
+)  # fmt: skip
 EXAMPLES = {
     "TrackedMatrix": TRACKED,
     "TrackPoint": POINT,
@@ -154,6 +160,22 @@ EXAMPLES = {
     ),
     "LearningRateSweep": LearningRateSweep(
         "standard", 3, np.array([0.1, 1.0]), np.array([0.5, math.inf]), 0.1, True, 100
+    ),
+    "PooledEffect": POOLED,
+    "PooledVerdict": PooledVerdict(
+        "C1",
+        "own training",
+        "It is so.",
+        "supported",
+        "a rule",
+        0.2,
+        POOLED,
+        {"a": "supported"},
+        0.3,
+        0.7,
+        0.99,
+        0.01,
+        0.03,
     ),
     "Verdict": Verdict(
         "C1",

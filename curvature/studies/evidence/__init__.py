@@ -1,5 +1,6 @@
 """Evidence: from measurements to verdicts on the claims, and where a difference between the arms comes from."""
 
+from curvature.studies.evidence.across import pooled_sources, pooled_verdicts
 from curvature.studies.evidence.decomposition import (
     LINEAR_PART,
     SOURCES,
@@ -10,6 +11,7 @@ from curvature.studies.evidence.decomposition import (
 from curvature.studies.evidence.family import verdicts
 from curvature.studies.evidence.inference import THRESHOLD, adjust, decide, holm, median_interval, paired_interval
 from curvature.studies.evidence.pairs import last_checkpoint, learning_rate_width, log_ratio
+from curvature.studies.evidence.pooling import pool
 
 __all__ = [
     "LINEAR_PART",
@@ -26,5 +28,8 @@ __all__ = [
     "median_interval",
     "paired_interval",
     "part_intervals",
+    "pool",
+    "pooled_sources",
+    "pooled_verdicts",
     "verdicts",
 ]

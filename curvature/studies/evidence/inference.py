@@ -23,19 +23,32 @@ sign test are used instead: an order statistic does not depend on how far a numb
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
 
 from curvature.arrays import Float64
 from curvature.errors import ConfigurationError
-from curvature.records import Verdict
+from curvature.records import PooledVerdict, Verdict
 
-__all__ = ["LEVEL", "MIN_PAIRS", "THRESHOLD", "adjust", "decide", "holm", "median_interval", "paired_interval"]
+__all__ = [
+    "LEVEL",
+    "MIN_PAIRS",
+    "THRESHOLD",
+    "adjust",
+    "decide",
+    "holm",
+    "median_interval",
+    "obstacle_of",
+    "paired_interval",
+    "side_of",
+]
 
 Numbers = Sequence[float] | np.ndarray
+Decided = TypeVar("Decided", Verdict, PooledVerdict)
 
 THRESHOLD = math.log(1.1)  # the smallest effect that counts: 10 % in a condition number
 LEVEL = 0.95  # 1 minus the chance of one wrong decision in a family
@@ -142,7 +155,9 @@ def holm(p_values: Numbers) -> Float64[np.ndarray, "claims"]:
     return adjusted
 
 
-def adjust(verdicts: Sequence[Verdict], level: float = LEVEL) -> tuple[Verdict, ...]:
+def adjust(
+    verdicts: Sequence[Decided], level: float = LEVEL, *, rule: Callable[..., Decided] | None = None
+) -> tuple[Decided, ...]:
     r"""Decide a family of claims together: Holm over all that have a p-value.
 
     Parameters
@@ -151,6 +166,8 @@ def adjust(verdicts: Sequence[Verdict], level: float = LEVEL) -> tuple[Verdict, 
         Each decided on its own.
     level
         1 minus the chance of one wrong decision in the family.
+    rule
+        Decides one of them at the level that it is compared at; None: :func:`decide`.
 
     Returns
     -------
@@ -171,10 +188,11 @@ def adjust(verdicts: Sequence[Verdict], level: float = LEVEL) -> tuple[Verdict, 
     num_decided = int((adjusted <= 1 - level).sum())
     family = f"Holm over {len(tested)} claims at {100 * level:g} %" if len(tested) > 1 else ""
     results = list(verdicts)
+    decide_one: Callable[..., Any] = rule or decide
     for rank, position in enumerate(np.argsort(p_values, kind="stable")):
         index = tested[position]
         share = (1 - level) / (len(tested) - min(rank, num_decided))
-        results[index] = decide(verdicts[index], level=1 - share, adjusted=float(adjusted[position]), family=family)
+        results[index] = decide_one(verdicts[index], level=1 - share, adjusted=float(adjusted[position]), family=family)
     return tuple(results)
 
 
@@ -214,7 +232,8 @@ def decide(verdict: Verdict, *, level: float = LEVEL, adjusted: float = math.nan
         p_value = _sign_p(lows, highs, verdict.threshold)
     if len(lows) < verdict.min_pairs:
         p_value = math.nan
-    outcome, reason = _outcome(verdict, low, high)
+    obstacle = obstacle_of(verdict)
+    outcome, reason = ("inconclusive", obstacle) if obstacle else side_of(low, high, verdict.threshold)
     return replace(
         verdict,
         outcome=outcome,
@@ -229,15 +248,44 @@ def decide(verdict: Verdict, *, level: float = LEVEL, adjusted: float = math.nan
     )
 
 
-def _outcome(verdict: Verdict, low: float, high: float) -> tuple[str, str]:
-    """The outcome of an interval, and the reason."""
-    num_pairs, threshold = len(verdict.effects), verdict.threshold
+def obstacle_of(verdict: Verdict) -> str:
+    """Say why the numbers of a verdict decide nothing on either side of the threshold.
+
+    Parameters
+    ----------
+    verdict
+        With its effects and its control.
+
+    Returns
+    -------
+    str
+        Too few pairs, too many without a number, or a control that failed; empty if none of these.
+    """
+    num_pairs, num_missing = len(verdict.effects), verdict.num_missing
     if num_pairs < verdict.min_pairs:
-        return "inconclusive", f"only {num_pairs} of the {verdict.min_pairs} pairs needed"
-    if verdict.num_missing > MOST_MISSING * (num_pairs + verdict.num_missing):
-        return "inconclusive", f"{verdict.num_missing} of {num_pairs + verdict.num_missing} pairs have no number"
+        return f"only {num_pairs} of the {verdict.min_pairs} pairs needed"
+    if num_missing > MOST_MISSING * (num_pairs + num_missing):
+        return f"{num_missing} of {num_pairs + num_missing} pairs have no number"
     if verdict.control_passed is False:
-        return "inconclusive", f"the control failed ({verdict.control})"
+        return f"the control failed ({verdict.control})"
+    return ""
+
+
+def side_of(low: float, high: float, threshold: float) -> tuple[str, str]:
+    """Outcome of an interval against the smallest effect that counts.
+
+    Parameters
+    ----------
+    low, high
+        The interval.
+    threshold
+        The smallest effect that counts.
+
+    Returns
+    -------
+    tuple
+        The outcome, and the reason in words.
+    """
     if low > threshold:
         return "supported", f"the whole interval is above the threshold {threshold:.3g}"
     if high < threshold:

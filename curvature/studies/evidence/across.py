@@ -1,0 +1,152 @@
+"""The claims over all cells of a grid: the numbers of every cell pooled, and all claims decided as one family."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from curvature.records import Decomposition, PooledEffect, PooledVerdict, Verdict
+from curvature.studies.evidence.inference import LEVEL, MIN_PAIRS, adjust, obstacle_of, side_of
+from curvature.studies.evidence.pooling import distance_p, pool, pooled_interval
+
+__all__ = ["MIN_CELLS", "pooled_sources", "pooled_verdicts"]
+
+MIN_CELLS = 3  # two cells leave one degree of freedom: the interval is 12.7 standard errors to each side
+_IMPROVES = "log-ratio of the condition numbers, positive where weight norm improves them"
+
+
+def pooled_verdicts(cells: Mapping[str, Sequence[Verdict]], *, level: float = LEVEL) -> tuple[PooledVerdict, ...]:
+    """Pool the verdicts of every cell claim by claim, and decide all claims as one family (Holm).
+
+    Parameters
+    ----------
+    cells
+        From the name of a cell to its verdicts, as a study returns them.
+    level
+        1 minus the chance of one wrong decision in the family.
+
+    Returns
+    -------
+    tuple
+        One for each claim and case of any cell, in the order in which they first appear.
+
+    Notes
+    -----
+    *Supported* where the whole interval of the pooled effect is above the threshold, *refuted* where it is below it,
+    otherwise *inconclusive*; fewer than three cells, or fewer than half of the cells, decide nothing. A cell has no
+    effect where its own test decides nothing for a reason other than its interval: too few seeds, a control that
+    failed, numbers that are only bounds. An identity is supported where it is in every cell, and refuted where it is in
+    any.
+    """
+    names = dict.fromkeys(verdict.name for verdicts in cells.values() for verdict in verdicts)
+    drafts = []
+    for name in names:
+        of_claim = {cell: verdict for cell, verdicts in cells.items() for verdict in verdicts if verdict.name == name}
+        is_identity = any(verdict.method == "identity" for verdict in of_claim.values())
+        drafts.append(_identity(of_claim) if is_identity else _decided(_draft(of_claim)))
+    return adjust(drafts, level, rule=_decided)
+
+
+def pooled_sources(cells: Mapping[str, Decomposition]) -> tuple[PooledEffect, ...]:
+    """Pool where the difference between two arms comes from, source by source.
+
+    Parameters
+    ----------
+    cells
+        From the name of a cell to its decomposition.
+
+    Returns
+    -------
+    tuple
+        The whole and every source that at least one cell has varied on its own. The sign is that of the claim:
+        positive where weight norm improves the condition number.
+    """
+    sources = dict.fromkeys(source for item in cells.values() for source in item.sources)
+    effects = [_pooled_source("whole", cells), *(_pooled_source(source, cells) for source in sources)]
+    return tuple(effect for effect in effects if effect.cells)
+
+
+def _pooled_source(source: str, cells: Mapping[str, Decomposition]) -> PooledEffect:
+    numbers, missing = {}, {}
+    for cell, item in cells.items():
+        column = item.whole if source == "whole" else item.parts[:, item.sources.index(source)]
+        if source in item.held:
+            missing[cell] = item.held[source]
+        elif len(column) < MIN_PAIRS:
+            missing[cell] = f"only {len(column)} of the {MIN_PAIRS} seeds needed"
+        else:
+            numbers[cell] = -column
+    return pool(numbers, name=source, unit=_IMPROVES, missing=missing)
+
+
+def _draft(verdicts: Mapping[str, Verdict]) -> PooledVerdict:
+    """One claim pooled over the cells, before it is decided."""
+    reasons = {cell: _without_effect(verdict) for cell, verdict in verdicts.items()}
+    first = next(iter(verdicts.values()))
+    effect = pool(
+        {cell: verdict.effects for cell, verdict in verdicts.items() if not reasons[cell]},
+        name=first.name,
+        unit=first.unit,
+        missing={cell: reason for cell, reason in reasons.items() if reason},
+    )
+    return PooledVerdict(
+        first.claim,
+        first.case,
+        first.sentence,
+        "not tested" if all(verdict.outcome == "not tested" for verdict in verdicts.values()) else "inconclusive",
+        "",
+        first.threshold,
+        effect,
+        {cell: verdict.outcome for cell, verdict in verdicts.items()},
+    )
+
+
+def _without_effect(verdict: Verdict) -> str:
+    """Why a cell has no effect to pool; empty if it has one."""
+    if verdict.outcome == "not tested":
+        return verdict.note
+    if verdict.ceilings:
+        return "some of its numbers are only bounds"
+    if not np.isfinite(verdict.effects).all():
+        return "some of its numbers are infinite"
+    return obstacle_of(replace(verdict, min_pairs=MIN_PAIRS))  # means are pooled: three seeds have a standard error
+
+
+def _decided(
+    draft: PooledVerdict, *, level: float = LEVEL, adjusted: float = math.nan, family: str = ""
+) -> PooledVerdict:
+    """Decide one claim from its pooled effect, at the level that Holm's procedure gives it."""
+    if draft.outcome == "not tested":
+        return draft
+    num_cells = len(draft.effect.cells)
+    num_all = num_cells + len(draft.effect.missing)
+    low, high = pooled_interval(draft.effect, level)
+    p_value = distance_p(draft.effect, draft.threshold)
+    outcome, reason = side_of(low, high, draft.threshold)
+    if num_cells < max(MIN_CELLS, num_all / 2):
+        p_value, outcome = math.nan, "inconclusive"
+        reason = f"only {num_cells} of {num_all} cells have an effect; {MIN_CELLS} and half of them are needed"
+    return replace(
+        draft,
+        outcome=outcome,
+        decided_low=low,
+        decided_high=high,
+        level=level,
+        p_value=p_value,
+        adjusted_p_value=p_value if math.isnan(adjusted) else adjusted,
+        rule="; ".join(filter(None, (reason, "random-effects model, Hartung-Knapp interval", family))),
+    )
+
+
+def _identity(verdicts: Mapping[str, Verdict]) -> PooledVerdict:
+    """An identity holds in every cell or it does not."""
+    outcomes = {cell: verdict.outcome for cell, verdict in verdicts.items()}
+    tested = [outcome for outcome in outcomes.values() if outcome != "not tested"]
+    outcome = next((word for word in ("refuted", "inconclusive", "supported") if word in tested), "not tested")
+    first = next(iter(verdicts.values()))
+    effect = pool({}, name=first.name, unit=first.unit, missing=dict.fromkeys(verdicts, "an identity is not pooled"))
+    rule = "supported where every deviation in every cell is within its tolerance, refuted where one is not"
+    return PooledVerdict(first.claim, first.case, first.sentence, outcome, rule, math.nan, effect, outcomes)
