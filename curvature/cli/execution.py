@@ -267,7 +267,7 @@ def _unresolved(study: Study) -> list[str]:
     verdicts = [
         f"{verdict.name} is {verdict.outcome}"
         for verdict in study.verdicts
-        if verdict.outcome in ("inconclusive", "not tested")
+        if verdict.outcome in ("undecided", "not tested")
     ]
     unconverged = [
         f"the extremal eigenvalues of {measured.record.matrix} in {measured.record.chart} (not converged)"

@@ -137,9 +137,9 @@ def _print_verdicts(verdicts: Sequence[Verdict], verbose: bool) -> None:
 
 
 def _print_verdict(verdict: Verdict, verbose: bool) -> None:
-    colors = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+    colors = {"supported": "green", "opposite": "red"}
     icon = verdict.icon if _can_print(verdict.icon) else {"✓": "+", "✗": "x"}.get(verdict.icon, verdict.icon)
-    typer.secho(f"{icon} {verdict.outcome}", fg=colors[verdict.outcome], bold=True, nl=False)
+    typer.secho(f"{icon} {verdict.outcome}", fg=colors.get(verdict.outcome, "yellow"), bold=True, nl=False)
     _echo(f"  {verdict.name}: {verdict.sentence}")
     _echo(f"    {verdict.found}")
     _echo(f"    {verdict.rule}")

@@ -95,7 +95,7 @@ class PooledVerdict:
     sentence
         The tested statement.
     outcome
-        ``"supported"``, ``"refuted"``, ``"inconclusive"`` or ``"not tested"``.
+        ``"supported"``, ``"too small"``, ``"opposite"``, ``"undecided"`` or ``"not tested"``.
     rule
         The rule that decided, in words.
     threshold

@@ -11,7 +11,37 @@ import numpy as np
 from curvature.arrays import Float64
 from curvature.records.validation import require
 
-__all__ = ["Decomposition", "Verdict"]
+__all__ = ["OUTCOMES", "Decomposition", "Verdict", "present_outcome"]
+
+OUTCOMES = {"supported": "✓", "too small": "≈", "opposite": "✗", "undecided": "?", "not tested": "–"}  # and their icons
+
+
+def present_outcome(outcome: str, high: float, threshold: float) -> str:
+    """Translate the outcome of a verdict that an earlier version has stored.
+
+    Parameters
+    ----------
+    outcome
+        Version 0.1 wrote "inconclusive" for "undecided", and "refuted" for what is now either "too small" or
+        "opposite".
+    high, threshold
+        Upper end of the interval that decided, and the threshold. Of an identity: the deviation and its tolerance.
+
+    Returns
+    -------
+    str
+        One of ``OUTCOMES``, or the word itself where it is unknown.
+
+    Examples
+    --------
+    >>> present_outcome("refuted", -0.3, 0.1), present_outcome("refuted", 0.05, 0.1)
+    ('opposite', 'too small')
+    """
+    if outcome == "inconclusive":
+        return "undecided"
+    if outcome != "refuted":
+        return outcome
+    return "opposite" if high < -threshold or high > threshold else "too small"
 
 
 @dataclass(frozen=True)
@@ -28,8 +58,8 @@ class Verdict:
     sentence
         The tested statement.
     outcome
-        ``"supported"``, ``"refuted"`` (an effect of the claimed size is excluded), ``"inconclusive"``, or ``"not
-        tested"`` (``note`` says what would be needed).
+        ``"supported"``, ``"too small"`` (an effect of the claimed size is excluded), ``"opposite"`` (the reverse of the
+        claim is shown), ``"undecided"``, or ``"not tested"`` (``note`` says what would be needed).
     rule
         The rule that decided, in words.
     unit
@@ -91,8 +121,8 @@ class Verdict:
 
     @property
     def icon(self) -> str:
-        """The outcome as one character: a tick, a cross, a question mark or a dash."""
-        return {"supported": "✓", "refuted": "✗", "inconclusive": "?"}.get(self.outcome, "–")
+        """The outcome as one character: a tick, an "about equal", a cross, a question mark or a dash."""
+        return OUTCOMES.get(self.outcome, "–")
 
     @property
     def found(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 import warnings
@@ -15,6 +16,7 @@ from curvature.provenance import hash_file
 from curvature.records import Study
 from curvature.records.sealed import sealed_text, unsealed_text
 from curvature.records.validation import require
+from curvature.records.verdict import present_outcome
 from curvature.report.atomic import DONE, write_texts
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
@@ -152,6 +154,9 @@ def load_summary(path: str | Path) -> dict[str, Any]:
             f"{shown_path(path)} has no hash (version 0.1 and --json write none), so damage to it may go unnoticed.",
             stacklevel=2,
         )
+    for row in document.get("verdicts", ()):
+        ends = (math.nan if row[name] is None else row[name] for name in ("high", "threshold"))
+        row["outcome"] = present_outcome(row["outcome"], *ends)
     return document
 
 

@@ -31,6 +31,7 @@ from curvature.records import (
 )
 from curvature.records.conditioning import QUANTITIES
 from curvature.records.storage import from_plain, storable, to_plain
+from curvature.records.verdict import present_outcome
 from curvature.report.selection import place_of
 from curvature.report.spread import grouped
 from curvature.text import one_line
@@ -297,6 +298,10 @@ def decoded_study(tree: xr.DataTree, config: dict[str, Any], provenance: dict[st
     fields: dict[str, Any] = {name: kind(tree.attrs[name]) for name, kind in _FIELDS.items()}
     for name, row_kind in _ROWS.items():
         fields[name] = tuple(from_plain(row_kind, row) for row in (_rows(tables[name]) if name in tables else ()))
+    fields["verdicts"] = tuple(
+        replace(verdict, outcome=present_outcome(verdict.outcome, verdict.high, verdict.threshold))
+        for verdict in fields["verdicts"]
+    )
     for name, (kind, dimensions) in _ITEMS.items():
         fields[name] = tuple(_item(kind, dimensions, node) for node in children.get(name, ()))
     return Study(

@@ -103,7 +103,7 @@ def study(
     >>> [curve.arm for curve in study.curves]
     ['standard', 'weight-norm']
     >>> study.verdicts[0].name, study.verdicts[0].outcome
-    ('C1, own training', 'inconclusive')
+    ('C1, own training', 'undecided')
     """
     known = [name for name in StudyOptions.__annotations__ if full or name != "tuning_epochs"]
     unknown = ", ".join(sorted(options.keys() - set(known)))

@@ -44,7 +44,7 @@ def test_arms_see_every_rate_and_one_seed_decides_nothing(wide):
             spacing * sum(run["final_loss"] < math.log(10) for run in runs)
         )
     assert {verdict["arm"] for verdict in wide["verdicts"]} == set(module.ARMS) - {"standard"}
-    assert {verdict["outcome"] for verdict in wide["verdicts"]} == {"inconclusive"}
+    assert {verdict["outcome"] for verdict in wide["verdicts"]} == {"undecided"}
     assert all(verdict["num_pairs"] == 1 for verdict in wide["verdicts"])
 
 

@@ -243,4 +243,18 @@ DEFECTS = [
         "($name in $matching) != keep",
         ("frozen_parameters_give_the_block_of_the_others",),
     ),
+    Defect(
+        "a reverse that is read from the interval of one claim, at which not all claims hold together",
+        "studies.evidence:adjust",
+        "1 - (1 - level) / len($tested)",
+        "level",
+        ("the_reverse_is_read_from_an_interval_in_which_all_claims_hold_together",),
+    ),
+    Defect(
+        "an effect of the reverse size that passes for one that is only too small",
+        "studies.evidence.inference:side_of",
+        "$reverse < -$threshold",
+        "$reverse < -10 * $threshold",
+        ("a_word_says_on_which_side_of_both_thresholds_the_interval_is",),
+    ),
 ]

@@ -33,6 +33,7 @@ from curvature.records import (
     StepComparison,
     Study,
     TrainingCurve,
+    Verdict,
     Where,
     Whitening,
 )
@@ -566,7 +567,7 @@ def test_findings_say_when_nothing_can_be_concluded(study):
     assert "nothing can be concluded about conditioning" in limits(replace(study, measurements=hessian))
     assert "headline numbers are not resolved" in limits(study)
     words = json.dumps(report.study_document(study)["findings"]).lower()
-    assert not re.search("supported|refuted|verif|prove", words)
+    assert not re.search("supported|opposite|verif|prove", words)
 
 
 def test_a_failed_check_comes_first(study):
@@ -864,3 +865,16 @@ def test_text_keeps_its_contrast(run):
         for ground in ("#ffffff", named["band"]):
             high, low = sorted((luminance(color), luminance(ground)), reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5, (color, ground)
+
+
+def test_a_run_with_the_words_of_version_0_1_is_read_with_those_of_today(study, tmp_path):
+    old = [
+        Verdict("C1", "It is so", "refuted", "a", method="student", estimate=-1.0, low=-2.0, high=-0.5, threshold=0.1),
+        Verdict("C1", "It is so", "refuted", "b", method="student", estimate=0.0, low=-0.1, high=0.05, threshold=0.1),
+        Verdict("C6", "It is so", "refuted", method="identity", estimate=2.0, low=2.0, high=2.0, threshold=1e-12),
+        Verdict("C8", "It is so", "inconclusive", method="sign", threshold=0.1),
+    ]
+    out = report.write_run(replace(study, verdicts=tuple(old)), tmp_path / "run")
+    now = ["opposite", "too small", "opposite", "undecided"]
+    assert [verdict.outcome for verdict in report.load_study(out).verdicts] == now
+    assert [row["outcome"] for row in report.load_summary(out)["verdicts"]] == now

@@ -29,10 +29,10 @@ def family(means, generator, noise=0.05, seeds=5):
     }
 
 
-def test_planted_effects_are_supported_refuted_and_left_open():
+def test_planted_effects_are_supported_reversed_and_left_open():
     cells = family({"C1": 0.5, "C2": -0.2, "C3": THRESHOLD}, np.random.default_rng(0))
     outcomes = {item.claim: item.outcome for item in pooled_verdicts(cells)}
-    assert outcomes == {"C1": "supported", "C2": "refuted", "C3": "inconclusive"}
+    assert outcomes == {"C1": "supported", "C2": "opposite", "C3": "undecided"}
 
 
 def test_the_deciding_interval_is_the_one_of_holms_level_and_the_shown_one_is_at_95_percent():
@@ -66,7 +66,7 @@ def test_a_cell_whose_own_test_is_void_is_left_out_with_its_reason():
     assert "only 2 of the 3 pairs" in item.effect.missing["cell 1"]
     assert "bounds" in item.effect.missing["cell 2"]
     assert item.outcome == "supported"
-    assert item.outcomes["cell 1"] == "inconclusive"
+    assert item.outcomes["cell 1"] == "undecided"
 
 
 def test_fewer_than_half_of_the_cells_decide_nothing():
@@ -75,19 +75,19 @@ def test_fewer_than_half_of_the_cells_decide_nothing():
     for cell in CELLS[:4]:
         cells[cell] = [verdict([0.5])]
     (item,) = pooled_verdicts(cells)
-    assert item.outcome == "inconclusive"
+    assert item.outcome == "undecided"
     assert "only 3 of 7 cells" in item.rule
 
 
-def test_an_identity_that_fails_in_one_cell_is_refuted_and_enters_no_family():
+def test_an_identity_that_fails_in_one_cell_is_broken_and_enters_no_family():
     def identity(outcome):
         return Verdict("C5", "batch norm equals weight norm", outcome, method="identity")
 
     cells = {cell: [identity("supported"), verdict([0.5, 0.6, 0.55])] for cell in CELLS}
     assert [item.outcome for item in pooled_verdicts(cells)] == ["supported", "supported"]
-    cells["cell 2"] = [identity("refuted"), verdict([0.5, 0.6, 0.55])]
+    cells["cell 2"] = [identity("opposite"), verdict([0.5, 0.6, 0.55])]
     items = pooled_verdicts(cells)
-    assert items[0].outcome == "refuted"
+    assert items[0].outcome == "opposite"
     assert "Holm" not in items[1].rule
 
 

@@ -35,6 +35,7 @@ from curvature.studies.evidence import (
     decompose,
     decomposition,
     holm,
+    interval_at,
     log_ratio,
     median_interval,
     paired_interval,
@@ -118,10 +119,10 @@ def test_weights_along_the_top_eigenvector_with_the_best_stretch_support_better_
     assert outcomes(lambda choice: gain(top, choice))["supported"] >= 0.95 * REPETITIONS
 
 
-def test_weights_along_the_bottom_eigenvector_refute_better_conditioning(bottom):
+def test_weights_along_the_bottom_eigenvector_exclude_better_conditioning(bottom):
     for quantity in ("kappa_80", "kappa_95"):
         found = outcomes(lambda choice, quantity=quantity: gain(bottom, choice, quantity=quantity))
-        assert found["refuted"] >= 0.95 * REPETITIONS
+        assert found["too small"] + found["opposite"] >= 0.95 * REPETITIONS
 
 
 def test_the_gain_is_the_one_that_theory_gives(top):
@@ -136,12 +137,12 @@ def test_the_gain_is_the_one_that_theory_gives(top):
 def test_the_canonical_gauge_makes_no_difference_exactly(top):
     standard = measured([(k, row[0]) for k, row in enumerate(top[:4])])
     same = claims.conditioning(standard, standard)
-    assert (same.outcome, same.estimate, same.low, same.high) == ("refuted", 0.0, 0.0, 0.0)
+    assert (same.outcome, same.estimate, same.low, same.high) == ("too small", 0.0, 0.0, 0.0)
     assert same.p_value == 0.0
     assert "no difference, exactly" in str(same)
     canonical = measured([(k, row[2]) for k, row in enumerate(top[:4])])
     rounded = claims.conditioning(canonical, standard)
-    assert rounded.outcome == "refuted"
+    assert rounded.outcome == "too small"
     assert abs(rounded.estimate) < 1e-12
 
 
@@ -156,14 +157,14 @@ def test_two_arms_of_one_kind_are_rarely_told_apart(top):
         return claims.conditioning(ours, theirs, threshold=0.0)
 
     found = outcomes(null)
-    assert rare(found["supported"] + found["refuted"], REPETITIONS, 0.05)
+    assert rare(found["supported"] + found["too small"] + found["opposite"], REPETITIONS, 0.05)
 
 
 def test_a_control_that_is_not_zero_stops_the_verdict(top):
     standard = measured([(k, row[0]) for k, row in enumerate(top[:5])])
     tuned = measured([(k, row[1]) for k, row in enumerate(top[:5])])
     stopped = claims.conditioning(tuned, standard, control=(tuned, standard))
-    assert (stopped.outcome, stopped.control_passed) == ("inconclusive", False)
+    assert (stopped.outcome, stopped.control_passed) == ("undecided", False)
     assert "the control failed" in stopped.rule
 
 
@@ -178,13 +179,13 @@ def noise_records(direction, scales=SCALES, seeds=range(6), num_examples=300, si
     return aligned, whitened
 
 
-def test_noise_along_the_weights_supports_alignment_and_whitening_and_across_them_refutes_both():
+def test_noise_along_the_weights_supports_alignment_and_whitening_and_across_them_supports_neither():
     loud = torch.cat([torch.tensor([6.0]), torch.ones(7)]).double()
-    for direction, expected in ((-1, "supported"), (3, "refuted")):
+    for direction, expected in ((-1, {"supported"}), (3, {"too small", "opposite"})):
         aligned, whitened = noise_records(direction, loud)
-        assert claims.alignment(aligned).outcome == expected
+        assert claims.alignment(aligned).outcome in expected
         found = claims.sphericity(whitened)
-        assert found.outcome == expected
+        assert found.outcome in expected
         assert found.control_passed
         assert "sampling alone" in found.note
 
@@ -196,7 +197,7 @@ def test_isotropic_noise_supports_no_whitening_and_no_alignment():
         seeds = range(start, start + 5)
         aligned, whitened = noise_records(None, torch.ones(12).double(), seeds=seeds, size=1e-6)
         outcomes.append(claims.sphericity(whitened).outcome)
-        assert claims.alignment(aligned).outcome == "refuted"
+        assert claims.alignment(aligned).outcome == "too small"
     assert "supported" not in outcomes
 
 
@@ -204,7 +205,7 @@ def test_alignment_in_two_dimensions_is_no_evidence():
     """A random direction in the plane lies within 45 degrees of any other half of the time."""
     aligned, _ = noise_records(-1, torch.tensor([3.0, 0.3]).double(), seeds=range(4))
     near = [replace(m, record=replace(m.record, cosine=0.9)) if m.record.direction == "random" else m for m in aligned]
-    assert claims.alignment(near).outcome == "inconclusive"
+    assert claims.alignment(near).outcome == "undecided"
     with pytest.raises(ConfigurationError, match="against must be"):
         claims.alignment(near, against="nothing")
 
@@ -219,7 +220,7 @@ def test_alignment_against_the_mean_input_says_which_of_the_two_is_closer():
             data=(problem.inputs + 8.0, problem.targets),
         )
         shifted += measured([(seed, r) for r in alignments(moved, seed=torch.Generator().manual_seed(seed))])
-    assert claims.alignment(shifted, against="mean input").outcome == "refuted"
+    assert claims.alignment(shifted, against="mean input").outcome == "opposite"
 
 
 def steps(own, seeds=4):
@@ -242,10 +243,10 @@ def test_the_natural_gradient_resembles_itself_and_gradient_descent_does_not():
     assert claims.closeness(natural).outcome == "supported"
     plain = steps(lambda _: Standard())
     index = claims.resemblance(plain)
-    assert index.outcome == "refuted"
+    assert index.outcome == "too small"
     assert index.estimate == pytest.approx(0.0, abs=1e-9)
     close = claims.closeness(plain)
-    assert (close.outcome, close.control_estimate) == ("refuted", pytest.approx(0.0, abs=1e-12))
+    assert (close.outcome, close.control_estimate) == ("too small", pytest.approx(0.0, abs=1e-12))
     assert claims.efficiency(plain).control_passed
 
 
@@ -253,7 +254,7 @@ def test_the_index_where_both_ends_coincide_is_missing_and_counted():
     plain = steps(lambda _: Standard())
     undefined = [replace(m, record=replace(m.record, index=math.nan)) for m in plain]
     found = claims.resemblance(undefined)
-    assert (found.outcome, found.num_pairs, found.num_missing) == ("inconclusive", 0, 4)
+    assert (found.outcome, found.num_pairs, found.num_missing) == ("undecided", 0, 4)
     assert math.isnan(found.estimate)
 
 
@@ -303,7 +304,7 @@ def test_the_faster_arm_is_found_and_swapping_the_arms_flips_the_sign(sweep):
     fast = claims.training_speed(curves, sweeps)
     assert (fast.outcome, fast.num_pairs, fast.method) == ("supported", 10, "sign")
     slow = claims.training_speed(swapped(curves), swapped(sweeps))
-    assert slow.outcome == "refuted"
+    assert slow.outcome == "opposite"
     assert slow.estimate == pytest.approx(-fast.estimate)
     assert sorted(slow.effects) == pytest.approx(sorted(-e for e in fast.ceilings or fast.effects))
 
@@ -313,9 +314,9 @@ def test_an_arm_is_as_fast_as_itself(sweep):
     twins = plain + [replace(curve, arm="weight-norm") for curve in plain]
     curves, sweeps = tuned(twins)
     found = claims.training_speed(curves, sweeps)
-    assert (found.outcome, found.estimate) == ("refuted", 0.0)
+    assert (found.outcome, found.estimate) == ("too small", 0.0)
     widths = claims.self_stabilizing(sweeps)
-    assert widths.outcome in ("refuted", "inconclusive")  # bounds where the range leaves the grid
+    assert widths.outcome in ("too small", "undecided")  # bounds where the range leaves the grid
 
 
 def test_a_run_that_never_arrives_is_a_bound_and_not_a_number():
@@ -336,12 +337,12 @@ def test_a_run_that_never_arrives_is_a_bound_and_not_a_number():
     assert found.num_pairs == 10
     assert [low for low in found.effects if low == -math.inf] == [-math.inf] * 3
     assert all(high < 0 for high in found.ceilings)  # the standard arm was there before step 10
-    assert found.outcome == "refuted"
+    assert found.outcome == "opposite"
     assert "3 runs never reached it" in found.note
     assert found.estimate == pytest.approx(np.median(found.ceilings), abs=1)
-    assert claims.training_speed(curves[:2], sweeps[:2], loss=0.2).outcome == "inconclusive"  # one seed
+    assert claims.training_speed(curves[:2], sweeps[:2], loss=0.2).outcome == "undecided"  # one seed
     edge = claims.training_speed(curves, [replace(sweeps[0], at_edge=True), *sweeps[1:]], loss=0.2)
-    assert (edge.outcome, edge.control_passed) == ("inconclusive", False)
+    assert (edge.outcome, edge.control_passed) == ("undecided", False)
 
 
 def test_steps_to_a_loss_are_interpolated_on_the_logarithm():
@@ -412,9 +413,9 @@ def test_a_wider_range_of_learning_rates_is_found():
     assert found.outcome == "supported"
     expected = [2 * math.log(1.1) ** 0.5 * (2 - 1 - seed / 50) for seed in range(10)]
     assert np.allclose(found.effects, expected, atol=5e-3)
-    assert claims.self_stabilizing(swapped(sweeps), exact).outcome == "refuted"
+    assert claims.self_stabilizing(swapped(sweeps), exact).outcome == "opposite"
     off = claims.self_stabilizing(sweeps, [replace(exact[0], value=1e-3)])
-    assert (off.outcome, off.control_passed) == ("inconclusive", False)
+    assert (off.outcome, off.control_passed) == ("undecided", False)
     missing = [sweep for sweep in sweeps if not (sweep.seed == 4 and sweep.arm == "standard")]
     assert claims.self_stabilizing(missing).num_missing == 1
     diverged = [replace(s, final_losses=np.full(81, np.inf)) if s.seed == 4 else s for s in sweeps]
@@ -423,14 +424,14 @@ def test_a_wider_range_of_learning_rates_is_found():
     assert claims.self_stabilizing([]).outcome == "not tested"
 
 
-def test_an_identity_is_supported_within_its_tolerance_and_refuted_beyond():
+def test_an_identity_is_supported_within_its_tolerance_and_broken_beyond():
     good = [Check("layer 0", 1e-14, 1e-12, claim="C6"), Check("layer 1", 5e-13, 1e-12, claim="C6")]
     found = claims.identity("C6", good)
     assert (found.outcome, found.estimate, found.num_pairs, found.note) == ("supported", 5e-13, 2, "layer 1")
     assert "largest deviation 5.0e-13, allowed 1.0e-12" in str(found)
-    assert claims.identity("C6", [*good, Check("layer 2", 2e-12, 1e-12)]).outcome == "refuted"
+    assert claims.identity("C6", [*good, Check("layer 2", 2e-12, 1e-12)]).outcome == "opposite"
     unknown = claims.identity("C6", [*good, Check("layer 2", math.nan, 1e-12)])
-    assert (unknown.outcome, unknown.num_missing) == ("inconclusive", 1)
+    assert (unknown.outcome, unknown.num_missing) == ("undecided", 1)
     assert claims.identity("C5", []).outcome == "not tested"
     assert claims.identity("C5", [Check("exact", 0.0, 0.0)]).outcome == "supported"
 
@@ -480,7 +481,7 @@ def test_the_interval_is_the_one_of_scipy():
 
 def test_two_pairs_decide_nothing():
     found = draft([5.0, 5.1])
-    assert (found.outcome, found.num_pairs) == ("inconclusive", 2)
+    assert (found.outcome, found.num_pairs) == ("undecided", 2)
     assert math.isnan(found.p_value)
     assert "2 of the 3 pairs" in found.rule
     assert paired_interval([1.0]) == (-math.inf, math.inf)
@@ -497,7 +498,7 @@ def test_missing_pairs_are_counted_and_many_of_them_decide_nothing(top):
         for m in tuned[:3]
     ]
     many = claims.conditioning([*bad, *tuned[3:]], standard)
-    assert (many.outcome, many.num_pairs, many.num_missing) == ("inconclusive", 9, 3)
+    assert (many.outcome, many.num_pairs, many.num_missing) == ("undecided", 9, 3)
     assert "not resolved" in many.note
     with pytest.raises(ConfigurationError, match="count a pair without a number"):
         paired_interval([1.0, math.nan])
@@ -518,7 +519,7 @@ def test_a_claim_is_decided_exactly_where_its_adjusted_p_value_is_small(families
         decided = verdict.low > verdict.threshold or verdict.high < verdict.threshold
         if abs(verdict.adjusted_p_value - 0.05) > 1e-9:
             assert decided == (verdict.adjusted_p_value < 0.05)
-            assert decided == (verdict.outcome in ("supported", "refuted"))
+            assert decided == (verdict.outcome in ("supported", "too small", "opposite"))
         assert verdict.adjusted_p_value >= verdict.p_value
         assert verdict.level >= 0.95 - 1e-12
 
@@ -533,7 +534,7 @@ def test_a_claim_after_the_first_undecided_one_is_held_to_the_same_level():
     found = adjust(family)
     assert [verdict.level for verdict in found] == pytest.approx([0.975, 0.975])
     assert [verdict.adjusted_p_value for verdict in found] == pytest.approx([0.06, 0.06])
-    assert [verdict.outcome for verdict in found] == ["inconclusive", "inconclusive"]
+    assert [verdict.outcome for verdict in found] == ["undecided", "undecided"]
 
 
 def test_mistakes_in_a_family_are_as_rare_as_promised():
@@ -542,8 +543,36 @@ def test_mistakes_in_a_family_are_as_rare_as_promised():
     wrong = 0
     for _ in range(number):
         family = adjust([draft(rng.normal(THRESHOLD, 1.0, 5)) for _ in range(6)])
-        wrong += any(verdict.outcome != "inconclusive" for verdict in family)
+        wrong += any(verdict.outcome != "undecided" for verdict in family)
     assert rare(wrong, number, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("mean", "outcome"),
+    [(0.3, "supported"), (0.105, "undecided"), (0.0, "too small"), (-0.08, "too small"), (-0.3, "opposite")],
+)
+def test_a_word_says_on_which_side_of_both_thresholds_the_interval_is(mean, outcome):
+    spread = 0.01 * np.array([-1.0, -0.5, 0.5, 1.0])
+    assert draft(mean + spread, 0.1).outcome == outcome
+
+
+def test_the_reverse_is_read_from_an_interval_in_which_all_claims_hold_together():
+    """Twenty claims whose true effect is minus the threshold, the later ones noisier and at a lower level of Holm."""
+    number, rng, wrong, small = 150, np.random.default_rng(4), 0, 0
+    for _ in range(number):
+        family = adjust([draft(rng.normal(-1.0, spread, 6), 1.0) for spread in np.logspace(-6, -1, 20)])
+        wrong += any(verdict.outcome == "opposite" for verdict in family)
+        small += all(verdict.outcome in ("too small", "opposite") for verdict in family)
+    assert small == number
+    assert rare(wrong, number, 0.025)
+
+
+def test_intervals_at_one_level_do_not_depend_on_the_family():
+    verdict = adjust([draft([0.1, 0.2, 0.4], 0.1), draft([0.3, 0.1, -0.1], 0.1)])[0]
+    assert verdict.level > 0.95
+    assert interval_at(verdict) == paired_interval([0.1, 0.2, 0.4], 0.95)
+    bounds = draft([1, 2, 3, 4, 5, 6], method="sign", ceilings=(1, 2, 3, 4, 5, math.inf))
+    assert interval_at(bounds) == (1, math.inf)
 
 
 effects_lists = st.lists(st.floats(-3, 3), min_size=3, max_size=8)

@@ -104,7 +104,7 @@ def test_no_claim_is_untested_and_those_about_training_wait_for_ten_seeds(study)
     assert sum("paper's start" in name for name in outcomes) == 4
     for verdict in study.verdicts:
         if verdict.claim in ("C4", "C8"):
-            assert verdict.outcome == "inconclusive"
+            assert verdict.outcome == "undecided"
 
 
 def test_the_five_sources_add_up_to_the_whole(study):
@@ -136,7 +136,7 @@ def test_seeds_do_not_know_of_each_other(study):
         if isinstance(first.record, Spectrum):
             assert np.array_equal(first.record.eigenvalues, second.record.eigenvalues)
     joined = combined([alone], SETTINGS, build(1))
-    assert {v.outcome for v in joined.verdicts if v.claim not in ("C5", "C6")} == {"inconclusive"}  # one pair
+    assert {v.outcome for v in joined.verdicts if v.claim not in ("C5", "C6")} == {"undecided"}  # one pair
 
 
 def test_the_study_comes_back_from_its_directory(study, tmp_path):

@@ -9,7 +9,15 @@ from curvature.studies.evidence.decomposition import (
     part_intervals,
 )
 from curvature.studies.evidence.family import verdicts
-from curvature.studies.evidence.inference import THRESHOLD, adjust, decide, holm, median_interval, paired_interval
+from curvature.studies.evidence.inference import (
+    THRESHOLD,
+    adjust,
+    decide,
+    holm,
+    interval_at,
+    median_interval,
+    paired_interval,
+)
 from curvature.studies.evidence.pairs import last_checkpoint, learning_rate_width, log_ratio
 from curvature.studies.evidence.pooling import pool
 
@@ -22,6 +30,7 @@ __all__ = [
     "decompose",
     "decomposition",
     "holm",
+    "interval_at",
     "last_checkpoint",
     "learning_rate_width",
     "log_ratio",

@@ -35,11 +35,10 @@ def pooled_verdicts(cells: Mapping[str, Sequence[Verdict]], *, level: float = LE
 
     Notes
     -----
-    *Supported* where the whole interval of the pooled effect is above the threshold, *refuted* where it is below it,
-    otherwise *inconclusive*; fewer than three cells, or fewer than half of the cells, decide nothing. A cell has no
-    effect where its own test decides nothing for a reason other than its interval: too few seeds, a control that
-    failed, numbers that are only bounds. An identity is supported where it is in every cell, and refuted where it is in
-    any.
+    The words are those of :func:`decide`, for the interval of the pooled effect; fewer than three cells, or fewer than
+    half of the cells, decide nothing. A cell has no effect where its own test decides nothing for a reason other than
+    its interval: too few seeds, a control that failed, numbers that are only bounds. An identity is supported where it
+    is in every cell, and *opposite* where it is in any.
     """
     names = dict.fromkeys(verdict.name for verdicts in cells.values() for verdict in verdicts)
     drafts = []
@@ -96,7 +95,7 @@ def _draft(verdicts: Mapping[str, Verdict]) -> PooledVerdict:
         first.claim,
         first.case,
         first.sentence,
-        "not tested" if all(verdict.outcome == "not tested" for verdict in verdicts.values()) else "inconclusive",
+        "not tested" if all(verdict.outcome == "not tested" for verdict in verdicts.values()) else "undecided",
         "",
         first.threshold,
         effect,
@@ -116,7 +115,12 @@ def _without_effect(verdict: Verdict) -> str:
 
 
 def _decided(
-    draft: PooledVerdict, *, level: float = LEVEL, adjusted: float = math.nan, family: str = ""
+    draft: PooledVerdict,
+    *,
+    level: float = LEVEL,
+    adjusted: float = math.nan,
+    family: str = "",
+    reverse_level: float | None = None,
 ) -> PooledVerdict:
     """Decide one claim from its pooled effect, at the level that Holm's procedure gives it."""
     if draft.outcome == "not tested":
@@ -125,9 +129,10 @@ def _decided(
     num_all = num_cells + len(draft.effect.missing)
     low, high = pooled_interval(draft.effect, level)
     p_value = distance_p(draft.effect, draft.threshold)
-    outcome, reason = side_of(low, high, draft.threshold)
+    reverse_high = pooled_interval(draft.effect, reverse_level or level)[1]
+    outcome, reason = side_of(low, high, draft.threshold, reverse_high)
     if num_cells < max(MIN_CELLS, num_all / 2):
-        p_value, outcome = math.nan, "inconclusive"
+        p_value, outcome = math.nan, "undecided"
         reason = f"only {num_cells} of {num_all} cells have an effect; {MIN_CELLS} and half of them are needed"
     return replace(
         draft,
@@ -145,8 +150,8 @@ def _identity(verdicts: Mapping[str, Verdict]) -> PooledVerdict:
     """An identity holds in every cell or it does not."""
     outcomes = {cell: verdict.outcome for cell, verdict in verdicts.items()}
     tested = [outcome for outcome in outcomes.values() if outcome != "not tested"]
-    outcome = next((word for word in ("refuted", "inconclusive", "supported") if word in tested), "not tested")
+    outcome = next((word for word in ("opposite", "undecided", "supported") if word in tested), "not tested")
     first = next(iter(verdicts.values()))
     effect = pool({}, name=first.name, unit=first.unit, missing=dict.fromkeys(verdicts, "an identity is not pooled"))
-    rule = "supported where every deviation in every cell is within its tolerance, refuted where one is not"
+    rule = "supported where every deviation in every cell is within its tolerance, opposite where one is not"
     return PooledVerdict(first.claim, first.case, first.sentence, outcome, rule, math.nan, effect, outcomes)

@@ -1,4 +1,4 @@
-"""Intervals, tests and multiplicity: from paired numbers to *supported*, *refuted* or *inconclusive*.
+"""Intervals, tests and multiplicity: from paired numbers to *supported*, *too small*, *opposite* or *undecided*.
 
 Small samples decide the methods. A study has one number per paired seed, 3 to 20 of them, so what matters is whether an
 interval covers at that size. Measured for the mean at level 0.95 (600 to 20000 samples each; standard error below
@@ -41,6 +41,7 @@ __all__ = [
     "adjust",
     "decide",
     "holm",
+    "interval_at",
     "median_interval",
     "obstacle_of",
     "paired_interval",
@@ -181,6 +182,10 @@ def adjust(
     the level it was compared at, so it is on one side of the threshold if and only if the claim is decided. The chance
     of any wrong decision in the family, in either direction, is at most ``1 - level``, as long as each p-value is valid
     (that errors of direction are no more frequent is proved for independent claims, Shaffer 1980).
+
+    *Opposite* says more than that the threshold is not reached, so it is read from another interval: the one at
+    Bonferroni's level, $1 - (1 - \text{level})/m$, in which all claims hold together. A wrong *opposite* in place of
+    *too small* then has a chance of at most half of ``1 - level``.
     """
     tested = [index for index, verdict in enumerate(verdicts) if not math.isnan(verdict.p_value)]
     p_values = [verdicts[index].p_value for index in tested]
@@ -192,16 +197,30 @@ def adjust(
     for rank, position in enumerate(np.argsort(p_values, kind="stable")):
         index = tested[position]
         share = (1 - level) / (len(tested) - min(rank, num_decided))
-        results[index] = decide_one(verdicts[index], level=1 - share, adjusted=float(adjusted[position]), family=family)
+        results[index] = decide_one(
+            verdicts[index],
+            level=1 - share,
+            adjusted=float(adjusted[position]),
+            family=family,
+            reverse_level=1 - (1 - level) / len(tested),
+        )
     return tuple(results)
 
 
-def decide(verdict: Verdict, *, level: float = LEVEL, adjusted: float = math.nan, family: str = "") -> Verdict:
+def decide(
+    verdict: Verdict,
+    *,
+    level: float = LEVEL,
+    adjusted: float = math.nan,
+    family: str = "",
+    reverse_level: float | None = None,
+) -> Verdict:
     """Fill in estimate, interval, p-value, outcome and rule from the paired numbers of a verdict.
 
-    *Supported*: the whole interval is above the threshold. *Refuted*: the whole interval is below it, so that an effect
-    of the claimed size is excluded. Otherwise *inconclusive*, as with fewer than ``min_pairs`` pairs, with more than
-    one pair in ten missing, or with a control that failed.
+    *Supported*: the whole interval is above the threshold. *Too small*: the whole interval is below it, so that an
+    effect of the claimed size is excluded. *Opposite*: it is even below minus the threshold, so that the reverse of the
+    claim is shown. Otherwise *undecided*, as with fewer than ``min_pairs`` pairs, with more than one pair in ten
+    missing, or with a control that failed.
 
     Parameters
     ----------
@@ -213,6 +232,8 @@ def decide(verdict: Verdict, *, level: float = LEVEL, adjusted: float = math.nan
         The p-value after an adjustment over a family; NaN: that of this claim alone.
     family
         Which adjustment, in words.
+    reverse_level
+        Of the interval that must be below minus the threshold; None: ``level``.
 
     Returns
     -------
@@ -222,18 +243,18 @@ def decide(verdict: Verdict, *, level: float = LEVEL, adjusted: float = math.nan
     lows, highs = np.asarray(verdict.effects), np.asarray(verdict.ceilings or verdict.effects)
     if verdict.method == "student":
         test = "Student t on paired seeds"
-        low, high = paired_interval(lows, level) if len(lows) else (-math.inf, math.inf)
         estimate = float(lows.mean()) if len(lows) else math.nan
         p_value = _student_p(lows, verdict.threshold)
     else:
         test = "median and exact sign test on paired seeds"
-        low, high = median_interval(lows, highs, level)
         estimate = _bounded_median(lows, highs)
         p_value = _sign_p(lows, highs, verdict.threshold)
     if len(lows) < verdict.min_pairs:
         p_value = math.nan
+    low, high = interval_at(verdict, level)
     obstacle = obstacle_of(verdict)
-    outcome, reason = ("inconclusive", obstacle) if obstacle else side_of(low, high, verdict.threshold)
+    reverse_high = interval_at(verdict, reverse_level or level)[1]
+    outcome, reason = ("undecided", obstacle) if obstacle else side_of(low, high, verdict.threshold, reverse_high)
     return replace(
         verdict,
         outcome=outcome,
@@ -246,6 +267,26 @@ def decide(verdict: Verdict, *, level: float = LEVEL, adjusted: float = math.nan
         num_pairs=len(lows),
         rule="; ".join(filter(None, (reason, test, family))),
     )
+
+
+def interval_at(verdict: Verdict, level: float = LEVEL) -> tuple[float, float]:
+    """Interval of a verdict at another level than that which decided it, from its paired numbers.
+
+    Parameters
+    ----------
+    verdict
+        Of a claim that is no identity.
+    level
+        Two-sided.
+
+    Returns
+    -------
+    tuple
+        By the method of the verdict; infinite without pairs.
+    """
+    if verdict.method == "student":
+        return paired_interval(verdict.effects, level)
+    return median_interval(verdict.effects, verdict.ceilings or verdict.effects, level)
 
 
 def obstacle_of(verdict: Verdict) -> str:
@@ -271,7 +312,7 @@ def obstacle_of(verdict: Verdict) -> str:
     return ""
 
 
-def side_of(low: float, high: float, threshold: float) -> tuple[str, str]:
+def side_of(low: float, high: float, threshold: float, reverse_high: float | None = None) -> tuple[str, str]:
     """Outcome of an interval against the smallest effect that counts.
 
     Parameters
@@ -280,6 +321,9 @@ def side_of(low: float, high: float, threshold: float) -> tuple[str, str]:
         The interval.
     threshold
         The smallest effect that counts.
+    reverse_high
+        Upper end of the interval that must be below minus the threshold, where the reverse is to be shown; None:
+        ``high``.
 
     Returns
     -------
@@ -288,9 +332,11 @@ def side_of(low: float, high: float, threshold: float) -> tuple[str, str]:
     """
     if low > threshold:
         return "supported", f"the whole interval is above the threshold {threshold:.3g}"
+    if high < threshold and (high if reverse_high is None else reverse_high) < -threshold:
+        return "opposite", f"the whole interval is below minus the threshold, {-threshold:.3g}"
     if high < threshold:
-        return "refuted", f"the whole interval is below the threshold {threshold:.3g}"
-    return "inconclusive", f"the interval contains the threshold {threshold:.3g}"
+        return "too small", f"the whole interval is below the threshold {threshold:.3g}"
+    return "undecided", f"the interval contains the threshold {threshold:.3g}"
 
 
 def _student_p(values: np.ndarray, threshold: float) -> float:

@@ -1,4 +1,4 @@
-r"""The claims about weight normalization, each with its number, its control and the rule that can refute it.
+r"""The claims about weight normalization, each with its number, its control and the rule that can decide against it.
 
 ====  ====================================================================================================
 C1    weight norm improves conditioning

@@ -41,12 +41,12 @@ def identity(claim: str, checks: Sequence[Check], sentence: str = "") -> Verdict
     if all(check.passed for check in checks):
         outcome = "supported"
     else:
-        outcome = "refuted" if num_finite == len(checks) else "inconclusive"
+        outcome = "opposite" if num_finite == len(checks) else "undecided"
     return Verdict(
         claim,
         sentence,
         outcome,
-        rule="supported where every deviation is within its tolerance, refuted where one is not",
+        rule="supported where every deviation is within its tolerance, opposite where one is not",
         unit="largest deviation",
         method="identity",
         estimate=worst.value,
