@@ -3,10 +3,15 @@
 from curvature._version import __version__ as __version__
 from curvature.charts import LinearChart as LinearChart
 from curvature.charts import Parameterization as Parameterization
+from curvature.charts import PerWeight as PerWeight
 from curvature.charts import Placebo as Placebo
+from curvature.charts import RandomWeightFactorization as RandomWeightFactorization
 from curvature.charts import ScaledStandard as ScaledStandard
+from curvature.charts import SpectralNorm as SpectralNorm
+from curvature.charts import Sphere as Sphere
 from curvature.charts import Standard as Standard
 from curvature.charts import WeightNorm as WeightNorm
+from curvature.charts import WeightStandardization as WeightStandardization
 from curvature.errors import ConfigurationError as ConfigurationError
 from curvature.errors import ConvergenceError as ConvergenceError
 from curvature.errors import CurvatureError as CurvatureError
@@ -52,6 +57,7 @@ from curvature.matrices import monte_carlo_fisher as monte_carlo_fisher
 from curvature.matrices import pullback as pullback
 from curvature.models import Packed as Packed
 from curvature.models import Problem as Problem
+from curvature.models import nearest as nearest
 from curvature.models import zoo as zoo
 from curvature.models.losses import BinaryCrossEntropy as BinaryCrossEntropy
 from curvature.models.losses import CrossEntropy as CrossEntropy

@@ -13,7 +13,10 @@ at a point. To write one of your own, subclass :class:`Parameterization` and def
 from curvature.charts.batch_norm import FrozenBatchNorm
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.linear import LinearChart, ScaledStandard, Standard
+from curvature.charts.per_weight import PerWeight
 from curvature.charts.placebo import Placebo
+from curvature.charts.row_charts import RandomWeightFactorization, Sphere, WeightStandardization
+from curvature.charts.spectral_norm import SpectralNorm
 from curvature.charts.weight_norm import WeightNorm
 
 __all__ = [
@@ -21,8 +24,13 @@ __all__ = [
     "FrozenBatchNorm",
     "LinearChart",
     "Parameterization",
+    "PerWeight",
     "Placebo",
+    "RandomWeightFactorization",
     "ScaledStandard",
+    "SpectralNorm",
+    "Sphere",
     "Standard",
     "WeightNorm",
+    "WeightStandardization",
 ]

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
 from curvature.arrays import Bool, Float
-from curvature.errors import InputError, SelfCheckError
+from curvature.charts.derivatives import derivative_along
+from curvature.errors import ConfigurationError, InputError, SelfCheckError
 from curvature.layout import Entry, Layout
+from curvature.linalg.singular import thin_svd
 from curvature.records.where import chart_label
 
 __all__ = ["Chart", "Parameterization"]
@@ -84,7 +85,7 @@ class Chart(ABC):
 
     def push(self, tangents: Float[Tensor, "dim columns"]) -> Float[Tensor, "weights columns"]:
         """Push tangents forward, $J V$: ``(Q, K)`` to ``(P, K)``."""
-        return _derivative_along(self.to_weights, self.coordinates, tangents)
+        return derivative_along(self.to_weights, self.coordinates, tangents)
 
     def pull(self, cotangents: Float[Tensor, "weights columns"]) -> Float[Tensor, "dim columns"]:
         """Pull cotangents back, $J^T R$: ``(P, K)`` to ``(Q, K)``."""
@@ -96,7 +97,7 @@ class Chart(ABC):
     ) -> Float[Tensor, "dim columns"]:
         r"""Multiply :meth:`second_order` by a block ``(Q, K)``."""
         projected = torch.func.grad(lambda coordinates: self.to_weights(coordinates) @ gradient)
-        return _derivative_along(projected, self.coordinates, tangents)
+        return derivative_along(projected, self.coordinates, tangents)
 
     def second_order(self, gradient: Float[Tensor, "weights"]) -> Float[Tensor, "dim dim"]:
         r"""Entries of $\sum_k r_k\, \partial^2 w_k / \partial\theta^2$, ``(Q, Q)``, for the weight gradient $r$."""
@@ -124,7 +125,7 @@ class Chart(ABC):
     def _polar(self) -> tuple[Tensor, Tensor, Tensor]:
         """Thin singular value decomposition ``J = U S W^T`` on the rank of ``J``."""
         jacobian = self.push(torch.eye(self.dim, dtype=self.coordinates.dtype, device=self.coordinates.device))
-        left, values, right = _thin_svd(jacobian)
+        left, values, right = thin_svd(jacobian)
         kept = values > max(jacobian.shape) * torch.finfo(values.dtype).eps * values[0]
         return left[:, kept], values[kept], right[kept].T
 
@@ -149,16 +150,6 @@ class Chart(ABC):
         """Multiply by the transpose of :meth:`horizontal`: ``(Q, K)`` to ``(P, K)``."""
         left, _, right = self._polar
         return left @ (right.T @ block)
-
-
-def _thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Divide and conquer; where it fails (seen at 760 x 780, condition number 78, torch 2.13), QR iteration."""
-    try:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
-        parts = scipy.linalg.svd(matrix.cpu().numpy(), full_matrices=False, lapack_driver="gesvd")
-        left, values, right = (torch.from_numpy(part).to(matrix) for part in parts)
-    return left, values, right
 
 
 class Parameterization:
@@ -234,10 +225,51 @@ class Parameterization:
             )
         return _AutodiffChart(self, coordinates)
 
+    def nearest(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Float[Tensor, "weights"]:
+        """Weights ``(P,)`` nearest to these that this parameterization can represent: these, if it can represent all.
+
+        Parameters
+        ----------
+        layout
+            Names of the weights.
+        weights
+            The point ``(P,)``.
+
+        Returns
+        -------
+        Tensor
+            The nearest point, in the Euclidean norm.
+        """
+        del layout
+        return weights
+
     def restricted(self, layout: Layout) -> Parameterization:
         """The same parameterization for some of the weights: values held by name are those of this layout only."""
         del layout
         return self
+
+    def freeze(self, pattern: str) -> Parameterization:
+        """Keep some coordinates at their value, so that they are no longer coordinates.
+
+        Parameters
+        ----------
+        pattern
+            The last part of a name (``"g"`` for every ``"0.weight.g"``), a name, a layer, or a regular expression
+            searched in the names of the coordinates.
+
+        Returns
+        -------
+        Parameterization
+            The same map, restricted to the other coordinates.
+
+        Examples
+        --------
+        >>> import curvature as cv
+        >>> problem = cv.zoo.digits_problem(num_examples=50, widths=(8,))
+        >>> cv.pullback(cv.ggn(problem), cv.WeightNorm().freeze("g"))
+        SymmetricOperator(ggn, weight-norm (canonical, g frozen), 610 x 610, float64, cpu)
+        """
+        return _Frozen(self, pattern)
 
     @property
     def label(self) -> str:
@@ -282,11 +314,73 @@ class _AtCoordinates(Parameterization):
         return f"{type(self.parameterization).__name__}({self.gauge!r})"
 
 
-def _derivative_along(function: Callable[[Tensor], Tensor], point: Tensor, tangents: Tensor) -> Tensor:
-    """Directional derivatives of a vector function, one per column of ``tangents``."""
+class _Frozen(Parameterization):
+    """A parameterization some of whose coordinates are kept at their value."""
 
-    def along(tangent: Tensor) -> Tensor:
-        return torch.func.jvp(function, (point,), (tangent,))[1]
+    def __init__(self, parameterization: Parameterization, pattern: str):
+        self.parameterization, self.pattern = parameterization, pattern
+        self.name = parameterization.name
+        fixed = f"{pattern} frozen"
+        self.gauge = fixed if parameterization.gauge == "-" else f"{parameterization.gauge}, {fixed}"
 
-    # Stacked in front: torch's vmap misplaces an output that does not depend on the tangent (a linear map) elsewhere.
-    return torch.func.vmap(along, in_dims=1)(tangents).T
+    def at(self, layout: Layout, weights: Tensor) -> Chart:
+        return _FrozenChart(self, self.parameterization.at(layout, weights))
+
+    def nearest(self, layout: Layout, weights: Tensor) -> Tensor:
+        return self.parameterization.nearest(layout, weights)
+
+    def restricted(self, layout: Layout) -> Parameterization:
+        return _Frozen(self.parameterization.restricted(layout), self.pattern)
+
+    def __repr__(self) -> str:
+        return f"{self.parameterization!r}.freeze({self.pattern!r})"
+
+
+class _FrozenChart(Chart):
+    """A chart restricted to some of its coordinates."""
+
+    def __init__(self, parameterization: _Frozen, whole: Chart):
+        self.name, self.gauge, self.flat = parameterization.name, parameterization.gauge, whole.flat
+        self.pattern, self.whole = parameterization.pattern, whole
+        frozen = _frozen_names(whole.layout, self.pattern)
+        pairs = whole.layout.pairs()
+        self.layout = Layout(tuple(entry for entry, _ in pairs if entry.name not in frozen))
+        if not self.layout.entries:
+            raise ConfigurationError(f"freeze({self.pattern!r}) leaves no coordinate of {whole.label} to train.")
+        places = torch.arange(whole.dim, device=whole.coordinates.device)
+        self.free = torch.cat([places[span] for entry, span in pairs if entry.name not in frozen])
+        self.coordinates = whole.coordinates[self.free]
+
+    @property
+    def kept_weights(self) -> Tensor:
+        """Mask ``(P,)`` of the weights that are still coordinates themselves."""
+        kept = self.whole.kept_weights.clone()
+        moved = self.push(torch.eye(self.dim, dtype=self.coordinates.dtype, device=self.coordinates.device))
+        return kept & (moved != 0).any(dim=1).to(kept.device)
+
+    def moved(self, coordinates: Tensor) -> Parameterization:
+        return _Frozen(self.whole.moved(self._filled(coordinates.detach())), self.pattern)
+
+    def to_weights(self, coordinates: Tensor) -> Tensor:
+        return self.whole.to_weights(self._filled(coordinates))
+
+    def push(self, tangents: Tensor) -> Tensor:
+        return self.whole.push(self._padded(tangents))
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        return self.whole.pull(cotangents)[self.free]
+
+    def second_order_product(self, gradient: Tensor, tangents: Tensor) -> Tensor:
+        return self.whole.second_order_product(gradient, self._padded(tangents))[self.free]
+
+    def _filled(self, coordinates: Tensor) -> Tensor:
+        return self.whole.coordinates.index_copy(0, self.free, coordinates)
+
+    def _padded(self, tangents: Tensor) -> Tensor:
+        return tangents.new_zeros(self.whole.dim, tangents.shape[1]).index_copy(0, self.free, tangents)
+
+
+def _frozen_names(layout: Layout, pattern: str) -> set[str]:
+    """Names of the entries that a pattern freezes; the last part of a name comes before a regular expression."""
+    names = {entry.name for entry in layout.entries if entry.name.rpartition(".")[2] == pattern}
+    return names or {entry.name for entry in layout.select(pattern).entries}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from curvature.charts.chart import Parameterization
 from curvature.charts.linear import ScaledStandard, Standard
 from curvature.charts.placebo import Placebo
+from curvature.charts.row_charts import RandomWeightFactorization, Sphere, WeightStandardization
+from curvature.charts.spectral_norm import SpectralNorm
 from curvature.charts.weight_norm import WeightNorm
 
 __all__ = ["CHARTS", "NamedChart"]
@@ -41,4 +43,8 @@ CHARTS: dict[str, NamedChart] = {
     "weight-norm": NamedChart(WeightNorm, default_gauge="canonical", from_module=True),
     "scaled-standard": NamedChart(ScaledStandard),
     "placebo": NamedChart(Placebo, default_gauge="paper", seeded=True),
+    "sphere": NamedChart(Sphere),
+    "random-weight-factorization": NamedChart(RandomWeightFactorization, seeded=True),
+    "weight-standardization": NamedChart(WeightStandardization),
+    "spectral-norm": NamedChart(SpectralNorm),
 }

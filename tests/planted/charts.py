@@ -61,4 +61,32 @@ DEFECTS = [
         "$block.addcmul_($inner[:, :, None], $rows.keep[:, None] * $rows.unit)",
         ("the_sweep_over_contiguous_rows_gives_the_same_matrix_exactly_symmetric",),
     ),
+    Defect(
+        "sign of the turning vectors of the spectral norm",
+        "charts:SpectralNorm.second_order_product",
+        "$slope[:, None] * $inner + $height * $curved",
+        "$slope[:, None] * $inner - $height * $curved",
+        ("closed_second_order_equals_the_default_by_torch_func",),
+    ),
+    Defect(
+        "metric of a row without its factor",
+        "charts:RandomWeightFactorization.metric",
+        "torch.hypot($across, $slope)",
+        "torch.hypot($across / $across, $slope)",
+        ("metrics_of_a_row_are_the_published_formulas",),
+    ),
+    Defect(
+        "rank of centred rows counts the mean",
+        "charts:RowMetric.rank",
+        "$rows.unit.shape[1] - 1 - $rows.centred",
+        "$rows.unit.shape[1] - 1",
+        ("ranks_and_null_dimensions_are_those_of_the_formulas",),
+    ),
+    Defect(
+        "frozen coordinates move",
+        "charts:_FrozenChart._padded",
+        "$tangents.new_zeros($chart.whole.dim, $tangents.shape[1])",
+        "$tangents.new_ones($chart.whole.dim, $tangents.shape[1])",
+        ("push_and_pull_are_the_jacobian_of_the_map",),
+    ),
 ]

@@ -1,0 +1,139 @@
+r"""Spectral normalization: a matrix divided by its largest singular value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from curvature.arrays import Float
+from curvature.charts.per_weight import LocalMap, Parts, PerWeight
+from curvature.errors import ConfigurationError, InputError
+from curvature.layout import Entry
+from curvature.linalg.singular import thin_svd
+
+__all__ = ["SpectralNorm"]
+
+_APART = 1e-8  # relative gap of the two largest singular values below which the largest has no derivative
+
+
+class SpectralNorm(PerWeight):
+    r"""A matrix over its largest singular value, $W = \gamma\, V / \sigma_1(V)$ (Miyato et al. 2018, arXiv:1802.05957).
+
+    The length of ``V`` is a gauge: one null direction for each matrix. With $\gamma$ frozen, as in
+    ``torch.nn.utils.parametrizations.spectral_norm``, $\sigma_1(W)$ cannot change, and the chart is not onto.
+
+    Parameters
+    ----------
+    stretch
+        The gauge $\sigma_1(V) / \gamma$; 1 is canonical, $V = W$.
+    layers
+        Regular expression: only the weights whose name matches.
+    frozen
+        Parts that are not coordinates; ``gain``, which is $\gamma$, by default.
+    values
+        ``gain`` and ``v`` of each weight by name, where they are known.
+
+    Notes
+    -----
+    A weight is a matrix of its rows, as PyTorch reshapes it: output channels by everything else. Second derivatives
+    are closed, since those of a singular value decomposition fail where any two singular values are equal.
+
+    Examples
+    --------
+    >>> SpectralNorm(), SpectralNorm(frozen=())
+    (SpectralNorm('canonical, gain frozen'), SpectralNorm('canonical'))
+    """
+
+    name = "spectral-norm"
+    part_names = ("gain", "v")
+
+    def __init__(
+        self,
+        *,
+        stretch: float = 1.0,
+        layers: str | None = None,
+        frozen: Iterable[str] = ("gain",),
+        values: Mapping[str, Parts] | None = None,
+    ):
+        if not (math.isfinite(stretch) and stretch > 0):
+            raise ConfigurationError(f"stretch = sigma_1(V) / gain must be a positive number, got {stretch}.")
+        self.stretch = stretch
+        self.gauge = "canonical" if stretch == 1 else f"stretch={stretch:g}"
+        super().__init__(layers=layers, frozen=frozen, values=values)
+
+    def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
+        norm = torch.linalg.matrix_norm(entry.rows(weight.reshape(-1)), 2)
+        if norm == 0:
+            raise InputError(
+                f"the weights of layer {entry.layer!r} ({entry.name}) are zero: spectral normalization has no "
+                "direction there. Give them other values, or leave the layer out (layers=)."
+            )
+        return {"gain": norm, "v": self.stretch * weight}
+
+    def weight(self, entry: Entry, parts: Parts) -> Float[Tensor, "..."]:
+        norm = torch.linalg.matrix_norm(entry.rows(parts["v"].reshape(-1)), 2)
+        return parts["gain"] / norm * parts["v"]
+
+    def check(self, entry: Entry, parts: Parts) -> None:
+        values = torch.linalg.svdvals(entry.rows(parts["v"].reshape(-1)))
+        if len(values) > 1 and not values[0] - values[1] > _APART * values[0]:
+            raise InputError(
+                f"the two largest singular values of {entry.name!r} are equal ({float(values[0]):.6g}): the spectral "
+                "norm has no derivative there. Move the weights, or leave the layer out (layers=)."
+            )
+
+    def second_order_product(
+        self, local: LocalMap, gradient: Float[Tensor, "numel"], tangents: Float[Tensor, "coordinates columns"]
+    ) -> Float[Tensor, "coordinates columns"]:
+        pair, gain = _top_pair(local.entry, local.parts["v"]), local.parts["gain"]
+        norm, slope = pair.norm, pair.slope
+        has_gain = "gain" not in self.frozen
+        change = tangents[0] if has_gain else torch.zeros_like(tangents[0])  # of the gain, for each column
+        moved = tangents[1:] if has_gain else tangents  # of v
+        along, inner = slope @ moved, gradient @ moved
+        height = gradient @ local.parts["v"].reshape(-1)
+        curved = pair.bend(local.entry, moved)
+        product = change * (gradient / norm - height / norm**2 * slope)[:, None]
+        product -= gain / norm**2 * (gradient[:, None] * along + slope[:, None] * inner + height * curved)
+        product += 2 * gain * height / norm**3 * slope[:, None] * along
+        return torch.cat([(inner / norm - height / norm**2 * along)[None], product]) if has_gain else product
+
+
+class _TopPair(NamedTuple):
+    """The largest singular value of a matrix with its derivatives in the entries of the weight."""
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    slope: Tensor
+
+    @property
+    def norm(self) -> Tensor:
+        return self.values[0]
+
+    def bend(self, entry: Entry, tangents: Tensor) -> Tensor:
+        r"""Multiply the second derivative of $\sigma_1$ by a block: first-order perturbation of its two vectors."""
+        left, values, right = self.left, self.values, self.right
+        moved = entry.rows(tangents)
+        image_left, image_right = (
+            torch.einsum("rik, i -> rk", moved, right[:, 0]),
+            torch.einsum("rik, r -> ik", moved, left[:, 0]),
+        )
+        inside_left, inside_right = left.T @ image_left, right.T @ image_right
+        gaps = (values[0] - values) * (values[0] + values)
+        gaps[0] = torch.inf
+        d_left = left @ ((values[0] * inside_left + values[:, None] * inside_right) / gaps[:, None])
+        d_left += (image_left - left @ inside_left) / values[0]
+        d_right = right @ ((values[0] * inside_right + values[:, None] * inside_left) / gaps[:, None])
+        d_right += (image_right - right @ inside_right) / values[0]
+        bent = d_left[:, None] * right[:, 0][:, None] + left[:, 0][:, None, None] * d_right
+        return entry.from_rows(bent)
+
+
+def _top_pair(entry: Entry, v: Tensor) -> _TopPair:
+    left, values, right = thin_svd(entry.rows(v.reshape(-1)))
+    return _TopPair(left, values, right.T, entry.from_rows(torch.outer(left[:, 0], right[0])))
