@@ -65,12 +65,12 @@ class Sphere(PerWeight):
         if radius is not None:
             _refuse_not_positive(radius, "radius")
         self.radius, self.stretch, self.per = radius, stretch, per
-        words = [
+        labels = [
             "" if radius is None else f"radius={radius:g}",
             "" if stretch == 1 else f"stretch={stretch:g}",
             "" if per == "row" else "per matrix",
         ]
-        self.gauge = ", ".join(word for word in words if word) or "canonical"
+        self.gauge = ", ".join(label for label in labels if label) or "canonical"
         super().__init__(layers=layers, values=values)
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ EXIT_WORDS = {
     ExitCode.TERMINATED: "terminated",
 }
 
-_EXIT_CODES = f"Exit codes: {'; '.join(f'{code:d} {words}' for code, words in EXIT_WORDS.items())}."
+_EXIT_CODES = f"Exit codes: {'; '.join(f'{code:d} {meaning}' for code, meaning in EXIT_WORDS.items())}."
 _EPILOG = (
     f"{_EXIT_CODES}\n\n"
     "Options can also be set by --config FILE and by environment variables (CURVATURE_NUM_EXAMPLES=100). Options on "
@@ -198,7 +198,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: in Python, on a device, or in C++, where PyTorch raises errors of other classes."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(words in str(error) for words in ("can't allocate", "bad_alloc", "error return without exception set"))
+    return any(phrase in str(error) for phrase in ("can't allocate", "bad_alloc", "error return without exception set"))
 
 
 @app.command(epilog=_EXIT_CODES)

@@ -134,14 +134,14 @@ def model_and_data(config: Configuration) -> list[str]:
     list of str
         Words of a command line, e.g. ``["--model", "net.py:make", "--arg", "widths=2"]``.
     """
-    words = []
+    arguments = []
     for name, field, mark in _shown_fields(type(config)):
         value = getattr(config, name)
         if mark.panel not in (MODEL, DATA) or value == field.default:
             continue
         for item in [f"{key}={_argument_text(entry)}" for key, entry in value.items()] if name == "arg" else [value]:
-            words += [option_name(name), str(item)]
-    return words
+            arguments += [option_name(name), str(item)]
+    return arguments
 
 
 def _argument_text(value: Argument | list[Argument]) -> str:

@@ -170,7 +170,7 @@ def plan_lines(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> list[str]:
     from curvature.report.words import matrix_name
 
     return [
-        f"{matrix_name(matrix)}: {summary([plan for several in charts for plan in several])}"
+        f"{matrix_name(matrix)}: {summary([plan for group in charts for plan in group])}"
         for matrix, charts in plans.items()
     ]
 
@@ -185,7 +185,7 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
     as_json
         Whether to print one JSON document.
     """
-    every = [plan for charts in plans.values() for several in charts for plan in several]
+    every = [plan for charts in plans.values() for group in charts for plan in group]
     if as_json:
         from curvature.records.storage import to_plain
 

@@ -294,11 +294,11 @@ def _try(penalty: Penalty, weights: Tensor) -> None:
     """Evaluate a user's penalty twice, and refuse what is not a smooth function of the weights that it is given."""
     advice = "It gets a dictionary of the trainable weights by name and must return one scalar computed from them."
     assert penalty.function is not None
-    results, given = [], dict[int, Tensor]()
+    results, leaf_ids = [], dict[int, Tensor]()
     for _ in range(2):
         named = penalty.layout.unflatten(weights)
         leaves = {name: part.detach().clone().requires_grad_() for name, part in named.items()}
-        given |= {id(leaf): leaf for leaf in leaves.values()}
+        leaf_ids |= {id(leaf): leaf for leaf in leaves.values()}
         try:
             with torch.enable_grad():
                 results.append(penalty.function(dict(leaves)))
@@ -309,7 +309,7 @@ def _try(penalty: Penalty, weights: Tensor) -> None:
         got = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         raise InputError(f"the penalty must return one scalar tensor, got {got}. {advice}")
     reached = leaf_variables(first)
-    if foreign := [tuple(variable.shape) for variable in reached if id(variable) not in given]:
+    if foreign := [tuple(variable.shape) for variable in reached if id(variable) not in leaf_ids]:
         shapes = ", ".join(map(str, foreign[:5]))
         raise InputError(
             f"the penalty depends on trainable tensors that it is not given (of shape {shapes}), so its derivative in "

@@ -114,9 +114,9 @@ def spread_cell(item: Row | None, form: Callable[[float], float] = float, **more
         return Cell(None, **more)
     if item["median"] is None:
         return Cell(None, status="indefinite" if item["status"] == "indefinite" else "undefined", **more)
-    several = item["count"] > 1
-    low, high = (form(item["low"]), form(item["high"])) if several else (None, None)
-    share = f"{item['affected']} of {item['count']}" if several and item["affected"] else ""
+    is_range = item["count"] > 1
+    low, high = (form(item["low"]), form(item["high"])) if is_range else (None, None)
+    share = f"{item['affected']} of {item['count']}" if is_range and item["affected"] else ""
     return Cell(form(item["median"]), low, high, status=item["status"], share=share, **more)
 
 

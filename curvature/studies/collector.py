@@ -137,10 +137,10 @@ def with_warnings(study: Study, problem: Problem) -> Study:
     if problem.dtype != torch.float64:
         warnings.append("computed in float32: condition numbers above about 1e6 cannot be resolved.")
     measured = {getattr(m.record, "matrix", "") for m in study.measurements}
-    if "ggn" in measured and (words := linear_words(problem)):
-        warnings.append(f"{words}.")
-    if "empirical_fisher" in measured and (words := scale_words(problem)):
-        warnings.append(words)
+    if "ggn" in measured and (sentence := linear_words(problem)):
+        warnings.append(f"{sentence}.")
+    if "empirical_fisher" in measured and (sentence := scale_words(problem)):
+        warnings.append(sentence)
     near, total = problem.kinks()
     if total and "hessian" in measured:
         warnings.append(

@@ -203,8 +203,8 @@ def _ratio_table(rows: Sequence[Row], checkpoint: str, folded: bool) -> Table:
         name += " (absolute values)" if any(row["quantity"].startswith("abs_") for row in members) else ""
         entries = (_ratio_cell(cells.get(quantity)) for quantity in names)
         by_design.setdefault(_design_words(design, arm), []).append((name, chart_label(chart, gauge), *entries))
-    several = any(row["pairs"] > 1 for row in rows)
-    reading = () if folded else (_READING.format(seeds=_SEEDS if several else ""),)
+    paired = any(row["pairs"] > 1 for row in rows)
+    reading = () if folded else (_READING.format(seeds=_SEEDS if paired else ""),)
     notes = [f"{capital(reason)}: {'; '.join(dict.fromkeys(places))}." for reason, places in left_out.items()]
     lines = [line for heading, members in by_design.items() for line in ((heading,), *members)]
     return Table(
