@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 from PIL import Image
 
 FOLDER = Path(__file__).parent
-COLORS = 64  # of a picture: a third of the size, without a difference to the eye
+COLORS = 256  # of a picture: less than half of the size, without a difference to the eye
 
 
 def scripts(*numbers: str) -> list[Path]:
