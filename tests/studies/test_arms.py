@@ -113,8 +113,15 @@ def normalized(module, kind, inputs):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-@pytest.mark.parametrize("begin", STARTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "begin"),
+    [
+        (method, begin)
+        for begin in STARTS
+        for method in METHODS
+        if begin == "centred" or "standardization" not in method
+    ],
+)
 def test_every_arm_starts_at_the_function_of_its_start(nets, kind, begin, method):
     _, problem = nets[kind]
     begun = start(problem, begin, seed=3, batch_size=9)
@@ -176,6 +183,77 @@ def test_at_the_papers_start_weight_norm_and_the_published_baseline_share_the_ta
     assert torch.allclose(across @ scaled @ across, across @ normed @ across, rtol=1e-11, atol=1e-12)
     assert float(u @ normed @ u) == pytest.approx(1.0)
     assert float(u @ scaled @ u) > 2.0
+
+
+class ByParts(nn.Module):
+    """A layer whose weight is made of trained parts by a formula written by hand."""
+
+    def __init__(self, layer, parts, make):
+        super().__init__()
+        self.layer, self.make, self.shape = copy.deepcopy(layer), make, layer.weight.shape
+        del self.layer.weight
+        self.parts = nn.ParameterDict({name: nn.Parameter(part.clone()) for name, part in parts.items()})
+
+    def forward(self, inputs):
+        weight = self.make(**{name: self.parts[name] for name in self.parts}).view(self.shape)
+        return torch.func.functional_call(self.layer, {"weight": weight}, (inputs,))
+
+
+def lengths_of(rows):
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+
+
+def by_parts(method, layer, scale):
+    """The descendants of weight normalization as their authors write them."""
+    rows = layer.weight.detach().flatten(1)
+    if method == "sphere":
+        return ByParts(layer, {"v": rows}, lambda v: lengths_of(rows) * v / lengths_of(v))
+    if method == "random-weight-factorization":
+        return ByParts(layer, {"s": scale, "v": rows / scale[:, None]}, lambda s, v: s[:, None] * v)
+
+    def centred(g, v):
+        v = v - v.mean(1, keepdim=True)
+        return g[:, None] * v / lengths_of(v)
+
+    return ByParts(layer, {"g": lengths_of(rows)[:, 0], "v": rows}, centred)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn"])
+@pytest.mark.parametrize("method", ["sphere", "random-weight-factorization", "weight-standardization"])
+@pytest.mark.parametrize("optimizer", [SGD(0.2, momentum=0.5), Adam(0.01)], ids=["momentum", "adam"])
+def test_descendants_train_as_a_module_written_by_hand(nets, kind, method, optimizer):
+    module, problem = nets[kind]
+    begun = start(problem, "centred", seed=3)
+    trainable = Arm(method, "centred").begin(begun)
+    named, parts = (
+        begun.problem.unflatten(begun.problem.weights),
+        trainable.chart.layout.unflatten(trainable.coordinates),
+    )
+    twin = copy.deepcopy(module)
+    for path, layer in module.named_children():
+        if layer in layers(module):
+            plain = copy.deepcopy(layer)
+            plain.weight.data = named[f"{path}.weight"].clone()
+            setattr(twin, path, by_parts(method, plain, parts.get(f"{path}.weight.s")))
+    found = run(begun.problem, trainable, optimizer=optimizer)
+    build = torch.optim.Adam if isinstance(optimizer, Adam) else torch.optim.SGD
+    options = {} if isinstance(optimizer, Adam) else {"momentum": 0.5}
+    moving = build(twin.parameters(), lr=optimizer.learning_rate, **options)
+    losses = [functional.cross_entropy(twin(problem.inputs), problem.targets).item()]
+    generator = torch.Generator().manual_seed(7)
+    for _ in range(4):
+        for batch in torch.randperm(12, generator=generator).split(5):
+            moving.zero_grad()
+            functional.cross_entropy(twin(problem.inputs[batch]), problem.targets[batch]).backward()
+            moving.step()
+        losses.append(functional.cross_entropy(twin(problem.inputs), problem.targets).item())
+    np.testing.assert_allclose(found.curve.losses, losses, rtol=1e-10)
+    assert abs(losses[-1] - losses[0]) > 0.005
+
+
+def test_weight_standardization_starts_at_centred_weights_only():
+    with pytest.raises(ConfigurationError, match="rows of mean zero only"):
+        Arm("weight-standardization")
 
 
 # -------------------------------------------------------------------------------------------- batch normalization
@@ -527,7 +605,9 @@ def test_impossible_arms_are_refused(nets):
     _, problem = nets["mlp"]
     with pytest.raises(ConfigurationError, match=r"the method of an arm must be one of standard, .* got 'adam'"):
         Arm("adam")
-    with pytest.raises(ConfigurationError, match="the start of an arm must be one of module, paper, got 'zero'"):
+    with pytest.raises(
+        ConfigurationError, match="the start of an arm must be one of module, paper, centred, got 'zero'"
+    ):
         Arm("standard", start="zero")
     with pytest.raises(ConfigurationError, match="starts at 'paper' weights, got 'module'"):
         Arm("standard", start="paper").begin(start(problem, "module", seed=0))

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from curvature.charts import Placebo, ScaledStandard, Standard, WeightNorm
+from curvature.charts import (
+    Placebo,
+    RandomWeightFactorization,
+    ScaledStandard,
+    Sphere,
+    Standard,
+    WeightNorm,
+    WeightStandardization,
+)
 from curvature.charts.rows import row_norms
 from curvature.errors import ConfigurationError
-from curvature.models import Problem
+from curvature.models import Problem, nearest
 from curvature.precision import full_precision
 from curvature.studies.training.initialization import Start, paper_start
 from curvature.studies.training.trainable import BatchNormalized, Trainable, Whitened
@@ -56,8 +64,12 @@ METHODS: dict[str, Callable[[Start], Trainable]] = {
     "prong": lambda start: Whitened(start.problem),
     "placebo": lambda start: Trainable(start.problem, Placebo(seed=start.seed)),
     "placebo-paper": _placebo_at_the_papers_gauge,
+    "sphere": lambda start: Trainable(start.problem, Sphere()),
+    "random-weight-factorization": lambda start: Trainable(start.problem, RandomWeightFactorization(seed=start.seed)),
+    "weight-standardization": lambda start: Trainable(start.problem, WeightStandardization()),
 }
-STARTS = ("module", "paper")
+STARTS = ("module", "paper", "centred")
+_CENTRED_ONLY = "weight-standardization"  # which cannot represent the weights of another start
 
 
 @dataclass(frozen=True)
@@ -76,17 +88,21 @@ class Arm:
     ``batch-norm``                    batch means subtracted, divided by batch deviations
     ``prong``                         every layer's input whitened, again every few steps: the positive control
     ``placebo``, ``placebo-paper``    weight norm about random directions, at either gauge: the negative control
+    ``sphere``                        $w = c\, v/\|v\|$ with $c = \|w\|$ frozen
+    ``random-weight-factorization``   $w = s v$ with $s = e^{1 + 0.1 z}$ drawn at random
+    ``weight-standardization``        $w = g (v - \bar v)/\|v - \bar v\|$; from the centred start only
     ================================  =============================================================================
 
     With ``start="paper"`` the weights are those of the data-dependent initialization, in every method, so that the
-    effects of initialization and trajectory can be separated.
+    effects of initialization and trajectory can be separated. With ``start="centred"`` every row of the module's
+    weights has lost its mean, in every method, since weight standardization can represent no others.
 
     Attributes
     ----------
     method
         One of the names above.
     start
-        ``"module"`` or ``"paper"``.
+        ``"module"``, ``"paper"`` or ``"centred"``.
 
     Raises
     ------
@@ -107,6 +123,11 @@ class Arm:
             raise ConfigurationError(f"the method of an arm must be one of {', '.join(METHODS)}, got {self.method!r}.")
         if self.start not in STARTS:
             raise ConfigurationError(f"the start of an arm must be one of {', '.join(STARTS)}, got {self.start!r}.")
+        if self.method == _CENTRED_ONLY and self.start != "centred":
+            raise ConfigurationError(
+                f"the arm {self.method!r} represents rows of mean zero only, and cannot start at {self.start!r} "
+                "weights. Use start='centred', for the arms that it is compared with too."
+            )
 
     @property
     def name(self) -> str:
@@ -130,6 +151,7 @@ def start(problem: Problem, name: str, *, seed: int, batch_size: int | None = No
         The model as it was initialized for this seed.
     name
         ``"module"``: its weights. ``"paper"``: the data-dependent initialization by the first batch of this seed.
+        ``"centred"``: its weights, with every row of a normalizable weight less its mean.
     seed, batch_size
         As in :func:`~curvature.studies.training.paper_start`.
 
@@ -140,4 +162,6 @@ def start(problem: Problem, name: str, *, seed: int, batch_size: int | None = No
     """
     if name == "paper":
         return paper_start(problem, seed=seed, batch_size=batch_size)
+    if name == "centred":
+        return Start("centred", nearest(problem, WeightStandardization()), seed)
     return Start("module", problem, seed)

@@ -31,7 +31,7 @@ class Start:
     Attributes
     ----------
     name
-        ``"module"`` or ``"paper"``.
+        ``"module"``, ``"paper"`` or ``"centred"``.
     problem
         At these weights.
     seed
