@@ -21,18 +21,12 @@ from curvature.cli.execution import (
     show_every_character,
 )
 from curvature.cli.options import RunOptions
-from curvature.cli.preparation import (
-    collected_provenance,
-    describe_data,
-    describe_model,
-    note_versions,
-    prepare,
-    written_configuration,
-)
+from curvature.cli.preparation import collected_provenance, note_versions, prepare, written_configuration
+from curvature.cli.prepared import describe_data, describe_model, with_defined_matrices
 from curvature.cli.resumption import Resumption
 from curvature.cli.rules import NAMES_OF_LAYERS, exit_on, numbers_of_analyses, parse_rules
 from curvature.cli.tables import print_table
-from curvature.cli.terminal import Terminal
+from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
     from curvature.records import Analysis
@@ -100,9 +94,10 @@ def _analyzed(
     note_versions(config, terminal)
     prepared = prepare(config, terminal, seed=config.seed)
     problem = prepared.problem(prepared.model, getattr(torch, config.dtype))
-    model = describe_model(config, f"seed {config.seed}" if config.weights is None else None)
-    data = describe_data(config, prepared.data)
-    terminal.note(f"model: {model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
+    config = with_defined_matrices(config, problem, terminal)
+    model = describe_model(config, None if config.weights or config.parameters else f"seed {config.seed}")
+    data = describe_data(config, prepared)
+    terminal.note(f"model: {model}: {problem.dim} weights in {count(len(problem.layout.entries), 'tensor')}")
     terminal.note(f"data:  {data}")
     charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
     for note in problem.notes:

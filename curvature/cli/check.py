@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from curvature._version import __version__
-from curvature.cli.configuration import SpectrumConfiguration, option_name
+from curvature.cli.configuration import SpectrumConfiguration
 from curvature.cli.execution import around_user_code, configured, show_every_character
-from curvature.cli.options import RunOptions
+from curvature.cli.options import RunOptions, option_words
 from curvature.cli.spectrum import Work, load_work
 from curvature.cli.tables import plan_lines
 from curvature.cli.terminal import Terminal, count, printable
@@ -67,7 +67,7 @@ def _next_command(flags: Mapping[str, Any], run_options: RunOptions) -> list[str
     command = ["curvature", "spectrum"]
     for name, value in flags.items():
         values = value if isinstance(value, list) else [] if value is None else [value]
-        command += [word for entry in values for word in (option_name(name), str(entry))]
+        command += option_words(name, values)
     command += [word for setting in run_options.settings or () for word in ("--set", setting)]
     if run_options.config is not None:
         command += ["--config", str(run_options.config)]
@@ -121,7 +121,7 @@ def _document(
             "version": __version__,
             "model": work.model,
             "data": work.data,
-            "loss": work.config.loss,
+            "loss": work.config.loss or problem.loss.name,
             "num_weights": problem.dim,
             "num_examples": problem.num_examples,
             "chart": problem.chart.name,

@@ -131,7 +131,7 @@ def _with_options(kind: type[Configuration], *, without: Collection[str] = ()) -
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def run(**options: Any) -> None:
-            flags = {name: options.pop(name) for name in kind.model_fields.keys() & options.keys()}
+            flags = {name: options.pop(name) for name in kind.model_fields if name in options}
             run_options = RunOptions(**options)
             with _one_message(run_options.debug):
                 command(flags, run_options)
@@ -275,7 +275,7 @@ def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 
 @app.command(epilog=_EPILOG)
-@_with_options(TrackConfiguration, without={"dry_run", "weights"})
+@_with_options(TrackConfiguration, without={"dry_run"})
 def track(flags: dict[str, Any], run_options: RunOptions) -> None:
     """Follow the curvature of a model over the checkpoints in a folder: a row for each, in the order of their steps.
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from curvature.cli.configuration import CompareConfiguration
-from curvature.cli.preparation import (
-    Prepared,
-    add_provenance,
-    describe_data,
-    describe_model,
-    note_versions,
-    prepare,
-    written_configuration,
-)
+from curvature.cli.preparation import add_provenance, note_versions, prepare, written_configuration
+from curvature.cli.prepared import Prepared, describe_data, describe_model
 from curvature.cli.resumption import Resumption
 from curvature.cli.seeds import compare_settings, measured_seeds, problem_of
 from curvature.cli.terminal import Terminal, count
@@ -61,7 +54,7 @@ def measure_compare(
         compare_settings(config),
         first,
         model=describe_model(config),
-        data=describe_data(config, prepared.data),
+        data=describe_data(config, prepared),
         config=written_configuration("compare", config),
     )
     return add_provenance(study, config, prepared, started=started)
@@ -93,8 +86,10 @@ def _prepared(config: CompareConfiguration, terminal: Terminal) -> Prepared:
     prepared = prepare(config, terminal)
     num_parameters = sum(parameter.numel() for parameter in prepared.model.parameters())
     terminal.note(f"model: {describe_model(config)}: {num_parameters} parameters")
-    terminal.note(f"data:  {describe_data(config, prepared.data)}")
-    given = "--weights" if config.weights is not None else "--model hf:" if config.model.startswith("hf:") else None
+    terminal.note(f"data:  {describe_data(config, prepared)}")
+    given = (
+        "--weights" if config.weights is not None else "--model hf:" if (config.model or "").startswith("hf:") else None
+    )
     if given is not None and config.num_seeds > 1:
         terminal.warn(f"every seed starts from the same {given}: the seeds differ only in the order of the data")
     return prepared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from curvature.cli.combinations import combined
 from curvature.cli.fields import (
     COMPUTE,
     DATA,
@@ -63,9 +64,10 @@ class Configuration(BaseModel):
     """Everything that determines the numbers: equal configurations give equal numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    refused: ClassVar[Mapping[str, str]] = {}  # fields that the command cannot use, each with the reason
 
     model: Annotated[
-        str,
+        str | None,
         Shown(
             MODEL,
             "NAME",
@@ -74,6 +76,27 @@ class Configuration(BaseModel):
             "save_pretrained of transformers writes them), or model.pt2 from torch.export.",
         ),
     ] = "builtin:digits-mlp"
+    function: Annotated[
+        str | None,
+        Shown(
+            MODEL,
+            "NAME",
+            "A function of named tensors in place of model, loss and data: package.module:function or "
+            "path/file.py:function. With --parameters, the function that is measured. Without, a factory that returns "
+            "a cv.Problem, (function, parameters) or (function, parameters, data).",
+        ),
+    ] = None
+    parameters: Annotated[
+        str | None,
+        Shown(
+            MODEL,
+            "FILE",
+            "Where --function is measured: .npz, .safetensors or .pt (the function gets a dictionary of tensors by "
+            "name), or .npy (it gets one tensor). With --data it is called as function(parameters, x, y), or with "
+            "arrays of other names by name; with --loss it returns the outputs that the loss compares with the "
+            "targets.",
+        ),
+    ] = None
     weights: Annotated[
         str | None,
         Shown(
@@ -132,25 +155,35 @@ class Configuration(BaseModel):
         ),
     ] = None
     data: Annotated[
-        str,
+        str | None,
         Shown(
             DATA,
             "NAME",
             "builtin:digits, builtin:breast-cancer, builtin:wine, builtin:diabetes or builtin:housing; a .npz or .pt "
-            "file with x and y; a .csv file with --target; mnist:FOLDER or cifar10:FOLDER with downloaded files; or "
-            "package.module:loader.",
+            "file with x and y; a folder with x.npy and y.npy; a .csv file with --target; mnist:FOLDER or "
+            "cifar10:FOLDER with downloaded files; or package.module:loader.",
         ),
     ] = "builtin:digits"
+    stream: Annotated[
+        bool,
+        Shown(
+            DATA,
+            "",
+            "Read the data in parts, again for every product, for data larger than memory: a loader that returns a "
+            "DataLoader or an IterableDataset, a .npz file that is not compressed, or a folder of .npy files.",
+        ),
+    ] = False
     target: Annotated[
         str | None,
         Shown(
             DATA,
             "NAME",
-            "Column of the .csv file to predict, or entry of the .npz or .pt file; the others are inputs by name.",
+            "Column of the .csv file to predict, or entry of the .npz or .pt file or the folder; the others are inputs "
+            "by name.",
         ),
     ] = None
     loss: Annotated[
-        str,
+        str | None,
         Shown(
             DATA,
             "NAME",
@@ -182,6 +215,11 @@ class Configuration(BaseModel):
             "machine 1 is fastest.",
         ),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fit_together(cls, values: Any) -> Any:
+        return combined(values, cls.refused) if isinstance(values, Mapping) else values
 
 
 class SpectrumConfiguration(Configuration):
@@ -251,6 +289,14 @@ class SpectrumConfiguration(Configuration):
 class CompareConfiguration(Configuration):
     """Configuration of ``curvature compare``; the defaults are those of ``curvature.studies.quick_settings``."""
 
+    refused = {
+        "stream": "compare trains on the examples in random order, so they must fit into memory. Use fewer with "
+        "--num-examples, or measure the trained weights with curvature spectrum --stream",
+        "function": "compare trains networks with and without weight normalization, and a function has no layers. Use "
+        "curvature spectrum",
+        "parameters": "compare trains networks, and takes no function. Use curvature spectrum",
+    }
+
     matrix: Matrices = ("hessian", "ggn", "gradient-covariance")
     full: Annotated[
         bool,
@@ -294,6 +340,13 @@ class AnalyzeConfiguration(Configuration):
 class TrackConfiguration(Configuration):
     """Configuration of ``curvature track``."""
 
+    refused = {
+        "weights": "track reads the weights from the checkpoints in FOLDER; leave out --weights",
+        "function": "track follows a model over its checkpoints. Measure a function at each point with curvature "
+        "spectrum --function NAME --parameters FILE",
+        "parameters": "track reads the weights from the checkpoints in FOLDER",
+    }
+
     folder: Annotated[str | None, Shown(MODEL, "FOLDER", "Folder with checkpoints.", argument=True)] = None
     pattern: Annotated[
         str,
@@ -332,8 +385,6 @@ class TrackConfiguration(Configuration):
     def _names_a_folder(self) -> Self:
         if self.folder is None:
             raise ValueError("name the folder with the checkpoints: curvature track FOLDER")
-        if self.weights is not None:
-            raise ValueError("track reads the weights from the checkpoints in FOLDER; leave out --weights")
         return self
 
 

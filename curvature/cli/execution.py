@@ -198,7 +198,7 @@ def _print_next_steps(command: str, config: Configuration, terminal: Terminal, o
         if files := list((out / "eigenvectors").glob("*.safetensors")):
             terminal.note(f"eigenvectors: {count(len(files), 'file')} in {out / 'eigenvectors'}")
         terminal.note(f"next: {command_again(command, config, out, '--out', f'{out}-again')} repeats this run")
-    elif command == "spectrum":
+    elif command == "spectrum" and not any(getattr(config, name) for name in CompareConfiguration.refused):
         compare = shlex.join(["curvature", "compare", *model_and_data(config)])
         terminal.note(f"next: add --out runs/NAME for a report with figures, or train: {compare}")
     else:

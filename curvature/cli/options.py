@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from curvature.cli.completion import completion_of
 from curvature.cli.configuration import DATA, MODEL, PANELS, Argument, Configuration, Shown, option_name
 
-__all__ = ["RunOptions", "model_and_data", "signature"]
+__all__ = ["RunOptions", "model_and_data", "option_words", "signature"]
 
 _OUTPUT, _RUN = "Output", "Run"
 
@@ -137,11 +137,33 @@ def model_and_data(config: Configuration) -> list[str]:
     arguments = []
     for name, field, mark in _shown_fields(type(config)):
         value = getattr(config, name)
-        if mark.panel not in (MODEL, DATA) or value == field.default:
+        if mark.panel not in (MODEL, DATA) or value is None or value == field.default:
             continue
-        for item in [f"{key}={_argument_text(entry)}" for key, entry in value.items()] if name == "arg" else [value]:
-            arguments += [option_name(name), str(item)]
+        values = [f"{key}={_argument_text(entry)}" for key, entry in value.items()] if name == "arg" else [value]
+        arguments += option_words(name, values)
     return arguments
+
+
+def option_words(field: str, values: Iterable[object]) -> list[str]:
+    """Write an option as it is typed: repeated for several values, alone for a switch that is on.
+
+    Parameters
+    ----------
+    field
+        Its name in the configuration.
+    values
+        Of the option.
+
+    Returns
+    -------
+    list of str
+        Words of a command line.
+    """
+    return [
+        word
+        for value in values
+        for word in ([option_name(field)] if value is True else [option_name(field), str(value)])
+    ]
 
 
 def _argument_text(value: Argument | list[Argument]) -> str:
@@ -174,7 +196,12 @@ def _configuration_options(kind: type[Configuration]) -> Iterator[inspect.Parame
             continue
         names = [option_name(name), *([mark.short] if mark.short else [])]
         option = _option(
-            mark.panel, mark.metavar, mark.help + _default_text(field), *names, autocompletion=completion_of(name)
+            mark.panel,
+            mark.metavar,
+            mark.help + _default_text(field),
+            *names,
+            autocompletion=completion_of(name),
+            hidden=name in kind.refused,  # its use ends in the reason
         )
         # None, so that an option that was not used does not hide the value of a file.
         yield _keyword(name, Annotated[_parsed_type(field.annotation), option], None)

@@ -1,4 +1,4 @@
-"""What both commands do before they measure: load the model, the data and the loss, and choose device and threads."""
+"""What every command does before it measures: load what its configuration names, and choose device and threads."""
 
 from __future__ import annotations
 
@@ -6,33 +6,28 @@ import contextlib
 import os
 import platform
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from curvature._version import __version__
 from curvature.cli.configuration import Configuration
-from curvature.cli.terminal import Terminal, count, one_line
-from curvature.errors import ConfigurationError, CurvatureError, InputError
+from curvature.cli.functions import prepare_function
+from curvature.cli.prepared import Prepared, content_hashes
+from curvature.cli.terminal import Terminal, count
+from curvature.errors import ConfigurationError
 from curvature.machine import num_processors
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from curvature.models import Problem
-    from curvature.models.losses import Loss
     from curvature.records import Study
 
 __all__ = [
-    "Prepared",
     "add_provenance",
     "collected_provenance",
-    "content_hashes",
-    "describe_data",
-    "describe_model",
     "limited_threads",
     "note_versions",
     "prepare",
@@ -43,51 +38,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
-class Prepared(NamedTuple):
-    """Everything that a configuration names, loaded."""
-
-    build: Callable[[int], nn.Module]  # from a seed to the model on its device
-    model: nn.Module  # at the first seed
-    data: Any  # inputs and targets, or inputs alone for the loss of the model
-    loss: Loss
-    output: str | int | None = None  # where the outputs are in what the model returns
-    weight_decay: float = 0.0
-    freeze: str | None = None  # pattern of parameters to freeze
-    train_only: str | None = None  # pattern of the only parameters that are not frozen
-
-    def problem(self, model: nn.Module, dtype: torch.dtype | None = None) -> Problem:
-        """Build the problem of a model with these data and this loss, in double precision unless told otherwise."""
-        import torch
-
-        from curvature.models import Problem
-
-        problem = Problem.from_module(
-            model,
-            loss=self.loss,
-            data=self.data,
-            output=self.output,
-            dtype=dtype or torch.float64,
-            weight_decay=self.weight_decay,
-        )
-        if self.train_only is not None:
-            problem = _restricted(problem, self.train_only, "--train-only", keep=True)
-        return problem if self.freeze is None else _restricted(problem, self.freeze, "--freeze", keep=False)
-
-
-def _restricted(problem: Problem, pattern: str, option: str, *, keep: bool) -> Problem:
-    """Freeze the parameters that match a pattern, or all others."""
-    try:
-        matching = problem.layout.select(pattern).slices
-        names = [name for name in problem.layout.slices if (name in matching) == keep]
-        if not names:
-            raise InputError("it freezes every parameter, so nothing is left to train. Freeze fewer.")
-        return problem.subset("|".join(f"^{re.escape(name)}$" for name in names))
-    except CurvatureError as error:
-        raise type(error)(f"{option} {pattern}: {error}") from error
-
-
 def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prepared:
-    """Load the loss, the model and the data.
+    """Load the model, the loss and the data, or the function in their place.
 
     Parameters
     ----------
@@ -112,15 +64,21 @@ def prepare(config: Configuration, terminal: Terminal, *, seed: int = 0) -> Prep
     """
     from curvature.cli import loading
 
+    if config.function is not None:
+        return prepare_function(config, terminal, device=_device(config), seed=seed)
+    assert config.loss is not None
+    assert config.data is not None
     loss = loading.load_loss(config.loss, terminal.say)
     build = _model_builder(config, terminal)
     model = build(seed)
-    data = loading.load_data(
+    load: Callable[..., Any] = loading.load_stream
+    if not config.stream:
+        load = partial(loading.load_data, image=loading.takes_images(model))
+    data = load(
         config.data,
         loss,
         target=config.target,
         num_examples=config.num_examples,
-        image=loading.takes_images(model),
         say=terminal.say,
         forward=model.forward,
     )
@@ -132,6 +90,7 @@ def _model_builder(config: Configuration, terminal: Terminal) -> Callable[[int],
     """Build a function from a seed to the model on its device, with the user's weights."""
     from curvature.cli import loading
 
+    assert config.model is not None
     device = _device(config)
     build = loading.load_model(config.model, config.arg, terminal.say)
     if config.weights is None:
@@ -184,60 +143,6 @@ def note_versions(config: Configuration, terminal: Terminal) -> None:
         f"curvature {__version__}, python {platform.python_version()}, torch {torch.__version__}, {config.device}, "
         f"{count(torch.get_num_threads(), 'thread')}, {config.dtype}"
     )
-
-
-def describe_model(config: Configuration, detail: str | None = None) -> str:
-    """Describe the model in one line.
-
-    Parameters
-    ----------
-    config
-        Names the model, its arguments and its weights.
-    detail
-        Added at the end, e.g. ``seed 3``.
-
-    Returns
-    -------
-    str
-        E.g. ``builtin:digits-mlp(widths=2), seed 3``.
-    """
-    arguments = ", ".join(f"{name}={value}" for name, value in config.arg.items())
-    text = config.model + (f"({arguments})" if arguments else "")
-    added = [name for name in (config.weights, config.adapter) if name]
-    text += f" with {' and '.join(added)}" if added else ""
-    return one_line(text + (f", {detail}" if detail else ""))
-
-
-def describe_data(config: Configuration, data: Any) -> str:
-    """Describe data and loss in one line.
-
-    Parameters
-    ----------
-    config
-        Names them.
-    data
-        Inputs and targets, or inputs alone.
-
-    Returns
-    -------
-    str
-        E.g. ``builtin:digits: 100 examples of 64, classes 0 to 9, loss cross-entropy``.
-    """
-    from torch import Tensor
-
-    inputs, targets = data if isinstance(data, tuple) and config.loss != "model" else (data, None)
-    leaves = _named(inputs)
-    shapes = ", ".join(f"{name} {_shape(leaf)}".strip() for name, leaf in leaves.items())
-    examples = len(next(iter(leaves.values())))
-    classes = ""
-    if isinstance(targets, Tensor) and not targets.is_floating_point():
-        classes = f", classes {int(targets.min())} to {int(targets.max())}"
-    decay = f", weight decay {config.weight_decay:g}" if config.weight_decay else ""
-    return one_line(f"{config.data}: {examples} examples of {shapes}{classes}, loss {config.loss}{decay}")
-
-
-def _shape(inputs: Tensor) -> str:
-    return " x ".join(map(str, inputs.shape[1:])) or "1"
 
 
 def written_configuration(command: str, config: Configuration) -> dict[str, Any]:
@@ -299,56 +204,6 @@ def collected_provenance(config: Configuration, prepared: Prepared, *, started: 
     return provenance.collect(
         started=started, device=config.device, dtype=config.dtype, **content_hashes(config, prepared)
     )
-
-
-def content_hashes(config: Configuration, prepared: Prepared) -> dict[str, Any]:
-    """Hash the model, the data, the named files, and the files that define the model's classes.
-
-    Parameters
-    ----------
-    config
-        Names the files.
-    prepared
-        The loaded model and data.
-
-    Returns
-    -------
-    dict
-        ``model_sha256``, ``data_sha256``, and ``files_sha256`` by path.
-    """
-    from curvature.provenance import hash_file, hash_tensors
-
-    tensors = dict(prepared.model.named_parameters()) | dict(prepared.model.named_buffers())
-    return {
-        "model_sha256": hash_tensors(tensors),
-        "data_sha256": hash_tensors(_named(prepared.data)),
-        "files_sha256": {name: hash_file(name) for name in _files(config, prepared.model)},
-    }
-
-
-def _files(config: Configuration, model: nn.Module) -> list[str]:
-    """Files that are named, and those with the code of models, data and losses, unless it is installed."""
-    named = [config.weights, config.data]
-    folders = [config.model.removeprefix("hf:") if config.model.startswith("hf:") else None, config.adapter]
-    named += [str(file) for name in folders if name for file in sorted(Path(name).expanduser().glob("*config.json"))]
-    code = [type(module).__module__ for module in model.modules()]
-    for spec in (config.model, config.data, config.loss):
-        place = spec.rpartition(":")[0] or spec
-        named.append(place)
-        code.append(place)
-    sources = [getattr(sys.modules.get(name), "__file__", None) for name in code]
-    named += [source for source in sources if source and "site-packages" not in Path(source).parts]
-    package = Path(__file__).parents[1]
-    by_place = {Path(name).resolve(): name for name in reversed(named) if name and Path(name).is_file()}
-    return sorted(name for place, name in by_place.items() if package not in place.parents)
-
-
-def _named(data: Any) -> dict[str, Tensor]:
-    """The tensors of the data by name; those of a plain pair are called 0 and 1."""
-    from curvature.models.trees import leaves_by_name
-
-    leaves = leaves_by_name(data, "")
-    return {re.sub(r"['\]]", "", name).removeprefix("[").replace("[", "."): leaf for name, leaf in leaves}
 
 
 @contextlib.contextmanager

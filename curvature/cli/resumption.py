@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from curvature._version import __version__
 from curvature.cli.configuration import Configuration
 from curvature.cli.options import RunOptions
-from curvature.cli.preparation import Prepared, content_hashes, written_configuration
+from curvature.cli.preparation import written_configuration
+from curvature.cli.prepared import Prepared, content_hashes
 from curvature.cli.terminal import Terminal, count, one_line
 from curvature.errors import ConfigurationError
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from curvature.cli.configuration import MATRICES, CompareConfiguration
-from curvature.cli.preparation import Prepared, prepare
+from curvature.cli.preparation import prepare
+from curvature.cli.prepared import Prepared
 from curvature.cli.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ _OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
 # Fields that can name code to run, and the prefixes of names that do not.
 _CODE: dict[str, tuple[str, ...]] = {
     "model": ("builtin:", "hf:"),
+    "function": (),
     "data": ("builtin:", "mnist:", "cifar10:"),
     "loss": (),
 }
@@ -112,7 +113,7 @@ def names_code(config: Configuration) -> bool:
     bool
         False if the model, the data and the loss are built in or read from files.
     """
-    return any(_names_code(key, getattr(config, key)) for key in _CODE)
+    return any(_names_code(key, getattr(config, key) or "") for key in _CODE)
 
 
 def _file_entries(file: Path | None, command: str) -> Iterator[_Entry]:
@@ -180,9 +181,9 @@ def _refuse_code_from_files(entries: Iterable[_Entry]) -> None:
 
 
 def _names_code(key: str, value: str) -> bool:
-    if key not in _CODE or value.startswith(_CODE[key]):
+    if not value or key not in _CODE or value.startswith(_CODE[key]):
         return False
-    return key == "model" or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
+    return key in ("model", "function") or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
 
 
 def _read_toml(path: Path, command: str) -> dict[str, Any]:

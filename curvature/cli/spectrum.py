@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from curvature.cli import tables
 from curvature.cli.configuration import MATRICES, SpectrumConfiguration
-from curvature.cli.preparation import (
-    Prepared,
-    add_provenance,
-    describe_data,
-    describe_model,
-    note_versions,
-    prepare,
-    written_configuration,
-)
+from curvature.cli.preparation import add_provenance, note_versions, prepare, written_configuration
+from curvature.cli.prepared import Prepared, describe_data, describe_model, with_defined_matrices
 from curvature.cli.resumption import Resumption
-from curvature.cli.terminal import Terminal
+from curvature.cli.terminal import Terminal, count
 
 if TYPE_CHECKING:
     from curvature.charts import Parameterization
@@ -83,7 +76,7 @@ def measure_spectrum(
             work.problem,
             work.settings,
             model=_describe_model(config),
-            data=describe_data(config, work.prepared.data),
+            data=describe_data(config, work.prepared),
             config=written_configuration("spectrum", work.config),
             progress=progress,
             announce=announce,
@@ -117,7 +110,7 @@ def _work(config: SpectrumConfiguration, terminal: Terminal) -> Work:
     """Load everything, and note what was loaded."""
     work = load_work(config, terminal)
     problem = work.problem
-    terminal.note(f"model: {work.model}: {problem.dim} weights in {len(problem.layout.entries)} tensors")
+    terminal.note(f"model: {work.model}: {problem.dim} weights in {count(len(problem.layout.entries), 'tensor')}")
     terminal.note(f"data:  {work.data}")
     return work
 
@@ -145,17 +138,17 @@ def load_work(config: SpectrumConfiguration, terminal: Terminal) -> Work:
     note_versions(config, terminal)
     prepared = prepare(config, terminal, seed=config.seed)
     problem = prepared.problem(prepared.model, getattr(torch, config.dtype))
-    config = _with_charts(config, problem.chart)
+    config = _with_charts(with_defined_matrices(config, problem, terminal), problem.chart)
     arguments: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
     arguments["num_vectors"] = config.save_eigenvectors or 0
     arguments["matrices"] = [MATRICES[name] for name in config.matrix]
     arguments["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
-    words = _describe_model(config), describe_data(config, prepared.data)
+    words = _describe_model(config), describe_data(config, prepared)
     return Work(config, prepared, problem, SpectrumSettings(**arguments), *words)
 
 
 def _describe_model(config: SpectrumConfiguration) -> str:
-    return describe_model(config, f"seed {config.seed}" if config.weights is None else None)
+    return describe_model(config, None if config.weights or config.parameters else f"seed {config.seed}")
 
 
 def _with_charts(config: SpectrumConfiguration, model_chart: Parameterization) -> SpectrumConfiguration:

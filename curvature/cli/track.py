@@ -23,15 +23,8 @@ from curvature.cli.execution import (
     show_every_character,
 )
 from curvature.cli.options import RunOptions
-from curvature.cli.preparation import (
-    Prepared,
-    collected_provenance,
-    describe_data,
-    describe_model,
-    note_versions,
-    prepare,
-    written_configuration,
-)
+from curvature.cli.preparation import collected_provenance, note_versions, prepare, written_configuration
+from curvature.cli.prepared import Prepared, describe_data, describe_model
 from curvature.cli.resumption import Resumption
 from curvature.cli.rules import NAMES_OF_CHECKPOINTS, exit_on, numbers_of_checkpoints, parse_rules
 from curvature.cli.tables import print_table
@@ -125,7 +118,7 @@ def _tracked(
     note_versions(config, terminal)
     checkpoints = loading.find_checkpoints(config.folder, config.pattern)
     prepared = prepare(config.model_copy(update={"key": None, "strip_prefix": None}), terminal, seed=config.seed)
-    model, data = describe_model(config), describe_data(config, prepared.data)
+    model, data = describe_model(config), describe_data(config, prepared)
     terminal.note(f"model: {model}")
     terminal.note(f"data:  {data}")
     before: list[CheckpointSummary] = []

@@ -96,6 +96,7 @@ def sum_routes(first: Routes, second: Routes) -> Routes:
         first.products.fixed_bytes + second.products.fixed_bytes,
         first.products.column_bytes + second.products.column_bytes,
         _added(first.products.multiplications, second.products.multiplications),
+        first.products.passes + second.products.passes,
     )
     return Routes(entries, factor, cost, first.numpy_blas and second.numpy_blas)
 

@@ -18,7 +18,7 @@ from curvature.linalg.memory import USABLE, free_memory, memory_text
 from curvature.linalg.operator import SymmetricOperator, require_operator
 from curvature.linalg.routes import SLOWER
 from curvature.linalg.speed import multiplication_rate, product_seconds, seconds_text
-from curvature.linalg.work import CHECKS, Counts, ends, method_bytes, method_work, num_products, rank_work
+from curvature.linalg.work import CHECKS, Counts, ends, method_bytes, method_work, num_passes, num_products, rank_work
 from curvature.precision import full_precision
 from curvature.records import Located, Where
 from curvature.removed import removed
@@ -54,6 +54,8 @@ class Plan(Located):
         Accuracy of the result, and what it does not contain.
     rejected
         The other methods, each with the reason against it.
+    passes
+        About how often data that are not in memory are read, with the self-checks; 0 if the data are in memory.
     """
 
     where: Where
@@ -66,6 +68,7 @@ class Plan(Located):
     resolves: str
     rejected: tuple[tuple[str, str], ...] = ()
     rank_seconds: float | None = 0.0
+    passes: int = 0
 
     def __repr__(self) -> str:
         return f"Plan({self.label}, {self.wanted} by {self.method}, {memory_text(self.num_bytes)})"
@@ -73,7 +76,7 @@ class Plan(Located):
     def __str__(self) -> str:
         return (
             f"{self.label}, {self.dim} x {self.dim}: {self.method}, {memory_text(self.num_bytes)}, "
-            f"{_time_text([self])} ({self.reason}); gives {self.resolves}"
+            f"{_cost_text([self])} ({self.reason}); gives {self.resolves}"
         )
 
 
@@ -169,6 +172,7 @@ def plan(
         _resolves(operator, chosen, counts),
         tuple(rejected.items()),
         _rank_seconds(operator, chosen),
+        num_passes(operator, chosen, counts),
     )
 
 
@@ -260,7 +264,7 @@ def summary(parts: Sequence[Plan]) -> str:
     Returns
     -------
     str
-        One line with the largest memory and the total time.
+        One line with the largest memory, the total time, and the passes over streamed data.
     """
     methods = list(dict.fromkeys(part.method for part in parts))
     exact = set(methods) <= set(EXACT)
@@ -269,7 +273,13 @@ def summary(parts: Sequence[Plan]) -> str:
     number = f"{len(parts)} spectra" if len(parts) > 1 and exact else ""
     shape = f"up to {size} x {size}" if len(parts) > 1 else f"{size} x {size}"
     memory = memory_text(max(part.num_bytes for part in parts))
-    return ", ".join(filter(None, (f"{subject} ({', '.join(methods)})", number, shape, memory, _time_text(parts))))
+    return ", ".join(filter(None, (f"{subject} ({', '.join(methods)})", number, shape, memory, _cost_text(parts))))
+
+
+def _cost_text(parts: Sequence[Plan]) -> str:
+    """Time of several plans as text, and how often they read data that are not in memory."""
+    passes = sum(part.passes for part in parts)
+    return _time_text(parts) + (f", reads the data about {passes} times" if passes else "")
 
 
 def _time_text(parts: Sequence[Plan]) -> str:

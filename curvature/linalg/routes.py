@@ -115,11 +115,14 @@ class ProductCost:
         Memory of a product: a constant, and an amount for each column.
     multiplications
         Multiply-adds of a product with one vector; None if they are not counted.
+    passes
+        How often a product with any number of vectors reads data that are not in memory; 0 if it reads none.
     """
 
     fixed_bytes: float = 0.0
     column_bytes: float = 0.0
     multiplications: float | None = None
+    passes: int = 0
 
     @property
     def columns_at_once(self) -> int:

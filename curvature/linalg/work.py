@@ -5,11 +5,12 @@ The unit of work is a multiply-add of a large matrix product. Slower operations 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from curvature.linalg.block_matrix import BlockMatrix
 from curvature.linalg.rank import FACTOR_DIM, FACTOR_WORK, MAX_NULL_DIRECTIONS, SPARE_SUMS
-from curvature.linalg.routes import SLOWER
+from curvature.linalg.routes import COLUMNS_AT_ONCE, SLOWER
 
 __all__ = [
     "CHECKS",
@@ -19,6 +20,7 @@ __all__ = [
     "exact_bytes",
     "method_bytes",
     "method_work",
+    "num_passes",
     "num_products",
     "rank_work",
 ]
@@ -28,6 +30,9 @@ __all__ = [
 _EIGENVALUES, _EIGENVECTORS, _QR, _SINGULAR_VALUES = 3.0, 10.0, 1.0, 6.0
 _FORMING = 200.0  # for each number of a factor, which is computed, allocated, copied and read by LAPACK
 _COLLECTING = 600.0  # for each number of the known null directions
+# Passes of the self-checks and of the rank over data that are not in memory: measured 3 to 5 for a factor, and 7 or 8
+# where gradients are taken too, by differences for the Hessian and as the mean of a covariance.
+_CHECK_PASSES, _WITH_GRADIENTS = 5, 7
 CHECKS, _COMBINATIONS = 50, 32  # products of the self-checks; products that verify null directions
 
 
@@ -185,6 +190,38 @@ def num_products(operator: BlockMatrix, method: str, counts: Counts) -> int:
     if method == "slq":
         return min(counts.num_matvecs, dim) * counts.num_probes
     return dim if method == "dense" and (entries is None or entries.multiplications is None) else 0
+
+
+def num_passes(operator: BlockMatrix, method: str, counts: Counts) -> int:
+    """Count the passes of a method over data that are not in memory, with those of the self-checks.
+
+    Parameters
+    ----------
+    operator
+        The matrix.
+    method
+        See :func:`method_bytes`.
+    counts
+        Size of the requested result.
+
+    Returns
+    -------
+    int
+        0 if the data are in memory. For Lanczos an estimate, as its number of products.
+    """
+    each = operator.routes.products.passes
+    if not each:
+        return 0
+    together, products = operator.routes.products.columns_at_once, num_products(operator, method, counts)
+    if method == "slq":
+        blocks = min(counts.num_matvecs, operator.dim) * math.ceil(counts.num_probes / together)
+    elif method == "dense" and products:
+        width = min(COLUMNS_AT_ONCE, operator.dim)
+        blocks = math.ceil(operator.dim / width) * math.ceil(width / together)
+    else:
+        blocks = products or 1  # the factor is computed in one pass
+    gradients = operator.routes.factor is None or operator.facts.centred
+    return each * blocks + (_WITH_GRADIENTS if gradients else _CHECK_PASSES) + int(counts.vectors)
 
 
 def method_work(operator: BlockMatrix, method: str, counts: Counts) -> float:

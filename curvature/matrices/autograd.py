@@ -63,9 +63,13 @@ def kept_graphs(problem: Problem, build: Callable[[slice], tuple]) -> Callable[[
     Callable
         Returns the graphs; they are kept from one product to the next if there are at most four chunks.
     """
-    if problem.num_examples > _KEPT_CHUNKS * problem.chunk_size:
+    if not _keeps_graphs(problem):
         return lambda: map(build, problem.chunks())
     return cache(lambda: [build(examples) for examples in problem.chunks()])
+
+
+def _keeps_graphs(problem: Problem) -> bool:
+    return problem.num_examples <= _KEPT_CHUNKS * problem.chunk_size
 
 
 def split_columns(problem: Problem, block: Float[Tensor, "weights columns"]) -> list[Float[Tensor, "columns ..."]]:
@@ -253,7 +257,7 @@ def product_cost(problem: Problem) -> ProductCost:
     Returns
     -------
     ProductCost
-        With memory; multiplications are not counted.
+        With memory, and passes over streamed data; multiplications are not counted.
     """
     named = problem.leaves()
     outputs, each = _saved_bytes(problem, named)
@@ -262,7 +266,8 @@ def product_cost(problem: Problem) -> ProductCost:
     vector = 4.0 * problem.dim * problem.weights.element_size()
     # The graph of a gradient holds the tensors of a forward and a backward pass, and its backward pass as many again. A
     # column of a batched backward pass adds one tangent for each tensor.
-    return ProductCost(4.0 * each, vector + (each if batches_backward(problem) else 0))
+    column = vector + (each if batches_backward(problem) else 0)
+    return ProductCost(4.0 * each, column, passes=int(problem.is_streamed and not _keeps_graphs(problem)))
 
 
 def _saved_bytes(problem: Problem, named: dict[str, Tensor]) -> tuple[Tensor, int]:

@@ -97,7 +97,7 @@ def trace_layers(
     if problem.is_streamed:
         raise NotDefinedError(
             "this needs the inputs of every layer for all examples in memory, and the data are streamed. Leave "
-            "stream=True out, with fewer examples if they do not fit into memory."
+            "stream=True (--stream) out, with fewer examples if they do not fit into memory."
         )
     packed = problem.function.reader.packed
     recorded: dict[str, list[_Piece]] = {}

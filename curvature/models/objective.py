@@ -15,14 +15,15 @@ from torch import Tensor
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.assembly import assemble
 from curvature.models.behaviour import cuda_devices, untouched_generators
-from curvature.models.data import DataLike, Packed, materialize
+from curvature.models.data import DataLike, Packed, materialize, open_stream
 from curvature.models.data.reading import array_as_tensor
 from curvature.models.losses import Loss, LossLike, Objective, PerExample
 from curvature.models.module.named import NamedTensors
 from curvature.models.module.refusal import common_type
 from curvature.models.penalty import PenaltyTerms
 from curvature.models.point import Point
-from curvature.models.trees import as_type, structure_of
+from curvature.models.streaming import assemble_streamed
+from curvature.models.trees import as_type, structure_of, tree_of
 from curvature.models.trial.differences import fixed_direction
 from curvature.models.trial.objective import tried
 
@@ -40,6 +41,7 @@ class FunctionOptions(NamedTuple):
     dtype: torch.dtype | None = torch.float64
     chunk_size: int | None = None
     name: str | None = None
+    stream: bool = False
 
 
 def assemble_function(
@@ -57,7 +59,7 @@ def assemble_function(
     loss, parameters, data, outputs
         The arguments of :meth:`Problem.from_function <curvature.models.Problem.from_function>`.
     options
-        Its arguments ``dtype``, ``chunk_size`` and ``name``.
+        Its arguments ``dtype``, ``chunk_size``, ``name`` and ``stream``.
     terms
         Its arguments ``penalty`` and ``weight_decay``.
 
@@ -80,11 +82,45 @@ def assemble_function(
     tensors, only = _named(parameters, function)
     held = NamedTensors(function, tensors, name, only=only, takes_inputs=data is not None)
     with untouched_generators(cuda_devices(held)):
+        if options.stream:
+            return _streamed(loss, held, data, options, terms, of_outputs=outputs is not None)
         if outputs is None:
             loss, data, notes = _of_parameters(held, function, data, *common_type(held, options.dtype))
         else:
             loss, data, notes = _of_outputs(loss, held, function, data, *common_type(held, options.dtype))
         point = assemble(held, loss, data, output=None, dtype=options.dtype, chunk_size=options.chunk_size, terms=terms)
+    return replace(point, notes=(*notes, *point.notes))
+
+
+def _streamed(
+    loss: LossLike,
+    held: NamedTensors,
+    data: DataLike | None,
+    options: FunctionOptions,
+    terms: PenaltyTerms,
+    *,
+    of_outputs: bool,
+) -> Point:
+    """Try the function on the first examples of a stream, and assemble it as a streamed module."""
+    if data is None:
+        raise ConfigurationError(
+            f"stream=True reads data in parts, and the function {held.name!r} has no data. Leave stream=True out."
+        )
+    function = held.function
+    notes: list[str] = []
+    stream = open_stream(data, with_targets=of_outputs, say=notes.append)
+    head = as_type(tree_of(stream.read(slice(0, _TRIED))[0]), *common_type(held, options.dtype))
+    value = tried(_on(function, structure_of(head)), held, common_type(held, options.dtype)[0])
+    if not of_outputs:
+        loss = Objective(name=held.name)
+        if value.shape != (len(head),):
+            raise InputError(
+                f"the function {held.name!r} returns a tensor of shape {tuple(value.shape)} for {len(head)} examples. "
+                "Streamed data are read in parts, so it must return one number for each example, to be averaged."
+            )
+    point = assemble_streamed(
+        held, loss, stream, output=None, dtype=options.dtype, chunk_size=options.chunk_size, terms=terms
+    )
     return replace(point, notes=(*notes, *point.notes))
 
 

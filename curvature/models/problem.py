@@ -160,6 +160,7 @@ class Problem(Point):
         chunk_size: int | None = None,
         penalty: PenaltyFunction | None = None,
         weight_decay: WeightDecay = 0.0,
+        stream: bool = False,
     ) -> Problem:
         """Build a problem from any scalar function of named tensors.
 
@@ -182,8 +183,8 @@ class Problem(Point):
             ``loss(outputs(parameters))``, which then has a GGN.
         name
             Of the function, in records and messages; None: its own.
-        dtype, chunk_size, penalty, weight_decay
-            As in :meth:`from_module`.
+        dtype, chunk_size, penalty, weight_decay, stream
+            As in :meth:`from_module`. A function of streamed data, without ``outputs``, returns one number an example.
 
         Returns
         -------
@@ -209,8 +210,7 @@ class Problem(Point):
         [[802.0, -400.0], [-400.0, 200.0]]
         """
         with full_precision():
-            options = FunctionOptions(dtype, chunk_size, name)
-            terms = PenaltyTerms(penalty, weight_decay)
+            terms, options = PenaltyTerms(penalty, weight_decay), FunctionOptions(dtype, chunk_size, name, stream)
             return cls(**vars(assemble_function(loss, parameters, data, outputs, options, terms)))
 
     @full_precision()

@@ -165,6 +165,11 @@ def _refuse_untrainable(problem: Problem) -> None:
             "the study trains by batches of examples, but packed graphs are one example. Spectra, and cv.measure at "
             "weights that you trained, take them as they are."
         )
+    if problem.is_streamed:
+        raise ConfigurationError(
+            "the study trains on examples in random order, and streamed data are read in their own. Build the problem "
+            "without stream=True, with fewer examples if they do not fit into memory."
+        )
     if reader.own_loss:
         raise ConfigurationError(
             "the study needs the outputs of the model, for GGN and Fisher, but loss='model' gives only its loss. Name "

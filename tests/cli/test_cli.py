@@ -135,7 +135,9 @@ def test_help_documents_every_exit_code_and_key(command):
         assert f"{code} {commands.EXIT_WORDS[ExitCode(code)].split()[0]}" in text
     fields = configuration.KINDS[command].model_fields.keys()
     by_set_alone = {"momentum", "stretches", "relative_dampings", "gradient", "threshold", "tuning_epochs"}
-    assert [name for name in fields - by_set_alone if f"--{name.replace('_', '-')}" not in text] == []
+    refused = configuration.KINDS[command].refused.keys()
+    assert [name for name in fields - by_set_alone - refused if f"--{name.replace('_', '-')}" not in text] == []
+    assert [name for name in refused if f"--{name}" in text] == []
 
 
 def test_names_and_defaults_are_those_of_the_library():

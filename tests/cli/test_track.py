@@ -249,7 +249,7 @@ def test_a_step_in_a_name(here, name, step):
         (["ckpt", "--method", "slq"], "--method"),
         (["ckpt", "--set", "weights=a.pt"], "leave out --weights"),
         (["ckpt", "--key", "model"], "--key 'model' is not in ckpt/step_0.pt"),
-        (["ckpt", "--weights", "a.pt"], "No such option: --weights"),
+        (["ckpt", "--weights", "a.pt"], "--weights: track reads the weights from the checkpoints in FOLDER"),
     ],
 )
 def test_a_wrong_option_is_explained(folder, arguments, expected):

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 import curvature as cv
+from curvature.models.data import open_stream
 from curvature.models.data.checksums import checksums
+from curvature.models.data.stream import Stream
 from curvature.natural_gradient import alignments
 
 COUNT = 90
@@ -206,6 +208,119 @@ def test_a_product_reads_the_data_once() -> None:
     assert len(passes) == 4
 
 
+class CountedPasses:
+    """A problem of streamed arrays that are read in five chunks, and how often they were read."""
+
+    def __init__(self, monkeypatch: Any) -> None:
+        self.count = 0
+        start = Stream._start
+
+        def counted(stream: Stream) -> Any:
+            self.count += 1
+            return start(stream)
+
+        monkeypatch.setattr(Stream, "_start", counted)
+        x = torch.randn(300, 6, generator=torch.Generator().manual_seed(2))
+        self.problem = cv.Problem.from_module(
+            mlp(), loss="cross-entropy", data=(x, x[:, :3].argmax(1)), chunk_size=64, stream=True
+        )
+
+    def during(self, work: Callable[[], Any]) -> int:
+        before = self.count
+        work()
+        return self.count - before
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn", "empirical_fisher", "gradient_covariance"])
+def test_a_plan_counts_the_passes_over_streamed_data(name: str, monkeypatch: Any) -> None:
+    passes = CountedPasses(monkeypatch)
+
+    def matrix(chart: Any = None) -> Any:
+        made = getattr(cv, name)(passes.problem)
+        return made if chart is None else cv.pullback(made, chart)
+
+    A = matrix()
+    assert passes.during(lambda: cv.plan(A)) <= 2  # one timed product, which finds the mean of a covariance first
+    plan = cv.plan(A)
+    assert f"reads the data about {plan.passes} times" in str(plan)
+    assert abs(passes.during(lambda: cv.spectrum(A)) - plan.passes) <= 2
+    density = cv.plan(matrix(), "density", method="slq", counts=cv.Counts(num_probes=3, num_matvecs=10))
+    work = matrix()
+    spent = passes.during(lambda: cv.spectral_density(work, num_probes=3, num_matvecs=10))
+    assert abs(spent - density.passes) <= 2
+    moved = matrix(cv.WeightNorm())
+    assert abs(passes.during(lambda: cv.spectrum(moved)) - cv.plan(moved).passes) <= 3
+
+
+def test_the_passes_of_lanczos_are_those_of_its_products(monkeypatch: Any) -> None:
+    passes = CountedPasses(monkeypatch)
+    A = cv.hessian(passes.problem)
+    plan = cv.plan(A, "extremal", method="lanczos", counts=cv.Counts(num_eigenvalues=2))
+    top = []
+    spent = passes.during(lambda: top.append(cv.extremal_eigenvalues(A, num_largest=2, num_smallest=2)))
+    assert abs(spent - top[0].num_products - 7) <= 1
+    assert plan.passes == pytest.approx(spent, rel=0.6)  # the number of products is an estimate
+
+
+def test_data_in_memory_and_few_chunks_are_not_counted() -> None:
+    in_memory, streamed = pair(mlp(), X, Y)
+    assert cv.plan(cv.ggn(in_memory)).passes == 0
+    assert "reads" not in str(cv.plan(cv.ggn(in_memory)))
+    assert cv.plan(cv.ggn(streamed)).passes > 0
+    few = cv.Problem.from_module(mlp(), loss="cross-entropy", data=(X, Y), chunk_size=COUNT, stream=True)
+    assert cv.plan(cv.ggn(few)).passes == 0  # its graph is kept between products
+
+
+def test_a_function_of_streamed_data_has_the_matrices_of_the_data_in_memory() -> None:
+    start, x, counts = {"beta": torch.full((6,), 0.1)}, X.double(), Y.double()
+
+    def poisson(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return torch.exp(x @ p["beta"]) - y * (x @ p["beta"])
+
+    def scores(p: Any, x: Tensor) -> Tensor:
+        return torch.stack([x @ p["beta"], -(x @ p["beta"])], dim=1)
+
+    data = DataLoader(Made(lambda: items(x, counts)), batch_size=4)
+    bare = cv.Problem.from_function(poisson, start, data, chunk_size=7, stream=True)
+    beta = start["beta"].double()
+    assert agree(cv.hessian(bare).dense(), x.T @ (torch.exp(x @ beta)[:, None] * x) / COUNT)
+    residual = torch.exp(x @ beta) - counts
+    assert agree(cv.empirical_fisher(bare).dense(), x.T @ (residual.square()[:, None] * x) / COUNT)
+    labels = (Y > 0).long()
+    of_outputs = cv.Problem.from_function(
+        "cross-entropy", start, (x, labels), outputs=scores, chunk_size=7, stream=True
+    )
+    share = torch.sigmoid(2 * x @ beta)
+    assert agree(cv.ggn(of_outputs).dense(), x.T @ ((4 * share * (1 - share))[:, None] * x) / COUNT)
+
+
+def test_functions_that_cannot_be_streamed_are_refused_with_the_reason() -> None:
+    start = torch.zeros(6)
+    with pytest.raises(cv.InputError, match="it must return one number for each example"):
+        cv.Problem.from_function(lambda w, x, y: (x @ w - y).square().mean(), start, (X, Y), stream=True)
+    with pytest.raises(cv.ConfigurationError, match=r"has no data\. Leave stream=True out"):
+        cv.Problem.from_function(lambda w: w.square().sum(), start, stream=True)
+    with pytest.raises(cv.InputError, match="packed data are one example"):
+        cv.Problem.from_function(lambda w, x, y: (x @ w - y).square(), start, cv.Packed(X, Y), stream=True)
+
+
+def test_a_study_that_trains_refuses_streamed_data() -> None:
+    _, streamed = pair(mlp(), X, Y)
+    with pytest.raises(cv.ConfigurationError, match="Build the problem without stream=True"):
+        cv.study(streamed, epochs=2)
+
+
+@pytest.mark.parametrize("count", [5, 63, 64, 65, 90])
+def test_a_stream_may_end_after_its_first_examples(count: int) -> None:
+    for data in ((X, Y), DataLoader(Made(items), batch_size=4)):
+        stream = open_stream(data, num_examples=count)
+        inputs, _ = stream.tensors()
+        assert len(inputs) == stream.count() == count
+        assert torch.equal(inputs[count - 5 : count], X[count - 5 : count])
+        assert stream.sha256() == open_stream((X[:count], Y[:count])).sha256()
+    assert open_stream((X, Y), num_examples=1000).count() == COUNT
+
+
 def test_memory_is_bounded_by_the_chunk_and_not_by_the_data() -> None:
     count, width = 800, 2000  # 13 MB in float64
 
@@ -339,7 +454,7 @@ ONCE = iter(list(zip(X, Y, strict=True)))
         (DataLoader(Made(items), batch_size=None), "one number as its targets, so it is a single example"),
         (cv.Packed(X, Y), "packed data are one example"),
         ((X[:5], Y), "one row for each example, but there are 5 inputs, 90 targets"),
-        ("x.npy", "stream=True needs a DataLoader of batches"),
+        ("x.npy", "data that are streamed must be a DataLoader of batches"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_streamed_is_refused_in_words(data: Any, words: str) -> None:
@@ -357,7 +472,7 @@ def test_what_needs_all_inputs_of_a_layer_is_refused_for_streamed_data() -> None
     _, streamed = pair(mlp(), X, Y)
     with pytest.raises(cv.ConfigurationError, match="method='structured'"):
         cv.hessian(streamed, method="structured")
-    with pytest.raises(cv.NotDefinedError, match=r"the data are streamed\. Leave stream=True out"):
+    with pytest.raises(cv.NotDefinedError, match=r"the data are streamed\. Leave stream=True"):
         alignments(streamed)
 
 

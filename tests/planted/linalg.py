@@ -278,4 +278,11 @@ DEFECTS = [
         "$columns[:, :$count].copy()",
         ("the_files_hold_the_eigenvectors_of_a_dense_eigh_by_parameter",),
     ),
+    Defect(
+        "a pass over streamed data for each column of a block",
+        "linalg:num_passes",
+        "min($steps, $dim) * math.ceil($probes / $together)",
+        "$steps * $probes",
+        ("a_plan_counts_the_passes_over_streamed_data",),
+    ),
 ]

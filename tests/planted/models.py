@@ -332,6 +332,13 @@ DEFECTS = [
         ),
     ),
     Defect(
+        "a stream that is not cut at its last example",
+        "models:_first",
+        "itemgetter(slice($left))",
+        "itemgetter(slice(None))",
+        ("a_stream_may_end_after_its_first_examples",),
+    ),
+    Defect(
         "the denominator of streamed data taken from the first examples",
         "models:assemble_streamed",
         "1.0 if $loss.reduction == 'sum' else $total",

@@ -8,7 +8,7 @@ import math
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from curvature.arrays import Float64
 from curvature.cli.loading.files import (
+    IN_PARTS,
     MAX_BYTES,
     describe_contents,
     existing,
@@ -29,7 +30,7 @@ from curvature.errors import ConfigurationError, InputError
 from curvature.models.data.items import TARGET_NAMES
 from curvature.models.trees import Structure, leaves_by_name, mapped
 
-__all__ = ["as_tensor", "load_csv", "load_npz", "load_pt"]
+__all__ = ["array_header", "as_arguments", "as_tensor", "divided", "load_csv", "load_npz", "load_pt", "parts_of"]
 
 _INPUT_NAMES, _TARGET_NAMES = ("x", "X", "inputs"), ("y", "Y", "targets")
 
@@ -58,12 +59,12 @@ def load_npz(path: str, target: str | None = None, *, with_targets: bool = True)
         If the file is missing, too large, damaged, or does not contain such arrays of real numbers.
     """
     file = existing(path, "data")
-    refuse_large(file)
+    refuse_large(file, way=IN_PARTS)
     try:
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 with archive.open(member) as stream:
-                    _refuse_false_shape(stream, member.file_size, f"{file}: {member.filename}")
+                    array_header(stream, member.file_size, f"{file}: {member.filename}")
         with np.load(file, allow_pickle=False) as stored:
             # Only the arrays that are used are unpacked.
             names = _used(stored.files, target, with_targets)
@@ -75,7 +76,7 @@ def load_npz(path: str, target: str | None = None, *, with_targets: bool = True)
         raise InputError(
             f"{file} cannot be read: {why}. Save arrays of numbers: np.savez('data.npz', x=x, y=y)."
         ) from error
-    return _divided(arrays, str(file), target, with_targets)
+    return divided(arrays, str(file), target, with_targets=with_targets)
 
 
 def load_pt(
@@ -105,7 +106,7 @@ def load_pt(
     """
     file = existing(path, "data")
     value, _ = load_tensors(file, "Save tensors: torch.save((inputs, targets), 'data.pt')", say)
-    return _divided(value, str(file), target, with_targets)
+    return divided(value, str(file), target, with_targets=with_targets)
 
 
 def load_csv(path: str, target: str | None) -> tuple[Float64[Tensor, "examples columns"], Float64[Tensor, "examples"]]:
@@ -188,13 +189,34 @@ def as_tensor(value: Any, name: str) -> Tensor:
     return value.detach()
 
 
-def _refuse_false_shape(stream: IO[bytes], size: int, name: str) -> None:
-    """Refuse an array whose header promises more than the archive contains, before NumPy allocates it."""
+def array_header(stream: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the header of an array, and refuse one that promises more than the file contains.
+
+    Parameters
+    ----------
+    stream
+        At the start of a ``.npy`` file; afterwards at its first number.
+    size
+        Of the file, in bytes.
+    name
+        What it is, for the message.
+
+    Returns
+    -------
+    shape, fortran_order, dtype
+        As NumPy writes them.
+
+    Raises
+    ------
+    InputError
+        If the numbers do not fit into the file.
+    """
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    shape, fortran_order, dtype = read(stream)
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
         raise InputError(f"{name} is damaged: its header says the shape {shape}, but it has only {size} bytes.")
+    return shape, fortran_order, dtype
 
 
 def _target_column(file: Path, header: Sequence[str], target: str | None) -> int:
@@ -234,27 +256,87 @@ def _used(names: Sequence[str], target: str | None, with_targets: bool) -> set[s
     return known if set(_INPUT_NAMES).intersection(names) else set(names)
 
 
-def _divided(value: Any, file: str, target: str | None, with_targets: bool) -> tuple[Structure, Structure]:
-    """Inputs and targets of what a file contains, as tensors."""
+def divided(
+    value: Any, file: str, target: str | None = None, *, with_targets: bool = True
+) -> tuple[Structure, Structure]:
+    """Find inputs and targets in what a file contains, and convert them to tensors.
+
+    Parameters
+    ----------
+    value, file, target, with_targets
+        As for :func:`parts_of`.
+
+    Returns
+    -------
+    inputs, targets
+        Structures of tensors; the targets are None if there are none.
+    """
+    inputs, targets = parts_of(value, file, target, with_targets=with_targets)
+    inputs = _tensors(inputs, f"the inputs of {file}")
+    return inputs, _tensors(targets, f"the targets of {file}") if with_targets else None
+
+
+def parts_of(value: Any, file: str, target: str | None, *, with_targets: bool) -> tuple[Any, Any]:
+    """Find inputs and targets in what a file contains.
+
+    Parameters
+    ----------
+    value
+        A pair, or a dictionary of arrays.
+    file
+        Its name, for messages.
+    target, with_targets
+        As for :func:`load_npz`.
+
+    Returns
+    -------
+    inputs, targets
+        As they are in the file; the targets are None if there are none.
+
+    Raises
+    ------
+    InputError
+        If it is not clear which part is the target.
+    ConfigurationError
+        If ``target`` does not name an entry.
+    """
     if not isinstance(value, tuple | list | Mapping):
         raise InputError(
             f"{file} must contain a pair (inputs, targets) or a dictionary of tensors; it contains "
             f"{describe_contents(value)}."
         )
     if not with_targets:
-        return _tensors(value, f"the inputs of {file}"), None
+        return value, None
     if isinstance(value, Mapping):
-        inputs, targets = _by_name(value, file, target)
-    elif target is not None:
+        return _by_name(value, file, target)
+    if target is not None:
         raise ConfigurationError(f"--target {target} names an entry of a dictionary, but {file} contains a sequence.")
-    elif len(value) == 2:
-        inputs, targets = value
-    else:
-        raise InputError(
-            f"{file} must contain a pair (inputs, targets) or a dictionary of tensors; it contains "
-            f"{describe_contents(value)}. Several inputs are a tuple: ((x1, x2), y)."
-        )
-    return _tensors(inputs, f"the inputs of {file}"), _tensors(targets, f"the targets of {file}")
+    if len(value) == 2:
+        return value[0], value[1]
+    raise InputError(
+        f"{file} must contain a pair (inputs, targets) or a dictionary of tensors; it contains "
+        f"{describe_contents(value)}. Several inputs are a tuple: ((x1, x2), y)."
+    )
+
+
+def as_arguments(inputs: Any) -> Any:
+    """Arguments of a function after its parameters: a pair like x and y by position, all else as it is, by name.
+
+    Parameters
+    ----------
+    inputs
+        What a file or a loader contains.
+
+    Returns
+    -------
+    object
+        A tuple, if the entries are the two of a known pair; otherwise ``inputs``.
+    """
+    if isinstance(inputs, Mapping) and len(inputs) == 2:
+        pair = [_first_of(names, inputs) for names in (_INPUT_NAMES, _TARGET_NAMES)]
+        if all(part is not None for part in pair):
+            return tuple(pair)
+    return inputs
 
 
 def _by_name(value: Mapping, file: str, target: str | None) -> tuple[Any, Any]:

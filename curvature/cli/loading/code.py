@@ -12,11 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 from curvature.cli.loading.files import existing
 from curvature.cli.wording import Say, nearest
 from curvature.errors import ConfigurationError, CurvatureError, InputError
 
-__all__ = ["call", "find", "parameters_of"]
+__all__ = ["call", "call_seeded", "find", "parameters_of"]
 
 
 def find(spec: str, kind: str, forms: str, say: Say) -> Callable[..., Any]:
@@ -90,6 +92,27 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any], spec: str) 
         raise
     except (Exception, SystemExit) as error:  # a user's function can raise anything
         raise InputError(f"{spec} failed: {_cause(error)}") from error
+
+
+def call_seeded(factory: Callable[..., Any], arguments: Mapping[str, Any], seed: int, spec: str) -> Any:
+    """Call a user's factory with a seed, as an argument if it has one; the global generator is restored.
+
+    Parameters
+    ----------
+    factory, arguments, spec
+        As for :func:`call`.
+    seed
+        Of the global generator too.
+
+    Returns
+    -------
+    Any
+        What it returns.
+    """
+    seeded = {**arguments, **({"seed": seed} if "seed" in parameters_of(factory) else {})}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return call(factory, seeded, spec)
 
 
 def parameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:

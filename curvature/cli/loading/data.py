@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curvature.cli.loading.arrays import as_tensor, load_csv, load_npz, load_pt
+from curvature.cli.loading.arrays import as_arguments, as_tensor, divided, load_csv, load_npz, load_pt
 from curvature.cli.loading.code import call, find
+from curvature.cli.loading.files import IN_PARTS, MAX_BYTES, gigabytes
 from curvature.cli.loading.images import FOLDERS
+from curvature.cli.loading.streams import has_targets, map_folder
 from curvature.cli.wording import Say, choice, dtype_name
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import losses, materialize, zoo
@@ -23,14 +25,14 @@ from curvature.models.trees import Structure, leaves_by_name, mapped, structure_
 __all__ = ["load_data"]
 
 _DATA_FORMS = (
-    "builtin:NAME, file.npz, file.pt, file.csv (with --target COLUMN), mnist:FOLDER, cifar10:FOLDER or "
-    "package.module:loader"
+    "builtin:NAME, file.npz, file.pt, file.csv (with --target COLUMN), a folder of .npy files, mnist:FOLDER, "
+    "cifar10:FOLDER or package.module:loader"
 )
 
 
 def load_data(
     spec: str,
-    loss: Loss,
+    loss: Loss | None,
     *,
     target: str | None = None,
     num_examples: int | None = None,
@@ -43,12 +45,13 @@ def load_data(
     Parameters
     ----------
     spec
-        ``builtin:digits`` (or another of ``zoo.DATA``); a ``.npz``, ``.pt`` or ``.csv`` file; ``mnist:FOLDER`` or
-        ``cifar10:FOLDER``; or ``package.module:loader``, which is called.
+        ``builtin:digits`` (or another of ``zoo.DATA``); a ``.npz``, ``.pt`` or ``.csv`` file; a folder of ``.npy``
+        files; ``mnist:FOLDER`` or ``cifar10:FOLDER``; or ``package.module:loader``, which is called.
     loss
-        Tells classes from numbers, which CSV files and floating-point labels do not distinguish.
+        Tells classes from numbers, which CSV files and floating-point labels do not distinguish; None for a function
+        that takes everything, in which files need no targets.
     target
-        Column of a ``.csv`` file to predict, or name of the targets in a ``.npz`` or ``.pt`` file.
+        Column of a ``.csv`` file to predict, or name of the targets in a ``.npz`` or ``.pt`` file, or in a folder.
     num_examples
         Use only the first ones.
     image
@@ -61,7 +64,7 @@ def load_data(
     Returns
     -------
     tuple
-        Inputs and targets, on the CPU; inputs alone if the loss is that of the model. Inputs are a tensor, or a tuple,
+        Inputs and targets, on the CPU; inputs alone if nothing is a target. Inputs are a tensor, or a tuple,
         list or dictionary of tensors.
 
     Raises
@@ -73,13 +76,14 @@ def load_data(
     """
     source = _Source(spec, loss, target, num_examples, image, say, forward)
     kind = _kind(spec)
-    if target is not None and kind not in (".csv", ".npz", ".pt", ".pth"):
+    if target is not None and kind not in (".csv", ".npz", ".pt", ".pth", "folder"):
         raise ConfigurationError(
-            f"--target names a column of a .csv file, or an entry of a .npz or .pt file, but the data are {spec!r}."
+            "--target names a column of a .csv file, an entry of a .npz or .pt file, or a file in a folder, but the "
+            f"data are {spec!r}."
         )
     inputs, targets = _first_examples(*_READERS[kind](source), num_examples, spec)
     if targets is None:
-        return inputs
+        return as_arguments(inputs) if loss is None else inputs
     if isinstance(inputs, Tensor) and not inputs.is_floating_point():
         say(
             f"note: the inputs are {dtype_name(inputs)} and are not converted. If the model expects floating-point "
@@ -95,7 +99,7 @@ class _Source:
     """The arguments of :func:`load_data`."""
 
     spec: str
-    loss: Loss
+    loss: Loss | None
     target: str | None
     num_examples: int | None
     image: bool
@@ -104,7 +108,7 @@ class _Source:
 
     @property
     def with_targets(self) -> bool:
-        return not isinstance(self.loss, losses.ModelLoss)
+        return has_targets(self.loss, self.target)
 
     @property
     def name(self) -> str:
@@ -113,6 +117,8 @@ class _Source:
 
 def _kind(spec: str) -> str:
     """Key of ``_READERS`` for a name."""
+    if Path(spec).is_dir():
+        return "folder"
     prefix, separator, name = spec.partition(":")
     if separator and (prefix == "builtin" or (prefix in FOLDERS and name)):
         return prefix
@@ -137,6 +143,15 @@ def _read_builtin(source: _Source) -> tuple[Tensor, Tensor]:
 
 def _read_folder(source: _Source) -> tuple[Tensor, Tensor]:
     return FOLDERS[source.spec.partition(":")[0]](source.name, source.num_examples, image=source.image)
+
+
+def _read_arrays(source: _Source) -> tuple[Structure, Structure]:
+    arrays = map_folder(Path(source.spec).expanduser())
+    size = sum(array.nbytes for array in arrays.values())
+    if size > MAX_BYTES:
+        raise InputError(f"{source.spec} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}. {IN_PARTS}")
+    copies = {name: np.array(array) for name, array in arrays.items()}
+    return divided(copies, source.spec, source.target, with_targets=source.with_targets)
 
 
 def _read_csv(source: _Source) -> tuple[Tensor, Tensor]:
@@ -166,6 +181,7 @@ _READERS: dict[str, Callable[[_Source], tuple[Structure, Structure]]] = {
     ".pt": lambda source: load_pt(source.spec, source.say, source.target, with_targets=source.with_targets),
     ".pth": lambda source: load_pt(source.spec, source.say, source.target, with_targets=source.with_targets),
     ".csv": _read_csv,
+    "folder": _read_arrays,
     "code": _call_loader,
 }
 

@@ -22,6 +22,7 @@ from curvature.cli.wording import Say, first_line, listed
 from curvature.errors import InputError
 
 __all__ = [
+    "IN_PARTS",
     "MAX_BYTES",
     "SAVE_WEIGHTS",
     "describe_contents",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 MAX_BYTES = 4 * 2**30  # of one file, unpacked; a dense curvature matrix of more data would not fit either
+IN_PARTS = "With --stream it is read in parts, without a limit."
 SAVE_WEIGHTS = "Save only the weights: torch.save(model.state_dict(), 'weights.pt')"
 
 
@@ -155,7 +157,7 @@ def gigabytes(size: int) -> str:
     return f"{size / 2**30:.3g} GB"
 
 
-def refuse_large(file: Path | BytesIO, name: str | None = None) -> None:
+def refuse_large(file: Path | BytesIO, name: str | None = None, *, way: str = "") -> None:
     """Refuse a file by its size, or by its unpacked size if it is an archive, without reading it.
 
     Parameters
@@ -164,6 +166,8 @@ def refuse_large(file: Path | BytesIO, name: str | None = None) -> None:
         A path, or a file in memory.
     name
         Its name, for the message.
+    way
+        What to do if it is too large, for the message.
 
     Raises
     ------
@@ -175,7 +179,7 @@ def refuse_large(file: Path | BytesIO, name: str | None = None) -> None:
     if isinstance(file, Path):
         size = max(size, file.stat().st_size)
     if size > MAX_BYTES:
-        raise InputError(f"{name or file} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}.")
+        raise InputError(f"{name or file} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}. {way}".rstrip())
 
 
 def load_json(path: Path) -> dict[str, Any]:

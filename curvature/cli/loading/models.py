@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curvature.cli.loading.code import call, find, parameters_of
+from curvature.cli.loading.code import call_seeded, find, parameters_of
 from curvature.cli.loading.files import SAVE_WEIGHTS, existing, is_file, is_torchscript, refuse_large, unpickling_error
 from curvature.cli.loading.huggingface import load_folder
 from curvature.cli.wording import Say, choice, listed, nearest
@@ -88,10 +88,7 @@ def load_model(spec: str, arguments: Mapping[str, Any] | None = None, say: Say =
     _refuse_arguments(spec, arguments, parameters)
 
     def build(seed: int) -> nn.Module:
-        seeded = arguments | ({"seed": seed} if "seed" in parameters else {})
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            model = call(factory, seeded, spec)
+        model = call_seeded(factory, arguments, seed, spec)
         if not isinstance(model, nn.Module):
             raise InputError(f"{spec} must return a torch.nn.Module, but it returned {type(model).__name__}.")
         for note in wrapper_notes(model):

@@ -22,6 +22,7 @@ from curvature.models.data.reading import (
     refuse_mixing,
     untouched_generator,
 )
+from curvature.models.data.stream import Stream
 from curvature.models.trees import Structure, Tensors, leaves_by_name, mapped, tree_of
 
 __all__ = [
@@ -92,7 +93,7 @@ class Packed:
     targets: Structure = ()
 
 
-DataLike = tuple | list | Mapping | Tensor | Packed | Dataset | DataLoader
+DataLike = tuple | list | Mapping | Tensor | Packed | Dataset | DataLoader | Stream
 
 
 def materialize(

@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 UNSIZED = (
-    "an iterable dataset has no fixed length and order. Pass stream=True to Problem.from_module, which reads it chunk "
-    "by chunk in every pass, or collect it into two tensors first."
+    "an iterable dataset has no fixed length and order. Pass stream=True to Problem.from_module, or --stream "
+    "on the command line, to read it chunk by chunk in every pass, or collect it into two tensors first."
 )
 
 

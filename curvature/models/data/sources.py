@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -40,6 +41,7 @@ def open_stream(
     *,
     with_targets: bool = True,
     say: Callable[[str], None] = lambda _: None,
+    num_examples: int | None = None,
 ) -> Stream:
     """Prepare to read data chunk by chunk, again for every pass.
 
@@ -47,9 +49,12 @@ def open_stream(
     ----------
     data
         An ``IterableDataset`` or a ``Dataset`` of items, a ``DataLoader`` of batches, or arrays as for
-        :func:`~curvature.models.data.materialize`, of which a part is copied at a time.
+        :func:`~curvature.models.data.materialize`, of which a part is copied at a time; or a stream, which is
+        returned.
     forward, with_targets, say
         As for :func:`~curvature.models.data.materialize`.
+    num_examples
+        Where every pass ends; None: where the data end.
 
     Returns
     -------
@@ -61,33 +66,55 @@ def open_stream(
     InputError
         If the data are none of these, or cannot be read twice.
     """
+    if isinstance(data, Stream):
+        return data
+    source = _source(data, forward, with_targets, say)
+    return Stream(source if num_examples is None else _first(source, num_examples))
+
+
+def _source(data: Any, forward: Callable[..., Any] | None, with_targets: bool, say: Callable[[str], None]) -> Source:
     divided = divider(forward, with_targets)
     if isinstance(data, DataLoader):
-        return Stream(_of_loader(data, divided, say))
+        return _of_loader(data, divided, say)
     if isinstance(data, IterableDataset):
         name = f"the dataset ({type(data).__name__})"
-        return Stream(Source(name, lambda _: _stacked(data, name, divided)))
+        return Source(name, lambda _: _stacked(data, name, divided))
     if isinstance(data, Dataset):
         name = f"the dataset ({type(data).__name__})"
-        return Stream(Source(name, lambda _: _stacked((data[n] for n in range(len(data))), name, divided)))  # type: ignore[arg-type]
+        return Source(name, lambda _: _stacked((data[n] for n in range(len(data))), name, divided))  # type: ignore[arg-type]
     if isinstance(data, list) and is_list_of_batches(data):
-        return Stream(Source("the list of batches", lambda _: _batches(data, "the list", divided)))
+        return Source("the list of batches", lambda _: _batches(data, "the list", divided))
     if isinstance(data, tuple | list | Mapping | Tensor) and _is_arrays(data):
-        return Stream(_of_arrays(data, divided, forward, with_targets=with_targets))
+        return _of_arrays(data, divided, forward, with_targets=with_targets)
     raise InputError(_refusal(data))
+
+
+def _first(source: Source, num_examples: int) -> Source:
+    """The first examples of a source."""
+
+    def read(number: int) -> Iterator[_Pair]:
+        left = num_examples
+        for pair in source.batches(number):
+            inputs, targets = mapped(itemgetter(slice(left)), pair)
+            yield inputs, targets
+            left -= len(next(leaf for _, leaf in leaves_by_name(inputs, "")))
+            if left <= 0:
+                return
+
+    return replace(source, batches=read)
 
 
 def _refusal(data: Any) -> str:
     if isinstance(data, Packed):
-        return "packed data are one example, so they cannot be streamed. Leave stream=True out."
+        return "packed data are one example, so they cannot be streamed. Leave out stream=True (--stream)."
     if isinstance(data, Iterator):
         return (
             f"{describe(data)} can be read only once, and every product needs a pass over the data. Pass an "
             "IterableDataset whose __iter__ starts anew each time it is called, or a DataLoader of it."
         )
     return (
-        "stream=True needs a DataLoader of batches, an IterableDataset or a Dataset of items (input, target), or a "
-        f"pair of (memory-mapped) arrays; got {describe(data)}."
+        "data that are streamed must be a DataLoader of batches, an IterableDataset or a Dataset of items "
+        f"(input, target), or a pair of (memory-mapped) arrays; got {describe(data)}."
     )
 
 

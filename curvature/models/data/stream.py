@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,12 +91,25 @@ class Stream:
         InputError
             If there are none, or each worker of a loader reads all of them.
         """
-        current = self._pass or self._start()
         while self._expected is None:
+            current = self._pass or self._start()
             if self._read_batch(current):
                 _release(current, current.end)
-        self._pass = self._chunk = None  # from here on, the first examples are read in a second pass too
+        if self._pass is not None and self._pass.number == 1:
+            self._pass = self._chunk = None  # from here on, the first examples are read in a second pass too
         return len(self._expected)
+
+    def sha256(self) -> str:
+        """Hash the checksums of all examples, which tells these data from others without another pass.
+
+        Returns
+        -------
+        str
+            In hexadecimal.
+        """
+        self.count()
+        assert self._expected is not None
+        return hashlib.sha256(self._expected.tobytes()).hexdigest()
 
     def read(self, rows: slice) -> _Pair:
         """Read some examples.
