@@ -52,7 +52,10 @@ _HOMES = {
     "linalg.operator": ("SymmetricOperator", "identity"),
     "linalg.parts": ("blocks",),
     "charts": (
+        "DeepLinear",
+        "DoRA",
         "LinearChart",
+        "LoRA",
         "Parameterization",
         "PerWeight",
         "Placebo",

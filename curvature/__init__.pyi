@@ -1,7 +1,10 @@
 """The lazy names of the package for editors and type checkers; tests/test_architecture.py keeps it complete."""
 
 from curvature._version import __version__ as __version__
+from curvature.charts import DeepLinear as DeepLinear
+from curvature.charts import DoRA as DoRA
 from curvature.charts import LinearChart as LinearChart
+from curvature.charts import LoRA as LoRA
 from curvature.charts import Parameterization as Parameterization
 from curvature.charts import PerWeight as PerWeight
 from curvature.charts import Placebo as Placebo

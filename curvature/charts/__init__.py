@@ -13,6 +13,7 @@ at a point. To write one of your own, subclass :class:`Parameterization` and def
 from curvature.charts.batch_norm import FrozenBatchNorm
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.linear import LinearChart, ScaledStandard, Standard
+from curvature.charts.low_rank import DeepLinear, DoRA, LoRA
 from curvature.charts.per_weight import PerWeight
 from curvature.charts.placebo import Placebo
 from curvature.charts.row_charts import RandomWeightFactorization, Sphere, WeightStandardization
@@ -21,8 +22,11 @@ from curvature.charts.weight_norm import WeightNorm
 
 __all__ = [
     "Chart",
+    "DeepLinear",
+    "DoRA",
     "FrozenBatchNorm",
     "LinearChart",
+    "LoRA",
     "Parameterization",
     "PerWeight",
     "Placebo",

@@ -1,8 +1,9 @@
-r"""The metric $K = J J^T$ of one weight: its powers, from a closed form by rows or from a decomposition."""
+r"""The metric $K = J J^T$ of one weight: its powers, from a closed form or from a decomposition."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from curvature.arrays import Float
 from curvature.layout import Entry
 from curvature.linalg.singular import thin_svd
 
-__all__ = ["DenseMetric", "RowMetric", "WeightMetric"]
+__all__ = ["DenseMetric", "ProductMetric", "RowMetric", "WeightMetric"]
 
 
 class WeightMetric(ABC):
@@ -75,6 +76,49 @@ class RowMetric(WeightMetric):
         return self.entry.from_rows(mapped)
 
 
+class ProductMetric(WeightMetric):
+    r"""$K$ of a product $W = B A$, $K = B B^T \otimes I + I \otimes A^T A$, whose eigenvectors are Kronecker products.
+
+    Parameters
+    ----------
+    entry
+        The weight, whose rows are those of ``B``.
+    left
+        ``B``, ``(rows, k)``; zero where ``A`` is not trained.
+    right
+        ``A``, ``(k, length)``; zero where ``B`` is not trained.
+    """
+
+    def __init__(self, entry: Entry, left: Float[Tensor, "rows k"], right: Float[Tensor, "k length"]):
+        self.entry = entry
+        self.left, self.left_values = _range(left)
+        self.right, self.right_values = _range(right.T)
+
+    @property
+    def rank(self) -> int:
+        rows, length = len(self.left), len(self.right)
+        return rows * length - (rows - len(self.left_values)) * (length - len(self.right_values))
+
+    def root(self, block: Float[Tensor, "numel columns"]) -> Float[Tensor, "numel columns"]:
+        return self._mapped(block, lambda values: values)
+
+    def inverse_root(self, block: Float[Tensor, "numel columns"]) -> Float[Tensor, "numel columns"]:
+        return self._mapped(block, torch.reciprocal)
+
+    def _mapped(self, block: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Multiply by a function of the root, part by part: where both factors act, where one of them does."""
+        rows, left, right = self.entry.rows(block), self.left, self.right
+        on_left, on_right = torch.einsum("mp, mnk -> pnk", left, rows), torch.einsum("mnk, nq -> mqk", rows, right)
+        on_both = torch.einsum("pnk, nq -> pqk", on_left, right)
+        on_left = on_left - torch.einsum("pqk, nq -> pnk", on_both, right)
+        on_right = on_right - torch.einsum("mp, pqk -> mqk", left, on_both)
+        both = function(torch.hypot(self.left_values[:, None], self.right_values))[:, :, None] * on_both
+        mapped = torch.einsum("mp, pnk -> mnk", left, function(self.left_values)[:, None, None] * on_left)
+        mapped += torch.einsum("mqk, nq -> mnk", function(self.right_values)[:, None] * on_right, right)
+        mapped += torch.einsum("mp, pqk, nq -> mnk", left, both, right)
+        return self.entry.from_rows(mapped)
+
+
 class DenseMetric(WeightMetric):
     r"""$K$ from the singular value decomposition of a dense $J$, ``(numel, coordinates)``.
 
@@ -85,9 +129,7 @@ class DenseMetric(WeightMetric):
     """
 
     def __init__(self, jacobian: Float[Tensor, "numel coordinates"]):
-        left, values, _ = thin_svd(jacobian)
-        kept = values > max(jacobian.shape) * torch.finfo(values.dtype).eps * values[0]
-        self.left, self.values = left[:, kept], values[kept]
+        self.left, self.values = _range(jacobian)
 
     @property
     def rank(self) -> int:
@@ -98,6 +140,13 @@ class DenseMetric(WeightMetric):
 
     def inverse_root(self, block: Float[Tensor, "numel columns"]) -> Float[Tensor, "numel columns"]:
         return self.left @ ((self.left.T @ block) / self.values[:, None])
+
+
+def _range(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and singular values on the range of a matrix."""
+    left, values, _ = thin_svd(matrix)
+    kept = values > max(matrix.shape) * torch.finfo(values.dtype).eps * values[0]
+    return left[:, kept], values[kept]
 
 
 def _inverse(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from curvature.charts.chart import Parameterization
 from curvature.charts.linear import ScaledStandard, Standard
+from curvature.charts.low_rank import DeepLinear, DoRA, LoRA
 from curvature.charts.placebo import Placebo
 from curvature.charts.row_charts import RandomWeightFactorization, Sphere, WeightStandardization
 from curvature.charts.spectral_norm import SpectralNorm
@@ -47,4 +48,7 @@ CHARTS: dict[str, NamedChart] = {
     "random-weight-factorization": NamedChart(RandomWeightFactorization, seeded=True),
     "weight-standardization": NamedChart(WeightStandardization),
     "spectral-norm": NamedChart(SpectralNorm),
+    "lora": NamedChart(LoRA, seeded=True),
+    "dora": NamedChart(DoRA, seeded=True),
+    "deep-linear": NamedChart(DeepLinear),
 }

@@ -69,6 +69,13 @@ CHARTS = {
     "standardization-frozen": cv.WeightStandardization(frozen=("g",)),
     "spectral-norm": cv.SpectralNorm(),
     "spectral-norm-with-gain": cv.SpectralNorm(stretch=2.0, frozen=()),
+    "lora": cv.LoRA(2, alpha=3),
+    "lora-pissa": cv.LoRA(2, init="pissa"),
+    "dora": cv.DoRA(2),
+    "dora-pissa": cv.DoRA(2, alpha=3, init="pissa"),
+    "dora-of-columns": cv.DoRA(2, init="pissa", dim=1),
+    "deep-linear": cv.DeepLinear(),
+    "deep-linear-narrow": cv.DeepLinear(1),
     "weight-norm-frozen": cv.WeightNorm().freeze("g"),
 }
 

@@ -129,11 +129,26 @@ CHARTS = {
     "standardization-frozen": cv.WeightStandardization(frozen=("g",)),
     "spectral": cv.SpectralNorm(stretch=2.0),
     "spectral-with-gain": cv.SpectralNorm(frozen=()),
+    "lora": cv.LoRA(2, alpha=3),
+    "lora-pissa": cv.LoRA(2, init="pissa"),
+    "lora-of-more-than-full-rank": cv.LoRA(4, init="pissa"),
+    "lora-frozen": cv.LoRA(2, init="pissa", frozen=("a",)),
+    "dora": cv.DoRA(2, alpha=3),
+    "dora-pissa": cv.DoRA(2, alpha=3, init="pissa"),
+    "dora-of-columns": cv.DoRA(2, init="pissa", dim=1),
+    "dora-frozen": cv.DoRA(2, init="pissa", frozen=("g",)),
+    "deep-linear": cv.DeepLinear(),
+    "deep-linear-narrow": cv.DeepLinear(1),
+    "deep-linear-wide": cv.DeepLinear(5),
     "weight-norm-frozen": cv.WeightNorm(stretch=3.0).freeze("g"),
     "weight-norm-frozen-layer": cv.WeightNorm(stretch=3.0).freeze("1"),
     "standard-frozen": cv.Standard().freeze("0.bias"),
 }
-FLAT_BY_CHOICE = {"factorization-frozen", "factorization-frozen-v"}  # linear, though their kind of chart is not
+FLAT_BY_CHOICE = {
+    "factorization-frozen",
+    "factorization-frozen-v",
+    "lora-frozen",
+}  # linear, though their kind of chart is not
 NORMED = [name for name in CHARTS if isinstance(CHARTS[name], cv.WeightNorm)]
 
 
