@@ -18,9 +18,11 @@ from curvature.models.behaviour import graph_nodes
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 
 __all__ = [
+    "FEWEST_COLUMNS",
     "accumulated",
     "backward_columns",
     "batches_backward",
+    "columns_at_once",
     "factor_block",
     "kept_graphs",
     "product_cost",
@@ -28,7 +30,11 @@ __all__ = [
 ]
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-_BATCHED_COLUMNS = 8  # in one vectorized backward pass; measured 2.4 ms a column, and 3.2 ms with 32, out of cache
+# In one vectorized backward pass. Measured 2.4 ms a column with 8 and 3.2 ms with 32 where the tensors leave the cache.
+# Where they stay in it the overhead of a pass counts: a transformer of 788 weights took 9.0, 5.0, 3.9 and 7.4 s with 8,
+# 32, 64 and 128.
+FEWEST_COLUMNS, _MOST_COLUMNS = 8, 48
+_CACHE_BYTES = 4e6
 _KEPT_CHUNKS = 4  # largest number of chunks of examples whose graphs are kept between products
 
 
@@ -46,6 +52,26 @@ def batches_backward(problem: Problem) -> bool:
         False for models with convolutions: vmap over their backward pass is slower on the CPU (measured 1.2x).
     """
     return not any(isinstance(layer, _CONVOLUTIONS) for layer in problem.model.modules())
+
+
+def columns_at_once(problem: Problem) -> int:
+    """Choose the number of columns of one batched backward pass, by what the forward pass saves.
+
+    Parameters
+    ----------
+    problem
+        The problem whose model is differentiated.
+
+    Returns
+    -------
+    int
+        0 for a loop over single passes.
+    """
+    if not batches_backward(problem):
+        return 0
+    _, each = _saved_bytes(problem, problem.leaves())
+    chunk = max(1, each) * min(problem.num_examples, problem.chunk_size)
+    return int(min(max(_CACHE_BYTES / chunk, FEWEST_COLUMNS), _MOST_COLUMNS))
 
 
 def kept_graphs(problem: Problem, build: Callable[[slice], tuple]) -> Callable[[], Iterable[tuple]]:
@@ -95,7 +121,7 @@ def backward_columns(
     leaves: list[Float[Tensor, "..."]],
     columns: list[Float[Tensor, "columns ..."]],
     *,
-    batched: bool,
+    at_once: int,
 ) -> Float[Tensor, "weights columns"]:
     """Pull ``K`` cotangents back through a graph.
 
@@ -107,8 +133,8 @@ def backward_columns(
         Tensors that the outputs are differentiated by.
     columns
         Cotangents of each output, ``(K, *shape)``.
-    batched
-        Whether to try batched backward passes.
+    at_once
+        Columns of one batched backward pass; 0 for single passes.
 
     Returns
     -------
@@ -141,9 +167,9 @@ def backward_columns(
             raise RuntimeError("a batched backward pass returned a wrong shape")
         return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
 
-    if batched and num_columns > 1:
+    if at_once and num_columns > 1:
         try:
-            batches = zip(*(column.split(_BATCHED_COLUMNS) for column in columns), strict=True)
+            batches = zip(*(column.split(at_once) for column in columns), strict=True)
             rows = torch.cat([pull(list(batch), (len(batch[0]),)) for batch in batches])
             if _agree(rows[-1], pull([column[-1] for column in columns], ())):
                 return rows.T
@@ -216,7 +242,7 @@ def _example_rows(problem: Problem, example: Tensors, cotangents: Tensor) -> Ten
     with torch.enable_grad():
         outputs = problem.predict(named, example)
     columns = [cotangents.reshape(len(cotangents), *outputs.shape)]
-    return backward_columns([outputs], list(named.values()), columns, batched=False).T
+    return backward_columns([outputs], list(named.values()), columns, at_once=0).T
 
 
 def accumulated(blocks: Iterable[Float[Tensor, "weights _"]], problem: Problem) -> Float[Tensor, "weights weights"]:

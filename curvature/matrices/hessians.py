@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvature.linalg.dense import symmetric_product
 from curvature.linalg.routes import EntriesRoute, ProductCost, Routes
-from curvature.matrices.autograd import backward_columns, batches_backward, kept_graphs, product_cost, split_columns
+from curvature.matrices.autograd import backward_columns, columns_at_once, kept_graphs, product_cost, split_columns
 from curvature.matrices.differences import difference_matrix
 from curvature.matrices.weight_space import Definition, WeightSpaceMatrix, chosen_path, on_weights, require_problem
 from curvature.matrices.witnesses import gradient_witness
@@ -110,7 +110,7 @@ def _by_differences(problem: Problem) -> WeightSpaceMatrix:
 
 def _double_backward(problem: Problem) -> Callable[[Tensor], Tensor]:
     """Products by differentiating the gradient of each chunk."""
-    batched = batches_backward(problem)
+    at_once = cache(lambda: columns_at_once(problem))
 
     def graph(examples: slice) -> tuple[list[Tensor], list[Tensor]]:
         _, leaves, loss = problem.chunk_loss(examples)
@@ -123,7 +123,7 @@ def _double_backward(problem: Problem) -> Callable[[Tensor], Tensor]:
     def matmat(block: Tensor) -> Tensor:
         total = torch.zeros_like(block)
         for gradient, leaves in graphs():
-            total += backward_columns(gradient, leaves, split_columns(problem, block), batched=batched)
+            total += backward_columns(gradient, leaves, split_columns(problem, block), at_once=at_once())
         return total
 
     return matmat

@@ -16,7 +16,7 @@ from curvature.linalg.speed import timed
 from curvature.matrices.autograd import (
     accumulated,
     backward_columns,
-    batches_backward,
+    columns_at_once,
     factor_block,
     kept_graphs,
     product_cost,
@@ -339,7 +339,7 @@ def _weighted(
 
 def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Tensor]:
     """Products by autograd: tangents ``J V`` of the outputs, ``M_n``, and a backward pass."""
-    batched = batches_backward(problem)
+    at_once = cache(lambda: columns_at_once(problem))
 
     def graph(examples: slice) -> tuple[slice, list[Tensor], Tensor, Tensor, list[Tensor]]:
         named = problem.leaves()
@@ -358,12 +358,12 @@ def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Ten
     def matmat(block: Tensor) -> Tensor:
         total = torch.zeros_like(block)
         for examples, leaves, outputs, cotangent, pulled in graphs():
-            pushed = backward_columns(pulled, [cotangent], split_columns(problem, block), batched=batched)
+            pushed = backward_columns(pulled, [cotangent], split_columns(problem, block), at_once=at_once())
             pushed = pushed.reshape(len(outputs), -1, block.shape[1])
             weighted, correction = _weighted(problem, space, outputs.detach(), examples, pushed, block)
             total -= correction
             columns = [weighted.permute(2, 0, 1).reshape(block.shape[1], *outputs.shape)]
-            total += backward_columns([outputs], leaves, columns, batched=batched)
+            total += backward_columns([outputs], leaves, columns, at_once=at_once())
         return total
 
     return matmat

@@ -13,7 +13,7 @@ from torch import Tensor
 from curvature.arrays import Float
 from curvature.errors import NotDefinedError
 from curvature.linalg.routes import COLUMNS_AT_ONCE, EntriesRoute, FactorRoute, Routes
-from curvature.matrices.autograd import backward_columns, split_columns
+from curvature.matrices.autograd import FEWEST_COLUMNS, backward_columns, split_columns
 from curvature.models import Problem
 from curvature.models.penalty import Penalty
 
@@ -190,7 +190,7 @@ def penalty_hessian(problem: Problem) -> PenaltyHessian | None:
     def product(block: Tensor) -> Tensor:
         try:
             slopes, leaves = graph()
-            return backward_columns(slopes, leaves, split_columns(problem, block), batched=True)
+            return backward_columns(slopes, leaves, split_columns(problem, block), at_once=FEWEST_COLUMNS)
         except RuntimeError as error:  # also NotImplementedError
             raise NotDefinedError(
                 f"PyTorch has no second derivative of the penalty ({' '.join(str(error).split())}), so there is no "

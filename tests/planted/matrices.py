@@ -133,15 +133,15 @@ DEFECTS = [
     Defect(
         "the last chunk instead of the sum",
         "matrices:_by_autograd",
-        "$total += backward_columns([$outputs], $leaves, $columns, batched=$batched)",
-        "$total = backward_columns([$outputs], $leaves, $columns, batched=$batched)",
+        "$total += backward_columns([$outputs], $leaves, $columns, at_once=$at_once())",
+        "$total = backward_columns([$outputs], $leaves, $columns, at_once=$at_once())",
         (EVERY_MATRIX, COMMON_LAYERS),
     ),
     Defect(
         "mean over chunks",
         "matrices:_double_backward",
-        "$total += backward_columns($gradient, $leaves, $columns, batched=$batched)",
-        "$total += backward_columns($gradient, $leaves, $columns, batched=$batched) / len(list(problem.chunks()))",
+        "$total += backward_columns($gradient, $leaves, $columns, at_once=$at_once())",
+        "$total += backward_columns($gradient, $leaves, $columns, at_once=$at_once()) / len(list(problem.chunks()))",
         (COMMON_LAYERS,),
     ),
     Defect(

@@ -423,6 +423,26 @@ def test_weight_norm_arm_trains_by_adam_on_g_and_v(name):
     np.testing.assert_allclose(found.curve.losses, losses, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(0.1), SGD(0.1, momentum=0.5), Adam(0.1, epsilon=1.0), Adam(0.1, betas=(0.5, 0.9), epsilon=1.0)],
+    ids=["plain", "momentum", "adam", "adam-betas"],
+)
+def test_the_edge_of_stability_parts_convergence_from_divergence_on_a_quadratic(optimizer):
+    """At small gradients the epsilon of Adam is its divisor, and the eigenvalue that counts is the one over epsilon."""
+    divisor = optimizer.epsilon if isinstance(optimizer, Adam) else 1.0
+    growth, begun = {}, 1e-60
+    for share in (0.98, 1.02):
+        coordinates = torch.full((1,), begun, dtype=torch.float64)
+        eigenvalue = share * optimizer.edge * divisor
+        update = optimizer.begin(coordinates)
+        for _ in range(1000):
+            update(coordinates, eigenvalue * coordinates)
+        growth[share] = float(coordinates.abs()) / begun
+    assert growth[0.98] < 1e-3
+    assert not growth[1.02] < 1e3  # NaN where it overflowed
+
+
 def test_an_optimizer_keeps_its_settings_at_another_rate():
     assert SGD(0.1, momentum=0.9).at_rate(0.2) == SGD(0.2, momentum=0.9)
     assert Adam(0.1, betas=(0.5, 0.6), weight_decay=0.1).at_rate(0.3).betas == (0.5, 0.6)

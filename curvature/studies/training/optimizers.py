@@ -45,6 +45,16 @@ class Optimizer:
         """An update without memory, for coordinates of this shape, dtype and device."""
         raise NotImplementedError
 
+    @property
+    def edge(self) -> float:
+        r"""Edge of stability: the largest eigenvalue of a quadratic at which this rule does not diverge.
+
+        Without decay it is $2/\eta$ for gradient descent, $(2 + 2\mu)/\eta$ with heavy-ball momentum, and
+        $(2 + 2\beta_1) / ((1 - \beta_1)\eta)$ for Adam, there of the Hessian that Adam's divisors precondition
+        (Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484).
+        """
+        raise NotImplementedError
+
     def _decay(self, coordinates: Tensor) -> None:
         if self.weight_decay:
             coordinates.mul_(1 - self.learning_rate * self.weight_decay)
@@ -64,6 +74,10 @@ class SGD(Optimizer):
         super().__post_init__()
         if not 0 <= self.momentum < 1:
             raise ConfigurationError(f"momentum must be in [0, 1), got {self.momentum}.")
+
+    @property
+    def edge(self) -> float:
+        return 2 * (1 + self.momentum) / self.learning_rate
 
     def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         velocity = torch.zeros_like(coordinates)
@@ -95,6 +109,11 @@ class Adam(Optimizer):
             raise ConfigurationError(
                 f"Adam needs betas in [0, 1) and epsilon > 0, got {self.betas} and {self.epsilon}."
             )
+
+    @property
+    def edge(self) -> float:
+        first = self.betas[0]
+        return 2 * (1 + first) / ((1 - first) * self.learning_rate)
 
     def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         mean, square = torch.zeros_like(coordinates), torch.zeros_like(coordinates)
