@@ -121,6 +121,10 @@ class Chart(ABC):
         bending = self.second_order_product(gradient, self.horizontal(identity))
         return result.add_(self.horizontal_transpose(bending))
 
+    def similar(self, matrix: Float[Tensor, "weights weights"]) -> Float[Tensor, "weights weights"]:
+        r"""Entries of a symmetric matrix with the eigenvalues of $K^{1/2} A K^{1/2}$, ``(P, P)``."""
+        return self.effective(matrix)
+
     @cached_property
     def _polar(self) -> tuple[Tensor, Tensor, Tensor]:
         """Thin singular value decomposition ``J = U S W^T`` on the rank of ``J``."""

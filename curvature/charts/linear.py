@@ -15,7 +15,7 @@ from curvature.charts.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry, Layout
 
-__all__ = ["LinearChart", "ScaledStandard", "Standard"]
+__all__ = ["AffineChart", "LinearChart", "ScaledStandard", "Standard"]
 
 _Indices = Tensor | slice
 _Block = tuple[_Indices, Tensor]  # a symmetric matrix, or a diagonal
@@ -163,10 +163,10 @@ class LinearChart(Parameterization):
             if not torch.isfinite(self.factor).all():
                 raise InputError(f"the factor of {self.name} has NaN or infinite entries.")
             if self.factor.ndim == 1:
-                return _AffineChart(self, layout, weights, [(slice(None), self.factor)])
+                return AffineChart(self, layout, weights, [(slice(None), self.factor)])
             return _DenseChart(self, layout, weights, self.factor)
         _refuse_blocks(self.factor, self.name, len(weights))
-        return _AffineChart(self, layout, weights, list(self.factor))
+        return AffineChart(self, layout, weights, list(self.factor))
 
 
 def _pairs_of(blocks: object, name: str) -> list[tuple[Tensor, Tensor]]:
@@ -209,7 +209,7 @@ def _refuse_blocks(blocks: Sequence[tuple[Tensor, Tensor]], name: str, dim: int)
             )
 
 
-class _AffineChart(Chart):
+class AffineChart(Chart):
     """``w = w_0 + M theta`` with ``M`` symmetric, block-diagonal up to a permutation."""
 
     flat = True

@@ -100,7 +100,7 @@ def _plan(config: CompareConfiguration) -> str:
     if not config.full:
         return (
             f"{seeds} x 2 arms (standard, weight-norm), {config.epochs} epochs of SGD at {config.learning_rate:g}; "
-            f"{count(len(config.matrix), 'matrix', 'matrices')} at 3 checkpoints each"
+            f"{count(len(config.matrix), 'matrix', 'matrices')} at the start and at the end"
         )
     settings = compare_settings(config)
     return (

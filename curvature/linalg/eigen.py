@@ -257,6 +257,10 @@ def _eigenvalues(matrix: Tensor) -> np.ndarray:
     return torch.linalg.eigvalsh(matrix).cpu().numpy()
 
 
+def _measure_along(slope: Tensor, matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    return lapack.spectral_measure(matrix.numpy(), slope.to(matrix).numpy())
+
+
 def _eigenpairs(matrix: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if matrix.device.type == "cpu":
         values, columns = np.linalg.eigh(matrix.numpy())

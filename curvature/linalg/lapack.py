@@ -14,12 +14,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import ldl
+from scipy.linalg import LinAlgError, eigh_tridiagonal, get_lapack_funcs, ldl
 from threadpoolctl import threadpool_info
 
 from curvature.arrays import Float
 
-__all__ = ["eigenvalues", "inertia"]
+__all__ = ["eigenvalues", "inertia", "spectral_measure"]
 
 # Measured on two threads, one stage against two: 0.24 and 0.31 s at 2000, 0.68 and 0.59 s at 2410, 39 and 18 s at 8970.
 # With one stage the README's row of all eigenvalues of 8970 weights (22 s) would take twice as long.
@@ -50,6 +50,50 @@ def eigenvalues(
     """
     values = _two_stage(matrix) if len(matrix) >= two_stage_from else None
     return np.linalg.eigvalsh(matrix) if values is None else values
+
+
+def spectral_measure(
+    matrix: Float[np.ndarray, "dim dim"], vector: Float[np.ndarray, "dim"]
+) -> tuple[Float[np.ndarray, "dim"], Float[np.ndarray, "dim"]]:
+    r"""Compute the eigenvalues, and the squared components of a vector along the eigenvectors.
+
+    Parameters
+    ----------
+    matrix
+        Symmetric, ``(n, n)``, float64 or float32; not changed.
+    vector
+        ``(n,)``.
+
+    Returns
+    -------
+    tuple
+        Eigenvalues, ascending, and $(v_i^T x)^2$, each ``(n,)``.
+
+    Raises
+    ------
+    LinAlgError
+        If an entry is not finite, or the iteration does not converge.
+
+    Notes
+    -----
+    $A = Q T Q^T$ with $T = S \Lambda S^T$ tridiagonal: the components are $S^T (Q^T x)$, so the eigenvectors $Q S$ are
+    not computed. Measured at 1210 in one thread: 0.16 s, against 0.27 s with them and 0.10 s for eigenvalues alone.
+    """
+    if len(matrix) < 2 or not np.isfinite(matrix).all():
+        values, columns = np.linalg.eigh(matrix)  # reports what is not finite as it always does
+        return values, (columns.T @ vector) ** 2
+    reduce, lengths, rotate = get_lapack_funcs(("sytrd", "sytrd_lwork", "ormqr"), (matrix,))
+    workspace, _ = lengths(len(matrix), lower=1)
+    reflectors, diagonal, off_diagonal, scales, info = reduce(
+        matrix.T, lower=1, lwork=int(workspace)
+    )  # in Fortran order
+    if info:
+        raise LinAlgError(f"the reduction to a tridiagonal matrix failed with code {info}")
+    values, columns = eigh_tridiagonal(diagonal, off_diagonal, lapack_driver="stevd")
+    rotated = np.array(vector, dtype=matrix.dtype)
+    # Q keeps the first coordinate: its reflectors lie below the first subdiagonal.
+    rotated[1:] = rotate("L", "T", reflectors[1:, :-1], scales, rotated[1:, None], 64)[0][:, 0]
+    return values, (columns.T @ rotated) ** 2
 
 
 def inertia(matrix: Float[np.ndarray, "dim dim"], shift: float) -> tuple[int, int, float]:

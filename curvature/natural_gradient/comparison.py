@@ -14,6 +14,7 @@ from torch import Tensor
 
 from curvature.charts import Chart, Parameterization, Standard
 from curvature.errors import ConfigurationError, NotDefinedError
+from curvature.linalg.lapack import eigenvalues
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.natural_gradient.controls import Controls, control_charts
@@ -167,17 +168,19 @@ def _compared(
     for damping in dampings:
         absolute, relative = damping.damping, damping.relative_damping
         shift = absolute_damping(matrix, damping)
-        damped = matrix + shift * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+        damped = matrix.clone()
+        damped.diagonal().add_(shift)
         compared = charts
         if compared is None:
             compared = control_charts(problem, damping=absolute, relative_damping=relative, controls=controls)
         neuron_block = controls.preconditioners.chart("neuron-block", damping=absolute, relative_damping=relative)
         ends = (Standard(), neuron_block)
         at_weights = [chart.at(problem.layout, problem.weights) for chart in (*ends, *compared)]
-        distances = [_closeness(chart, damped) if closeness and block == "all" else {} for chart in at_weights[2:]]
-        for name, rows in blocks.items():
+        distances = _closenesses(at_weights[2:], damped) if closeness and block == "all" else [{}] * len(compared)
+        triangles = controls.preconditioners.factorized(block, shift)
+        for (name, rows), (_, triangle) in zip(blocks.items(), triangles, strict=True):
             local = damped if block == "all" else damped[rows][:, rows]
-            values = _efficiencies(at_weights, rows, local, gradient)
+            values = _efficiencies(at_weights, rows, local, triangle, gradient)
             if values is None:
                 continue
             low, high, *values = values
@@ -198,23 +201,37 @@ def _compared(
     return tuple(comparisons)
 
 
-def _efficiencies(charts: Sequence[Chart], rows: Tensor, damped: Tensor, gradient: Tensor) -> list[float] | None:
-    """``E`` of each chart in one block of ``F + lambda I``; None where the gradient has nothing there."""
+def _efficiencies(
+    charts: Sequence[Chart], rows: Tensor, damped: Tensor, triangle: Tensor, gradient: Tensor
+) -> list[float] | None:
+    """``E`` of each chart in one block of ``F + lambda I = L L^T``; None where the gradient has nothing there."""
     local = gradient[rows]
     if not local.any():
         return None
     embedded = torch.zeros_like(gradient)
     embedded[rows] = local
-    best = local @ torch.cholesky_solve(local[:, None], torch.linalg.cholesky(damped))[:, 0]
+    best = local @ torch.cholesky_solve(local[:, None], triangle)[:, 0]
     steps = [chart.metric(embedded[:, None])[rows, 0] for chart in charts]
     # At most 1 up to rounding.
     return [float((local @ step) ** 2 / ((step @ (damped @ step)) * best)) for step in steps]
 
 
-def _closeness(chart: Chart, damped: Tensor) -> dict[str, float]:
+def _closenesses(charts: Sequence[Chart], damped: Tensor) -> list[dict[str, float]]:
     """Distances of ``K^(1/2) A K^(1/2)`` from a multiple of the identity, by name of the record's field."""
-    conjugated = chart.metric_root(chart.metric_root(damped).T)
-    values = torch.linalg.eigvalsh((conjugated + conjugated.T) / 2).cpu().numpy()
+    unchanged: dict[str, float] | None = None  # of the charts with K = I to the last bit, decomposed once
+    distances = []
+    for chart in charts:
+        conjugated = chart.similar(damped)
+        same = torch.equal(conjugated, damped)
+        if not same or unchanged is None:
+            distance = _distance((conjugated + conjugated.T) / 2)
+            unchanged = distance if same else unchanged
+        distances.append(unchanged if same and unchanged is not None else distance)
+    return distances
+
+
+def _distance(matrix: Tensor) -> dict[str, float]:
+    values = eigenvalues(matrix.cpu().numpy())
     if not values[0] > 0:
         return {}  # K is singular: no multiple of it is close to an inverse
     logs = np.log(values)

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
-from curvature.charts import LinearChart
+from curvature.charts import Chart, LinearChart
+from curvature.charts.linear import AffineChart
 from curvature.errors import ConfigurationError
+from curvature.layout import Layout
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
 from curvature.matrices.gradient_moments import scale_words
@@ -122,6 +124,7 @@ class Preconditioners:
         refuse_scale_of_loss(problem, fisher)
         self.problem, self._fisher = problem, fisher
         self._eigenblocks: dict[str, list[_Eigenblock]] = {}
+        self._factorized: dict[str, tuple[float, list[_Block]]] = {}  # with the damping
 
     @cached_property
     def matrix(self) -> Float[Tensor, "weights weights"]:
@@ -156,11 +159,49 @@ class Preconditioners:
         shift = absolute_damping(self.matrix, chosen)
         if kind == "jacobi":
             return LinearChart((self.matrix.diagonal() + shift).rsqrt(), name=kind, gauge=str(chosen))
-        blocks = [
-            (indices, _inverse_root_of(values, vectors, shift))
-            for indices, values, vectors in self._eigendecomposed(_BLOCKS[kind])
-        ]
-        return LinearChart(blocks, name="natural-gradient" if kind == "full" else kind, gauge=str(chosen))
+        name = "natural-gradient" if kind == "full" else kind
+        return _InverseBlocks(self, _BLOCKS[kind], shift, name=name, gauge=str(chosen))
+
+    def factorized(self, by: str, shift: float) -> list[_Block]:
+        r"""Factorize the blocks of $F + \lambda I$ by Cholesky; those of the last damping are kept.
+
+        Parameters
+        ----------
+        by
+            ``"all"``, ``"layer"`` or ``"neuron"``.
+        shift
+            $\lambda$.
+
+        Returns
+        -------
+        list
+            Indices and lower triangle of each block.
+        """
+        if self._factorized.get(by, (None, []))[0] != shift:
+            blocks = []
+            for indices in self.problem.layout.blocks(by).values():
+                rows = indices.to(self.problem.device)
+                block = self.matrix[rows][:, rows]
+                block.diagonal().add_(shift)
+                blocks.append((rows, torch.linalg.cholesky(block)))
+            self._factorized[by] = shift, blocks
+        return self._factorized[by][1]
+
+    def inverse_roots(self, by: str, shift: float) -> list[_Block]:
+        r"""Compute the inverse root of each block of $F + \lambda I$.
+
+        Parameters
+        ----------
+        by, shift
+            As for :meth:`factorized`.
+
+        Returns
+        -------
+        list
+            Indices and root of each block.
+        """
+        blocks = self._eigendecomposed(by)
+        return [(indices, _inverse_root_of(values, vectors, shift)) for indices, values, vectors in blocks]
 
     def _eigendecomposed(self, by: str) -> list[_Eigenblock]:
         if by not in self._eigenblocks:
@@ -226,6 +267,53 @@ class Preconditioners:
             return []
         diagonal = self.matrix.diagonal()[rest] + absolute_damping(self.matrix, damping)
         return [(rest.nonzero().flatten(), torch.diag(diagonal.rsqrt()))]
+
+
+class _InverseBlocks(LinearChart):
+    r"""The chart with $K$ the inverse of the blocks of $F + \lambda I$, whose roots are computed when needed."""
+
+    def __init__(self, preconditioners: Preconditioners, by: str, shift: float, *, name: str, gauge: str):
+        self.preconditioners, self.by, self.shift, self.name, self.gauge = preconditioners, by, shift, name, gauge
+
+    @cached_property
+    def factor(self) -> list[_Block]:  # type: ignore[override]
+        return self.preconditioners.inverse_roots(self.by, self.shift)
+
+    def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
+        return _InverseBlocksChart(self, layout, weights)
+
+
+class _InverseBlocksChart(AffineChart):
+    """The products with ``K`` and its inverse by triangles; all others by the roots of the blocks."""
+
+    def __init__(self, parameterization: _InverseBlocks, layout: Layout, weights: Tensor):
+        super().__init__(parameterization, layout, weights, ())
+        del self.blocks  # the property below computes them
+        self.inverse = parameterization
+
+    @cached_property
+    def blocks(self) -> list[_Block]:  # type: ignore[override]
+        return self.inverse.factor
+
+    @property
+    def _triangles(self) -> list[_Block]:
+        return self.inverse.preconditioners.factorized(self.inverse.by, self.inverse.shift)
+
+    def metric(self, block: Tensor) -> Tensor:
+        product = block.clone()
+        for indices, triangle in self._triangles:
+            product[indices] = torch.cholesky_solve(block[indices], triangle)
+        return product
+
+    def similar(self, matrix: Tensor) -> Tensor:
+        return self._solved(self._solved(matrix).T)
+
+    def _solved(self, block: Tensor) -> Tensor:
+        """Multiply by ``L^-1``, with ``K^-1 = L L^T``."""
+        solved = block.clone()
+        for indices, triangle in self._triangles:
+            solved[indices] = torch.linalg.solve_triangular(triangle, block[indices], upper=False)
+        return solved
 
 
 def refuse_scale_of_loss(problem: Problem, fisher: SymmetricOperator | None) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from curvature.charts import WeightNorm
 from curvature.errors import ConfigurationError, InputError, NonFiniteError
 from curvature.models import Problem
+from curvature.models.zoo.networks import seeded
 from curvature.records import Check
 from curvature.studies.training import SGD, BatchNormalized, Schedule, paper_start, start_check, train
 
@@ -73,9 +74,8 @@ def one_layer_identity(problem: Problem, seed: int, steps: int = 5) -> Check:
     left, values, _ = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     white = left[:, values > 1e-8 * values[0]] * len(flat) ** 0.5
     generator = torch.Generator().manual_seed(seed)
-    # The default initialization would draw from the global generator.
-    layer = nn.utils.skip_init(nn.Linear, white.shape[1], problem.num_outputs, dtype=torch.float64)
-    with torch.no_grad():
+    with seeded(seed), torch.no_grad():  # the default initialization draws from the global generator
+        layer = nn.Linear(white.shape[1], problem.num_outputs, dtype=torch.float64)
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
         layer.bias.zero_()
     single = Problem.from_module(layer, loss=problem.loss, data=(white.to(problem.device), targets))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from curvature.charts import LinearChart, Parameterization, Placebo, Standard, W
 from curvature.errors import SelfCheckError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
-from curvature.matrices import MATRICES, effective, fisher, pullback
+from curvature.matrices import MATRICES, effective, pullback
 from curvature.models import Problem
-from curvature.natural_gradient import Controls, alignments, compare_charts, control_charts, whitening
 from curvature.records import Check, GaugeState, Spectrum
 from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import LINEAR_PART
 from curvature.studies.settings import StudySettings
+from curvature.studies.shared import Shared
+from curvature.studies.steps import noise_and_steps
 
 __all__ = [
     "CANONICAL_TOLERANCE",
@@ -38,7 +39,12 @@ _SECOND_MOMENTS = tuple(name for name in MATRICES if name != "hessian")
 
 
 def measure_point(
-    collector: Collector, place: Place, problem: Problem, chart: Parameterization, settings: StudySettings
+    collector: Collector,
+    place: Place,
+    problem: Problem,
+    chart: Parameterization,
+    settings: StudySettings,
+    shared: Shared | None = None,
 ) -> None:
     """Measure one checkpoint of one arm.
 
@@ -55,24 +61,29 @@ def measure_point(
     settings
         What is measured. Arms that are not followed: at the first and the last checkpoint, the GGN in the standard
         chart and in their own.
+    shared
+        Results of other arms at the same weights.
     """
+    shared = shared or Shared()
     followed = place.arm in settings.followed
     if not followed and place.checkpoint not in _ENDS:
         return
     charts: list[Parameterization] = [Standard()]
     charts += [WeightNorm(), WeightNorm("paper")] if followed else []
     charts += [] if isinstance(chart, Standard) else [chart]
-    operators = measured_spectra(collector, place, problem, settings.matrices if followed else ("ggn",), charts)
+    matrices = settings.matrices if followed else ("ggn",)
+    operators = measured_spectra(collector, place, problem, matrices, charts, shared=shared)
     for measured_chart in charts:
         gauge_state(collector, place, problem, measured_chart)
         if "hessian" in operators and type(measured_chart) is WeightNorm:
-            _second_order(collector, place, problem, operators["hessian"], measured_chart, settings)
-    if followed and settings.stretches:
-        ggn = operators.get("ggn") or MATRICES["ggn"](problem).materialized()
+            _second_order(collector, place, problem, operators["hessian"], measured_chart, settings, shared)
+    if followed and place.checkpoint in settings.swept_at:
         for stretch in settings.stretches:
-            collector.add(place, spectrum(effective(ggn, WeightNorm(stretch=stretch))))
+            ggn = _operator(shared, problem, "ggn", place.seed)
+            collector.add(place, _spectrum(shared, ggn, effective, WeightNorm(stretch=stretch)))
     if followed and place.checkpoint in settings.steps_at:
-        _noise_and_steps(collector, place, problem, chart, operators.get("gradient_covariance"), settings)
+        covariance = _operator(shared, problem, "gradient_covariance", place.seed)
+        noise_and_steps(collector, place, problem, chart, covariance, settings, shared)
 
 
 def measured_spectra(
@@ -84,6 +95,7 @@ def measured_spectra(
     *,
     on_weights: bool = True,
     gradient: bool = True,
+    shared: Shared | None = None,
 ) -> dict[str, SymmetricOperator]:
     """Measure every matrix in every chart, and check what the canonical gauge must not change.
 
@@ -103,6 +115,8 @@ def measured_spectra(
         ``K^(1/2) A K^(1/2)`` on the weights instead of the coordinates of the chart.
     gradient
         Also how the gradient is distributed over the eigenvectors, for matrices that are the metric of a step.
+    shared
+        Results at the same weights.
 
     Returns
     -------
@@ -114,9 +128,9 @@ def measured_spectra(
     SelfCheckError
         If a spectrum at the canonical gauge differs from the standard one by more than rounding.
     """
-    operators = {}
+    operators, shared = {}, shared or Shared()
     for name in matrices:
-        operator = operators[name] = matrix_of(problem, name, place.seed, 1).materialized()
+        operator = operators[name] = _operator(shared, problem, name, place.seed)
         # A step along the gradient means something in the metric of a curvature, not of a covariance.
         with_gradient = gradient and name in ("ggn", "fisher")
         standard = None
@@ -126,12 +140,34 @@ def measured_spectra(
             # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would
             # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
             move = effective if on_weights and not canonical else pullback
-            record = spectrum(operator if plain else move(operator, chart), gradient=with_gradient)
+            record = _spectrum(shared, operator, None if plain else move, chart, gradient=with_gradient)
             collector.add(place, record)
             standard = record if plain else standard
             if canonical and standard is not None and name in _SECOND_MOMENTS:
                 _check_canonical(collector, place, standard, record)
     return operators
+
+
+def _operator(shared: Shared, problem: Problem, name: str, seed: int) -> SymmetricOperator:
+    """A matrix with its entries."""
+    return shared.once((name,), lambda: matrix_of(problem, name, seed, 1).materialized())
+
+
+def _spectrum(
+    shared: Shared,
+    operator: SymmetricOperator,
+    move: Callable[..., SymmetricOperator] | None,
+    chart: Parameterization,
+    *,
+    gradient: bool = False,
+) -> Spectrum:
+    """The spectrum of a matrix that ``move`` writes in a chart; None leaves it as it is."""
+    if move is None:
+        return shared.once((operator.name, gradient), lambda: spectrum(operator, gradient=gradient))
+    if type(chart) is not WeightNorm or chart.gauge == "checkpoint":  # the chart of one arm alone
+        return spectrum(move(operator, chart), gradient=gradient)
+    key = (operator.name, gradient, move, chart.name, chart.gauge)
+    return shared.once(key, lambda: spectrum(move(operator, chart), gradient=gradient))
 
 
 def _check_canonical(collector: Collector, place: Place, standard: Spectrum, canonical: Spectrum) -> None:
@@ -161,6 +197,7 @@ def _second_order(
     hessian: SymmetricOperator,
     chart: WeightNorm,
     settings: StudySettings,
+    shared: Shared,
 ) -> None:
     """What the second-order term of weight norm adds to a Hessian: with the metric alone, and in the other form."""
     if chart.gauge == "paper":
@@ -168,42 +205,9 @@ def _second_order(
     if settings.both_hessians:
         # Only the other form was measured with the other matrices.
         other = effective if chart.gauge == "canonical" else pullback
-        collector.add(place, spectrum(other(hessian, chart)))
+        collector.add(place, _spectrum(shared, hessian, other, chart))
     if chart.gauge != "canonical":
         collector.add(place, spectrum(effective(hessian, linear_part(problem, chart))))
-
-
-def _noise_and_steps(
-    collector: Collector,
-    place: Place,
-    problem: Problem,
-    chart: Parameterization,
-    covariance: SymmetricOperator | None,
-    settings: StudySettings,
-) -> None:
-    """Gradient noise of every neuron, and the step of weight norm against the natural gradient."""
-    covariance = covariance or MATRICES["gradient_covariance"](problem).materialized()
-    generator = torch.Generator().manual_seed(place.seed)
-    collector.extend(place, alignments(problem, seed=generator, covariance=covariance))
-    collector.extend(place, whitening(problem, seed=generator, covariance=covariance))
-    if not isinstance(chart, Standard) and type(chart) is not WeightNorm:
-        return
-    if not problem.loss.likelihood:
-        collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
-        return
-    controls = Controls(problem, fisher(problem), covariance)
-    for relative_damping in settings.relative_dampings:
-        charts = control_charts(problem, relative_damping=relative_damping, seed=place.seed, controls=controls)
-        if (chart.name, chart.gauge) not in {(control.name, control.gauge) for control in charts}:
-            charts.insert(3, chart)
-        comparisons = compare_charts(
-            problem,
-            charts,
-            relative_dampings=(relative_damping,),
-            controls=controls,
-            closeness=relative_damping == settings.relative_damping and place.checkpoint in _ENDS,
-        )
-        collector.extend(place, comparisons)
 
 
 def gauge_state(collector: Collector, place: Place, problem: Problem, chart: Parameterization) -> None:

@@ -120,7 +120,7 @@ def _spectra_of_arm(settings: StudySettings, method: str, num_points: int) -> Co
         return Counter(ggn=_ENDS * (1 + own))
     # The standard chart, weight norm at the canonical and the paper's gauge, and the arm's own.
     spectra = Counter(dict.fromkeys(settings.matrices, num_points * (3 + own)))
-    spectra["ggn"] += num_points * len(settings.stretches)
+    spectra["ggn"] += len(settings.swept_at) * len(settings.stretches)
     if "hessian" in settings.matrices:
         normalized = own if method.startswith("weight-norm") else 0
         other_form = (1 + normalized) if settings.both_hessians else 0

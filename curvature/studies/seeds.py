@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from curvature.charts import Parameterization, Standard
 from curvature.errors import ConfigurationError
@@ -16,6 +17,7 @@ from curvature.studies.identities import claimed_identities
 from curvature.studies.measuring import measure_point, measured_spectra
 from curvature.studies.progress import Progress, part_of
 from curvature.studies.settings import PUBLISHED, StudySettings
+from curvature.studies.shared import Shared
 from curvature.studies.training import Run, Schedule, Trajectory, train, trajectories
 from curvature.studies.training.network import refuse_penalty
 
@@ -79,9 +81,11 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
         seed=seed,
         say=lambda message, share: collector.say(message, training_share * share),
     )
+    starts: dict[str, Shared] = {}  # what arms from the same initial weights share there
     for number, trajectory in enumerate(trained):
         done = training_share + (0.98 - training_share) * number / len(trained)
-        _measure_trajectory(collector, trajectory, settings, done, (0.98 - training_share) / len(trained))
+        shared = starts.setdefault(trajectory.arm.start, Shared())
+        _measure_trajectory(collector, trajectory, settings, shared, done, (0.98 - training_share) / len(trained))
     for trajectory in trained if settings.whole_batches else ():
         if trajectory.arm.name in PUBLISHED and trajectory.run is not None:
             collector.say(f"seed {seed}: {trajectory.arm.name}, whole batches", 0.99)
@@ -185,7 +189,6 @@ def _frozen_layers(problem: Problem) -> list[str]:
 
 
 def _measured_in_a_process(build: Callable[[int], Problem], settings: StudySettings, seed: int) -> tuple[int, Study]:
-    import torch
     from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
@@ -194,7 +197,7 @@ def _measured_in_a_process(build: Callable[[int], Problem], settings: StudySetti
 
 
 def _measure_trajectory(
-    collector: Collector, trajectory: Trajectory, settings: StudySettings, done: float, share: float
+    collector: Collector, trajectory: Trajectory, settings: StudySettings, shared: Shared, done: float, share: float
 ) -> None:
     """Measure the checkpoints of one arm; ``done`` is the share of the work before it, ``share`` its own."""
     name, seed, run = trajectory.arm.name, trajectory.start.seed, trajectory.run
@@ -208,10 +211,18 @@ def _measure_trajectory(
     for number, point in enumerate(run.checkpoints):
         collector.say(f"seed {seed}: {name}, {point.name}", done + share * number / len(run.checkpoints))
         place = Place(name, seed, point.name, point.step)
-        measure_point(collector, place, trajectory.start.problem.at(point.weights), point.chart, settings)
+        problem, first = trajectory.start.problem, point.step == 0 and _is_start(trajectory, point.weights)
+        problem = problem if first else problem.at(point.weights)
+        measure_point(collector, place, problem, point.chart, settings, shared if first else None)
     if name in settings.followed:
         for checkpoint in run.missing:  # without the seed, so that it is one warning for all of them
             collector.warn(f"{name}: some seeds did not reach the checkpoint {checkpoint!r}.")
+
+
+def _is_start(trajectory: Trajectory, weights: Tensor) -> bool:
+    """Whether these are the initial weights, up to the rounding of the chart of the arm."""
+    start = trajectory.start.problem.weights
+    return bool((weights - start).abs().max() <= 10 * torch.finfo(start.dtype).eps * start.abs().max())
 
 
 def _without_noise(collector: Collector, trajectory: Trajectory, noisy: Run, settings: StudySettings) -> None:

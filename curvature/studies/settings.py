@@ -38,6 +38,8 @@ class StudySettings:
         Measure the Hessian of weight norm both in the coordinates of the chart and as an effective matrix.
     stretches
         Gauges of weight norm in which the GGN of the followed arms is measured too.
+    swept_at
+        Checkpoints at which it is.
     steps_at
         Checkpoints at which gradient noise and steps of the followed arms are measured.
     relative_dampings
@@ -45,6 +47,9 @@ class StudySettings:
     relative_damping
         The one damping at which closeness to the natural gradient is also measured (at the first and the last
         checkpoint: it costs the eigenvalues of every chart).
+    closeness_of_controls
+        Measure the closeness of every chart; False: only what the claim compares, at the last checkpoint the standard
+        chart, and weight norm at the canonical gauge and at the one that training reached.
     threshold
         The smallest effect that counts in a verdict, as a log-ratio; 10 %.
     whole_batches
@@ -63,9 +68,11 @@ class StudySettings:
     matrices: tuple[str, ...] = ("hessian", "ggn", "gradient_covariance")
     both_hessians: bool = False
     stretches: tuple[float, ...] = ()
+    swept_at: tuple[str, ...] = ("late",)
     steps_at: tuple[str, ...] = ("init", "late")
     relative_dampings: tuple[float, ...] = (1e-3,)
     relative_damping: float = 1e-3
+    closeness_of_controls: bool = True
     threshold: float = THRESHOLD
     whole_batches: bool = True
 
@@ -99,7 +106,7 @@ def quick_settings(
     momentum: float = 0.0,
     **measured: Unpack[MeasuringOptions],
 ) -> StudySettings:
-    """Settings of ``curvature compare``: two arms at one learning rate, three checkpoints, every measurement.
+    """Settings of ``curvature compare``: two arms at one learning rate, measured before and after training.
 
     Parameters
     ----------
@@ -108,14 +115,14 @@ def quick_settings(
     epochs, batch_size, learning_rate, momentum
         Minibatch gradient descent, the same in both arms.
     **measured
-        Fields of :class:`StudySettings`; by default seven stretches and three relative dampings.
+        Fields of :class:`StudySettings`; by default four stretches and three relative dampings.
 
     Returns
     -------
     StudySettings
         For :func:`~curvature.studies.run_study`.
     """
-    stages = ("init", "early", "late")
+    stages = ("init", "late")
     training = TrajectorySettings(
         optimizer=SGD(learning_rate, momentum=momentum),
         rates=(),
@@ -125,15 +132,14 @@ def quick_settings(
         levels=(),
     )
     sweeps: MeasuringOptions = {
-        "stretches": (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+        "stretches": (0.125, 0.5, 2.0, 8.0),
         "relative_dampings": (1e-5, 1e-3, 1e-1),
     }
     return StudySettings(
         seeds=tuple(seeds),
         arms=tuple(Arm(name) for name in HEADLINE),
         training=training,
-        both_hessians=True,
-        steps_at=stages,
+        closeness_of_controls=False,
         whole_batches=False,
         **(sweeps | measured),
     )

@@ -56,3 +56,25 @@ def test_what_did_not_converge_is_left_to_numpy(monkeypatch):
 
     monkeypatch.setattr(lapack, "_routines", lambda _dtype: (*stages, gives_up, integer, real))
     assert np.array_equal(lapack.eigenvalues(matrix, two_stage_from=0), np.linalg.eigvalsh(matrix))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("size", [1, 2, 3, 40])
+def test_the_spectral_measure_is_that_of_the_eigenvectors(size, dtype):
+    """Of simple eigenvalues, by moments of the matrix itself: x^T A^k x is the k-th moment of the measure."""
+    matrix = prescribed(np.linspace(-1, 2, size)).astype(dtype)
+    vector = np.random.default_rng(1).standard_normal(size).astype(dtype)
+    values, weights = lapack.spectral_measure(matrix, vector)
+    assert (values.dtype, weights.dtype) == (dtype, dtype)
+    powers = vector.astype(np.float64)
+    for power in range(4):
+        expected = vector.astype(np.float64) @ powers
+        found = weights.astype(np.float64) @ (values.astype(np.float64) ** power)
+        assert found == pytest.approx(expected, abs=200 * float(np.finfo(dtype).eps) * size)
+        powers = matrix.astype(np.float64) @ powers
+
+
+def test_a_matrix_that_is_not_finite_has_no_spectral_measure():
+    matrix = np.full((3, 3), np.nan)
+    with pytest.raises(np.linalg.LinAlgError):
+        lapack.spectral_measure(matrix, np.ones(3))

@@ -119,6 +119,20 @@ def kfac_by_hand(inputs, scores, shift):
     return torch.kron(left, inverse(inputs + pi * shift**0.5 * identity(len(inputs))))
 
 
+@pytest.mark.parametrize("kind", ["neuron-block", "layer-block", "full"])
+def test_the_roots_of_block_preconditioners_agree_with_their_triangles(kind):
+    _, problem = classifier()
+    at = preconditioner(problem, kind, damping=DAMPING).at(problem.layout, problem.weights)
+    root = at.metric_root(identity(problem.dim))
+    assert distance(root @ root, at.metric(identity(problem.dim))) < ROUNDING
+    assert distance(at.push(identity(problem.dim)), root) < ROUNDING
+    matrix = drawn(problem.dim, problem.dim)
+    matrix = matrix @ matrix.T
+    expected = torch.linalg.eigvalsh(root @ matrix @ root)
+    similar = at.similar(matrix)
+    assert distance(torch.linalg.eigvalsh((similar + similar.T) / 2), expected) < ROUNDING
+
+
 def test_kfac_is_the_kronecker_product_of_damped_factors():
     module, problem = classifier()
     shift = DAMPING * float(fisher_by_hand(module, problem.inputs).trace()) / 31

@@ -65,6 +65,13 @@ DEFECTS = [
         ENTRIES_PAY,
     ),
     Defect(
+        "a vector that is not rotated with the matrix",
+        "linalg.lapack:spectral_measure",
+        "($columns.T @ $rotated) ** 2",
+        "($columns.T @ $vector) ** 2",
+        ("spectral_measure_is_that_of_the_eigenvectors",),
+    ),
+    Defect(
         "signs of 2 x 2 pivots from their diagonal",
         "linalg.lapack:inertia",
         "np.linalg.eigvalsh(_pairs($blocks))",

@@ -40,7 +40,8 @@ from oracles import drawn
 
 WIDTHS = (3, 4, 3)
 NEURONS = 7
-SETTINGS = quick_settings(
+STAGES = ("init", "early", "late")
+QUICK = quick_settings(
     seeds=(0, 4),
     epochs=2,
     batch_size=8,
@@ -48,6 +49,14 @@ SETTINGS = quick_settings(
     stretches=(0.5, 2.0),
     relative_dampings=(1e-3, 1e-1),
     relative_damping=1e-3,
+)
+SETTINGS = dataclasses.replace(
+    QUICK,
+    training=dataclasses.replace(QUICK.training, stages=STAGES),
+    both_hessians=True,
+    swept_at=STAGES,
+    steps_at=STAGES,
+    closeness_of_controls=True,
 )
 
 
@@ -490,8 +499,45 @@ def test_seeds_must_be_distinct(seeds):
 def test_one_epoch_is_too_few_for_three_checkpoints():
     with pytest.raises(ConfigurationError, match="epochs must be at least 2"):
         quick_settings(epochs=1)
-    assert quick_settings(epochs=2).training.checkpoints == {"init": 0, "early": 1, "late": 2}
-    assert quick_settings(epochs=30).training.checkpoints == {"init": 0, "early": 3, "late": 30}
+    assert SETTINGS.training.checkpoints == {"init": 0, "early": 1, "late": 2}
+    training = dataclasses.replace(SETTINGS.training, epochs=30)
+    assert training.checkpoints == {"init": 0, "early": 3, "late": 30}
+
+
+def test_the_quick_study_is_measured_before_and_after_training_and_only_then_in_many_gauges():
+    found = run(dataclasses.replace(QUICK, seeds=(0,)))
+    assert {m.checkpoint for m in found.measurements} == {"init", "late"}
+    assert {m.checkpoint for m in found.of(Spectrum) if m.record.gauge.startswith("stretch=")} == {"late"}
+    near = {(m.checkpoint, m.record.chart, m.record.gauge) for m in found.of(StepComparison) if m.record.kappa > 0}
+    claimed = {("standard", "-"), ("weight-norm", "canonical"), ("weight-norm", "checkpoint")}
+    assert near == {("late", *chart) for chart in claimed}
+    assert {verdict.name for verdict in found.verdicts if verdict.outcome == "not tested"} == {"C4", "C8"}
+
+
+def test_arms_that_start_at_the_same_weights_share_what_is_measured_there(monkeypatch):
+    """Up to the chart of the weight-normalized arm, which has its own gauge; in float64 both are equal to rounding."""
+    counts, spectrum = Counter(), measuring.spectrum
+
+    def counted(operator, **options):
+        counts[operator.where.matrix] += 1
+        return spectrum(operator, **options)
+
+    monkeypatch.setattr(measuring, "spectrum", counted)
+    found = run(dataclasses.replace(QUICK, seeds=(0,), stretches=()))
+    first, second = (
+        {m.record.label: comparable(m.record) for m in found.of(Spectrum, arm=arm, checkpoint="init")}
+        for arm in ("standard", "weight-norm")
+    )
+    assert first.items() <= second.items()
+    assert sum(counts.values()) == len(found.of(Spectrum)) - len(first)
+    alone = run_study(
+        lambda seed: problem_of(build(seed)),
+        dataclasses.replace(QUICK, seeds=(0,), stretches=(), arms=QUICK.arms[1:]),
+    )
+    again = {m.record.label: m.record.eigenvalues for m in alone.of(Spectrum, checkpoint="init")}
+    assert again.keys() == second.keys()
+    for m in found.of(Spectrum, arm="weight-norm", checkpoint="init"):
+        assert np.array_equal(m.record.eigenvalues, again[m.record.label])
 
 
 def test_a_model_that_weight_norm_cannot_touch_is_refused():

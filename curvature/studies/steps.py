@@ -1,0 +1,108 @@
+"""Gradient noise and steps at one point of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from curvature.charts import Parameterization, Standard, WeightNorm
+from curvature.linalg.operator import SymmetricOperator
+from curvature.matrices import fisher
+from curvature.models import Problem
+from curvature.natural_gradient import Controls, alignments, compare_charts, control_charts, whitening
+from curvature.records import Alignment, StepComparison, Whitening
+from curvature.studies.collector import Collector, Place
+from curvature.studies.settings import StudySettings
+from curvature.studies.shared import Shared
+
+__all__ = ["noise_and_steps"]
+
+ENDS = ("init", "late")  # checkpoints at which closeness is measured: it costs the eigenvalues of every chart
+
+
+def noise_and_steps(
+    collector: Collector,
+    place: Place,
+    problem: Problem,
+    chart: Parameterization,
+    covariance: SymmetricOperator,
+    settings: StudySettings,
+    shared: Shared,
+) -> None:
+    """Measure the gradient noise of every neuron, and the step of weight norm against the natural gradient.
+
+    Parameters
+    ----------
+    collector
+        Receives the records.
+    place
+        Of the checkpoint.
+    problem
+        At its weights.
+    chart
+        In which the arm was trained, at the gauge that it reached.
+    covariance
+        The gradient covariance, with its entries.
+    settings
+        What is measured.
+    shared
+        Results at the same weights.
+    """
+    collector.extend(place, shared.once(("noise",), lambda: _noise(problem, covariance, place.seed)))
+    if not isinstance(chart, Standard) and type(chart) is not WeightNorm:
+        return
+    if not problem.loss.likelihood:
+        collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
+        return
+    controls = shared.once(("controls",), lambda: Controls(problem, fisher(problem), covariance))
+    for relative_damping in settings.relative_dampings:
+        ends = ENDS if settings.closeness_of_controls else ENDS[-1:]
+        closeness = relative_damping == settings.relative_damping and place.checkpoint in ends
+        compare = partial(
+            _compared,
+            controls=controls,
+            relative_damping=relative_damping,
+            closeness=closeness,
+            of_controls=settings.closeness_of_controls,
+        )
+        charts = control_charts(problem, relative_damping=relative_damping, seed=place.seed, controls=controls)
+        steps = shared.once(("steps", relative_damping), partial(compare, charts))
+        if (chart.name, chart.gauge) not in {(step.chart, step.gauge) for step in steps}:
+            steps = (*steps[:3], *compare([chart]), *steps[3:])
+        collector.extend(place, steps)
+
+
+def _noise(problem: Problem, covariance: SymmetricOperator, seed: int) -> tuple[Alignment | Whitening, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        *alignments(problem, seed=generator, covariance=covariance),
+        *whitening(problem, seed=generator, covariance=covariance),
+    )
+
+
+def _compared(
+    charts: Sequence[Parameterization],
+    *,
+    controls: Controls,
+    relative_damping: float,
+    closeness: bool,
+    of_controls: bool,
+) -> tuple[StepComparison, ...]:
+    """Compare the steps of charts at one damping, in their order; closeness of all, or of what the claim compares."""
+    claimed = [isinstance(chart, Standard) or chart.gauge in ("canonical", "checkpoint") for chart in charts]
+    near = [closeness and (of_controls or claim) for claim in claimed]
+    results = {
+        wanted: iter(
+            compare_charts(
+                controls.problem,
+                [chart for chart, is_near in zip(charts, near, strict=True) if is_near == wanted],
+                relative_dampings=(relative_damping,),
+                controls=controls,
+                closeness=wanted,
+            )
+        )
+        for wanted in set(near)
+    }
+    return tuple(next(results[is_near]) for is_near in near)
