@@ -35,6 +35,8 @@ EXTRAS = {
     "notebooks": ["ipykernel", "nbclient", "jupytext"],
     "scale": ["dask[distributed]", "submitit"],
     "grid": ["statsmodels>=0.14"],  # curvature compare --grid; on several machines also dask[distributed]
+    # What builds the pages of docs/. The theme brings its fonts and scripts: the pages open without a network.
+    "docs": ["sphinx>=8", "myst-nb", "furo"],
     # What a Tracker can write to and be called by, and models that come as folders. mlflow-skinny is the client alone.
     "integrations": ["lightning", "transformers", "peft", "tensorboard", "wandb", "mlflow-skinny>=3"],
     # Oracles and benchmark peers, never needed at run time. BackPACK declares torchvision (0.28.0 goes with
@@ -73,7 +75,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["curvature", "curvature.*"]),
-    package_data={"curvature": ["py.typed", "*.pyi"], "curvature.report": ["templates/*"]},
+    package_data={"curvature": ["py.typed", "*.pyi"], "curvature.report": ["glossary.toml", "templates/*"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["curvature = curvature.cli:main"]},

@@ -21,8 +21,9 @@ def test_links_to_files_lead_somewhere(page):
     assert not [link for link in local if not (page.parent / link).exists()]
 
 
-def test_readme_lists_every_analysis_and_benchmark():
-    listed = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+def test_the_documentation_lists_every_analysis_and_benchmark():
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("analyses.md", "benchmarks.md"))
+    listed = set(re.findall(r"^\| `(\w+)` \|", pages, re.MULTILINE))
     scripts = {path.stem for path in (ROOT / "analyses").glob("[!_]*.py")}
     assert listed == scripts | {path.stem for path in (ROOT / "benchmarks").glob("peer_*.py") if path.stem != "peers"}
 

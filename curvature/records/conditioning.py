@@ -42,24 +42,24 @@ def condition_numbers(
 
     With eigenvalues $l_1 \ge l_2 \ge \dots$, rank $r$ and dimension $d$:
 
-    ======================  ======================================================================================
-    ``kappa_rank``          $l_1 / l_r$; not a headline
-    ``kappa_50, 80, 95``    $l_1 / l_{\lceil p r \rceil}$ (headline)
-    ``gd_time``             steps $t$ of gradient descent at rate $1/l_1$ until
-                            $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ falls to ``accuracy`` times its value at 0,
-                            $c_i$ the gradient along $q_i$ (headline; needs ``spectrum(..., gradient=True)``)
-    ``am_gm``               $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple
-                            of the identity
-    ``ai_distance``         standard deviation of $\log l$ on the rank: affine-invariant distance to the multiples of
-                            the identity
-    ``..._damped``          both for $l + \delta$, over all $d$ eigenvalues
-    ``bures``               $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$ eigenvalues, in [0, 1)
-    ``l1_over_mean``        $d\, l_1 / \operatorname{tr}$
-    ``participation_ratio`` $(\sum l)^2 / \sum l^2$
-    ``effective_rank``      $\exp$ of the entropy of $l / \sum l$ (Roy & Vetterli 2007)
-    ``stable_rank``         $\sum l^2 / l_1^2$
-    ``intrinsic_dimension`` $\sum l / l_1$
-    ======================  ======================================================================================
+    =======================  ======================================================================================
+    ``kappa_rank``           $l_1 / l_r$; not a headline
+    ``kappa_50, 80, 95``     $l_1 / l_{\lceil p r \rceil}$ (headline)
+    ``gd_time``              steps $t$ of gradient descent at rate $1/l_1$ until
+                             $\sum_i \frac{c_i^2}{l_i} (1 - l_i/l_1)^{2t}$ falls to ``accuracy`` times its value at 0,
+                             $c_i$ the gradient along $q_i$ (headline; needs ``spectrum(..., gradient=True)``)
+    ``am_gm``                $\log \bar l - \overline{\log l} \ge 0$ on the rank: Stein divergence to the best multiple
+                             of the identity
+    ``ai_distance``          standard deviation of $\log l$ on the rank: affine-invariant distance to the multiples of
+                             the identity
+    ``..._damped``           both for $l + \delta$, over all $d$ eigenvalues
+    ``bures``                $1 - (\sum \sqrt l)^2 / (d \sum l)$ over all $d$ eigenvalues, in [0, 1)
+    ``l1_over_mean``         $d\, l_1 / \operatorname{tr}$
+    ``participation_ratio``  $(\sum l)^2 / \sum l^2$
+    ``effective_rank``       $\exp$ of the entropy of $l / \sum l$ (Roy & Vetterli 2007)
+    ``stable_rank``          $\sum l^2 / l_1^2$
+    ``intrinsic_dimension``  $\sum l / l_1$
+    =======================  ======================================================================================
 
     ``damped`` of the record has, for $\delta$ in decades of the mean eigenvalue, the condition number
     $(l_1 + \delta)/(l_d + \delta)$ and the effective dimension $\sum l / (l + \delta)$.

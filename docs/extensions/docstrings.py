@@ -1,0 +1,39 @@
+"""How docstrings are read: ``$...$`` is a formula, and an array is written with its axes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sphinx.application import Sphinx
+
+
+def mark_formulas(_app: Sphinx, _what: str, name: str, _object: Any, _options: Any, lines: list[str]) -> None:
+    """Write the formulas of a docstring as reStructuredText does; give its references names of their own."""
+    text = re.sub(r"(?<![\w$`])\$([^$\n]+(?:\n[^$\n]+)?)\$(?![\w$])", _as_role, "\n".join(lines))
+    text = re.sub(r"\[(\d)\](?=_)|(?<=\.\. )\[(\d)\]", rf"[#{name.replace('.', '-')}-\1\2]", text)
+    lines[:] = text.split("\n")
+
+
+def _as_role(match: re.Match[str]) -> str:
+    """Join a formula over two lines, and begin the second line after it, as far to the right as before."""
+    first, newline, second = match[1].partition("\n")
+    indent = second[: len(second) - len(second.lstrip())]
+    return f":math:`{first}{' ' if newline else ''}{second.strip()}`{newline}{indent}"
+
+
+def name_axes(
+    _app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Write ``Tensor['dim columns']`` for ``Annotated[Tensor, 'dim columns']``."""
+    first, second = (
+        text and re.sub(r"Annotated\[([\w.]+), ('[^']*')\]", r"\1[\2]", text) for text in (signature, returned)
+    )
+    return first, second
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register both readers."""
+    app.connect("autodoc-process-docstring", mark_formulas)
+    app.connect("autodoc-process-signature", name_axes)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,125 @@
+"""The documentation builds without a warning, needs no network, and lists what exists; its gallery is up to date."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer
+from matplotlib import pyplot as plt
+
+import curvature as cv
+from curvature.cli import app
+
+DOCS = Path(__file__).parents[1] / "docs"
+BUILT = ("sphinx", "myst_nb", "furo")
+
+
+def drawing():
+    """The script that draws the gallery."""
+    specification = importlib.util.spec_from_file_location("draw_gallery", DOCS / "draw_gallery.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def targets(page):
+    """What a page refers to: links, and what the browser loads by itself."""
+    text = page.read_text(encoding="utf-8")
+    links = [unescape(link) for link in re.findall(r'<a [^>]*href="([^"]+)"', text)]
+    loaded = re.findall(r'<(?:img|script|source|iframe)[^>]* src="([^"]+)"', text)
+    loaded += re.findall(r'<link[^>]* rel="(?:stylesheet|icon|preload)[^>]* href="([^"]+)"', text)
+    return links, [unescape(path) for path in loaded if not path.startswith("data:")]
+
+
+def dead(page, links):
+    """Links of a page to a file or to a place that does not exist."""
+    found = []
+    for link in links:
+        parts = urlsplit(link)
+        if parts.scheme or parts.netloc or link == "#":
+            continue
+        path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+        anchor = unquote(parts.fragment)
+        if not path.exists() or (anchor and f'id="{anchor}"' not in path.read_text(encoding="utf-8")):
+            found.append(f"{page.name}: {link}")
+    return found
+
+
+def test_the_documentation_builds_without_warnings_opens_offline_and_lists_every_name_and_option(tmp_path):
+    for package in BUILT:
+        pytest.importorskip(package, reason="pip install -e '.[docs]' brings what builds the documentation")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-d", tmp_path / "trees", DOCS, tmp_path]
+    build = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert build.returncode == 0, build.stderr
+
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        links, loaded = targets(page)
+        assert not dead(page, links + loaded)
+        assert not [path for path in loaded if urlsplit(path).scheme], page.name
+        assert "cdn" not in page.read_text(encoding="utf-8").lower()
+
+    reference = "".join(page.read_text(encoding="utf-8") for page in (tmp_path / "reference").glob("*.html"))
+    names = set(cv.__all__) - {"__version__", *cv._MODULES}
+    assert not {name for name in names if f'id="curvature.{name}"' not in reference}
+    assert {f'id="curvature.figures.{name}"' in reference for name in cv.figures.__all__ if name.islower()} == {True}
+
+    options = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
+    for name, parsed in typer.main.get_command(app).commands.items():
+        section = options[options.index(f'id="curvature-{name}"') :].partition("</section>")[0]
+        assert not [flag for part in parsed.params for flag in part.opts if flag[0] == "-" and flag not in section]
+
+
+def test_the_reference_lists_every_public_name():
+    """A new name goes into the page of its topic, ``docs/reference/*.rst``."""
+    pages = "".join(page.read_text() for page in (DOCS / "reference").glob("*.rst"))
+    listed = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", pages, re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    assert not set(cv.__all__) - {"__version__", *cv._MODULES} - set(listed)
+    assert not {name for name in cv.figures.__all__ if name.islower()} - set(listed)
+
+
+def test_every_figure_of_the_gallery_was_drawn_by_the_present_lines():
+    script = drawing()
+    named = re.findall(r"^% example (\w+)$", (DOCS / "gallery.md").read_text(), re.MULTILINE)
+    assert len(set(named)) == len(named)
+    assert set(named) == script.examples().keys() | script.SHARED
+    assert len(script.examples()) >= 20
+    assert {path.stem for path in script.FIGURES.glob("*.svg")} == script.examples().keys()
+    drawn = {name: (script.FIGURES / f"{name}.svg").read_text() for name in script.examples()}
+    stale = [name for name, path in script.examples().items() if script.digest(path) not in drawn[name]]
+    assert not stale, f"draw them again: python docs/draw_gallery.py {' '.join(stale)}"
+
+
+def test_every_example_of_the_gallery_is_short_and_says_how_to_read_its_figure():
+    for path in drawing().examples().values():
+        _, text, code = path.read_text().split('"""', 2)
+        title, blank, caption = text.split("\n", 2)
+        assert (len(title) < 80, blank) == (True, "")
+        assert len(caption) > 80
+        assert len([line for line in code.splitlines() if line]) <= 25, path.name
+
+
+QUICK = ("spectrum", "charts", "layers", "kappa", "ranks", "pixels", "eigenvectors", "plane", "extremes")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(path.stem for path in (DOCS / "gallery").glob("*.py") if path.stem != "small_study")
+    ],
+)
+def test_the_lines_of_the_gallery_still_draw_a_figure(name, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "gallery")
+    script = drawing()
+    try:
+        assert script.draw(script.examples()[name]).startswith("<svg")
+    finally:
+        plt.close("all")
