@@ -83,6 +83,35 @@ def test_gauge_sweep_stays_inside_the_bound_and_passes_through_the_standard_valu
     assert ratios[16.0] > 2  # the gauge does matter
 
 
+def test_charts_at_one_function_reach_what_the_formulas_say_and_interlace(ran, rows_of):
+    """No chart can turn more eigenvalues on than it reaches; those of the sphere interlace (Cauchy)."""
+    shapes, rank = ((4, 64), (10, 4)), 2
+    rows = {row["chart"]: row for row in rows_of("charts_at_one_function")}
+    weights = rows["standard"]["weights"]
+    normed, biases = sum(m * n for m, n in shapes), weights - sum(m * n for m, n in shapes)
+    expected = {
+        "standard": weights,
+        "weight norm, stretch 3": weights,
+        "sphere": weights - 14,
+        "random weight factorization": weights,
+        "weight standardization": weights - 14,
+        "spectral norm": weights - 2,
+        "LoRA at B = 0": biases + 14 * rank,
+        "LoRA, PiSSA": biases + sum(rank * (m + n - rank) for m, n in shapes),
+        "DoRA at B = 0": biases + 14 + 14 * rank,
+        # 3 less than m + r (m + n - r): diagonal D whose D W0 is in the tangent space of the adapter. For 4 x 64 they
+        # solve 3 equations of 4 unknowns; for 10 x 4, of rank 3 as its rows have mean zero, W0 has rank 1: 2 of them.
+        "DoRA, PiSSA": biases + 14 + sum(rank * (m + n - rank) for m, n in shapes) - 3,
+        "deep linear": biases + normed - 7,  # 10 x 4 of rank 3: K = 0 on (10 - 3) (4 - 3) directions
+    }
+    assert {name: row["reach"] for name, row in rows.items()} == expected
+    spectra = ran("charts_at_one_function").document["spectra"]
+    whole, sphere = spectra["standard"], spectra["sphere"]
+    for k, value in enumerate(sphere):
+        assert value <= whole[k] * (1 + 1e-9)
+        assert k + 14 >= len(whole) or value >= whole[k + 14] * (1 - 1e-9)
+
+
 # ------------------------------------------------------------------------------------------- what the scripts share
 
 
