@@ -235,6 +235,44 @@ class Layout:
             )
         return Layout(entries)
 
+    def named(self, pattern: str, *, required: bool = True) -> set[str]:
+        """Names that a pattern means; which ones does not depend on the other entries.
+
+        Parameters
+        ----------
+        pattern
+            The last part of a name, a name, or a layer; with other characters than theirs, a regular expression
+            searched in the names.
+        required
+            Whether no name is an error.
+
+        Returns
+        -------
+        set of str
+            Names of entries.
+
+        Raises
+        ------
+        InputError
+            If nothing matches, but must, or the pattern is not a regular expression.
+        """
+        exact = re.fullmatch(r"[\w.]+", pattern)
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"{pattern!r} is not a regular expression: {error}.{_meant(pattern)}") from None
+        names = {
+            e.name
+            for e in self.entries
+            if (pattern in (e.name, e.layer, e.name.rpartition(".")[2]) if exact else expression.search(e.name))
+        }
+        if required and not names:
+            raise InputError(
+                f"{pattern!r} matches no coordinate; they are {', '.join(self.slices)}. Use the last part of a name, a "
+                "name, a layer, or a regular expression such as '^0.*g$'."
+            )
+        return names
+
     def _has_one_weight(self, layer: str) -> bool:
         """Whether the rows and the bias of a module are one set of neurons; with two weights they are not."""
         return sum(entry.layer == layer and len(entry.shape) > 1 for entry in self.entries) == 1

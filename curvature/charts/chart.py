@@ -258,8 +258,8 @@ class Parameterization:
         Parameters
         ----------
         pattern
-            The last part of a name (``"g"`` for every ``"0.weight.g"``), a name, a layer, or a regular expression
-            searched in the names of the coordinates.
+            The last part of a name (``"g"`` for every ``"0.weight.g"``), a name, or a layer. With other characters than
+            those of names, a regular expression that is searched in the names of the coordinates.
 
         Returns
         -------
@@ -274,6 +274,11 @@ class Parameterization:
         SymmetricOperator(ggn, weight-norm (canonical, g frozen), 610 x 610, float64, cpu)
         """
         return _Frozen(self, pattern)
+
+    @property
+    def unfrozen(self) -> Parameterization:
+        """The same parameterization with nothing kept by :meth:`freeze`."""
+        return self
 
     @property
     def label(self) -> str:
@@ -321,8 +326,8 @@ class _AtCoordinates(Parameterization):
 class _Frozen(Parameterization):
     """A parameterization some of whose coordinates are kept at their value."""
 
-    def __init__(self, parameterization: Parameterization, pattern: str):
-        self.parameterization, self.pattern = parameterization, pattern
+    def __init__(self, parameterization: Parameterization, pattern: str, *, required: bool = True):
+        self.parameterization, self.pattern, self.required = parameterization, pattern, required
         self.name = parameterization.name
         fixed = f"{pattern} frozen"
         self.gauge = fixed if parameterization.gauge == "-" else f"{parameterization.gauge}, {fixed}"
@@ -334,7 +339,11 @@ class _Frozen(Parameterization):
         return self.parameterization.nearest(layout, weights)
 
     def restricted(self, layout: Layout) -> Parameterization:
-        return _Frozen(self.parameterization.restricted(layout), self.pattern)
+        return _Frozen(self.parameterization.restricted(layout), self.pattern, required=False)
+
+    @property
+    def unfrozen(self) -> Parameterization:
+        return self.parameterization.unfrozen
 
     def __repr__(self) -> str:
         return f"{self.parameterization!r}.freeze({self.pattern!r})"
@@ -345,8 +354,8 @@ class _FrozenChart(Chart):
 
     def __init__(self, parameterization: _Frozen, whole: Chart):
         self.name, self.gauge, self.flat = parameterization.name, parameterization.gauge, whole.flat
-        self.pattern, self.whole = parameterization.pattern, whole
-        frozen = _frozen_names(whole.layout, self.pattern)
+        self.pattern, self.required, self.whole = parameterization.pattern, parameterization.required, whole
+        frozen = whole.layout.named(self.pattern, required=self.required)
         pairs = whole.layout.pairs()
         self.layout = Layout(tuple(entry for entry, _ in pairs if entry.name not in frozen))
         if not self.layout.entries:
@@ -363,7 +372,7 @@ class _FrozenChart(Chart):
         return kept & (moved != 0).any(dim=1).to(kept.device)
 
     def moved(self, coordinates: Tensor) -> Parameterization:
-        return _Frozen(self.whole.moved(self._filled(coordinates.detach())), self.pattern)
+        return _Frozen(self.whole.moved(self._filled(coordinates.detach())), self.pattern, required=self.required)
 
     def to_weights(self, coordinates: Tensor) -> Tensor:
         return self.whole.to_weights(self._filled(coordinates))
@@ -382,9 +391,3 @@ class _FrozenChart(Chart):
 
     def _padded(self, tangents: Tensor) -> Tensor:
         return tangents.new_zeros(self.whole.dim, tangents.shape[1]).index_copy(0, self.free, tangents)
-
-
-def _frozen_names(layout: Layout, pattern: str) -> set[str]:
-    """Names of the entries that a pattern freezes; the last part of a name comes before a regular expression."""
-    names = {entry.name for entry in layout.entries if entry.name.rpartition(".")[2] == pattern}
-    return names or {entry.name for entry in layout.select(pattern).entries}

@@ -48,7 +48,7 @@ class Unwrapped:
     frozen
         Names of the parameters with ``requires_grad=False``.
     chart
-        ``Standard()``, or ``WeightNorm`` at the module's own ``(g, v)``.
+        ``Standard()``, or ``WeightNorm`` at the module's own ``(g, v)``, without the ``g`` or ``v`` that are frozen.
     """
 
     function: ModelFunction
@@ -75,7 +75,7 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
     Raises
     ------
     InputError
-        If weight normalization cannot be unwrapped (stacked, half frozen, half tied, a zero row), if the module cannot
+        If weight normalization cannot be unwrapped (stacked, half tied, a zero row), if the module cannot
         be copied, or if no parameter is trainable.
     """
     model = private_copy(module, dtype)
@@ -92,7 +92,7 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
         if id(parameter) in directions:
             continue
         owner = owners.get(id(parameter))
-        if not parameter.requires_grad:
+        if not (owner.trained if owner else parameter.requires_grad):
             frozen.append(owner.path if owner else name)
         elif owner is None:
             value = parameter.detach().clone()
@@ -114,8 +114,21 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
         ModelFunction(model, layout, aliases),
         torch.cat([value.reshape(-1) for value in values]),
         tuple(frozen),
-        WeightNorm(v=chart_v, g=chart_g) if chart_v else Standard(),
+        _chart_of(chart_v, chart_g, [owner for owner in owners.values() if owner.trained]),
     )
+
+
+def _chart_of(v: dict[str, Tensor], g: dict[str, Tensor], trained: list[Normalized]) -> Parameterization:
+    """Weight normalization at these values, without the ``g`` or the ``v`` that the module freezes."""
+    if not trained:
+        return Standard()
+    chart: Parameterization = WeightNorm(v=v, g=g)
+    for part in ("g", "v"):
+        names = [weight.path for weight in trained if not getattr(weight, part).requires_grad]
+        patterns = [part] if len(names) == len(trained) else [f"{name}.{part}" for name in names]
+        for pattern in patterns:
+            chart = chart.freeze(pattern)
+    return chart
 
 
 def _owners(normalized: list[Normalized]) -> dict[int, Normalized]:
@@ -172,12 +185,13 @@ class Normalized:
         """Name of the effective weight: that of the parameter without weight normalization."""
         return f"{self.layer}.{self.name}" if self.layer else self.name
 
+    @property
+    def trained(self) -> bool:
+        """Whether the effective weight is: ``g``, ``v``, or both."""
+        return self.g.requires_grad or self.v.requires_grad
+
     def effective_weight(self, dtype: torch.dtype) -> Tensor:
-        """The weight ``g v / ||v||`` in some precision; refused for a zero row of ``v``, or with one of both frozen."""
-        if self.g.requires_grad != self.v.requires_grad:
-            raise InputError(
-                f"layer {self.layer!r}: one of g and v is frozen, the other is not; freeze both or neither."
-            )
+        """The weight ``g v / ||v||`` in some precision; refused for a zero row of ``v``."""
         v, g = self.v.detach().to(dtype), self.g.detach().to(dtype)
         entry = Entry(self.name, tuple(v.shape), self.layer, norm_axis=self.axis)
         rows = entry.rows(v.reshape(-1))

@@ -86,7 +86,7 @@ def control_charts(
     preconditioners = controls.preconditioners
     gauge = "paper" if stretch is None else None
     charts: list[Parameterization] = [Standard(), WeightNorm(), WeightNorm(gauge, stretch=stretch)]
-    if isinstance(problem.chart, WeightNorm):
+    if not isinstance(problem.chart, Standard):
         charts.append(problem.chart)
     matrix = preconditioners.matrix
     best = WeightNorm(stretch=stretch_in_closed_form(problem, matrix, absolute_damping(matrix, chosen)))

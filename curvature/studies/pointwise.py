@@ -66,7 +66,7 @@ def measure(
     """
     if charts is None:
         charts = [Standard(), WeightNorm(), WeightNorm("paper")]
-        charts += [problem.chart] if isinstance(problem.chart, WeightNorm) else []
+        charts += [problem.chart] if not isinstance(problem.chart, Standard) else []
     place, names = Place("given", 0, "given", 0), known_matrices(matrices)
     with shown(progress) as report:
         collector = Collector(report)

@@ -164,8 +164,10 @@ def test_points_without_a_derivative_are_refused():
         cv.Sphere(values={"0.weight": {"v": torch.ones(ROWS, LENGTH), "c": torch.ones(ROWS)}}).at(LAYOUT, WEIGHTS)
     with pytest.raises(cv.ConfigurationError, match=r"needs c, v of '0.weight', got v"):
         cv.Sphere(values={"0.weight": {"v": torch.ones(ROWS, LENGTH)}}).at(LAYOUT, WEIGHTS)
-    with pytest.raises(cv.InputError, match="matches no trainable parameter"):
+    with pytest.raises(cv.InputError, match=r"'nothing' matches no coordinate; they are 0.weight.g, 0.weight.v"):
         cv.WeightNorm().freeze("nothing").at(LAYOUT, WEIGHTS)
+    with pytest.raises(cv.InputError, match=r"'\*g' is not a regular expression"):
+        cv.WeightNorm().freeze("*g").at(LAYOUT, WEIGHTS)
     with pytest.raises(cv.ConfigurationError, match="leaves no coordinate"):
         cv.Standard().freeze("0").at(LAYOUT, WEIGHTS)
 

@@ -830,12 +830,33 @@ def test_a_module_whose_normalized_layers_are_all_frozen_has_no_chart(form):
     assert torch.allclose(problem.outputs(), module(inputs).detach(), rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize("frozen", ["g", "v", "g of the first layer"])
 @pytest.mark.parametrize("form", FORMS)
-def test_one_of_g_and_v_frozen_is_refused(form):
+def test_with_one_of_g_and_v_frozen_the_other_is_a_coordinate(form, frozen):
+    """Against differences of the module's own gradient: the second derivative of torch._weight_norm is wrong."""
     module = randomize(Normalized("linear", FORMS[form], 0))
-    next(p for n, p in module.named_parameters() if n.endswith(("original0", "weight_g"))).requires_grad_(False)
-    with pytest.raises(cv.InputError, match="layer 'first': one of g and v is frozen"):
-        cv.Problem.from_module(module, loss="mse", data=normalized_data("linear", module))
+    ends = ("original1", "weight_v") if frozen == "v" else ("original0", "weight_g")
+    parameters = [p for n, p in module.named_parameters() if n.endswith(ends)]
+    for parameter in parameters[:1] if "first" in frozen else parameters:
+        parameter.requires_grad_(False)
+    inputs, targets = normalized_data("linear", module)
+    problem = cv.Problem.from_module(module, loss="mse", data=(inputs, targets))
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    chart = problem.chart.at(problem.layout, problem.weights)
+    assert problem.chart.gauge.endswith({"g": "g frozen", "v": "v frozen"}.get(frozen, "first.weight.g frozen"))
+    assert torch.allclose(chart.coordinates, parameters_to_vector(trainable).detach(), rtol=1e-14, atol=0)
+
+    def slope(step):
+        for parameter, start in zip(trainable, values, strict=True):
+            parameter.data = start + step
+        return parameters_to_vector(torch.autograd.grad(functional.mse_loss(module(inputs), targets), trainable))
+
+    values, step = [parameter.detach().clone() for parameter in trainable], 1e-5
+    expected = (slope(step) - slope(-step)) / (2 * step)
+    product = cv.pullback(cv.hessian(problem), problem.chart) @ torch.ones(chart.dim, 1, dtype=torch.float64)
+    assert torch.allclose(product[:, 0], expected, rtol=1e-6, atol=1e-8)
+    part = problem.subset("plain")
+    assert part.chart.at(part.layout, part.weights).dim == part.dim
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "coordinates that the module freezes are trained, and the others are not",
+        "models:_chart_of",
+        "not getattr($weight, $part).requires_grad",
+        "getattr($weight, $part).requires_grad",
+        ("with_one_of_g_and_v_frozen_the_other_is_a_coordinate",),
+    ),
+    Defect(
         "running statistics of the time when the problem was made",
         "models:followed",
         "replace($problem, function=_with_buffers($function, $state)).at($point)",

@@ -135,8 +135,9 @@ def _gauge_option(gauge: str) -> dict[str, str | float]:
     return {"gauge": gauge} if stretch is None else {"stretch": stretch}
 
 
-def _checkpoint_chart(model_chart: Parameterization | None) -> WeightNorm:
-    if isinstance(model_chart, WeightNorm) and model_chart.v is not None:
+def _checkpoint_chart(model_chart: Parameterization | None) -> Parameterization:
+    whole = None if model_chart is None else model_chart.unfrozen
+    if model_chart is not None and isinstance(whole, WeightNorm) and whole.v is not None:
         return model_chart
     raise ConfigurationError(
         "--gauge checkpoint takes g and v from a weight-normalized model, and this model is not weight-normalized. Use "
