@@ -31,6 +31,7 @@ extensions = [
     "commands",
     "gallery",
     "terms",
+    "accessible",
 ]
 exclude_patterns = ["extensions", "gallery/*.py"]
 

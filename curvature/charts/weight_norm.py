@@ -41,6 +41,8 @@ class WeightNorm(Parameterization):
     layers
         Regular expression: normalize only the weights whose name matches.
 
+    Notes
+    -----
     Coordinates are ordered parameter by parameter as in the module; ``g`` (one per row) then ``v``.
 
     Examples

@@ -24,12 +24,10 @@ def _as_role(match: re.Match[str]) -> str:
 
 def name_axes(
     _app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, signature: str | None, returned: str | None
-) -> tuple[str | None, str | None]:
+) -> tuple[str | None, ...]:
     """Write ``Tensor['dim columns']`` for ``Annotated[Tensor, 'dim columns']``."""
-    first, second = (
-        text and re.sub(r"Annotated\[([\w.]+), ('[^']*')\]", r"\1[\2]", text) for text in (signature, returned)
-    )
-    return first, second
+    annotation = r"~?(?:typing\.)?Annotated\[([\w.~]+), ('[^']*')\]"
+    return tuple(text and re.sub(annotation, r"\1[\2]", text) for text in (signature, returned))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
