@@ -18,7 +18,7 @@ from curvature.models.unwrapping import Normalized, normalized_weights
 from curvature.precision import full_precision
 from curvature.text import listed
 
-__all__ = ["followed"]
+__all__ = ["coordinate_parameters", "followed"]
 
 _MOST_NAMES = 4  # in a message
 
@@ -68,6 +68,31 @@ def followed(problem: Problem, module: nn.Module) -> Problem:
     moved = replace(problem, function=_with_buffers(function, state)).at(point)
     _refuse_other_constants(function, state, point)
     return replace(moved, chart=state.chart(function, point))
+
+
+def coordinate_parameters(problem: Problem, module: nn.Module) -> dict[str, Tensor]:
+    """Find the parameters of a module that the coordinates of a problem are read from.
+
+    Parameters
+    ----------
+    problem
+        Made from this module, or from one of the same architecture.
+    module
+        Being trained.
+
+    Returns
+    -------
+    dict
+        Parameter by the name of the coordinates in the chart that :func:`followed` gives: the name of a weight, with
+        ``.g`` or ``.v`` behind it for a normalized one.
+    """
+    values = _State.of(module).values
+    parameters: dict[str, Tensor] = {}
+    for name in problem.function.layout.slices:
+        value = values[name]
+        parts = {f"{name}.g": value.g, f"{name}.v": value.v} if isinstance(value, Normalized) else {name: value}
+        parameters |= parts
+    return parameters
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,8 @@ class TrackPoint:
     gradient_norm
         Euclidean norm of the gradient in the coordinates of the track's chart.
     critical_sharpness
-        $2/\eta_c$, $\eta_c$ the smallest learning rate at which a step along the negative gradient increases the loss.
+        $2/\eta_c$, $\eta_c$ the smallest learning rate at which a step along the negative gradient, or along the update
+        of the optimizer, increases the loss.
     matrices
         One entry for each matrix that was measured at this step.
     postponed
@@ -87,6 +88,8 @@ class TrackPoint:
         What to know before using the numbers.
     seconds
         Time of the whole row.
+    update
+        Name of the optimizer along whose next update the critical sharpness was measured; empty for the gradient.
     """
 
     step: int
@@ -99,11 +102,16 @@ class TrackPoint:
     name: str = ""
     note: str = ""
     seconds: float = math.nan
+    update: str = ""
 
     @property
     def quantities(self) -> dict[str, Quantity]:
-        """Every quantity by its name, e.g. ``critical_sharpness``, ``hessian/largest_1``, ``ggn/kappa_80``."""
-        quantities = {"critical_sharpness": self.critical_sharpness}
+        """Every quantity by its name, e.g. ``critical_sharpness``, ``hessian/largest_1``, ``ggn/kappa_80``.
+
+        Along the update of an optimizer the first is called ``critical_sharpness_of_update``.
+        """
+        name = "critical_sharpness_of_update" if self.update else "critical_sharpness"
+        quantities = {name: self.critical_sharpness}
         for part in self.matrices:
             quantities |= {f"{part.matrix}/{name}": quantity for name, quantity in part.quantities.items()}
         return quantities
@@ -237,7 +245,9 @@ class Track(Saved):
         return f"Track({self.summary})"
 
     def _repr_html_(self) -> str:
-        names = ["critical_sharpness", *(f"{m}/{q}" for m in self.matrices for q in ("largest_1", "trace", "kappa_80"))]
+        updates = any(point.update for point in self.points)
+        sharpness = "critical_sharpness_of_update" if updates else "critical_sharpness"
+        names = [sharpness, *(f"{m}/{q}" for m in self.matrices for q in ("largest_1", "trace", "kappa_80"))]
         points = self.points[-_SHOWN:]
         header = ("step", "loss", "gradient norm", *(name.replace("_", " ") for name in names), "note")
         rows = [

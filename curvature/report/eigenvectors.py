@@ -47,8 +47,8 @@ def eigenvector_files(study: Study) -> Iterator[tuple[str, WithVectors, Eigenvec
 
 def _name(record: Any, number: int, taken: set[str]) -> str:
     """Matrix, chart and block as the name of a file; with a number where it would be that of another file."""
-    words = (record.matrix, record.chart, record.gauge, record.block.removeprefix("all"))
-    name = re.sub(r"[^A-Za-z0-9.=_]+", "-", "-".join(filter(None, words)))[:_SHOWN].strip("-.")
+    parts = (record.matrix, record.chart, record.gauge, record.block.removeprefix("all"))
+    name = re.sub(r"[^A-Za-z0-9.=_]+", "-", "-".join(filter(None, parts)))[:_SHOWN].strip("-.")
     return name if name not in taken else f"{name}-{number}"
 
 

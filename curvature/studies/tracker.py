@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,27 +14,25 @@ from torch import nn
 from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.models import Problem
 from curvature.models.behaviour import cuda_devices, untouched_generators
-from curvature.models.following import followed
+from curvature.models.following import coordinate_parameters, followed
 from curvature.precision import full_precision
 from curvature.records import Track, TrackPoint
+from curvature.studies.budget import ROW, Allowance, Budget, Loop, OverBudgetError
 from curvature.studies.tracking import (
     TrackOptions,
     TrackSettings,
     WarmStart,
     diverged_point,
+    expected_seconds,
     measure_track_point,
     tracked_headers,
 )
+from curvature.studies.update import bare_optimizer, update_direction
 
 __all__ = ["Logger", "Tracker"]
 
 Logger = Callable[[TrackPoint], object]
 """Called with each new row."""
-
-_ROW = "row"  # loss, gradient and critical sharpness, which every row has
-# Guesses of what was never measured: a row in evaluations of the objective (gradient, critical sharpness), a matrix in
-# rows (60 products and its self-checks; 14 were measured for a network of 85,000 weights, so 40 errs on the safe side).
-_EVALUATIONS_OF_A_ROW, _ROWS_OF_A_MATRIX = 20.0, 40.0
 
 
 class Tracker:
@@ -75,8 +72,10 @@ class Tracker:
     -----
     The model is only read, by the names of its parameters and buffers; its modes, gradients and random generators, and
     the optimizer, stay as they are. With a budget, loss, gradient and critical sharpness alone may take half of it, so
-    that the other half is saved for the matrices. The time of training is all time between two calls. The costs of
-    the first rows are guessed from that of one loss, so the run may exceed the budget by one measurement.
+    that the other half is saved for the matrices. The time of training is all time between two calls; everything else,
+    also the calls that only time an evaluation, a gradient or a product, counts as measuring. A measurement is begun
+    when its expected cost has been saved up, and given up before the product that would exceed the budget. So a run can
+    exceed it only by what one piece takes longer than the piece before, and by :meth:`measure`.
 
     Examples
     --------
@@ -120,18 +119,12 @@ class Tracker:
             )
         track = Track(self._headers) if track is None else track
         self._points = list(track.points)
-        self.num_steps, self._training, self._measuring = (
-            track.num_steps,
-            track.training_seconds,
-            track.measuring_seconds,
-        )
-        self._left: float | None = None  # when the last call ended
+        self.num_steps = track.num_steps
+        self._budget = Budget(budget, self.settings.matrices, track.training_seconds, track.measuring_seconds)
+        self._budget.learn_evaluations(problem)
         self._warm = WarmStart()
         self._due: set[str] = set()
-        self._costs: dict[str, float] = {}
-        self._last: dict[str, int] = {}  # the step at which each matrix was measured
-        self._spent_on_rows = 0.0
-        self._evaluation = 0.0 if budget is None else _seconds_of_an_evaluation(problem)
+        self._checked: set[str] = set()  # matrices that have passed their self-checks
 
     @property
     def track(self) -> Track:
@@ -142,8 +135,8 @@ class Tracker:
             self.every,
             self.budget,
             self.num_steps,
-            self._training,
-            self._measuring,
+            self._budget.training,
+            self._budget.measuring,
         )
 
     @property
@@ -158,7 +151,14 @@ class Tracker:
         """Count a step by its number; see :meth:`step`."""
         return self.step(model, step=step)
 
-    def step(self, model: nn.Module, *, step: int | None = None) -> TrackPoint | None:
+    def step(
+        self,
+        model: nn.Module,
+        *,
+        step: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        loggers: Sequence[Logger] = (),
+    ) -> TrackPoint | None:
         """Count one optimizer step, and measure what is due. Call it after every ``optimizer.step()``.
 
         Parameters
@@ -167,23 +167,38 @@ class Tracker:
             Being trained.
         step
             Number of optimizer steps so far; None: one more than at the last call.
+        optimizer
+            Measure the critical sharpness along the update that this optimizer would take next, with the gradient of
+            the problem's data. None: along the gradient.
+        loggers
+            Called with the row after those of the tracker; their time counts as measuring.
 
         Returns
         -------
         TrackPoint or None
             The new row, if one was measured.
+
+        Raises
+        ------
+        ConfigurationError
+            If the optimizer has none of the weights, or evaluates the loss itself.
         """
         self._arrive(step, model)
-        if self.num_steps % self.every == 0:
-            self._due = {_ROW, *self.settings.matrices}
-        chosen = self._affordable()
         try:
-            return None if chosen is None else self._row(model, chosen)
+            if self.num_steps % self.every == 0:
+                self._due = {ROW, *self.settings.matrices}
+            chosen = self._budget.affordable(self._due, self._expected_seconds)
+            if chosen is None:
+                return None
+            loop = self._loop(model, optimizer, self._budget.allowance())
+            return self._row(model, chosen, loop, loggers)
         finally:
-            self._leave()
+            self._budget.leave()
 
-    def measure(self, model: nn.Module, *, step: int | None = None) -> TrackPoint:
-        """Measure a full row now, whether or not it is due, for example before the first step or after the last.
+    def measure(
+        self, model: nn.Module, *, step: int | None = None, optimizer: torch.optim.Optimizer | None = None
+    ) -> TrackPoint:
+        """Measure a full row now, due or not and whatever it costs, e.g. before the first step or after the last.
 
         Parameters
         ----------
@@ -191,6 +206,8 @@ class Tracker:
             Being trained.
         step
             Number of optimizer steps so far; None: as at the last call.
+        optimizer
+            As for :meth:`step`.
 
         Returns
         -------
@@ -198,11 +215,13 @@ class Tracker:
             The new row.
         """
         self._arrive(self.num_steps if step is None else step, model)
-        self._due = {_ROW, *self.settings.matrices}
+        self._due = {ROW, *self.settings.matrices}
         try:
-            return self._row(model, self.settings.matrices)
+            point = self._row(model, self.settings.matrices, self._loop(model, optimizer, Allowance()))
         finally:
-            self._leave()
+            self._budget.leave()
+        assert point is not None
+        return point
 
     def save(self, path: str | Path) -> Path:
         """Write the track to one ``.npz`` file; continue with ``Tracker(problem, track=cv.Track.load(path))``.
@@ -230,81 +249,63 @@ class Tracker:
         if self._due or step % self.every == 0:  # work that is queued on an accelerator belongs to training
             for device in cuda_devices(model):
                 torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        self._training += 0.0 if self._left is None else now - self._left
-        self.num_steps, self._left = step, now
+        self.num_steps = step
+        self._budget.arrive()
 
-    def _leave(self) -> None:
-        """Count the time since :meth:`_arrive` as measuring."""
-        assert self._left is not None
-        now = time.perf_counter()
-        self._measuring += now - self._left
-        self._left = now
+    def _expected_seconds(self, matrix: str) -> tuple[float, float]:
+        with full_precision(), untouched_generators([]), torch.enable_grad():
+            return expected_seconds(self.problem, matrix, self.settings)
 
-    def _affordable(self) -> tuple[str, ...] | None:
-        """The matrices of a row now; None for no row."""
-        matrices = [name for name in self.settings.matrices if name in self._due]
-        if not self._due or self.budget is None:
-            return tuple(matrices) if self._due else None
-        allowed = self.budget * self._training
-        planned = self._measuring + self._cost(_ROW)
-        chosen = []
-        # The one that waits longest comes first, and nothing overtakes it: a costly matrix would never have its turn.
-        for name in sorted(matrices, key=lambda name: self._last.get(name, -1)):
-            planned += self._cost(name)
-            if planned > allowed:
-                break
-            chosen.append(name)
-        if chosen:
-            return tuple(name for name in matrices if name in chosen)
-        share = 0.5 if self.settings.matrices else 1.0
-        if _ROW in self._due and self._spent_on_rows + self._cost(_ROW) <= share * allowed:
-            return () if self._measuring + self._cost(_ROW) <= allowed else None
-        return None
+    def _loop(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, allowance: Allowance) -> Loop:
+        if optimizer is None or not self.settings.sharpness:
+            return Loop(allowance)
+        bare, parameters = bare_optimizer(optimizer), coordinate_parameters(self.problem, model)
+        return Loop(allowance, lambda gradients: update_direction(bare, parameters, gradients), type(bare).__name__)
 
-    def _cost(self, name: str) -> float:
-        """Seconds that a part of a row took the last time, or a guess."""
-        if name in self._costs:
-            return self._costs[name]
-        if name != _ROW:
-            others = [self._costs[other] for other in self.settings.matrices if other in self._costs]
-            return max(others, default=_ROWS_OF_A_MATRIX * self._cost(_ROW))
-        return _EVALUATIONS_OF_A_ROW * self._evaluation
-
-    def _row(self, model: nn.Module, matrices: Sequence[str]) -> TrackPoint:
-        """Measure, add and log a row."""
-        started = time.perf_counter()
-        checks = any(name not in self._costs for name in matrices)
+    def _row(
+        self, model: nn.Module, matrices: Sequence[str], loop: Loop, loggers: Sequence[Logger] = ()
+    ) -> TrackPoint | None:
+        """Measure, add and log a row; None if the time that was left did not suffice for a row without matrices."""
+        checks = not self._checked.issuperset(matrices)
         # Gradients on: a callback may run without them.
         with full_precision(), untouched_generators(cuda_devices(model)), torch.enable_grad():
             try:
                 problem = followed(self.problem, model)
+                point, self._warm = measure_track_point(
+                    problem,
+                    self.settings,
+                    step=self.num_steps,
+                    warm=self._warm,
+                    matrices=matrices,
+                    checks=checks,
+                    loop=loop,
+                )
             except NonFiniteError as error:
                 point = diverged_point(self.num_steps, str(error))
-            else:
-                point, self._warm = measure_track_point(
-                    problem, self.settings, step=self.num_steps, warm=self._warm, matrices=matrices, checks=checks
-                )
-        return self._added(point, matrices, time.perf_counter() - started)
-
-    def _added(self, point: TrackPoint, matrices: Sequence[str], seconds: float) -> TrackPoint:
-        """Keep a row with its costs, and pass it to the loggers."""
-        self._costs |= {part.matrix: part.seconds for part in point.matrices}
-        self._last |= {part.matrix: point.step for part in point.matrices}
-        self._costs[_ROW] = max(0.0, seconds - sum(part.seconds for part in point.matrices))
-        self._spent_on_rows += self._costs[_ROW]
-        postponed = tuple(name for name in self.settings.matrices if name in self._due and name not in matrices)
-        self._due = set() if point.diverged else set(postponed)
-        point = replace(point, postponed=postponed, seconds=seconds)
-        self._points.append(point)
-        for logger in self.loggers:
+            except OverBudgetError:
+                self._budget.learn_excess(ROW, loop.allowance.elapsed)
+                return None
+        point = self._added(point, matrices, loop.allowance)
+        for logger in (*self.loggers, *loggers):
             logger(point)
+        self._learn(point, loop.allowance, checks=checks)
         return point
 
+    def _added(self, point: TrackPoint, matrices: Sequence[str], allowance: Allowance) -> TrackPoint:
+        """Keep a row, with the matrices that it lacks."""
+        done = set(matrices) if allowance.stopped is None else {part.matrix for part in point.matrices}
+        postponed = tuple(name for name in self.settings.matrices if name in self._due and name not in done)
+        self._due = set() if point.diverged else set(postponed)
+        point = replace(point, postponed=postponed, seconds=allowance.elapsed)
+        self._points.append(point)
+        return point
 
-def _seconds_of_an_evaluation(problem: Problem) -> float:
-    """Seconds of one evaluation of the objective, without what only the first one costs."""
-    problem.value()
-    started = time.perf_counter()
-    problem.value()
-    return time.perf_counter() - started
+    def _learn(self, point: TrackPoint, allowance: Allowance, *, checks: bool) -> None:
+        """Note what the row has cost, with its loggers."""
+        of_matrices = sum(part.seconds for part in point.matrices)
+        if allowance.stopped is not None:
+            wasted = max(0.0, point.seconds - of_matrices - self._budget.cost(ROW))
+            self._budget.learn_excess(allowance.stopped, wasted)
+            of_matrices += wasted
+        self._budget.learn(point.matrices, point.step, allowance.elapsed - of_matrices, checks=checks)
+        self._checked |= {part.matrix for part in point.matrices}

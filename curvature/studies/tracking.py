@@ -18,17 +18,29 @@ from curvature.errors import ConfigurationError, NonFiniteError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.extremal import KrylovSpace, extremal_eigenvalues
 from curvature.linalg.operator import SymmetricOperator
+from curvature.linalg.planning import plan
 from curvature.linalg.traces import trace
+from curvature.linalg.work import CHECKS, Counts, num_products
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Quantity, TrackedMatrix, TrackPoint, Where
+from curvature.studies.budget import EVALUATION, Loop, OverBudgetError
 from curvature.studies.critical import critical_sharpness
 from curvature.studies.measuring import in_chart, matrix_of
 from curvature.studies.settings import known_matrices
 
-__all__ = ["TrackOptions", "TrackSettings", "WarmStart", "diverged_point", "measure_track_point", "tracked_headers"]
+__all__ = [
+    "TrackOptions",
+    "TrackSettings",
+    "WarmStart",
+    "diverged_point",
+    "expected_seconds",
+    "measure_track_point",
+    "tracked_headers",
+]
 
 _WHOLE = Quantity(math.nan, "undefined", "needs the whole spectrum: raise whole_spectrum_up_to")
+_PRODUCTS_OF_A_SECOND_START = 50  # at least
 _SKIPPED = Quantity(math.nan, "undefined", "not measured")
 
 
@@ -126,6 +138,7 @@ def measure_track_point(
     matrices: Sequence[str] | None = None,
     checks: bool = True,
     name: str = "",
+    loop: Loop | None = None,
 ) -> tuple[TrackPoint, WarmStart]:
     """Measure one step of training.
 
@@ -146,14 +159,22 @@ def measure_track_point(
         Run the self-checks of each matrix, which cost some products. Once in a run is enough.
     name
         Name of the checkpoint.
+    loop
+        The optimizer, and the time that is left. Where the time does not suffice for a matrix, this one and those after
+        it are left out, and ``loop.allowance.stopped`` names it.
 
     Returns
     -------
     point, warm
         The row, and what the next step can start from.
+
+    Raises
+    ------
+    OverBudgetError
+        If the time does not suffice for the loss and the critical sharpness.
     """
     started = time.perf_counter()
-    warm = warm or WarmStart()
+    warm, loop = warm or WarmStart(), loop or Loop()
     problem_chart = problem.chart if settings.chart is None else settings.chart
     loss = problem.value()
     if not math.isfinite(loss):
@@ -164,22 +185,26 @@ def measure_track_point(
         return diverged_point(step, str(error), name=name, seconds=time.perf_counter() - started), warm
     chart = problem_chart.at(problem.layout, problem.weights)
     gradient = chart.pull(gradient[:, None])[:, 0]
-    sharpness = _sharpness(problem, chart, loss, gradient, warm.rate) if settings.sharpness else _SKIPPED
+    sharpness = _sharpness(problem, loss, gradient, chart, warm.rate, loop) if settings.sharpness else _SKIPPED
     parts: list[TrackedMatrix] = []
     notes: list[str] = []
     vectors = dict(warm.vectors)
     for matrix in settings.matrices if matrices is None else matrices:
-        operator = _operator(problem, matrix, problem_chart, settings.seed)
+        operator = loop.allowance.limited_operator(_operator(problem, matrix, problem_chart, settings.seed))
         try:
             part, vectors[matrix] = _measured(operator, matrix, settings, vectors.get(matrix), checks=checks)
             parts.append(part)
         except NonFiniteError as error:
             notes.append(f"{matrix}: {error}")
+        except OverBudgetError:
+            loop.allowance.stopped = matrix
+            break
     point = TrackPoint(
         step=step,
         loss=loss,
         gradient_norm=float(torch.linalg.vector_norm(gradient)),
         critical_sharpness=sharpness,
+        update=loop.optimizer if settings.sharpness else "",
         matrices=tuple(parts),
         name=name,
         note="; ".join(notes),
@@ -235,16 +260,63 @@ def _operator(problem: Problem, matrix: str, chart: Parameterization, seed: int)
     return in_chart(matrix_of(problem, matrix, seed, 1), chart)
 
 
-def _sharpness(problem: Problem, chart: Chart, loss: float, gradient: Tensor, rate: float) -> Quantity:
-    """Along the gradient in the coordinates of the chart, as gradient descent in them would go."""
+def expected_seconds(problem: Problem, matrix: str, settings: TrackSettings) -> tuple[float, float]:
+    """Time products with a matrix, and say how long its first measurement will take.
+
+    Parameters
+    ----------
+    problem
+        At any point: the time of a product does not depend on the weights.
+    matrix
+        Its name.
+    settings
+        What is measured of it.
+
+    Returns
+    -------
+    tuple of float
+        Seconds of the measurement with its self-checks, and of one product; the latter is 0 where the whole spectrum is
+        computed from the entries.
+    """
+    chart = problem.chart if settings.chart is None else settings.chart
+    operator = _operator(problem, matrix, chart, settings.seed)
+    if operator.dim <= settings.whole_spectrum_up_to:
+        planned = plan(operator)
+        rank_seconds = planned.seconds if planned.rank_seconds is None else planned.rank_seconds
+        return planned.seconds + rank_seconds, 0.0
+    vector = torch.ones(operator.dim, 1, dtype=operator.dtype, device=operator.device)
+    float((operator @ vector)[0, 0])  # does what is done once for all products
+    started = time.perf_counter()
+    float((operator @ vector)[0, 0])  # waits for an accelerator
+    seconds = time.perf_counter() - started
+    counts = Counts(min(settings.num_eigenvalues, operator.dim))
+    products = num_products(operator, "lanczos", counts) + settings.trace_products
+    products += CHECKS + (_PRODUCTS_OF_A_SECOND_START if settings.verify else 0)
+    return products * seconds, seconds
+
+
+def _sharpness(problem: Problem, loss: float, gradient: Tensor, chart: Chart, rate: float, loop: Loop) -> Quantity:
+    """Along the gradient in the coordinates of the chart, as gradient descent in them would go, or along an update."""
+    direction = gradient
+    if loop.update is not None:
+        # The optimizer moves the coordinates of the model, whatever chart the rows are in.
+        chart = problem.chart.at(problem.layout, problem.weights)
+        gradient = chart.pull(problem.gradient()[:, None])[:, 0]
+        by_name, learning_rate = loop.update(chart.layout.unflatten(gradient))
+        if not learning_rate > 0:
+            return Quantity(math.nan, "undefined", "the learning rate of the optimizer is zero")
+        direction = chart.layout.flatten(by_name)
 
     def change(rate: float) -> float:
         with torch.no_grad():
-            weights = chart.to_weights(chart.coordinates - rate * gradient)
+            weights = chart.to_weights(chart.coordinates - rate * direction)
         return problem.value(weights) - loss
 
-    slope = float(gradient.square().sum())
-    return critical_sharpness(change, loss, slope, precision=torch.finfo(problem.dtype).eps, guess=rate)
+    slope = float((direction * gradient).sum())
+    if loop.update is not None and not slope > 0:
+        return Quantity(math.nan, "undefined", "the update of the optimizer does not point downhill")
+    precision = torch.finfo(problem.dtype).eps
+    return critical_sharpness(loop.allowance.limited(change, EVALUATION), loss, slope, precision=precision, guess=rate)
 
 
 def _measured(

@@ -19,10 +19,10 @@ DEFECTS = [
     ),
     Defect(
         "rows of a tracker that may take the whole budget",
-        "studies:Tracker._affordable",
-        "self._spent_on_rows + self._cost(_ROW) <= $share * $allowed",
-        "self._spent_on_rows + self._cost(_ROW) <= $allowed",
-        ("the_budget_is_kept_and_the_costly_matrix_still_gets_its_turn",),
+        "studies:Budget.affordable",
+        "(0.5 if self.matrices else 1.0) * self.share * self.training",
+        "self.share * self.training",
+        ("the_budget_is_never_exceeded_and_every_matrix_gets_its_turn",),
     ),
     Defect(
         "critical sharpness at the critical learning rate itself",
@@ -256,5 +256,26 @@ DEFECTS = [
         "$reverse < -$threshold",
         "$reverse < -10 * $threshold",
         ("a_word_says_on_which_side_of_both_thresholds_the_interval_is",),
+    ),
+    Defect(
+        "time left compared without the next piece",
+        "studies:Allowance.limited",
+        "$begun + $number * self.pieces.get($kind, 0.0) > self.seconds",
+        "$begun > self.seconds",
+        ("the_budget_is_never_exceeded_and_every_matrix_gets_its_turn",),
+    ),
+    Defect(
+        "matrices afforded without what was spent before",
+        "studies:Budget.left",
+        "self.share * self.training - self.measuring - $rest",
+        "self.share * self.training - $rest",
+        ("the_budget_is_never_exceeded_and_every_matrix_gets_its_turn",),
+    ),
+    Defect(
+        "an update that is measured in units of itself",
+        "studies:update_direction",
+        "($before - $after.detach()) / ($rate or math.nan)",
+        "($before - $after.detach()) / ($rate or math.nan) * $rate",
+        ("a_step_of_the_optimizer_just_beyond_the_critical_rate_increases_the_loss_and_one_below_does_not",),
     ),
 ]

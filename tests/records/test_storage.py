@@ -59,7 +59,7 @@ LAYER = LayerSummary(
     ("a word", "another"),
 )  # fmt: skip
 TRACKED = TrackedMatrix("ggn", (KAPPA, Quantity(2.0)), KAPPA, KAPPA, Quantity(-1.0), KAPPA, "lanczos", 30, 0.5)
-POINT = TrackPoint(50, 0.5, 0.25, KAPPA, (TRACKED,), ("hessian",), True, "checkpoint-50", "a word", 0.75)
+POINT = TrackPoint(50, 0.5, 0.25, KAPPA, (TRACKED,), ("hessian",), True, "checkpoint-50", "a word", 0.75, "Adam")
 POOLED = PooledEffect(
     "C1", "log ratio", ("a", "b"), (0.5, math.nan), (0.1, 0.2), (0.3, -math.inf), (0.7, math.inf), (0.8, 0.2),
     {"c": "no number"}, 0.5, 0.1, 0.3, 0.7, -0.1, 1.1, 0.3, 0.75, 0.01,

@@ -119,7 +119,7 @@ def test_lightning_trains_as_without_and_logs_every_row(tmp_path):
 
     def callback(model):
         trackers.append(tracker_of(model.net))
-        return cv.integrations.LightningCallback(trackers[0], module=lambda module: module.net)
+        return cv.integrations.LightningCallback(trackers[0], module=lambda module: module.net, along_update=True)
 
     from lightning.pytorch.loggers import CSVLogger
 
@@ -128,6 +128,7 @@ def test_lightning_trains_as_without_and_logs_every_row(tmp_path):
         assert torch.equal(plain, tracked)
     track = trackers[0].track
     assert [point.step for point in track.points] == [2, 4, 6]
+    assert {point.update for point in track.points} == {"SGD"}
     assert math.isclose(track.points[-1].loss, nn.functional.cross_entropy(followed.net(X), Y).item(), rel_tol=1e-5)
     (csv,) = tmp_path.rglob("metrics.csv")
     assert "curvature/hessian/largest_1" in csv.read_text()
@@ -168,13 +169,14 @@ def test_the_trainer_of_hugging_face_trains_as_without(tmp_path):
 
     def callback(model):
         trackers.append(tracker_of(model.net))
-        return cv.integrations.TransformersCallback(trackers[0], module=lambda model: model.net)
+        return cv.integrations.TransformersCallback(trackers[0], module=lambda model: model.net, along_update=True)
 
     followed = fitted(callback)
     for plain, tracked in zip(fitted().parameters(), followed.parameters(), strict=True):
         assert torch.equal(plain, tracked)
     track = trackers[0].track
     assert [point.step for point in track.points] == [2, 4, 6]
+    assert {point.update for point in track.points} == {"AdamW"}
     assert math.isclose(track.points[-1].loss, nn.functional.cross_entropy(followed.net(X), Y).item(), rel_tol=1e-5)
 
 

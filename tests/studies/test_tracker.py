@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 
 import curvature as cv
 from curvature.models.following import followed
+from curvature.studies import tracking
 from curvature.studies.critical import critical_sharpness
 from curvature.studies.tracking import TrackSettings, WarmStart, measure_track_point
 
@@ -280,41 +281,58 @@ def test_critical_sharpness_says_where_it_has_no_number():
 
 
 class Clock:
-    """A clock in which every training step takes a second, and measuring what is said."""
+    """A clock in which a training step takes a second, and each piece of a measurement what it is said to take."""
 
-    def __init__(self, monkeypatch, row, matrix):
-        self.now, self.row, self.matrix = 0.0, row, matrix
-        monkeypatch.setattr("curvature.studies.tracker.time", self)
-        monkeypatch.setattr("curvature.studies.tracker.measure_track_point", self.measure)
-        monkeypatch.setattr("curvature.studies.tracker._seconds_of_an_evaluation", lambda _: row / 20)
+    def __init__(self, monkeypatch, evaluation=0.0, gradient=0.0, product=lambda _number: 0.0):
+        self.now, self.products = 0.0, 0
+        monkeypatch.setattr("curvature.studies.budget.time", self)
+        monkeypatch.setattr("curvature.studies.tracking.time", self)
+        value, slope, operator_of = cv.Problem.value, cv.Problem.gradient, tracking._operator
+
+        def slow_operator(*arguments):
+            operator = operator_of(*arguments)
+            return dataclasses.replace(operator, matmat=lambda block: self.multiplied(operator, block, product))
+
+        monkeypatch.setattr(tracking, "_operator", slow_operator)
+        monkeypatch.setattr(cv.Problem, "value", lambda *given: self.after(evaluation, value, *given))
+        monkeypatch.setattr(cv.Problem, "gradient", lambda *given: self.after(gradient, slope, *given))
 
     def perf_counter(self):
         return self.now
 
-    def measure(self, problem, settings, *, step, warm, matrices, checks):
-        del problem, settings, checks
-        self.now += self.row + self.matrix * len(matrices)
-        number = cv.Quantity(1.0)
-        parts = tuple(
-            cv.TrackedMatrix(name, (number,), number, number, number, number, "dense", 0, self.matrix)
-            for name in matrices
-        )
-        return cv.TrackPoint(step, 1.0, 1.0, number, parts), warm
+    def after(self, seconds, work, *arguments):
+        self.now += seconds
+        return work(*arguments)
+
+    def multiplied(self, operator, block, product):
+        for _ in range(block.shape[1]):
+            self.now += product(self.products)
+            self.products += 1
+        return operator.matmat(block)
 
 
-@pytest.mark.parametrize(("row", "matrix"), [(0.1, 1.0), (1.0, 20.0), (0.01, 0.01), (2.0, 0.5)])
-def test_the_budget_is_kept_and_the_costly_matrix_still_gets_its_turn(monkeypatch, row, matrix):
+def tracked_against(clock, steps, logger=lambda _: None, **options):
+    """The tracker, and after each step the time spent on measuring beyond what training had earned."""
     model = network()
     problem = problem_of(model)
-    clock = Clock(monkeypatch, row, matrix)
-    tracker = cv.Tracker(problem, every=5, budget=0.05)
-    shares = []
-    for _ in range(5000):
+    tracker = cv.Tracker(problem, every=5, budget=0.05, whole_spectrum_up_to=0, loggers=[logger], **options)
+    first = tracker.track.measuring_seconds
+    excess = []
+    for _ in range(steps):
         clock.now += 1.0
         tracker.step(model)
-        shares.append(tracker.track.measuring_seconds / max(tracker.track.training_seconds, 1.0))
-    assert shares[-1] <= 0.05
-    assert max(shares) <= 0.05  # no part costs more than was guessed
+        excess.append(tracker.track.measuring_seconds - max(first, 0.05 * tracker.track.training_seconds))
+    return tracker, excess
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "gradient", "product", "steps"),
+    [(0.001, 0.002, 0.002, 100), (0.01, 0.05, 0.02, 400), (0.1, 0.3, 0.1, 2000), (0.3, 0.1, 0.1, 2000)],
+)
+def test_the_budget_is_never_exceeded_and_every_matrix_gets_its_turn(monkeypatch, evaluation, gradient, product, steps):
+    clock = Clock(monkeypatch, evaluation, gradient, lambda _number: product)
+    tracker, excess = tracked_against(clock, steps)
+    assert max(excess) <= 1e-9
     measured = [part.matrix for point in tracker.track.points for part in point.matrices]
     assert measured.count("hessian") >= 2
     assert measured.count("ggn") >= 2
@@ -322,10 +340,38 @@ def test_the_budget_is_kept_and_the_costly_matrix_still_gets_its_turn(monkeypatc
     assert "of 5 % allowed" in repr(tracker)
 
 
+def test_a_matrix_that_turns_out_ten_times_as_costly_as_its_first_products_is_given_up_in_time(monkeypatch):
+    clock = Clock(monkeypatch, 0.001, 0.01, lambda number: 0.01 if number < 4 else 0.1)
+    tracker, excess = tracked_against(clock, 1000, matrices=("ggn",))
+    assert max(excess) <= 0.1 - 0.01 + 1e-9  # one product, before its time is known
+    first, *later = [point for point in tracker.track.points if point.matrices]
+    assert first.step > 100
+    assert later
+
+
+def test_slow_loggers_and_rows_whose_cost_grows_do_not_exceed_the_budget_for_long(monkeypatch):
+    def slow(_point):
+        clock.now += 0.4
+
+    clock = Clock(monkeypatch, 0.001, 0.002, lambda _number: 0.002)
+    tracker, excess = tracked_against(clock, 150, logger=slow)
+    assert max(excess) <= 0.4
+    assert max(excess[50:]) <= 1e-9  # the time of the loggers is known after the first row
+    assert len(tracker.track.points) > 5
+
+
+def test_a_budget_that_never_suffices_leaves_training_without_rows(monkeypatch):
+    clock = Clock(monkeypatch, 10.0, 30.0, lambda _number: 30.0)
+    tracker, excess = tracked_against(clock, 300)
+    assert len(tracker.track) == 0
+    assert max(excess) <= 0  # nothing but the three calls before training
+    assert tracker.track.measuring_seconds == 50.0
+
+
 def test_without_a_budget_the_rows_are_where_they_are_due(monkeypatch):
     model = network()
     problem = problem_of(model)
-    Clock(monkeypatch, 1e6, 1e6)
+    Clock(monkeypatch, 1e6, 1e6, lambda _number: 1e6)
     tracker = cv.Tracker(problem, every=5)
     for step in range(1, 18):
         tracker(step, model)
@@ -335,15 +381,9 @@ def test_without_a_budget_the_rows_are_where_they_are_due(monkeypatch):
 
 
 def test_a_postponed_matrix_is_named_in_its_row(monkeypatch):
-    model = network()
-    problem = problem_of(model)
-    clock = Clock(monkeypatch, 0.1, 50.0)
-    tracker = cv.Tracker(problem, every=5, budget=0.05, matrices=("ggn",))
-    while not tracker.track.points:
-        clock.now += 1.0
-        tracker.step(model)
-    (point,) = tracker.track.points
-    assert (point.matrices, point.postponed) == ((), ("ggn",))
+    clock = Clock(monkeypatch, 0.001, 0.002, lambda _number: 0.007)
+    tracker, _ = tracked_against(clock, 14, matrices=("ggn",))
+    assert {(point.matrices, point.postponed) for point in tracker.track.points} == {((), ("ggn",))}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def plot_track(
         color, marker, style = _STYLES[number % len(_STYLES)]
         _draw(ax, track, f"{matrix}/largest_1", f"{matrix}: largest eigenvalue", (color, marker, style))
     _draw(ax, track, "critical_sharpness", "critical sharpness", (GRAY, "x", "-"))
+    optimizers = ", ".join(dict.fromkeys(point.update for point in track.points if point.update))
+    _draw(
+        ax,
+        track,
+        "critical_sharpness_of_update",
+        f"critical sharpness along updates of {optimizers}",
+        (GRAY, "+", "--"),
+    )
     if learning_rate is not None:
         ax.axhline(2 / learning_rate, color=GRAY, linestyle=":", label=f"2 / learning rate ({learning_rate:g})")
     diverged = [point.step for point in track.points if point.diverged]

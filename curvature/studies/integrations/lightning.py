@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch import nn
 
+from curvature.records import TrackPoint
 from curvature.studies import Tracker
 from curvature.studies.integrations.names import named
 
@@ -24,6 +25,9 @@ class LightningCallback(Callback):
     module
         Finds in the ``LightningModule`` the module that the problem was made from, e.g. ``lambda module: module.net``;
         None: the ``LightningModule`` itself.
+    along_update
+        Measure the critical sharpness along the next update of the first optimizer of the trainer, instead of along the
+        gradient.
 
     Notes
     -----
@@ -31,15 +35,20 @@ class LightningCallback(Callback):
     several batches.
     """
 
-    def __init__(self, tracker: Tracker, module: Callable[[Any], nn.Module] | None = None):
-        self.tracker, self.module = tracker, module
+    def __init__(
+        self, tracker: Tracker, module: Callable[[Any], nn.Module] | None = None, *, along_update: bool = False
+    ):
+        self.tracker, self.module, self.along_update = tracker, module, along_update
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         """Measure what is due after an optimizer step."""
         if not trainer.is_global_zero or trainer.global_step <= self.tracker.num_steps:
             return
         module = pl_module if self.module is None else self.module(pl_module)
-        point = self.tracker.step(module, step=trainer.global_step)
-        if point is not None:
+        optimizer = trainer.optimizers[0] if self.along_update else None
+
+        def log(point: TrackPoint) -> None:  # within the step, so that its time counts as measuring
             for logger in trainer.loggers:
                 logger.log_metrics(named(point), step=point.step)
+
+        self.tracker.step(module, step=trainer.global_step, optimizer=optimizer, loggers=[log])
