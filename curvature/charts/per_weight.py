@@ -105,7 +105,10 @@ class PerWeight(Parameterization):
 
     def advice(self) -> str:
         """What to do about a weight that cannot be written so."""
-        return "Start from the nearest weights: cv.nearest(problem, chart) moves there and says how far."
+        return (
+            "Start from the nearest weights: cv.nearest(problem, chart), or --nearest of curvature spectrum and "
+            "analyze, moves there and says how far."
+        )
 
     def chooses(self, entry: Entry) -> bool:
         """Whether this weight is written by parts."""

@@ -23,7 +23,10 @@ CHOICES: dict[str, tuple[str, ...]] = {  # by the field of a configuration
         *("bce-of-probabilities", "poisson-nll", "gaussian-nll", "model"),
     ),
     "matrix": tuple(MATRICES),
-    "chart": ("standard", "weight-norm", "scaled-standard", "placebo"),
+    "chart": (
+        *("standard", "weight-norm", "scaled-standard", "placebo", "sphere", "random-weight-factorization"),
+        *("weight-standardization", "spectral-norm", "lora", "dora", "deep-linear"),
+    ),
     "gauge": ("canonical", "paper", "checkpoint"),
     "block": ("all", "layer", "neuron"),
     "method": ("auto", "exact", "dense", "factor", "gram", "lanczos", "slq"),

@@ -28,6 +28,7 @@ from curvature.cli.fields import (
     Count,
     Gauges,
     Matrices,
+    Nearest,
     Numbers,
     Seed,
     Shown,
@@ -228,6 +229,7 @@ class SpectrumConfiguration(Configuration):
     matrix: Matrices = ("hessian", "ggn")
     chart: Charts = ()
     gauge: Gauges = ()
+    nearest: Nearest = False
     block: Annotated[
         str,
         Shown(
@@ -334,6 +336,7 @@ class AnalyzeConfiguration(Configuration):
     matrix: Matrices = ("ggn",)
     chart: Charts = ()
     gauge: Gauges = ()
+    nearest: Nearest = False
     seed: Seed = 0
 
 

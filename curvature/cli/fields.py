@@ -23,6 +23,7 @@ __all__ = [
     "Gauges",
     "Matrices",
     "Names",
+    "Nearest",
     "Numbers",
     "Seed",
     "Shown",
@@ -111,8 +112,9 @@ Charts = Annotated[
     Shown(
         COMPUTE,
         "NAME",
-        "Parameterization: standard (the default), weight-norm, scaled-standard, or placebo (weight "
-        "normalization along random directions). Repeatable.",
+        "Parameterization: standard (the default), weight-norm, scaled-standard, placebo (weight normalization along "
+        "random directions), sphere, random-weight-factorization, weight-standardization, spectral-norm, lora, dora or "
+        "deep-linear. Repeatable.",
     ),
 ]
 Gauges = Annotated[
@@ -123,6 +125,15 @@ Gauges = Annotated[
         "NAME",
         "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
         "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
+    ),
+]
+Nearest = Annotated[
+    bool,
+    Shown(
+        COMPUTE,
+        "",
+        "Where a chart cannot represent the weights, measure all charts at the nearest weights that it can represent, "
+        "and say how far they are.",
     ),
 ]
 Seed = Annotated[

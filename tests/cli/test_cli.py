@@ -811,3 +811,19 @@ def test_run_directory_is_complete_and_may_be_replaced(here):
     assert wanted <= {path.name for path in (here / "a").iterdir()}
     assert report.load_summary(here / "a")["provenance"]["data_sha256"]
     run("spectrum", *SMALL, "--out", "a", "--overwrite")
+
+
+@pytest.mark.parametrize("command", ["spectrum", "analyze"])
+def test_weights_that_a_chart_cannot_represent_are_refused_or_moved_by_name(command):
+    options = ["--matrix", "ggn", "--chart", "standard", "--chart", "weight-standardization"]
+    options += ["--arg", "widths=2", "--num-examples", "20"]
+    refused = run(command, *options, code=5).stderr
+    assert "weight-standardization cannot represent '0.weight'" in refused
+    assert "--nearest" in refused
+    moved = run(command, *options, "--nearest", "--json")
+    problem = cv.zoo.digits_problem(20, widths=(2,))
+    expected = cv.nearest(problem, cv.WeightStandardization())
+    assert expected.notes[0] in " ".join(moved.output.split())
+    if command == "spectrum":
+        largest = max(json.loads(moved.stdout)["spectra"][0]["record"]["eigenvalues"])
+        assert largest == pytest.approx(cv.spectrum(cv.ggn(expected)).eigenvalues[-1], rel=1e-9)

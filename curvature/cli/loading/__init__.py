@@ -4,7 +4,7 @@ Only tensors are unpickled. Code runs only if its name was given, and the argume
 """
 
 from curvature.cli.loading.checkpoints import find_checkpoints, natural_key, training_step
-from curvature.cli.loading.choices import build_charts, chosen_charts, load_loss
+from curvature.cli.loading.choices import at_nearest, build_charts, chosen_charts, load_loss
 from curvature.cli.loading.data import load_data
 from curvature.cli.loading.functions import call_problem, find_function, load_parameters
 from curvature.cli.loading.huggingface import load_adapter
@@ -14,6 +14,7 @@ from curvature.cli.loading.weights import apply_weights, load_weights
 
 __all__ = [
     "apply_weights",
+    "at_nearest",
     "build_charts",
     "call_problem",
     "chosen_charts",

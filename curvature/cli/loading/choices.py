@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from curvature.charts import Parameterization, WeightNorm
 from curvature.charts.registry import CHARTS, NamedChart
 from curvature.cli.loading.code import find
 from curvature.cli.wording import Say, choice
 from curvature.errors import ConfigurationError
-from curvature.models import losses
+from curvature.models import Problem, losses, nearest
 from curvature.models.losses import Loss, resolve_loss
 
-__all__ = ["build_charts", "chosen_charts", "load_loss"]
+__all__ = ["at_nearest", "build_charts", "chosen_charts", "load_loss"]
 
 GAUGES = ("canonical", "paper", "checkpoint")
 
@@ -110,6 +111,26 @@ def build_charts(
     if "checkpoint" in gauges:
         _checkpoint_chart(model_chart)
     return [chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, model_chart, seed)]
+
+
+def at_nearest(problem: Problem, charts: Sequence[Parameterization]) -> Problem:
+    """Move a problem to the nearest weights that each of the charts can represent, one chart after the other.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at a point.
+    charts
+        Those that are to represent the weights.
+
+    Returns
+    -------
+    Problem
+        With the chart that it had, and a note for each move.
+    """
+    for chart in charts:
+        problem = replace(nearest(problem, chart), chart=problem.chart)
+    return problem
 
 
 def _in_gauges(
