@@ -321,7 +321,7 @@ class CompareConfiguration(Configuration):
         PositiveFloat, Shown(COMPUTE, "X", "Learning rate of both arms; --full tunes one for each arm.")
     ] = 0.2
     momentum: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
-    stretches: Numbers = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    stretches: Numbers = (0.125, 0.5, 2.0, 8.0)
     relative_dampings: Numbers = (1e-5, 1e-3, 1e-1)
     relative_damping: Annotated[
         PositiveFloat,

@@ -68,7 +68,7 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self) -> Iterator[Callable[[str, float], None] | None]:
         """Give a function of a message and the fraction done: a bar on a terminal, plain lines elsewhere."""
-        from curvature.studies.progress import Remaining
+        from curvature.studies.progress import FIRST_NUMBERS, Remaining
 
         remaining = Remaining()
         if self.quiet:
@@ -85,9 +85,14 @@ class Terminal:
             )
             with Progress(*columns, console=self.console, transient=True) as bar:
                 task = bar.add_task("", total=1.0, left="")
-                yield lambda message, done: bar.update(
-                    task, description=printable(message), completed=done, left=remaining.text(done)
-                )
+
+                def update(message: str, done: float) -> None:
+                    if message.startswith(FIRST_NUMBERS):
+                        self.note(message)  # above the bar, where it stays
+                    else:
+                        bar.update(task, description=printable(message), completed=done, left=remaining.text(done))
+
+                yield update
         else:
             last = ""
 

@@ -52,11 +52,13 @@ class Collector:
     sweeps: list[LearningRateSweep] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     warnings: dict[str, None] = field(default_factory=dict)
+    share: float = 0.0
 
-    def say(self, message: str, share: float) -> None:
-        """Report progress, if anybody listens."""
+    def say(self, message: str, share: float | None = None) -> None:
+        """Report progress, if anybody listens; without a share, at the one that was reported last."""
+        self.share = self.share if share is None else share
         if self.progress is not None:
-            self.progress(message, share)
+            self.progress(message, self.share)
 
     def warn(self, message: str) -> None:
         """Add a warning once."""

@@ -91,7 +91,7 @@ def study(
 
     Notes
     -----
-    Costs the training, and the eigenvalues of every matrix in every chart at every checkpoint: about two minutes for
+    Costs the training, and the eigenvalues of every matrix in every chart at every checkpoint: about a minute for
     the quick study of a network with a thousand weights, hours for the full one.
 
     Examples

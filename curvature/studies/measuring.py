@@ -15,9 +15,10 @@ from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import MATRICES, effective, pullback
 from curvature.models import Problem
-from curvature.records import Check, GaugeState, Spectrum
+from curvature.records import Check, ConditionNumbers, GaugeState, Spectrum
 from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import LINEAR_PART
+from curvature.studies.progress import FIRST_NUMBERS
 from curvature.studies.settings import StudySettings
 from curvature.studies.shared import Shared
 from curvature.studies.steps import noise_and_steps
@@ -73,6 +74,8 @@ def measure_point(
     charts += [] if isinstance(chart, Standard) else [chart]
     matrices = settings.matrices if followed else ("ggn",)
     operators = measured_spectra(collector, place, problem, matrices, charts, shared=shared)
+    if (place.arm, place.seed, place.step) == (settings.arms[0].name, settings.seeds[0], 0):
+        _say_first_numbers(collector, place)
     for measured_chart in charts:
         gauge_state(collector, place, problem, measured_chart)
         if "hessian" in operators and type(measured_chart) is WeightNorm:
@@ -84,6 +87,21 @@ def measure_point(
     if followed and place.checkpoint in settings.steps_at:
         covariance = _operator(shared, problem, "gradient_covariance", place.seed)
         noise_and_steps(collector, place, problem, chart, covariance, settings, shared)
+
+
+def _say_first_numbers(collector: Collector, place: Place) -> None:
+    """Report the first condition numbers as soon as they exist: nobody should wait a minute for the first one."""
+    values = {
+        (m.record.chart, m.record.gauge): m.record["kappa_80"]
+        for m in collector.measurements
+        if isinstance(m.record, ConditionNumbers) and m.record.matrix == "ggn" and "kappa_80" in m.record.values
+    }
+    standard, paper = values.get(("standard", "-")), values.get(("weight-norm", "paper"))
+    if standard is not None and paper is not None and standard.has_value and paper.has_value:
+        collector.say(
+            f"{FIRST_NUMBERS} kappa_80 of the GGN before training, seed {place.seed}: {standard.value:.3g} in the "
+            f"standard parameterization, {paper.value:.3g} in weight norm at the paper's gauge"
+        )
 
 
 def measured_spectra(

@@ -12,11 +12,12 @@ from typing import Any
 from curvature.linalg.speed import seconds_text
 from curvature.text import printable
 
-__all__ = ["Progress", "Remaining", "part_of", "shown"]
+__all__ = ["FIRST_NUMBERS", "Progress", "Remaining", "part_of", "shown"]
 
 Progress = Callable[[str, float], None]
 """``progress(message, share)``: what is being done, and which share of the work is done."""
 
+FIRST_NUMBERS = "first numbers:"  # begins a message that a terminal keeps
 _SILENT = 2.0  # seconds: shorter work shows nothing
 _WARM = 5.0  # seconds, and
 _ENOUGH = 0.05  # share of the work, before the time that is left can be told

@@ -245,7 +245,7 @@ def compared(tmp_path_factory):
 def test_compare_prints_training_conditions_equality_and_efficiency(compared):
     out, result = compared
     for part in (
-        "standard arm", "weight-norm arm", "accuracy", "init", "early", "late", "kappa_95", "weight-norm (checkpoint)",
+        "standard arm", "weight-norm arm", "accuracy", "init", "late", "kappa_95", "weight-norm (checkpoint)",
         "log of the ratio to the standard chart", "at the canonical gauge", "largest difference", "placebo",
         "Efficiency of one step (damping 0.001)", "natural-gradient",
     ):  # fmt: skip

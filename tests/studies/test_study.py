@@ -514,6 +514,17 @@ def test_the_quick_study_is_measured_before_and_after_training_and_only_then_in_
     assert {verdict.name for verdict in found.verdicts if verdict.outcome == "not tested"} == {"C4", "C8"}
 
 
+def test_the_first_numbers_are_said_once_before_anything_is_measured_after_training():
+    messages = []
+    found = run(dataclasses.replace(QUICK, stretches=()), progress=lambda message, _: messages.append(message))
+    (first,) = (message for message in messages if message.startswith("first numbers:"))
+    assert messages.index(first) < messages.index("seed 0: standard, late")
+    place = {"arm": "standard", "seed": 0, "checkpoint": "init", "matrix": "ggn"}
+    for chart, gauge in (("standard", "-"), ("weight-norm", "paper")):
+        (number,) = found.of(ConditionNumbers, chart=chart, gauge=gauge, **place)
+        assert f" {number.record['kappa_80'].value:.3g} in " in first
+
+
 def test_arms_that_start_at_the_same_weights_share_what_is_measured_there(monkeypatch):
     """Up to the chart of the weight-normalized arm, which has its own gauge; in float64 both are equal to rounding."""
     counts, spectrum = Counter(), measuring.spectrum

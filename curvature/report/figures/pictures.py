@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from curvature.records import Spectrum
@@ -120,7 +121,12 @@ def render_svg(figure: Figure, title: str, *, salt: str = "curvature") -> str:
     with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}), warnings.catch_warnings():
         # The text stays text, so the reader's fonts draw it: what matplotlib's font lacks does not matter.
         warnings.filterwarnings("ignore", r"Glyph \d+ .*missing from font", UserWarning)
-        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        canvas = figure.canvas
+        # savefig would draw twice, the first time only to find the layout, which drawing does anyway.
+        try:
+            FigureCanvasSVG(figure).print_svg(stream, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        finally:
+            figure.set_canvas(canvas)
     text = stream.getvalue()
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], count=1, flags=re.DOTALL)
     used = set(re.findall(r"#([\w.-]+)", text))
