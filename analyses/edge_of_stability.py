@@ -1,47 +1,67 @@
-r"""In which coordinates does gradient descent on weight normalization sit at the edge of stability?
+r"""In which geometry does full-batch training sit at the edge of stability?
 
-Claim tested (Cohen et al. 2021, arXiv:2103.00065): full-batch gradient descent with learning rate ``eta`` sharpens
-until ``lambda_max = 2 / eta`` and stays near it while the loss keeps falling. The Hessian is that of the coordinates in
-which the steps are taken: under weight normalization ``(g, v)``, second-order term included. The weight-space Hessian
-at the same points need not come near ``2 / eta``: at a gauge with ``||v|| < g`` it stays far below. An answer is
-``eta lambda_max`` along training, in the arm's own coordinates and on the weights, with a line at 2; for the standard
-arm both are one curve.
+Claim tested (Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484): training with learning rate
+``eta`` sharpens until the largest eigenvalue of the Hessian reaches the edge of the rule, and stays near it while the
+loss keeps falling. The edge is ``2 / eta`` for gradient descent, ``2 (1 + mu) / eta`` with momentum ``mu``, and
+``2 (1 + beta_1) / ((1 - beta_1) eta)`` for Adam. The Hessian is the one in the geometry of the steps: in the
+coordinates of a chart, such as ``(g, v)`` of weight normalization, with the second-order term; for Adam preconditioned
+by its divisors, ``P^(-1/2) H P^(-1/2)``. An answer is the largest eigenvalue over the edge along training, with a line
+at 1: near 1 in the geometry of the steps, anywhere on the weights. Beside it is the critical sharpness
+(arXiv:2601.16979): the curvature along the step itself, from values of the loss alone, which is at most the largest
+eigenvalue where the loss is quadratic.
 
     python -m analyses.edge_of_stability --out results/edge_of_stability [--fast]
 
-Writes curves.json (every number in the figure) and figure.svg. About 40 seconds; ``--fast`` three seconds.
+Writes curves.json (every number in the figure) and figure.svg. About TIME minutes; ``--fast`` ten seconds.
 
-Keys: ``rows`` has one entry per point (``arm, seed, learning_rate, step, loss, own, weights``); the last two are
-``eta lambda_max`` in the arm's coordinates and on the weights. ``summary`` has one entry per arm and seed: the medians
-over the second half of training.
+Keys: ``rows`` has one entry per point (``case, seed, learning_rate, step, loss, own, weights, critical``); the last
+three are over the edge: in the geometry of the steps, on the weights (none for Adam, whose edge has another unit), and
+along the step. ``summary`` has one entry per
+case and seed: the medians over the second half of training, and the largest value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from matplotlib import pyplot as plt
-from torch import nn
+from torch import Tensor, nn
 
 import curvature as cv
 from analyses._protocol import command_line, losses_by_step, write
-from curvature.report.figures.style import BLACK, BLUE, VERMILLION, Style, finish
-from curvature.studies.training import SGD, Arm, Schedule, train
+from curvature.report.figures.style import BLACK, BLUE, GRAY, VERMILLION, finish
+from curvature.studies.critical import critical_sharpness
+from curvature.studies.training import SGD, Adam, Arm, Optimizer, Schedule, train
 from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Each rate leaves room to sharpen: eta lambda_max starts between 1 and 1.7.
-ARMS = {"standard": 0.15, "weight-norm": 0.15, "weight-norm-paper": 0.05}
-LOOKS = {
-    "standard": Style(BLACK, "-", "o"),
-    "weight-norm": Style(BLUE, "-", "s"),
-    "weight-norm-paper": Style(VERMILLION, "-", "^"),
+# Each rate leaves room to sharpen, and is small enough to reach the edge before the loss is gone.
+CASES: dict[str, tuple[str, Optimizer]] = {
+    "gradient descent": ("standard", SGD(0.15)),
+    "weight norm": ("weight-norm", SGD(0.15)),
+    "weight norm, paper's gauge": ("weight-norm-paper", SGD(0.05)),
+    "random weight factorization": ("random-weight-factorization", SGD(0.02)),
+    "momentum": ("standard", SGD(0.25, momentum=0.5)),
+    "weight norm, momentum": ("weight-norm", SGD(0.2, momentum=0.5)),
+    "Adam": ("standard", Adam(0.004)),
+    "weight norm, Adam": ("weight-norm", Adam(0.002)),
+    "sphere": ("sphere", SGD(0.28)),
 }
+ON_THE_WEIGHTS = ("gradient descent", "momentum")
+LOOKS = {
+    "own": {"color": BLUE, "linestyle": "-", "marker": "o", "label": "in the geometry of the steps"},
+    "weights": {"color": GRAY, "linestyle": ":", "marker": "v", "label": "Hessian on the weights"},
+    "critical": {"color": VERMILLION, "linestyle": "-.", "marker": "x", "label": "along the step (critical sharpness)"},
+}
+FAST = ("gradient descent", "weight norm", "weight norm, paper's gauge", "Adam")
 SEEDS = (0, 1, 2)
-NUM_EXAMPLES, WIDTHS, STEPS, EVERY = 200, (16,), 3000, 50
+NUM_EXAMPLES, WIDTHS, STEPS, EVERY = 200, (16,), 3000, 100
 TOLERANCE = 1e-4  # of lambda_max, relative: far below the width of a line
 
 
@@ -53,98 +73,158 @@ def problem_at(seed: int, *, fast: bool) -> cv.Problem:
     return cv.Problem.from_module(model, loss="half-squared-error", data=(inputs, targets))
 
 
-def sharpness(problem: cv.Problem, chart: cv.Parameterization) -> float:
-    """Largest eigenvalue of the Hessian in a chart, by Lanczos on its products."""
+@dataclass
+class Divisors:
+    """The divisors of Adam at some steps of a run, from the gradients that the run meets.
+
+    Attributes
+    ----------
+    optimizer
+        The rule.
+    steps
+        Where to keep them.
+    kept
+        ``sqrt(s / (1 - beta_2^t)) + epsilon`` by step.
+    """
+
+    optimizer: Adam
+    steps: Container[int]
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    square: Tensor | float = 0.0
+    step: int = 0
+
+    def __call__(self, before: Tensor, gradient: Tensor, after: Tensor) -> None:
+        """Watch one step."""
+        del before, after
+        self.step += 1
+        second = self.optimizer.betas[1]
+        self.square = second * self.square + (1 - second) * gradient.square()
+        if self.step in self.steps:
+            self.kept[self.step] = (self.square / (1 - second**self.step)).sqrt() + self.optimizer.epsilon
+
+
+def sharpness(problem: cv.Problem, chart: cv.Parameterization, divisors: Tensor | None = None) -> float:
+    """Largest eigenvalue of the Hessian in a chart, by Lanczos on its products; preconditioned by the divisors."""
     operator = cv.pullback(cv.hessian(problem), chart)
+    if divisors is not None:
+        operator = operator.congruence(torch.diag(divisors.rsqrt()), "preconditioned Hessian")
     return float(cv.extremal_eigenvalues(operator, num_largest=1, tolerance=TOLERANCE).largest[0])
 
 
+def along_the_step(problem: cv.Problem, chart: cv.Parameterization, divisors: Tensor | None = None) -> float:
+    """Critical sharpness of a step along the gradient in a chart, divided by the divisors."""
+    point, loss = chart.at(problem.layout, problem.weights), problem.value()
+    gradient = point.pull(problem.gradient()[:, None])[:, 0]
+    step = gradient if divisors is None else gradient / divisors
+
+    def change(rate: float) -> float:
+        return problem.value(point.to_weights(point.coordinates - rate * step)) - loss
+
+    return critical_sharpness(change, loss, float(step @ gradient), precision=2.2e-16).value
+
+
 def measure(*, fast: bool = False) -> list[dict]:
-    """Train every arm on the full batch and measure both Hessians every few steps."""
+    """Train every case on the full batch and measure its geometry every few steps."""
     rows = []
-    steps, every = (400, 50) if fast else (STEPS, EVERY)
     for seed in SEEDS[: 1 if fast else None]:
         problem = problem_at(seed, fast=fast)
-        for arm, rate in ARMS.items():
-            marks = {f"step {step}": step for step in range(0, steps + 1, every)}
-            run = train(
-                problem,
-                Arm(arm).begin(starting_point(problem, "module", seed=seed)),
-                # An epoch of the full batch is one step.
-                Schedule(steps, problem.num_examples, marks, evaluate_every=every),
-                arm=arm,
-                seed=seed,
-                optimizer=SGD(rate),
-            ).require_finite()
-            losses = losses_by_step(run)
-            for point in run.checkpoints:
-                charts = {"own": point.chart, "weights": cv.Standard()}
-                rows.append(
-                    {"arm": arm, "seed": seed, "learning_rate": rate, "step": point.step, "loss": losses[point.step]}
-                    | {name: rate * sharpness(problem.at(point.weights), chart) for name, chart in charts.items()}
-                )
+        for case in FAST if fast else CASES:
+            rows += [{"case": case, "seed": seed} | row for row in _run(problem, case, seed, fast=fast)]
+    return rows
+
+
+def _run(problem: cv.Problem, case: str, seed: int, *, fast: bool) -> list[dict]:
+    arm, optimizer = CASES[case]
+    if fast and isinstance(optimizer, Adam):
+        optimizer = optimizer.at_rate(0.01)  # the edge is out of reach in so few steps at the small rate
+    steps, every = (400, 50) if fast else (STEPS, EVERY)
+    marks = {f"step {step}": step for step in range(every, steps + 1, every)}
+    divisors = Divisors(optimizer, set(marks.values())) if isinstance(optimizer, Adam) else None
+    run = train(
+        problem,
+        Arm(arm).begin(starting_point(problem, "module", seed=seed)),
+        Schedule(steps, problem.num_examples, marks, evaluate_every=every),  # an epoch of the full batch is one step
+        arm=arm,
+        seed=seed,
+        optimizer=optimizer,
+        watch=divisors,
+    ).require_finite()
+    losses, rows = losses_by_step(run), []
+    for point in run.checkpoints:
+        here, geometry = problem.at(point.weights), (divisors.kept[point.step] if divisors else None)
+        numbers = {
+            "own": sharpness(here, point.chart, geometry),
+            "weights": None if divisors else sharpness(here, cv.Standard()),
+            "critical": along_the_step(here, point.chart, geometry),
+        }
+        rows.append(
+            {"learning_rate": optimizer.learning_rate, "step": point.step, "loss": losses[point.step]}
+            | {name: None if value is None else value / optimizer.edge for name, value in numbers.items()}
+        )
     return rows
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """Medians of ``eta lambda_max`` over the second half of each run, and the lowest at the start."""
+    """Medians over the second half of each run, the first value and the largest."""
     medians = []
-    for arm, seed in dict.fromkeys((row["arm"], row["seed"]) for row in rows):
-        run = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
-        second_half = [row for row in run if row["step"] >= run[-1]["step"] / 2]
-        numbers = {name: float(np.median([row[name] for row in second_half])) for name in ("own", "weights")}
-        medians.append({"arm": arm, "seed": seed, "own_at_start": run[0]["own"]} | numbers)
+    for case, seed in dict.fromkeys((row["case"], row["seed"]) for row in rows):
+        run = [row for row in rows if (row["case"], row["seed"]) == (case, seed)]
+        second_half = [row for row in run if row["step"] > run[-1]["step"] / 2]
+        numbers = {name: _median([row[name] for row in second_half]) for name in ("own", "weights", "critical")}
+        ends = {"own_at_start": run[0]["own"], "own_largest": max(row["own"] for row in run)}
+        medians.append({"case": case, "seed": seed} | ends | numbers)
     return medians
 
 
+def _median(values: list[float | None]) -> float | None:
+    """The median; None where there are no numbers."""
+    return None if None in values else float(np.median(np.array(values, dtype=float)))
+
+
 def draw(rows: list[dict]) -> Figure:
-    """One panel per arm: in its own coordinates (solid) and on the weights (dotted); then the losses."""
-    figure, axes = plt.subplots(1, len(ARMS) + 1, figsize=(17, 4.2), layout="constrained")
-    seeds = list(dict.fromkeys(row["seed"] for row in rows))
-    top = 1.08 * max(max(row["own"], row["weights"]) for row in rows)
-    for ax, (arm, rate) in zip(axes, ARMS.items(), strict=False):
-        for seed in seeds:
-            run = [row for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
-            steps, style = [row["step"] for row in run], LOOKS[arm]
-            every = max(1, len(run) // 10)
-            names = ("Hessian in (g, v)", "Hessian on the weights") if arm != "standard" else ("Hessian", None)
-            first = seed == seeds[0]
-            ax.plot(
-                steps, [row["own"] for row in run], color=style.color, linewidth=1.1, alpha=0.85, marker=style.marker,
-                markersize=4, markevery=every, label=names[0] if first else None,
-            )  # fmt: skip
-            if names[1]:
-                ax.plot(
-                    steps, [row["weights"] for row in run], color="0.45", linestyle=":", linewidth=1.3, marker="v",
-                    markersize=4, markevery=every, label=names[1] if first else None,
-                )  # fmt: skip
-            axes[-1].plot(
-                steps, [row["loss"] for row in run], color=style.color, linewidth=1, marker=style.marker, markersize=4,
-                markevery=every, label=f"{arm}, η = {rate:g}" if first else None,
-            )  # fmt: skip
-        ax.axhline(2, color="0.2", linestyle="--", linewidth=1, label="edge of stability, 2")
-        runs = [row for row in summary(rows) if row["arm"] == arm]
-        title = f"{arm}: late median {np.median([row['own'] for row in runs]):.2f}"
-        if arm != "standard":
-            title += f" (weights {np.median([row['weights'] for row in runs]):.2f})"
-        ax.set_ylim(0, top)
-        finish(ax, title, f"gradient descent step (η = {rate:g})", r"$\eta\,\lambda_{\max}$  (no unit)")
-        ax.legend(fontsize="small", loc="lower right")
-    axes[-1].set_yscale("log")
-    finish(axes[-1], "Training loss", "gradient descent step", "half squared error, mean over examples")
-    axes[-1].legend(fontsize="small")
+    """One panel per case: the largest eigenvalue over the edge, in the geometry of the steps and on the weights."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    columns = 3
+    figure, axes = plt.subplots(
+        -(-len(cases) // columns), columns, figsize=(13, 3.3 * -(-len(cases) // columns)), layout="constrained",
+        sharex=True, squeeze=False,
+    )  # fmt: skip
+    medians = summary(rows)
+    for ax in axes.flat[len(cases) :]:
+        ax.set_axis_off()
+    for ax, case in zip(axes.flat, cases, strict=False):
+        first = True
+        for seed in dict.fromkeys(row["seed"] for row in rows):
+            run = [row for row in rows if (row["case"], row["seed"]) == (case, seed)]
+            steps = [row["step"] for row in run]
+            for name, look in LOOKS.items():
+                if name == "weights" and (case in ON_THE_WEIGHTS or run[0]["weights"] is None):
+                    continue  # the same curve as in the coordinates, or no number
+                label = look["label"] if first else None
+                ax.plot(steps, [row[name] for row in run], **{**look, "label": label}, linewidth=1.2, markersize=3.5)
+            first = False
+        ax.axhline(1, color=BLACK, linestyle="--", linewidth=1, label="edge of stability")
+        late = np.median([row["own"] for row in medians if row["case"] == case])
+        finish(ax, f"{case}: late median {late:.2f}", "full-batch step", "largest eigenvalue / edge")
+        ax.set_ylim(0, 1.3)
+    axes[0, 0].legend(fontsize="small", loc="lower right")
+    axes[0, 1].legend(fontsize="small", loc="lower right")
     return figure
 
 
 def main() -> None:
     """Measure, write, draw."""
-    options = command_line(__doc__, "one seed, 40 examples, six hidden units, 400 steps").parse_args()
+    options = command_line(__doc__, "one seed, four cases, 40 examples, six hidden units, 400 steps").parse_args()
     rows = measure(fast=options.fast)
     runs = summary(rows)
     write(options, __doc__, {"summary": runs, "rows": rows}, draw(rows))
-    print(f"{'arm':>18}  seed  eta lambda_max: at the start, second half; on the weights")
+    print(f"{'case':>28}  seed  over the edge: at the start, second half (largest); on the weights; along the step")
     for row in runs:
-        print(f"{row['arm']:>18}  {row['seed']:4d}  {row['own_at_start']:.2f}, {row['own']:.2f}; {row['weights']:.2f}")
+        weights = "-" if row["weights"] is None else f"{row['weights']:.2f}"
+        print(
+            f"{row['case']:>28}  {row['seed']:4d}  {row['own_at_start']:.2f}, {row['own']:.2f} "
+            f"({row['own_largest']:.2f}); {weights}; {row['critical']:.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import curvature as cv
+from curvature.studies.training import Adam
+from oracles import normal
 
 
 def script(name):
@@ -63,19 +65,55 @@ def edge():
     return script("edge_of_stability").measure(fast=True)
 
 
-def test_descent_hovers_at_two_over_the_rate_in_its_own_coordinates(edge):
-    second_half = {row["arm"]: row for row in script("edge_of_stability").summary(edge)}
-    for arm in second_half:
-        assert second_half[arm]["own_at_start"] < 2  # it sharpens first
-        assert 1.9 < second_half[arm]["own"] < 2.4
-    assert second_half["weight-norm-paper"]["weights"] < 1  # while the weights are far from the edge
+def test_training_hovers_at_the_edge_of_its_own_geometry(edge):
+    module = script("edge_of_stability")
+    second_half = {row["case"]: row for row in module.summary(edge)}
+    assert set(second_half) == set(module.FAST)
+    for case, row in second_half.items():
+        assert row["own_largest"] > 0.95, case  # it gets there
+        assert 0.75 < row["own"] < 1.2, case
+    assert second_half["weight norm, paper's gauge"]["weights"] < 0.5  # while the weights are far from the edge
+    assert second_half["Adam"]["own_at_start"] < 0.5  # it sharpens first
+    assert second_half["Adam"]["weights"] is None
 
 
-def test_standard_chart_is_the_weights_and_the_canonical_gauge_starts_there(edge):
-    for row in edge:
-        if row["arm"] == "standard":
-            assert row["own"] == row["weights"]
-    assert edge[-1]["loss"] < 0.5 * edge[0]["loss"]
+def test_standard_chart_is_the_weights_and_every_loss_falls(edge):
+    module = script("edge_of_stability")
+    for case in module.FAST:
+        run = [row for row in edge if row["case"] == case]
+        assert run[-1]["loss"] < 0.9 * run[0]["loss"]
+        if case == "gradient descent":
+            assert all(row["own"] == row["weights"] for row in run)
+
+
+def test_divisors_of_adam_are_those_of_pytorch():
+    module, optimizer = script("edge_of_stability"), Adam(0.1, betas=(0.8, 0.9), epsilon=1e-3)
+    point = normal(3, 5).requires_grad_()
+    theirs = torch.optim.Adam([point], lr=0.1, betas=(0.8, 0.9), eps=1e-3)
+    watched = module.Divisors(optimizer, {4})
+    for step in range(4):
+        point.grad = torch.cos(step + point.detach())
+        watched(point, point.grad, point)
+        theirs.step()
+    expected = (theirs.state[point]["exp_avg_sq"] / (1 - 0.9**4)).sqrt() + 1e-3
+    assert torch.allclose(watched.kept[4], expected, rtol=1e-14)
+
+
+def test_critical_sharpness_is_the_rayleigh_quotient_of_the_step_where_the_loss_is_quadratic():
+    module, generator = script("edge_of_stability"), torch.Generator().manual_seed(1)
+    data = normal(generator, 20, 4), normal(generator, 20, 2)
+    problem = cv.Problem.from_module(torch.nn.Linear(4, 2).double(), loss="mse", data=data)
+    gradient, hessian = problem.gradient(), cv.hessian(problem).dense()
+    quotient = float(gradient @ hessian @ gradient / (gradient @ gradient))
+    assert module.along_the_step(problem, cv.Standard()) == pytest.approx(quotient, rel=2e-3)
+    divisors = normal(generator, problem.dim).abs() + 0.1
+    step = gradient / divisors
+    quotient = float(step @ hessian @ step / (step @ gradient))
+    assert module.along_the_step(problem, cv.Standard(), divisors) == pytest.approx(quotient, rel=2e-3)
+    scaled = hessian * divisors.rsqrt()[:, None] * divisors.rsqrt()
+    top = float(torch.linalg.eigvalsh(scaled)[-1])
+    assert module.sharpness(problem, cv.Standard(), divisors) == pytest.approx(top, rel=2 * module.TOLERANCE)
+    assert quotient <= top
 
 
 def test_sharpness_is_the_largest_eigenvalue_of_the_dense_hessian():
