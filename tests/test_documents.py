@@ -11,10 +11,10 @@ from curvature.cli import app
 from curvature.cli.commands import EXIT_WORDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#\s]+)\)", page.read_text())
     local = [link for link in links if "://" not in link]
@@ -58,7 +58,8 @@ def test_the_page_of_commands_and_the_readme_name_every_command_and_only_options
     page, readme = (ROOT / "docs" / "commands.md").read_text(), (ROOT / "README.md").read_text()
     assert set(re.findall(r"^## ([a-z]+)$", page, re.MULTILINE)) == set(commands)
     assert set(re.findall(r"^curvature (\w+)", readme, re.MULTILINE)) == set(commands)
-    for command, words in re.findall(r"^(?:\$ )?curvature (\w+)(.*)$", page + readme, re.MULTILINE):
+    lines = "".join(path.read_text() for path in PAGES if path.parent.name == "how_to") + page + readme
+    for command, words in re.findall(r"^(?:\$ |srun )?curvature (\w+)(.*)$", lines, re.MULTILINE):
         assert set(re.findall(r" (--?[a-z][a-z-]*)", words)) <= options[command] | {"--help"}, command
     general = {"--help", "--install-completion", "--show-completion"}
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= set.union(general, *options.values())
