@@ -31,7 +31,7 @@ extensions = [
     "commands",
     "gallery",
     "terms",
-    "accessible",
+    "pages",
 ]
 exclude_patterns = ["extensions", "gallery/*.py"]
 

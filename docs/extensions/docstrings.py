@@ -12,7 +12,7 @@ def mark_formulas(_app: Sphinx, _what: str, name: str, _object: Any, _options: A
     """Write the formulas of a docstring as reStructuredText does; give its references names of their own."""
     text = re.sub(r"(?<![\w$`])\$([^$\n]+(?:\n[^$\n]+)?)\$(?![\w$])", _as_role, "\n".join(lines))
     text = re.sub(r"\[(\d)\](?=_)|(?<=\.\. )\[(\d)\]", rf"[#{name.replace('.', '-')}-\1\2]", text)
-    lines[:] = text.split("\n")
+    lines[:] = _one_by_one(text.split("\n"))
 
 
 def _as_role(match: re.Match[str]) -> str:
@@ -20,6 +20,18 @@ def _as_role(match: re.Match[str]) -> str:
     first, newline, second = match[1].partition("\n")
     indent = second[: len(second) - len(second.lstrip())]
     return f":math:`{first}{' ' if newline else ''}{second.strip()}`{newline}{indent}"
+
+
+def _one_by_one(lines: list[str]) -> list[str]:
+    """Write ``:ivar a, b: text`` for each of its names, since the last one alone would count as the name."""
+    starts = [index for index, line in enumerate(lines) if re.match(r":ivar ([\w*]+, )+[\w*]+:", line)]
+    for start in reversed(starts):
+        rest = range(start + 1, len(lines))
+        end = next((index for index in rest if lines[index] and not lines[index].startswith(" ")), len(lines))
+        names, _, text = lines[start].removeprefix(":ivar ").partition(":")
+        entries = [[f":ivar {name}:{text}", *lines[start + 1 : end]] for name in names.split(", ")]
+        lines = [*lines[:start], *(line for entry in entries for line in entry), *lines[end:]]
+    return lines
 
 
 def name_axes(
