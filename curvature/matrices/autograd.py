@@ -31,11 +31,10 @@ __all__ = [
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 # In one vectorized backward pass. Measured 2.4 ms a column with 8 and 3.2 ms with 32 where the tensors leave the cache.
-# Where they stay in it the overhead of a pass counts: all columns of a transformer of 788 weights took 0.7 to 1.0 s with
-# 8, and 0.5 s with 32, 64 or 128, on one thread.
+# Where they stay in it the overhead of a pass counts: all columns of a transformer of 788 weights took 0.7 to 1.0 s
+# with 8, and 0.5 s with 32, 64 or 128, on one thread.
 FEWEST_COLUMNS, _MOST_COLUMNS = 8, 48
 _CACHE_BYTES = 4e6
-_KEPT_CHUNKS = 4  # largest number of chunks of examples whose graphs are kept between products
 
 
 def batches_backward(problem: Problem) -> bool:
@@ -89,13 +88,9 @@ def kept_graphs(problem: Problem, build: Callable[[slice], tuple]) -> Callable[[
     Callable
         Returns the graphs; they are kept from one product to the next if there are at most four chunks.
     """
-    if not _keeps_graphs(problem):
+    if not problem.keeps_graphs:
         return lambda: map(build, problem.chunks())
     return cache(lambda: [build(examples) for examples in problem.chunks()])
-
-
-def _keeps_graphs(problem: Problem) -> bool:
-    return problem.num_examples <= _KEPT_CHUNKS * problem.chunk_size
 
 
 def split_columns(problem: Problem, block: Float[Tensor, "weights columns"]) -> list[Float[Tensor, "columns ..."]]:
@@ -293,7 +288,7 @@ def product_cost(problem: Problem) -> ProductCost:
     # The graph of a gradient holds the tensors of a forward and a backward pass, and its backward pass as many again. A
     # column of a batched backward pass adds one tangent for each tensor.
     column = vector + (each if batches_backward(problem) else 0)
-    return ProductCost(4.0 * each, column, passes=int(problem.is_streamed and not _keeps_graphs(problem)))
+    return ProductCost(4.0 * each, column, passes=int(problem.is_streamed and not problem.keeps_graphs))
 
 
 def _saved_bytes(problem: Problem, named: dict[str, Tensor]) -> tuple[Tensor, int]:

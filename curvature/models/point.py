@@ -22,6 +22,8 @@ from curvature.records.notebook import html_table
 
 __all__ = ["Point"]
 
+_KEPT_CHUNKS = 4  # largest number of chunks of examples whose graphs are kept between products
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Point:
@@ -65,6 +67,11 @@ class Point:
     def is_streamed(self) -> bool:
         """Whether the data are read chunk by chunk in every pass, and are not in memory."""
         return isinstance(self.inputs, StreamedTensors)
+
+    @property
+    def keeps_graphs(self) -> bool:
+        """Whether the graphs of all examples are kept between the products of a matrix: if they are few chunks."""
+        return self.num_examples <= _KEPT_CHUNKS * self.chunk_size
 
     @cached_property
     def layout(self) -> Layout:

@@ -97,6 +97,11 @@ def _words(point: Point) -> str:
     count, size = point.num_examples, point.chunk_size
     if count <= size:
         return f"The data are streamed: two passes are equal, and the {count} examples fit into one chunk."
+    if point.keeps_graphs:
+        return (
+            f"The data are streamed: two passes are equal, and the graphs of the {count} examples, {size} at a time, "
+            "are kept between the products of a matrix."
+        )
     return (
         f"The data are streamed: every product of a matrix reads all {count} examples again, {size} at a time, and "
         "compares them with the first pass."

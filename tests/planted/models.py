@@ -339,6 +339,13 @@ DEFECTS = [
         ),
     ),
     Defect(
+        "an array of an archive mapped from a place before its first number",
+        "cli.loading:_mapped_member",
+        "(26, 28)",
+        "(26,)",
+        ("streamed_spectra_are_those_of_a_dense_hessian_of_all_examples",),
+    ),
+    Defect(
         "a stream that is not cut at its last example",
         "models:_first",
         "itemgetter(slice($left))",

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from curvature.cli.loading.arrays import as_arguments, as_tensor, divided, load_csv, load_npz, load_pt
 from curvature.cli.loading.code import call, find
-from curvature.cli.loading.files import IN_PARTS, MAX_BYTES, gigabytes
+from curvature.cli.loading.files import IN_PARTS, MAX_BYTES, expanded, gigabytes
 from curvature.cli.loading.images import FOLDERS
-from curvature.cli.loading.streams import has_targets, map_folder
+from curvature.cli.loading.streams import has_targets, is_folder, map_folder
 from curvature.cli.wording import Say, choice, dtype_name
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import losses, materialize, zoo
@@ -117,7 +117,7 @@ class _Source:
 
 def _kind(spec: str) -> str:
     """Key of ``_READERS`` for a name."""
-    if Path(spec).is_dir():
+    if is_folder(expanded(spec, "data")):
         return "folder"
     prefix, separator, name = spec.partition(":")
     if separator and (prefix == "builtin" or (prefix in FOLDERS and name)):
@@ -146,7 +146,7 @@ def _read_folder(source: _Source) -> tuple[Tensor, Tensor]:
 
 
 def _read_arrays(source: _Source) -> tuple[Structure, Structure]:
-    arrays = map_folder(Path(source.spec).expanduser())
+    arrays = map_folder(expanded(source.spec, "data"))
     size = sum(array.nbytes for array in arrays.values())
     if size > MAX_BYTES:
         raise InputError(f"{source.spec} is {gigabytes(size)}; the limit is {gigabytes(MAX_BYTES)}. {IN_PARTS}")

@@ -18,7 +18,7 @@ from curvature.errors import ConfigurationError, InputError
 from curvature.models.data import Stream, open_stream
 from curvature.models.losses import Loss, ModelLoss
 
-__all__ = ["has_targets", "load_stream", "map_folder"]
+__all__ = ["has_targets", "is_folder", "load_stream", "map_folder"]
 
 _FORMS = "package.module:loader, path/file.py:loader, file.npz, or a folder of .npy files"
 _LOCAL_HEADER = 30  # bytes before the name of a member of an archive
@@ -64,13 +64,13 @@ def load_stream(
         If they cannot be read, or not in parts.
     """
     path, with_targets = expanded(spec, "data"), has_targets(loss, target)
-    mapped = path.suffix == ".npz" or path.is_dir()
+    mapped = path.suffix == ".npz" or is_folder(path)
     if target is not None and not mapped:
         raise ConfigurationError(
             f"--target names an entry of a .npz file or of a folder of .npy files, but the data are {spec!r}."
         )
     if mapped:
-        arrays = map_folder(path) if path.is_dir() else _in_archive(existing(path, "data"))
+        arrays = map_folder(path) if is_folder(path) else _in_archive(existing(path, "data"))
         inputs, targets = parts_of(arrays, str(path), target, with_targets=with_targets)
         data = (inputs, targets) if with_targets else as_arguments(inputs) if loss is None else inputs
     elif ":" in spec and spec.partition(":")[0] not in ("builtin", "mnist", "cifar10"):
@@ -114,6 +114,25 @@ def _refusal(spec: str, path: Path) -> str:
             "are found, and other names with --target."
         )
     return f"--stream reads data in parts, and {spec} is always read as a whole. Leave out --stream, or use {_FORMS}."
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder exists.
+
+    Parameters
+    ----------
+    path
+        Any path.
+
+    Returns
+    -------
+    bool
+        False also for a name that no folder can have.
+    """
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def map_folder(folder: Path) -> dict[str, NDArray[Any]]:
