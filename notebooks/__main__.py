@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -24,11 +25,18 @@ def scripts(*numbers: str) -> list[Path]:
     return [path for path in sorted(FOLDER.glob("[0-9]*.py")) if not numbers or path.name[:2] in numbers]
 
 
-def executed(script: Path, timeout: int = 300) -> NotebookNode:
+def executed(script: Path, *, fast: bool = False, timeout: int = 300) -> NotebookNode:
     """The notebook of a script with its outputs, without what differs from one run to the next."""
     notebook = jupytext.read(script)
-    resources = {"metadata": {"path": FOLDER}}
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources, record_timing=False).execute()
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": FOLDER}},
+        record_timing=False,
+    )
+    pictures = "module://matplotlib_inline.backend_inline"  # whatever the environment says
+    client.execute(env=os.environ | {"CURVATURE_FAST": str(int(fast)), "MPLBACKEND": pictures})
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         for output in cell.get("outputs", []):
