@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 1. One spectrum
 #
-# *A course in curvature for people who know PyTorch, 1 of 8.*
+# *A course in curvature for people who know PyTorch, 1 of 8.* Next: [six matrices](02_six_matrices.ipynb).
 #
 # Near its weights, the loss of a network is a parabola along every direction. The *curvature matrix* says how steep
 # each parabola is, and its eigenvalues, the *spectrum*, decide which learning rates are stable and how slowly the
@@ -121,7 +121,7 @@ ax = cv.figures.plot_spectra([standard, pytorch, stretched])
 # ## What have we learned?
 #
 # A spectrum needs the name of its matrix, its chart and its gauge. A tool that converts a network to weight norm and
-# compares at once sees no difference, whatever weight norm does in training. The numbers of this notebook:
+# compares at once sees no difference, even if weight norm changes training. The numbers of this notebook:
 
 # %%
 extra = pytorch.dim - standard.dim  # one null direction per neuron

@@ -14,7 +14,8 @@
 # %% [markdown]
 # # 2. Six matrices that are called curvature
 #
-# *A course in curvature for people who know PyTorch, 2 of 8.*
+# *A course in curvature for people who know PyTorch, 2 of 8.* Next: [which eigenvalues
+# count](03_which_eigenvalues_count.ipynb).
 #
 # Hessian, generalized Gauss-Newton (GGN), Fisher, Monte Carlo Fisher, empirical Fisher and gradient covariance: six
 # matrices of one network at one point, whose names papers and packages often exchange. When do they agree, and how far

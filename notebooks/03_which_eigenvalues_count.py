@@ -14,11 +14,12 @@
 # %% [markdown]
 # # 3. Which eigenvalues count
 #
-# *A course in curvature for people who know PyTorch, 3 of 8.*
+# *A course in curvature for people who know PyTorch, 3 of 8.* Next: [weight norm as a
+# chart](04_weight_norm_as_a_chart.ipynb).
 #
 # A condition number divides the largest eigenvalue by a small one. Small eigenvalues are where rounding errors, exact
 # zeros and the tolerance of a library decide what you get. This notebook shows which eigenvalues are numbers, which are
-# zeros, and what can be said when nobody knows.
+# zeros, and what can be concluded when neither is known.
 
 # %%
 import os
@@ -145,8 +146,7 @@ ax = finish(ax, "Rank of one GGN", "tolerance, relative to the largest eigenvalu
 # ## What does damping do?
 #
 # Many methods add $\delta I$. That removes the question, and replaces it by another: the condition number is then
-# mostly
-# $\delta$. So `condition_numbers` shows it in decades of the mean eigenvalue, with the *effective dimension*
+# mostly $\delta$. So `condition_numbers` shows it in decades of the mean eigenvalue, with the *effective dimension*
 # $\sum \lambda / (\lambda + \delta)$, the number of directions that the damping leaves.
 
 # %%

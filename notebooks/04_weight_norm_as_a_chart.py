@@ -14,7 +14,8 @@
 # %% [markdown]
 # # 4. Weight norm is a chart
 #
-# *A course in curvature for people who know PyTorch, 4 of 8.*
+# *A course in curvature for people who know PyTorch, 4 of 8.* Next: [natural gradient and
+# whitening](05_natural_gradient_and_whitening.ipynb).
 #
 # Weight normalization writes each neuron's weights as $w = g\, v / \|v\|$ (Salimans & Kingma 2016). The network stays
 # the same function; what changes are the coordinates in which it is trained, a *chart* of the weights. Three things
@@ -169,6 +170,25 @@ ax = finish(ax, "Hessian of a weight-normalized network", "index of the eigenval
 # `curvature doctor` tells whether your version of PyTorch still has the error.
 
 # %% [markdown]
+# ## Which other reparameterizations are charts?
+#
+# All that write weights as a smooth function of coordinates. *Random weight factorization* ($w = s\, v$) is weight norm
+# without the division. The *sphere* is weight norm with $g$ frozen. *LoRA* adds a product of two small matrices. Frozen
+# and narrow charts reach fewer directions than there are weights; the rank says how many.
+
+# %%
+charts = [cv.Standard(), cv.RandomWeightFactorization(), cv.Sphere(), cv.LoRA(2, init="pissa")]
+others = [cv.spectrum(cv.effective(ggn, chart)) for chart in charts]
+for chart in charts:
+    local = chart.at(problem.layout, problem.weights)
+    print(f"{chart.name}: {local.dim} coordinates reach {local.dim - local.null_dim} of {problem.dim} directions")
+ax = cv.figures.plot_spectra(others)
+
+# %% [markdown]
+# *How to read it.* One line per chart, at the same weights. A line that ends early belongs to a chart that reaches
+# fewer directions, so condition numbers of two lines that end at different ranks are not compared.
+
+# %% [markdown]
 # ## What have we learned?
 #
 # Name the gauge, leave out the null directions, and do not differentiate PyTorch's weight norm twice. The numbers of
@@ -184,5 +204,6 @@ assert along_ggn.norm() < 1e-13 < 1e-4 < along_hessian.norm()
 assert torch.allclose(along_hessian, slope, rtol=0, atol=1e-12)
 assert in_chart > horizontal
 assert errors["here"] < 1e-8
+assert others[1].rank == others[0].rank > others[2].rank > others[3].rank
 assert torch.linalg.norm(twice - twice.T) > 1e-3 * torch.linalg.norm(twice)
 print(f"here {errors['here']:.0e}; PyTorch's weight norm differentiated twice {errors['twice']:.0e}")

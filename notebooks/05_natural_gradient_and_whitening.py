@@ -14,11 +14,13 @@
 # %% [markdown]
 # # 5. Natural gradient and whitening
 #
-# *A course in curvature for people who know PyTorch, 5 of 8.*
+# *A course in curvature for people who know PyTorch, 5 of 8.* Next: [the edge of
+# stability](06_edge_of_stability.ipynb).
 #
 # The *natural gradient* multiplies the gradient by the inverse of the Fisher matrix $F$: it steps far where the model
 # hardly changes and carefully where it changes much. In coordinates where $F$ is the identity, *whitened* ones, it is
-# the plain gradient. Weight normalization has been said to come near to this. Here is how near.
+# the plain gradient. Salimans & Kingma (2016) suggest that weight normalization comes near to this. This notebook
+# measures how near.
 
 # %%
 import os
@@ -64,8 +66,8 @@ ax = finish(ax, "Loss along two directions", "step, over the best step of the qu
 
 # %% [markdown]
 # *How to read it.* Both lines start at the same weights, and 1 is the best step of the quadratic model. The natural
-# gradient reaches a loss that the plain gradient reaches at no length. It does so before 1: the network is no parabola
-# that far away, which is why such methods take shorter steps or more damping.
+# gradient reaches a loss that the plain gradient reaches at no length. It does so before 1: so far away the loss is not
+# a parabola, which is why such methods take shorter steps or more damping.
 
 # %% [markdown]
 # ## Where does weight norm stand?

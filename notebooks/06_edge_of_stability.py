@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 6. Along training, and the edge of stability
 #
-# *A course in curvature for people who know PyTorch, 6 of 8.*
+# *A course in curvature for people who know PyTorch, 6 of 8.* Next: [your own model](07_your_own_model.ipynb).
 #
 # On a parabola with curvature $\lambda$, gradient descent with learning rate $\eta$ diverges as soon as $\lambda >
 # 2/\eta$. Networks train on for thousands of steps at about that value, the *edge of stability* (Cohen et al. 2021,
@@ -80,8 +80,8 @@ print(f"rate times largest eigenvalue, median of the second half: {0.12 * late(t
 ax = cv.figures.plot_track(track, learning_rate=0.12)
 
 # %% [markdown]
-# *How to read it.* The solid line with dots is the largest eigenvalue of the Hessian. It rises until it meets the
-# dotted line, $2 / \eta$, and stays there. The crosses are explained two sections below.
+# *How to read it.* The line with dots is the largest eigenvalue of the Hessian. It rises until it is above the dotted
+# line, $2 / \eta$, where steps become unstable, and is thrown back to it. The crosses are explained two sections below.
 
 # %% [markdown]
 # ## Is it the learning rate that decides?
@@ -103,7 +103,7 @@ ax.legend(fontsize="small")
 ax = finish(ax, "Sharpness at three learning rates", "step", "largest eigenvalue")
 
 # %% [markdown]
-# *How to read it.* Each line ends at the dotted one of its colour, $2/\eta$ for its own rate, whether it comes from
+# *How to read it.* Each line ends near the dotted one of its colour, $2/\eta$ for its own rate, whether it comes from
 # below or from above.
 
 # %% [markdown]

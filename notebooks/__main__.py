@@ -35,7 +35,7 @@ def executed(script: Path, *, fast: bool = False, timeout: int = 300) -> Noteboo
         resources={"metadata": {"path": FOLDER}},
         record_timing=False,
     )
-    pictures = "module://matplotlib_inline.backend_inline"  # whatever the environment says
+    pictures = "module://matplotlib_inline.backend_inline"  # not those of the caller
     client.execute(env=os.environ | {"CURVATURE_FAST": str(int(fast)), "MPLBACKEND": pictures})
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
