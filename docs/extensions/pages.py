@@ -17,7 +17,7 @@ def improve(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _
         tag = region.split(" ")[0].rstrip(">")
         context["body"] = context["body"].replace(region, region.replace(tag, f'{tag} tabindex="0"', 1))
     body = context["body"].replace(">Variables<span", ">Attributes<span")
-    context["body"] = re.sub(r"(<p><strong>[^\n]*?) -- ", r"\1 – ", body)
+    context["body"] = re.sub(r"(<p>(?:<a [^>]*>)?<strong>[^\n]*?) -- ", r"\1 – ", body)
     if "furo_navigation_tree" in context:
         heading = 'role="heading"'
         context["furo_navigation_tree"] = context["furo_navigation_tree"].replace(heading, f'{heading} aria-level="2"')
