@@ -9,7 +9,8 @@ counts:
 * a combination of a layer's outputs that does not influence the loss: dead units (not for the Hessian);
 * the softmax shift: one vector added to every row of the last layer, ``fan_in + 1`` directions;
 * rescaling across a positively homogeneous activation, one direction per hidden unit, or across no activation between
-  two linear layers, ``H^2`` directions (not for the Hessian away from stationary points).
+  two linear layers, ``H^2`` directions (not for the Hessian away from stationary points);
+* scales and shifts of normalized features, and the gauges of attention (:mod:`curvature.matrices.symmetries`).
 
 The null directions of a gauge belong to the chart: ``chart.null_dim``.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from curvature.linalg.facts import NullSpace
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
+from curvature.matrices.symmetries import symmetries
 from curvature.models import Problem
 from curvature.models.layers import LayerTrace, trace_layers
 from curvature.models.losses import CrossEntropy, Loss
@@ -153,6 +155,8 @@ def _candidates(problem: Problem, traces: dict[str, LayerTrace], second_order: b
             yield "of the softmax shift", _fill(problem, rows, ones, None)
     if not second_order:
         yield from _rescalings(problem, traces)
+    if not problem.is_streamed:
+        yield from symmetries(problem, second_order=second_order)
 
 
 def _units(problem: Problem, start: int, stop: int) -> Tensor:

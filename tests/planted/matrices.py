@@ -264,4 +264,18 @@ DEFECTS = [
         "2 * ($jacobian.T @ $block)",
         ("custom_functions_without_a_second_derivative_have_every_matrix_but_the_hessian",),
     ),
+    Defect(
+        "gauge of queries and keys without its inverse",
+        "matrices:_query_key",
+        "$vectors[$keys[$b], $k] -= $weights[$keys[$a]]",
+        "$vectors[$keys[$b], $k] += $weights[$keys[$a]]",
+        ("attention_without_biases_has_a_general_linear_gauge_for_each_head",),
+    ),
+    Defect(
+        "symmetries that are not looked at before they count",
+        "matrices:_stand_still",
+        "bool($change <= _STILL * torch.linalg.vector_norm($ahead))",
+        "True",
+        ("what_only_looks_like_attention_or_a_normalization_gives_no_directions",),
+    ),
 ]
