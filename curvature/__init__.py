@@ -101,11 +101,13 @@ _HOMES = {
     "linalg.eigen": ("spectrum",),
     "linalg.inertia": ("inertia",),
     "natural_gradient": (
+        "adam_moments",
         "alignments",
         "chart_step",
         "compare_charts",
         "efficiency",
         "natural_gradient_step",
+        "optimizer_metric",
         "preconditioner",
         "whitening",
     ),

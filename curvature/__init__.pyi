@@ -67,11 +67,13 @@ from curvature.models.losses import CrossEntropy as CrossEntropy
 from curvature.models.losses import HalfSquaredError as HalfSquaredError
 from curvature.models.losses import MeanSquaredError as MeanSquaredError
 from curvature.models.losses import PerExample as PerExample
+from curvature.natural_gradient import adam_moments as adam_moments
 from curvature.natural_gradient import alignments as alignments
 from curvature.natural_gradient import chart_step as chart_step
 from curvature.natural_gradient import compare_charts as compare_charts
 from curvature.natural_gradient import efficiency as efficiency
 from curvature.natural_gradient import natural_gradient_step as natural_gradient_step
+from curvature.natural_gradient import optimizer_metric as optimizer_metric
 from curvature.natural_gradient import preconditioner as preconditioner
 from curvature.natural_gradient import whitening as whitening
 from curvature.records import Alignment as Alignment

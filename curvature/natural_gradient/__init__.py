@@ -2,6 +2,7 @@
 
 from curvature.natural_gradient.comparison import compare_charts, efficiency
 from curvature.natural_gradient.controls import Controls, control_charts, top_directions
+from curvature.natural_gradient.optimizer_metrics import adam_moments, optimizer_metric
 from curvature.natural_gradient.preconditioners import Preconditioners, preconditioner
 from curvature.natural_gradient.steps import chart_step, natural_gradient_step
 from curvature.natural_gradient.stretches import best_stretch, best_stretches
@@ -10,6 +11,7 @@ from curvature.natural_gradient.whitening import alignments, mean_cosine, whiten
 __all__ = [
     "Controls",
     "Preconditioners",
+    "adam_moments",
     "alignments",
     "best_stretch",
     "best_stretches",
@@ -19,6 +21,7 @@ __all__ = [
     "efficiency",
     "mean_cosine",
     "natural_gradient_step",
+    "optimizer_metric",
     "preconditioner",
     "top_directions",
     "whitening",

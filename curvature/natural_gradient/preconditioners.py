@@ -9,6 +9,8 @@ Gradient descent in such a chart is preconditioned by $K = M M^T$. With a dampin
 ``layer-block``   inverse of each layer's block
 ``kfac``          $(A + \pi\sqrt\lambda I)^{-1} \otimes (G + \sqrt\lambda/\pi\, I)^{-1}$ per layer (Martens & Grosse
                   2015, arXiv:1503.05671; convolutions as Grosse & Martens 2016, arXiv:1602.01407)
+``ekfac``         $U (\operatorname{diag}(U^T F U) + \lambda I)^{-1} U^T$ per layer, with $U$ the eigenvectors of
+                  $G \otimes A$ (George et al. 2018, arXiv:1806.03884)
 ``prong``         inputs of every layer whitened, function kept (Desjardins et al. 2015, arXiv:1507.00210):
                   $(A + \epsilon I)^{-1} \otimes I$ with $A$ the second moment of the inputs and the constant 1
 ``full``          $(F + \lambda I)^{-1}$: the damped natural gradient itself
@@ -40,7 +42,8 @@ from curvature.records.damping import Damping
 
 __all__ = ["KINDS", "Preconditioners", "absolute_damping", "preconditioner", "refuse_scale_of_loss"]
 
-KINDS = ("jacobi", "neuron-block", "layer-block", "kfac", "prong", "full")
+KINDS = ("jacobi", "neuron-block", "layer-block", "kfac", "prong", "full")  # the controls of every comparison
+_ALL = ("jacobi", "neuron-block", "layer-block", "kfac", "ekfac", "prong", "full")
 
 _BLOCKS = {"neuron-block": "neuron", "layer-block": "layer", "full": "all"}
 _Block = tuple[Tensor, Tensor]  # indices, root of the inverse
@@ -81,7 +84,7 @@ def preconditioner(
     problem
         Model, loss and data at the point.
     kind
-        ``"jacobi"``, ``"neuron-block"``, ``"layer-block"``, ``"kfac"``, ``"prong"`` or ``"full"``; see
+        ``"jacobi"``, ``"neuron-block"``, ``"layer-block"``, ``"kfac"``, ``"ekfac"``, ``"prong"`` or ``"full"``; see
         :mod:`curvature.natural_gradient.preconditioners`.
     damping
         $\lambda$, added to $F$ on the weights.
@@ -149,13 +152,14 @@ class Preconditioners:
         ConfigurationError
             As for :func:`preconditioner`.
         """
-        if kind not in KINDS:
-            raise ConfigurationError(f"preconditioner must be one of {', '.join(KINDS)}, got {kind!r}.")
+        if kind not in _ALL:
+            raise ConfigurationError(f"preconditioner must be one of {', '.join(_ALL)}, got {kind!r}.")
         chosen = Damping.chosen(damping, relative_damping)
         if kind == "prong":
             return LinearChart(self._whitening(chosen), name=kind, gauge=str(chosen))
-        if kind == "kfac":
-            return LinearChart(self._kronecker(chosen), name=kind, gauge=str(chosen))
+        if kind in ("kfac", "ekfac"):
+            blocks = self._kronecker(chosen) if kind == "kfac" else self._in_kronecker_eigenvectors(chosen)
+            return LinearChart(blocks, name=kind, gauge=str(chosen))
         shift = absolute_damping(self.matrix, chosen)
         if kind == "jacobi":
             return LinearChart((self.matrix.diagonal() + shift).rsqrt(), name=kind, gauge=str(chosen))
@@ -257,6 +261,15 @@ class Preconditioners:
             input_root = _inverse_root(inputs, pi * shift**0.5)
             output_root = _inverse_root(scores, shift**0.5 / pi)
             blocks.append((rows.reshape(-1), torch.kron(output_root, input_root)))
+        return blocks + self._jacobi_of_the_rest(blocks, damping)
+
+    def _in_kronecker_eigenvectors(self, damping: Damping) -> list[_Block]:
+        blocks, shift = [], absolute_damping(self.matrix, damping)
+        for rows, inputs, scores in self._moments:
+            order = rows.reshape(-1)
+            vectors = torch.kron(*(torch.linalg.eigh(factor).eigenvectors for factor in (scores, inputs)))
+            moments = (vectors * (self.matrix[order][:, order] @ vectors)).sum(dim=0)
+            blocks.append((order, _inverse_root_of(moments, vectors, shift)))
         return blocks + self._jacobi_of_the_rest(blocks, damping)
 
     def _jacobi_of_the_rest(self, blocks: list[_Block], damping: Damping) -> list[_Block]:

@@ -409,5 +409,5 @@ def test_no_damping_is_refused(damping):
 
 
 def test_unknown_preconditioners_are_refused_with_the_names_there_are():
-    with pytest.raises(ConfigurationError, match="jacobi, neuron-block, layer-block, kfac, prong, full, got 'adam'"):
+    with pytest.raises(ConfigurationError, match="neuron-block, layer-block, kfac, ekfac, prong, full, got 'adam'"):
         preconditioner(classifier()[1], "adam")

@@ -4,6 +4,41 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "Adam without the root of its second moments",
+        "natural_gradient:_adam_root",
+        "($moments.clamp(min=0).sqrt() + $epsilon).rsqrt()",
+        "($moments.clamp(min=0) + $epsilon).rsqrt()",
+        ("adam_is_the_inverse_root_of_the_second_moments",),
+    ),
+    Defect(
+        "a batch counted as one example",
+        "natural_gradient:_Expectation.of",
+        "(1 - 1 / $expected.batch_size) * $whole",
+        "(1 - 1 / $expected.batch_size) * 0 * $whole",
+        ("a_batch_has_its_share_of_the_mean_gradient",),
+    ),
+    Defect(
+        "Shampoo with the exponent of its metric in the place of that of the root",
+        "natural_gradient:_shampoo",
+        "torch.kron(_power($left, $epsilon, -1 / 8), _power($right, $epsilon, -1 / 8))",
+        "torch.kron(_power($left, $epsilon, -1 / 4), _power($right, $epsilon, -1 / 4))",
+        ("shampoo_takes_a_fourth_root_from_each_side",),
+    ),
+    Defect(
+        "factors of SOAP swapped",
+        "natural_gradient:_soap",
+        "torch.kron($left, $right)",
+        "torch.kron($left.T.contiguous(), $right)",
+        ("soap_is_adam_in_the_eigenvectors_of_shampoo",),
+    ),
+    Defect(
+        "eigenvalues of K-FAC in the place of the second moments",
+        "natural_gradient:Preconditioners._in_kronecker_eigenvectors",
+        "$vectors * ($matrix.matrix[$order][:, $order] @ $vectors)",
+        "$vectors * $vectors",
+        ("ekfac_rescales_the_eigenvectors_of_kfac_by_the_fisher",),
+    ),
+    Defect(
         "damping of K-FAC on the wrong factor",
         "natural_gradient:Preconditioners._kronecker",
         "_inverse_root($inputs, $pi * $shift**0.5)",
