@@ -65,11 +65,11 @@ DEFECTS = [
         ENTRIES_PAY,
     ),
     Defect(
-        "a vector that is not rotated with the matrix",
+        "a vector rotated the wrong way",
         "linalg.lapack:spectral_measure",
-        "($columns.T @ $rotated) ** 2",
-        "($columns.T @ $vector) ** 2",
-        ("spectral_measure_is_that_of_the_eigenvectors",),
+        '$rotate("L", "T", $$rest)',
+        '$rotate("L", "N", $$rest)',
+        ("the_spectral_measure_is_that_of_the_eigenvectors",),
     ),
     Defect(
         "signs of 2 x 2 pivots from their diagonal",

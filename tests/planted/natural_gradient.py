@@ -50,14 +50,14 @@ DEFECTS = [
         "natural_gradient:_inverse_root_of",
         "$vectors * ($values.clamp(min=0) + $shift).rsqrt()",
         "$vectors / ($values.clamp(min=0) + $shift)",
-        ("roots_of_block_preconditioners_agree_with_their_triangles",),
+        ("the_roots_of_block_preconditioners_agree_with_their_triangles",),
     ),
     Defect(
         "a triangle from one side only",
         "natural_gradient:_InverseBlocksChart.similar",
         "$self._solved($self._solved($matrix).T)",
         "$self._solved($matrix)",
-        ("roots_of_block_preconditioners_agree_with_their_triangles",),
+        ("the_roots_of_block_preconditioners_agree_with_their_triangles",),
     ),
     Defect(
         "step uphill",
