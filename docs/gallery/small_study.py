@@ -1,6 +1,6 @@
 """The study behind several figures: two arms, three paired seeds, a network 64-6-10 on 300 digits.
 
-It takes half a minute on one core; `curvature compare` does the same on the command line.
+It takes ten to twenty seconds on one core; `curvature compare` does the same on the command line.
 """
 
 import curvature as cv
