@@ -16,6 +16,7 @@ layers), ``seed``, ``chart``, ``num_weights``, ``rank``, ``kappa_80`` with its s
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +117,8 @@ def draw(rows: list[dict]) -> Figure:
                 (line[1], weights, "largest"),
                 (line[2], ratios, "ratio"),
             ):
-                plot_intervals(ax, intervals(members, (along,), (of,)), along, of, look, name)
+                summary = sorted(intervals(members, (along,), (of,)), key=itemgetter(along))
+                plot_intervals(ax, summary, along, of, look, name)
         where = f"{other} {value}"
         finish(line[0], f"κ₈₀ of the GGN, {where}", along, "κ₈₀")
         finish(line[1], f"Largest eigenvalue, {where}", along, "eigenvalue")
