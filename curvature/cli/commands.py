@@ -254,9 +254,14 @@ def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
     With --full: thirteen arms with their controls, each at its own tuned learning rate, from PyTorch's and from the
     paper's initialization, at ten seeds, with a verdict on every claim.
 
+    With --grid: the same study over data sets, architectures and optimizers, each arm tuned in each, and verdicts on
+    the effects pooled over all of them.
+
     With --out, the seeds that are finished are kept; --resume continues an interrupted comparison from them.
     """
-    execute("compare", flags, run_options)
+    from curvature.cli.grid import execute_grid
+
+    execute("compare", flags, run_options, over_grid=execute_grid)
 
 
 @app.command(epilog=_EPILOG)

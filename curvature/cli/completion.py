@@ -15,8 +15,8 @@ __all__ = ["CHOICES", "completion_of", "whole_words"]
 CHOICES: dict[str, tuple[str, ...]] = {  # by the field of a configuration
     "model": ("builtin:digits-mlp", "builtin:digits-cnn", "builtin:mlp"),
     "data": (
-        *("builtin:digits", "builtin:breast-cancer", "builtin:wine", "builtin:diabetes", "builtin:housing"),
-        *("mnist:", "cifar10:"),
+        *("builtin:digits", "builtin:breast-cancer", "builtin:wine", "builtin:diabetes", "builtin:characters"),
+        *("builtin:housing", "mnist:", "cifar10:"),
     ),
     "loss": (
         *("cross-entropy", "bce", "mse", "half-squared-error", "huber", "smooth-l1", "l1", "nll", "kl-div"),

@@ -24,14 +24,18 @@ from curvature.cli.fields import (
     MODEL,
     PANELS,
     Argument,
+    Backend,
     Charts,
     Count,
     Gauges,
+    Grid,
     Matrices,
     Nearest,
     Numbers,
+    Scheduler,
     Seed,
     Shown,
+    Threads,
     Workers,
     option_name,
 )
@@ -160,7 +164,8 @@ class Configuration(BaseModel):
         Shown(
             DATA,
             "NAME",
-            "builtin:digits, builtin:breast-cancer, builtin:wine, builtin:diabetes or builtin:housing; a .npz or .pt "
+            "builtin:digits, builtin:breast-cancer, builtin:wine, builtin:diabetes, builtin:characters or "
+            "builtin:housing; a .npz or .pt "
             "file with x and y; a folder with x.npy and y.npy; a .csv file with --target; mnist:FOLDER or "
             "cifar10:FOLDER with downloaded files; or package.module:loader.",
         ),
@@ -207,15 +212,7 @@ class Configuration(BaseModel):
     matrix: Matrices
     dtype: Annotated[Literal["float64", "float32"], Shown(MACHINE, "NAME", "float64 or float32.")] = "float64"
     device: Annotated[str, Shown(MACHINE, "NAME", "cpu, cuda, cuda:1, ...")] = "cpu"
-    threads: Annotated[
-        Workers | None,
-        Shown(
-            MACHINE,
-            "N",
-            "CPU threads; by default as many as the process may use (affinity, quota of a container). On a busy "
-            "machine 1 is fastest.",
-        ),
-    ] = None
+    threads: Threads = None
 
     @model_validator(mode="before")
     @classmethod
@@ -308,12 +305,15 @@ class CompareConfiguration(Configuration):
             "Run the whole study: every arm and control at its own learning rate, with a verdict on every claim.",
         ),
     ] = False
+    grid: Grid = None
     num_seeds: Annotated[
         int,
         Field(gt=0, le=10_000, default_factory=_default_num_seeds),
         Shown(COMPUTE, "N", "Number of paired seeds; the arms share each seed. Default: 3, with --full 10."),
     ]
     jobs: Annotated[Workers, Shown(COMPUTE, "N", "Number of seeds measured in parallel, with one thread each.")] = 1
+    backend: Backend = None
+    scheduler: Scheduler = None
     tuning_epochs: Count = 10
     epochs: Annotated[int, Field(ge=2, le=2**31 - 1), Shown(COMPUTE, "N", "Epochs of SGD in each arm.")] = 30
     batch_size: Annotated[Count, Shown(COMPUTE, "N", "Examples per step.")] = 64

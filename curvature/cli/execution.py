@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["around_user_code", "command_again", "configured", "execute", "exit_if_open", "show_every_character"]
 
 
-def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> None:
+def execute(
+    command: str,
+    flags: dict[str, Any],
+    run_options: RunOptions,
+    *,
+    over_grid: Callable[[CompareConfiguration, RunOptions, Terminal, float], None] | None = None,
+) -> None:
     """Resolve the configuration, measure, write the run directory, and print the result.
 
     Parameters
@@ -42,6 +48,8 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
         Values of the options that are fields of the configuration.
     run_options
         The other options.
+    over_grid
+        Carries out ``compare --grid``.
 
     Raises
     ------
@@ -52,6 +60,9 @@ def execute(command: str, flags: dict[str, Any], run_options: RunOptions) -> Non
     terminal = Terminal(run_options.quiet, run_options.verbose)
     rules = parse_rules(run_options.fail_on)
     config = configured(command, flags, run_options, terminal)
+    if over_grid is not None and isinstance(config, CompareConfiguration) and config.grid is not None:
+        over_grid(config, run_options, terminal, started)
+        return
     _require_out(config, run_options)
     if run_options.dry_run:
         _print_plan(config, run_options, terminal)

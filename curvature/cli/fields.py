@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat
 
@@ -18,15 +18,19 @@ __all__ = [
     "MODEL",
     "PANELS",
     "Argument",
+    "Backend",
     "Charts",
     "Count",
     "Gauges",
+    "Grid",
     "Matrices",
     "Names",
     "Nearest",
     "Numbers",
+    "Scheduler",
     "Seed",
     "Shown",
+    "Threads",
     "Workers",
     "option_name",
 ]
@@ -140,4 +144,38 @@ Seed = Annotated[
     int,
     Field(ge=0, lt=2**53),
     Shown(COMPUTE, "N", "Seed of the initial weights and of everything else that is random."),
+]
+Grid = Annotated[
+    str | None,
+    Shown(
+        COMPUTE,
+        "WHICH",
+        "Repeat the study over networks, data sets and optimizers, and pool the claims: small (minutes), full (an "
+        "hour), or a .toml file that says which. Model, data and training are then those of the grid.",
+    ),
+]
+Backend = Annotated[
+    Literal["joblib", "dask"] | None,
+    Shown(
+        MACHINE,
+        "NAME",
+        "With --grid: joblib (--jobs processes of this machine; the default) or dask (workers of dask).",
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    Shown(
+        MACHINE,
+        "ADDRESS",
+        "With --backend dask: a running scheduler, e.g. tcp://host:8786. Otherwise --jobs workers on this machine.",
+    ),
+]
+Threads = Annotated[
+    Workers | None,
+    Shown(
+        MACHINE,
+        "N",
+        "CPU threads; by default as many as the process may use (affinity, quota of a container). On a busy "
+        "machine 1 is fastest.",
+    ),
 ]

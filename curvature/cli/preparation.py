@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from curvature._version import __version__
 from curvature.cli.configuration import Configuration
 from curvature.cli.functions import prepare_function
@@ -145,13 +147,13 @@ def note_versions(config: Configuration, terminal: Terminal) -> None:
     )
 
 
-def written_configuration(command: str, config: Configuration) -> dict[str, Any]:
+def written_configuration(command: str, config: BaseModel) -> dict[str, Any]:
     """Write a configuration in the form that ``--config`` reads.
 
     Parameters
     ----------
     command
-        ``spectrum`` or ``compare``.
+        Whose configuration it is.
     config
         What to write.
 

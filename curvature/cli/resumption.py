@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from curvature._version import __version__
 from curvature.cli.configuration import Configuration
 from curvature.cli.options import RunOptions
@@ -20,10 +22,13 @@ from curvature.errors import ConfigurationError
 if TYPE_CHECKING:
     from curvature.report import Parts
 
-__all__ = ["Resumption", "check_out"]
+__all__ = ["Inputs", "Resumption", "check_out"]
+
+Inputs = Prepared | Mapping[str, Any]
+"""What a run loaded, or what is known of it instead: the hashes of its inputs."""
 
 # Fields that change no number, up to rounding, or only which checkpoints are measured.
-_FREE = ("jobs", "threads", "folder", "pattern", "skip_broken")
+_FREE = ("jobs", "threads", "backend", "scheduler", "folder", "pattern", "skip_broken")
 
 
 def check_out(run_options: RunOptions) -> None:
@@ -74,7 +79,7 @@ class Resumption:
         self.out, self.resume, self.overwrite = run_options.out, run_options.resume, run_options.overwrite
         self.parts: Parts | None = None
 
-    def finds_finished(self, config: Configuration, prepared: Prepared) -> bool:
+    def finds_finished(self, config: BaseModel, prepared: Inputs) -> bool:
         """Whether ``--resume`` finds this very run finished.
 
         Parameters
@@ -101,7 +106,7 @@ class Resumption:
         self.terminal.note(f"resume: {one_line(str(out))} is finished already; nothing is left to do")
         return True
 
-    def holds_same(self, config: Configuration, prepared: Prepared) -> bool:
+    def holds_same(self, config: BaseModel, prepared: Inputs) -> bool:
         """Whether ``--resume`` finds a finished run of the same configuration, model and data.
 
         Parameters
@@ -140,7 +145,7 @@ class Resumption:
         return not differing
 
     def open(
-        self, config: Configuration, prepared: Prepared, kind: type | None = None, *, expected: bool = True
+        self, config: BaseModel, prepared: Inputs, kind: type | None = None, *, expected: bool = True
     ) -> Parts | None:
         """Open the place where finished parts are kept.
 
@@ -219,10 +224,13 @@ class Resumption:
                 )
             raise
 
-    def _facts(self, config: Configuration, prepared: Prepared, *, without: Collection[str]) -> dict[str, Any]:
+    def _facts(self, config: BaseModel, prepared: Inputs, *, without: Collection[str]) -> dict[str, Any]:
         """Everything that the numbers of a run follow from, in plain values."""
         from curvature.report.plain import without_none
 
         written = without_none(written_configuration(self.command, config))
         chosen = {name: value for name, value in written.items() if name not in without}
-        return {"version": __version__, "config": chosen, **content_hashes(config, prepared)}
+        if isinstance(prepared, Prepared):
+            assert isinstance(config, Configuration)
+            prepared = content_hashes(config, prepared)
+        return {"version": __version__, "config": chosen, **prepared}

@@ -4,6 +4,7 @@ from curvature.report.analyses import analysis_files, load_analyses
 from curvature.report.atomic import write_texts
 from curvature.report.checkpoints import checkpoint_files, checkpoint_tables, load_rows
 from curvature.report.directory import load_study, load_summary, study_document, write_run
+from curvature.report.grid import grid_document, grid_files, grid_tables
 from curvature.report.parts import (
     Parts,
     check_parts,
@@ -29,6 +30,9 @@ __all__ = [
     "checkpoint_tables",
     "differences",
     "forget_parts",
+    "grid_document",
+    "grid_files",
+    "grid_tables",
     "load_analyses",
     "load_part",
     "load_rows",

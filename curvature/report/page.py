@@ -17,7 +17,7 @@ from curvature.report.tables import tables_of
 from curvature.report.tables.spectra import rank_rules
 from curvature.text import printable
 
-__all__ = ["MAX_HTML", "checkpoints_page", "html_page", "runs_page"]
+__all__ = ["MAX_HTML", "checkpoints_page", "grid_page", "html_page", "runs_page"]
 
 MAX_HTML = 5_000_000
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
@@ -80,6 +80,43 @@ def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: 
             doc=document,
             tables=tables,
             svg=Markup(inline_svg(svg)),
+            versions=_versions(document["provenance"]),
+            config=toml_text(document["config"]),
+            max_rows=MAX_ROWS,
+        )
+    )
+
+
+def grid_page(
+    document: Mapping[str, Any], tables: Sequence[Table], drawings: Sequence[Drawing], svgs: Mapping[str, str]
+) -> str:
+    """Fill the template for a grid of networks.
+
+    Parameters
+    ----------
+    document
+        Verdicts, cells, warnings, configuration and provenance, in plain values.
+    tables
+        Of the page.
+    drawings
+        Its figures.
+    svgs
+        The figures as SVG, by name.
+
+    Returns
+    -------
+    str
+        The page.
+    """
+    from markupsafe import Markup
+
+    template = _environment().get_template("grid.html")
+    return str(
+        template.render(
+            doc=document,
+            tables=tables,
+            drawings=drawings,
+            svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
             versions=_versions(document["provenance"]),
             config=toml_text(document["config"]),
             max_rows=MAX_ROWS,

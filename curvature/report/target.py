@@ -20,7 +20,7 @@ _OTHER_PLACE = {  # errors that another --out avoids, and more space on the disk
 _FILES = {
     "config.toml", "provenance.json", "result.nc", "summary.json", "summary.csv", "verdicts.csv", "figures",
     "eigenvectors",
-    "report.html", "analysis.json", "analysis.csv", "track.json", "track.csv", "checkpoints.json",
+    "report.html", "effects.csv", "analysis.json", "analysis.csv", "track.json", "track.csv", "checkpoints.json",
     "log.jsonl", "state", "DONE",
 }  # fmt: skip
 

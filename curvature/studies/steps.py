@@ -19,6 +19,7 @@ from curvature.studies.shared import Shared
 
 __all__ = ["noise_and_steps"]
 
+_VANISHING = 1e-200  # of a squared gradient in the metric of the Fisher: products with it underflow
 ENDS = ("init", "late")  # checkpoints at which closeness is measured: it costs the eigenvalues of every chart
 
 
@@ -57,6 +58,10 @@ def noise_and_steps(
         collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
         return
     controls = shared.once(("controls",), lambda: Controls(problem, fisher(problem), covariance))
+    size = float(controls.preconditioners.matrix.trace()) * float(problem.gradient().abs().max()) ** 2
+    if not size > _VANISHING:  # every output is saturated
+        collector.warn(f"{place}: no natural-gradient comparison, because the gradient or the Fisher vanishes.")
+        return
     for relative_damping in settings.relative_dampings:
         ends = ENDS if settings.closeness_of_controls else ENDS[-1:]
         closeness = relative_damping == settings.relative_damping and place.checkpoint in ends

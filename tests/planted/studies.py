@@ -55,7 +55,7 @@ DEFECTS = [
     Defect(
         "a resumed run of other data or code",
         "cli.resumption:Resumption._facts",
-        "{'version': __version__, 'config': $chosen, **content_hashes(config, prepared)}",
+        "{'version': __version__, 'config': $chosen, **$prepared}",
         "{'version': __version__, 'config': $chosen}",
         ("other_weights_data_and_code_under_the_same_names_are_refused",),
     ),
@@ -65,6 +65,20 @@ DEFECTS = [
         "f'{$name}, {$chart.name}, {$chart.gauge}'",
         "f'{$name}'",
         ("a_command_that_was_interrupted_twice_ends_with_the_same_numbers",),
+    ),
+    Defect(
+        "factors of a forest plot on the wrong side of 1",
+        "report.drawings.grid:_cells",
+        "Effect($cell, math.exp(-$mean), math.exp(-$high), math.exp(-$low), $word)",
+        "Effect($cell, math.exp($mean), math.exp($low), math.exp($high), $word)",
+        ("a_row_is_the_factor_of_its_cell_below_one_where_weight_norm_is_better",),
+    ),
+    Defect(
+        "a unit of a grid that keeps its seed to itself",
+        "studies.grid.settings:measure_unit",
+        "measure_seed($start, settings.study(unit.cell), seed=unit.seed, progress=$progress)",
+        "measure_seed($start, settings.study(unit.cell), seed=0, progress=$progress)",
+        ("the_study_of_a_cell_joins_its_seeds_and_the_grid_pools_the_cells",),
     ),
     Defect(
         "a pooled interval with one degree of freedom too many",

@@ -9,8 +9,9 @@ from torch import Tensor
 from curvature.arrays import Float64, Int
 from curvature.errors import ConfigurationError
 
-__all__ = ["DATA", "breast_cancer", "diabetes", "digits", "housing", "wine"]
+__all__ = ["ALPHABET", "DATA", "breast_cancer", "characters", "diabetes", "digits", "housing", "wine"]
 
+ALPHABET = " eatsinrocd*"  # of the texts of `characters`; * is any other character
 _MOST_ROWS = 10**7  # of a synthetic table: more would fill the memory before anything is measured
 
 
@@ -154,7 +155,48 @@ def housing(
     return _standardized(torch.stack(columns, dim=1)), _standardized(price.clamp(max=3.5)[:, None])
 
 
-DATA = {"digits": digits, "breast-cancer": breast_cancer, "wine": wine, "diabetes": diabetes, "housing": housing}
+def characters(
+    num_examples: int | None = None, *, length: int = 6
+) -> tuple[Float64[Tensor, "examples length 12"], Int[Tensor, "examples"]]:
+    """Cut the descriptions of scikit-learn's data sets into short texts, each with the character that follows it.
+
+    Real English text that comes with the package: no download. Letters in lower case; the space and the ten most
+    frequent letters are told apart, the rest is one class. The texts do not overlap, and are shuffled once with a
+    fixed seed.
+
+    Parameters
+    ----------
+    num_examples
+        Take the first ones; None takes all.
+    length
+        Characters of a text.
+
+    Returns
+    -------
+    inputs, labels
+        One-hot characters of :data:`ALPHABET`, ``(N, length, 12)``; and the next character, 0 to 11, ``(N,)``.
+    """
+    from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_linnerud, load_wine
+
+    loaders = (load_digits, load_breast_cancer, load_wine, load_diabetes, load_linnerud)
+    text = " ".join(" ".join(load().DESCR.lower() for load in loaders).split())
+    rest = len(ALPHABET) - 1
+    codes = torch.tensor([max(ALPHABET.find(character), -1) % (rest + 1) for character in text])
+    windows = codes[: len(codes) // (length + 1) * (length + 1)].view(-1, length + 1)
+    _refuse_count(num_examples, len(windows))
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:num_examples]
+    inputs = torch.nn.functional.one_hot(windows[order, :-1], rest + 1).double()
+    return inputs, windows[order, -1]
+
+
+DATA = {
+    "digits": digits,
+    "breast-cancer": breast_cancer,
+    "wine": wine,
+    "diabetes": diabetes,
+    "housing": housing,
+    "characters": characters,
+}
 
 
 def _table(data: tuple[np.ndarray, np.ndarray], num_examples: int | None) -> tuple[Tensor, Tensor]:

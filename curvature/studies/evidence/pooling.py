@@ -33,7 +33,7 @@ from curvature.errors import ConfigurationError
 from curvature.records import PooledEffect
 from curvature.studies.evidence.inference import LEVEL, paired_interval
 
-__all__ = ["distance_p", "pool", "pooled_interval"]
+__all__ = ["distance_p", "pool", "pooled_interval", "pooling_library"]
 
 # A log-ratio below this is rounding: a cell whose seeds agree exactly would otherwise have all the weight.
 _SMALLEST_ERROR = 1e-6
@@ -153,7 +153,7 @@ def _random_effects(means: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
     count = len(means)
     if count < 2:
         return {"weights": (1.0,) * count, **({"estimate": float(means[0])} if count else {})}
-    combine_effects = _combine_effects()
+    combine_effects = pooling_library()
     with np.errstate(divide="ignore", invalid="ignore"):  # equal effects: statsmodels divides by their spread
         combined = combine_effects(means, errors**2, method_re="pm", maxiter=_MAX_ITERATIONS)
     estimate, tau2 = float(combined.mean_effect_re), float(combined.tau2)
@@ -177,7 +177,19 @@ def _random_effects(means: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _combine_effects() -> Callable[..., Any]:
+def pooling_library() -> Callable[..., Any]:
+    """Import what pools effects; long work calls it first.
+
+    Returns
+    -------
+    Callable
+        ``combine_effects`` of statsmodels.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not installed.
+    """
     try:
         from statsmodels.stats.meta_analysis import combine_effects
     except ModuleNotFoundError as error:

@@ -1,0 +1,255 @@
+"""The report of a grid: verdicts over all cells, forest plots, tables, and every number as JSON and CSV."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from curvature._version import __version__
+from curvature.records import PooledEffect, PooledVerdict
+from curvature.records.sealed import sealed_text
+from curvature.report.drawings.grid import draw_claim, draw_groups, draw_sources, is_ratio
+from curvature.report.drawings.layout import Drawing
+from curvature.report.figures import render_svg
+from curvature.report.page import grid_page
+from curvature.report.plain import json_text, plain_values, toml_text
+from curvature.report.render import table_csv
+from curvature.report.table import Cell, Entry, Table
+from curvature.report.words import factor_words, short_number
+from curvature.studies.grid import GridStudy
+
+__all__ = ["GRID_SCHEMA", "grid_document", "grid_files", "grid_tables"]
+
+GRID_SCHEMA = "curvature/grid/1"
+_OUTCOMES = ("supported", "too small", "opposite", "undecided")
+_GROUPED = "C1, own training"  # the claim whose effect is shown by optimizer, architecture and data
+
+
+def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the report says, as plain values: what ``summary.json`` holds and ``--json`` prints.
+
+    Parameters
+    ----------
+    grid
+        What was measured and decided.
+    config, provenance
+        For the record.
+
+    Returns
+    -------
+    dict
+        NaN and infinity are None, with a reason.
+    """
+    return plain_values(
+        {
+            "schema": GRID_SCHEMA,
+            "version": __version__,
+            "command": "compare --grid",
+            "verdicts": [
+                {"name": verdict.name, "in_words": _found(verdict)} | asdict(verdict) for verdict in grid.verdicts
+            ],
+            "sources": [asdict(effect) for effect in grid.sources],
+            "groups": {name: [asdict(effect) for effect in effects] for name, effects in grid.groups.items()},
+            "cells": [_cell_row(grid, cell) for cell in grid.settings.cells],
+            "warnings": list(dict.fromkeys(w for study in grid.cells.values() for w in study.warnings)),
+            "config": dict(config),
+            "provenance": dict(provenance),
+        }
+    )
+
+
+def _cell_row(grid: GridStudy, cell: Any) -> dict[str, Any]:
+    study = grid.cells[cell.name]
+    checks = study.checks
+    return {
+        "name": cell.name,
+        **asdict(cell),
+        "num_weights": study.num_weights,
+        "num_examples": study.num_examples,
+        "num_seeds": len(grid.settings.seeds),
+        "num_checks": len(checks),
+        "failed_checks": [asdict(check) for check in checks if not check.passed],
+        "learning_rates": _chosen(study),
+        "verdicts": [{"name": verdict.name} | asdict(verdict) for verdict in study.verdicts],
+    }
+
+
+def _chosen(study: Any) -> dict[str, dict[str, Any]]:
+    """Learning rates that the sweeps chose, by arm, and how many of them are at an end of their grid."""
+    rows: dict[str, dict[str, Any]] = {}
+    for sweep in study.sweeps:
+        row = rows.setdefault(sweep.arm, {"chosen": [], "at_edge": 0})
+        row["chosen"].append(sweep.chosen)
+        row["at_edge"] += bool(sweep.at_edge)
+    return rows
+
+
+def grid_tables(grid: GridStudy) -> list[Table]:
+    """Verdicts over all cells, the sources of the difference, and the cells.
+
+    Parameters
+    ----------
+    grid
+        What was measured and decided.
+
+    Returns
+    -------
+    list of Table
+        For the terminal and the page.
+    """
+    tables = [_verdict_table(grid), _source_table(grid), _cell_table(grid)]
+    return [table for table in tables if table.rows]
+
+
+def _verdict_table(grid: GridStudy) -> Table:
+    rows: list[tuple[Entry, ...]] = []
+    for verdict in grid.verdicts:
+        counts = [sum(word == outcome for word in verdict.outcomes.values()) for outcome in _OUTCOMES]
+        share = f"{100 * verdict.effect.i2:.0f} %" if math.isfinite(verdict.effect.i2) else "-"
+        rows.append((verdict.name, verdict.outcome, _effect_words(verdict.effect), share, *counts))
+    header = ("claim", "over all cells", "effect [95 % interval]", "I²", *(f"cells {word}" for word in _OUTCOMES))
+    notes = (
+        "A factor is that of a condition number, a distance or a number of steps, weight norm over standard: below 1 "
+        "favours weight norm. Cosines, indices and decades are positive where the claim holds; summary.json has their "
+        "units. I² is the share of the spread between cells that seeds alone do not explain.",
+    )
+    return Table("Claims over all cells", header, tuple(rows), notes)
+
+
+def _source_table(grid: GridStudy) -> Table:
+    rows = tuple(
+        (effect.name, _effect_words(effect), _prediction_words(effect), len(effect.cells)) for effect in grid.sources
+    )
+    header = ("source", "factor [95 % interval]", "another cell would lie in", "cells")
+    notes = ("Factor between the condition numbers of the weight-normalized and the standard arm, pooled over cells.",)
+    return Table("Where the difference comes from", header, rows, notes)
+
+
+def _cell_table(grid: GridStudy) -> Table:
+    rows = []
+    for cell in grid.settings.cells:
+        study = grid.cells[cell.name]
+        failed = sum(not check.passed for check in study.checks)
+        result = Cell(f"{failed} failed", status="failed") if failed else f"{len(study.checks)} passed"
+        rows.append((cell.name, study.num_weights, study.num_examples, len(grid.settings.seeds), result))
+    return Table("Cells", ("cell", "weights", "examples", "seeds", "checks"), tuple(rows))
+
+
+def _found(verdict: PooledVerdict) -> str:
+    """The result in words: the effect, what to expect of another cell, and how much the cells differ."""
+    effect = verdict.effect
+    if not effect.cells:
+        return verdict.rule or next(iter(effect.missing.values()), "")
+    words = f"{_effect_words(effect)} over {len(effect.cells)} cells"
+    if math.isfinite(effect.prediction_low):
+        words += f"; another cell would lie in {_prediction_words(effect)}"
+    if math.isfinite(effect.i2):
+        alike = "the cells differ" if effect.heterogeneity_p < 0.05 else "no difference between the cells is seen"
+        words += f"; {alike} (I² {100 * effect.i2:.0f} %, p = {short_number(effect.heterogeneity_p, 2)})"
+    return words
+
+
+def _effect_words(effect: PooledEffect) -> str:
+    return _interval_words(effect, effect.estimate, effect.low, effect.high)
+
+
+def _prediction_words(effect: PooledEffect) -> str:
+    words = _interval_words(effect, effect.estimate, effect.prediction_low, effect.prediction_high)
+    return words[words.index("[") :] if math.isfinite(effect.prediction_low) else "-"
+
+
+def _interval_words(effect: PooledEffect, estimate: float, low: float, high: float) -> str:
+    if math.isnan(estimate):
+        return "-"
+    if not is_ratio(effect):
+        return f"{short_number(estimate)} [{short_number(low)}, {short_number(high)}]"
+    ends = (math.exp(-high) if math.isfinite(high) else 0.0, math.exp(-low) if math.isfinite(low) else math.inf)
+    return factor_words(math.exp(-estimate), *ends)
+
+
+def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
+    """Everything that the run directory of a grid holds, by relative path.
+
+    Parameters
+    ----------
+    grid
+        What was measured and decided.
+    document
+        As :func:`grid_document` returns it.
+
+    Returns
+    -------
+    dict
+        ``summary.json``, ``summary.csv`` (a line for each claim in each cell), ``effects.csv`` (the number of each
+        seed), ``report.html``, a forest plot for each claim, configuration and provenance.
+    """
+    drawings = _drawings(grid)
+    svgs = {drawing.name: render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
+    return {
+        "config.toml": toml_text(document["config"]),
+        "provenance.json": json_text(document["provenance"]),
+        "summary.json": sealed_text(json_text(document)),
+        "summary.csv": table_csv(_summary(grid)),
+        "effects.csv": table_csv(_effects(grid)),
+        "report.html": grid_page(document, grid_tables(grid), drawings, svgs),
+        **{f"figures/{name}.svg": svg for name, svg in svgs.items()},
+    }
+
+
+def _drawings(grid: GridStudy) -> list[Drawing]:
+    within = math.exp(grid.settings.threshold)
+    shown = [verdict for verdict in grid.verdicts if verdict.effect.cells and is_ratio(verdict.effect)]
+    drawings = [draw_claim(verdict, within=within, name=_file_name(verdict.name)) for verdict in shown]
+    if grid.sources:
+        drawings.append(draw_sources(grid.sources, within=within))
+    if _GROUPED in grid.groups:
+        title = f"{_GROUPED}, by optimizer, architecture and data"
+        drawings.append(draw_groups(title, grid.groups[_GROUPED], within=within, name="groups"))
+    return drawings
+
+
+def _file_name(claim: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", claim).strip("-.")
+
+
+def _summary(grid: GridStudy) -> Table:
+    """One line for each claim in each cell, and one for each claim over all cells."""
+    header = ("claim", "case", "cell", "data", "architecture", "optimizer", "batch_size", "outcome", "effect",
+              "standard_error", "low", "high", "weight", "threshold", "num_seeds", "unit", "left_out", "tau", "i2",
+              "prediction_low", "prediction_high", "adjusted_p_value")  # fmt: skip
+    rows: list[tuple[Entry, ...]] = []
+    for verdict in grid.verdicts:
+        effect = verdict.effect
+        numbers = zip(effect.effects, effect.standard_errors, effect.lows, effect.highs, effect.weights, strict=True)
+        by_cell = dict(zip(effect.cells, numbers, strict=True))
+        for cell in grid.settings.cells:
+            place = (cell.name, cell.data, cell.architecture, cell.optimizer, cell.batch_size)
+            outcome = verdict.outcomes.get(cell.name, "not tested")
+            found = map(_finite, by_cell.get(cell.name, (None,) * 5))
+            more = (verdict.threshold, len(grid.settings.seeds), effect.unit, effect.missing.get(cell.name, ""))
+            rows.append((verdict.claim, verdict.case, *place, outcome, *found, *more, *[None] * 5))
+        pooled = map(_finite, (effect.estimate, effect.standard_error, effect.low, effect.high))
+        last = (effect.tau, effect.i2, effect.prediction_low, effect.prediction_high, verdict.adjusted_p_value)
+        rows.append(
+            (verdict.claim, verdict.case, "all", *[""] * 4, verdict.outcome, *pooled, None, _finite(verdict.threshold),
+             len(grid.settings.seeds), effect.unit, "", *map(_finite, last))
+        )  # fmt: skip
+    return Table("", header, tuple(rows))
+
+
+def _effects(grid: GridStudy) -> Table:
+    """The number of every seed in every cell, for each claim; bounds where only bounds are known."""
+    rows: list[tuple[Entry, ...]] = []
+    for cell in grid.settings.cells:
+        for verdict in grid.cells[cell.name].verdicts:
+            highs = verdict.ceilings or verdict.effects
+            for number, (low, high) in enumerate(zip(verdict.effects, highs, strict=True)):
+                rows.append((verdict.claim, verdict.case, cell.name, number, _finite(low), _finite(high)))
+    return Table("", ("claim", "case", "cell", "pair", "low", "high"), tuple(rows))
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

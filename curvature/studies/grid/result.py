@@ -1,0 +1,101 @@
+"""From the measured units of a grid to a study of every cell, and to verdicts over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from curvature.records import Decomposition, PooledEffect, PooledVerdict, Study
+from curvature.studies.compare import combined
+from curvature.studies.evidence import pooled_sources, pooled_verdicts
+from curvature.studies.grid.cells import Cell
+from curvature.studies.grid.settings import GridSettings, Unit
+from curvature.studies.settings import PUBLISHED
+
+__all__ = ["GridStudy", "grid_study"]
+
+_FACTORS = ("optimizer", "architecture", "data", "batch_size")
+
+
+@dataclass(frozen=True)
+class GridStudy:
+    """The evidence of a whole grid.
+
+    Attributes
+    ----------
+    settings
+        What was trained and measured.
+    cells
+        From the name of a cell to its study: all seeds, with verdicts and decompositions of its own.
+    verdicts
+        On every claim over all cells.
+    sources
+        Where the difference between the paper's arms comes from, pooled over the cells; of PyTorch's where the paper's
+        were not trained.
+    groups
+        By claim, the pooled effect of all cells with one optimizer, one architecture, one data set or one size of
+        batches, where the grid has several.
+    """
+
+    settings: GridSettings
+    cells: Mapping[str, Study] = field(repr=False)
+    verdicts: tuple[PooledVerdict, ...]
+    sources: tuple[PooledEffect, ...]
+    groups: Mapping[str, tuple[PooledEffect, ...]] = field(repr=False)
+
+
+def grid_study(settings: GridSettings, parts: Mapping[Unit, Study]) -> GridStudy:
+    """Join the units of each cell, decide its claims, and pool them over the cells.
+
+    Parameters
+    ----------
+    settings
+        Of the grid.
+    parts
+        The measurements of every unit.
+
+    Returns
+    -------
+    GridStudy
+        With verdicts, sources and groups.
+    """
+    studies = {cell.name: _study_of(settings, cell, parts) for cell in settings.cells}
+    decided = {name: study.verdicts for name, study in studies.items()}
+    verdicts = pooled_verdicts(decided)
+    split = {name: _published(study) for name, study in studies.items()}
+    return GridStudy(
+        settings,
+        studies,
+        verdicts,
+        pooled_sources({name: item for name, item in split.items() if item is not None}),
+        _groups(settings, studies),
+    )
+
+
+def _study_of(settings: GridSettings, cell: Cell, parts: Mapping[Unit, Study]) -> Study:
+    study = settings.study(cell)
+    seeds = [parts[Unit(cell, seed)] for seed in settings.seeds]
+    problem = settings.problem(cell, settings.seeds[0])
+    model = f"{cell.architecture}, {problem.dim} weights, {cell.optimizer}"
+    joined = combined(seeds, study, problem, model=model, data=f"{cell.data}, {problem.num_examples} examples")
+    return replace(joined, warnings=tuple(f"{cell.name}: {warning}" for warning in joined.warnings))
+
+
+def _published(study: Study) -> Decomposition | None:
+    """Decomposition of the GGN between the arms of the paper; between PyTorch's where those were not trained."""
+    of_ggn = [item for item in study.decompositions if item.matrix == "ggn"]
+    papers = [item for item in of_ggn if item.arms == PUBLISHED[:2]]
+    return next(iter([*papers, *of_ggn]), None)
+
+
+def _groups(settings: GridSettings, studies: Mapping[str, Study]) -> dict[str, tuple[PooledEffect, ...]]:
+    """Pooled effects of the cells that share one level of a factor."""
+    groups: dict[str, list[PooledEffect]] = {}
+    for factor in _FACTORS:
+        levels = dict.fromkeys(getattr(cell, factor) for cell in settings.cells)
+        for level in levels if len(levels) > 1 else ():
+            inside = [cell.name for cell in settings.cells if getattr(cell, factor) == level]
+            for verdict in pooled_verdicts({name: studies[name].verdicts for name in inside}):
+                label = f"{factor.replace('_', ' ')} {level}"
+                groups.setdefault(verdict.name, []).append(replace(verdict.effect, name=label))
+    return {name: tuple(effects) for name, effects in groups.items() if any(effect.cells for effect in effects)}
