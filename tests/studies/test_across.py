@@ -91,6 +91,19 @@ def test_an_identity_that_fails_in_one_cell_is_broken_and_enters_no_family():
     assert "Holm" not in items[1].rule
 
 
+def test_comparisons_at_different_losses_are_one_claim_and_a_cell_without_one_is_named():
+    generator = np.random.default_rng(5)
+    cells = {
+        cell: [verdict(0.5 + 0.01 * generator.normal(size=5), case=f"at the same loss of {0.1 * number:g}")]
+        for number, cell in enumerate(CELLS[1:], start=1)
+    }
+    (item,) = pooled_verdicts({"cell 0": [], **cells})
+    assert item.name == "C1, at the same loss"
+    assert item.effect.cells == tuple(CELLS[1:])
+    assert item.effect.missing == {"cell 0": "not measured in this cell"}
+    assert item.outcome == "supported"
+
+
 def test_a_claim_that_no_cell_has_tested_is_not_tested():
     (item,) = pooled_verdicts({cell: [Verdict("C8", "s", "not tested", note="needs sweeps")] for cell in CELLS})
     assert item.outcome == "not tested"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -40,10 +41,16 @@ def pooled_verdicts(cells: Mapping[str, Sequence[Verdict]], *, level: float = LE
     its interval: too few seeds, a control that failed, numbers that are only bounds. An identity is supported where it
     is in every cell, and *opposite* where it is in any.
     """
-    names = dict.fromkeys(verdict.name for verdicts in cells.values() for verdict in verdicts)
+    named: dict[str, dict[str, Verdict]] = {}
+    for cell, verdicts in cells.items():
+        for verdict in verdicts:
+            # Each data set has a loss of its own at which its arms are compared.
+            general = replace(verdict, case=re.sub(r"(at the same loss) of \S+$", r"\1", verdict.case))
+            named.setdefault(general.name, {})[cell] = general
     drafts = []
-    for name in names:
-        of_claim = {cell: verdict for cell, verdicts in cells.items() for verdict in verdicts if verdict.name == name}
+    for tested in named.values():
+        absent = replace(next(iter(tested.values())), outcome="not tested", note="not measured in this cell")
+        of_claim = {cell: tested.get(cell, absent) for cell in cells}
         is_identity = any(verdict.method == "identity" for verdict in of_claim.values())
         drafts.append(_identity(of_claim) if is_identity else _decided(_draft(of_claim)))
     return adjust(drafts, level, rule=_decided)
