@@ -1,8 +1,10 @@
 """A grid: cells have the size they promise, units do not depend on who measures them, planted cells are seen."""
 
 import json
+import math
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 import curvature as cv
 from curvature.errors import ConfigurationError
-from curvature.records import Measured, StepComparison
+from curvature.records import Measured, StepComparison, Study
 from curvature.records.storage import to_plain
 from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import claims, pooled_verdicts
@@ -27,6 +29,7 @@ from curvature.studies.grid import (
     measured_units,
     unsuited,
 )
+from curvature.studies.grid.result import _arm_effect
 from curvature.studies.shared import Shared
 from curvature.studies.steps import noise_and_steps
 from curvature.studies.training import Arm
@@ -168,6 +171,35 @@ def test_the_study_of_a_cell_joins_its_seeds_and_the_grid_pools_the_cells(parts)
     # Two seeds have no test of their own, and two cells are too few.
     assert by_name["C1, own training"].outcome == "undecided"
     assert not any(verdict.outcome in ("supported", "opposite") for verdict in grid.verdicts if verdict.effect.cells)
+    (arm,) = grid.arms
+    assert arm.name == "weight-norm against standard"
+    assert set(arm.missing.values()) == {"only 2 of the 3 pairs needed"}
+
+
+def test_an_arm_is_compared_in_its_own_chart_with_the_standard_arm_from_its_start():
+    def numbers(arm, seed, chart, value):
+        problem = least_squares(seed, 0)
+        record = cv.spectrum(cv.ggn(problem)).condition_numbers()
+        changed = {name: replace(quantity, value=value) for name, quantity in record.values.items()}
+        where = replace(record.where, chart=chart)
+        return Measured(arm, seed, "late", 1, replace(record, where=where, values=changed))
+
+    rows = [
+        numbers(arm, seed, chart, value)
+        for seed in range(4)
+        for arm, chart, value in [
+            ("standard", "standard", 8.0),
+            ("standard", "weight-norm", 100.0),
+            ("standard, paper start", "standard", 6.0),
+            ("placebo", "standard", 7.0),
+            ("placebo", "placebo", 2.0),
+            ("scaled-standard, paper start", "standard", 5.0),
+            ("scaled-standard, paper start", "scaled-standard", 12.0),
+        ]
+    ]
+    study = Study("compare", {}, "model", "data", 6, 60, tuple(rows))
+    assert _arm_effect("placebo", {"cell": study}).estimate == pytest.approx(math.log(8 / 2))
+    assert _arm_effect("scaled-standard, paper start", {"cell": study}).estimate == pytest.approx(math.log(6 / 12))
 
 
 @pytest.mark.parametrize("wrong", [False, True])

@@ -10,7 +10,7 @@ from curvature.report.drawings.forest import Effect, draw_forest
 from curvature.report.drawings.layout import Drawing
 from curvature.text import count
 
-__all__ = ["draw_claim", "draw_groups", "draw_sources", "is_ratio"]
+__all__ = ["draw_arms", "draw_claim", "draw_groups", "draw_sources", "is_ratio"]
 
 _BETWEEN_ARMS = ("C1", "C8")  # claims whose factor is that of one arm over the other
 
@@ -86,6 +86,29 @@ def draw_groups(title: str, groups: Sequence[PooledEffect], *, within: float, na
     )
     rows = [_pooled(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in groups if effect.cells]
     return draw_forest(rows, title, caption, name=name, within=within)
+
+
+def draw_arms(arms: Sequence[PooledEffect], *, within: float, name: str = "arms") -> Drawing:
+    """Draw every arm against the standard method, pooled over the cells.
+
+    Parameters
+    ----------
+    arms
+        Pooled effects.
+    within, name
+        As in :func:`draw_claim`.
+
+    Returns
+    -------
+    Drawing
+        A diamond for each arm.
+    """
+    caption = (
+        "Condition number of the GGN after the arm's own training, in its own chart, over that of the standard method "
+        "from the same start, pooled over the cells. The placebo is weight norm about random directions."
+    )
+    rows = [_pooled(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in arms if effect.cells]
+    return draw_forest(rows, "Arms", caption, name=name, favours=("the arm", "standard"), within=within)
 
 
 def draw_sources(sources: Sequence[PooledEffect], *, within: float, name: str = "sources") -> Drawing:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from curvature.records import Decomposition, PooledEffect, PooledVerdict, Study
+from curvature.records import ConditionNumbers, Decomposition, PooledEffect, PooledVerdict, Study
 from curvature.studies.compare import combined
-from curvature.studies.evidence import pooled_sources, pooled_verdicts
+from curvature.studies.evidence import log_ratio, pool, pooled_sources, pooled_verdicts
+from curvature.studies.evidence.inference import MIN_PAIRS, MOST_MISSING
 from curvature.studies.grid.cells import Cell
-from curvature.studies.grid.settings import GridSettings, Unit
-from curvature.studies.settings import PUBLISHED
+from curvature.studies.grid.settings import GridSettings, Unit, arm_named
+from curvature.studies.settings import HEADLINE, PUBLISHED
 
 __all__ = ["GridStudy", "grid_study"]
 
+_BASES = (HEADLINE[0], PUBLISHED[2])  # the standard method from either start
 _FACTORS = ("optimizer", "architecture", "data", "batch_size")
 
 
@@ -32,6 +34,9 @@ class GridStudy:
     sources
         Where the difference between the paper's arms comes from, pooled over the cells; of PyTorch's where the paper's
         were not trained.
+    arms
+        For each further arm, its condition number after its own training against that of the standard method from the
+        same start, pooled over the cells; positive where it is lower. No test of a claim.
     groups
         By claim, the pooled effect of all cells with one optimizer, one architecture, one data set or one size of
         batches, where the grid has several.
@@ -41,6 +46,7 @@ class GridStudy:
     cells: Mapping[str, Study] = field(repr=False)
     verdicts: tuple[PooledVerdict, ...]
     sources: tuple[PooledEffect, ...]
+    arms: tuple[PooledEffect, ...]
     groups: Mapping[str, tuple[PooledEffect, ...]] = field(repr=False)
 
 
@@ -68,6 +74,7 @@ def grid_study(settings: GridSettings, parts: Mapping[Unit, Study]) -> GridStudy
         studies,
         verdicts,
         pooled_sources({name: item for name, item in split.items() if item is not None}),
+        tuple(_arm_effect(arm, studies) for arm in settings.arms if arm not in _BASES),
         _groups(settings, studies),
     )
 
@@ -86,6 +93,30 @@ def _published(study: Study) -> Decomposition | None:
     of_ggn = [item for item in study.decompositions if item.matrix == "ggn"]
     papers = [item for item in of_ggn if item.arms == PUBLISHED[:2]]
     return next(iter([*papers, *of_ggn]), None)
+
+
+def _arm_effect(arm: str, studies: Mapping[str, Study]) -> PooledEffect:
+    """Condition number of the GGN at the end of an arm's training, in its own chart, against the standard arm's."""
+    base = _BASES[arm_named(arm).start == "paper"]
+    numbers, missing = {}, {}
+    for cell, study in studies.items():
+        num_seeds = len({m.seed for m in study.measurements})
+        ours, theirs = _in_own_chart(study, arm), _in_own_chart(study, base)
+        pairs = [log_ratio(theirs[seed], ours[seed], "kappa_80") for seed in sorted(ours.keys() & theirs.keys())]
+        finite = [value for value, reason in pairs if not reason]
+        if len(finite) >= max(MIN_PAIRS, (1 - MOST_MISSING) * num_seeds):
+            numbers[cell] = finite
+        else:
+            reasons = [reason for _, reason in pairs if reason]
+            missing[cell] = next(iter(reasons), f"only {len(finite)} of the {MIN_PAIRS} pairs needed")
+    unit = f"log(kappa_80 {base} / kappa_80 {arm})"
+    return pool(numbers, name=f"{arm} against {base}", unit=unit, missing=missing)
+
+
+def _in_own_chart(study: Study, arm: str) -> dict[int, ConditionNumbers]:
+    """By seed, at the last checkpoint: the chart of the arm is the last that is measured there."""
+    rows = study.of(ConditionNumbers, arm=arm, checkpoint="late", matrix="ggn", block="all")
+    return {m.seed: m.record for m in rows if m.record.chart == "standard" or arm not in _BASES}
 
 
 def _groups(settings: GridSettings, studies: Mapping[str, Study]) -> dict[str, tuple[PooledEffect, ...]]:

@@ -23,7 +23,7 @@ from curvature.studies.training import Arm, TrajectorySettings
 __all__ = ["ARMS", "GridSettings", "Unit", "arm_named", "measure_unit"]
 
 _PAPER = ", paper start"
-ARMS = (*HEADLINE, "sphere", "placebo", *PUBLISHED[:0:-1], "scaled-standard, paper start")
+ARMS = (*HEADLINE, "random-weight-factorization", "placebo", *PUBLISHED[:0:-1], "scaled-standard, paper start")
 _one_unit = threading.Lock()  # a unit limits the threads of its whole process
 
 
