@@ -57,7 +57,7 @@ def measured_units(
     ConfigurationError
         If the backend is unknown or not installed, no scheduler answers, or a worker has another version.
     ResourceError
-        If a worker process of this machine was killed.
+        If a process of joblib was killed, or a unit was lost with several workers of dask.
     """
     if backend not in BACKENDS:
         raise ConfigurationError(f"the backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
@@ -105,8 +105,13 @@ def _by_dask(
             ) from error
         futures = [client.submit(_measured_elsewhere, settings, unit, __version__, pure=False) for unit in units]
         stack.callback(client.cancel, futures)  # where the run is interrupted, the workers are free again
-        for _, (unit, study) in distributed.as_completed(futures, with_results=True):
-            yield unit, study, len(client.scheduler_info(n_workers=-1)["workers"])
+        try:
+            for _, (unit, study) in distributed.as_completed(futures, with_results=True):
+                yield unit, study, len(client.scheduler_info(n_workers=-1)["workers"])
+        except distributed.scheduler.KilledWorker as error:
+            raise ResourceError(
+                f"a unit was lost with its worker several times, perhaps for want of memory: {str(error).splitlines()[0]}"
+            ) from error
 
 
 def _distributed() -> Any:
