@@ -110,7 +110,7 @@ def _by_dask(
                 yield unit, study, len(client.scheduler_info(n_workers=-1)["workers"])
         except distributed.scheduler.KilledWorker as error:
             raise ResourceError(
-                f"a unit was lost with its worker several times, perhaps for want of memory: {str(error).splitlines()[0]}"
+                f"a unit was lost with several workers, perhaps for want of memory: {str(error).splitlines()[0]}"
             ) from error
 
 
