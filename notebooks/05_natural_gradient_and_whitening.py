@@ -97,9 +97,8 @@ ax = cv.figures.plot_efficiency(steps)
 # %%
 gauge = cv.WeightNorm("paper")
 charts = [gauge, *(cv.Placebo("paper", seed=seed) for seed in range(20))]
-weight_norm, *placebos = (
-    step.efficiency for step in cv.compare_charts(problem, charts, fisher=fisher, closeness=False)
-)
+compared = cv.compare_charts(problem, charts, fisher=fisher, closeness=False)
+weight_norm, *placebos = (step.efficiency for step in compared)
 rank = sum(placebo < weight_norm for placebo in placebos)
 print(f"weight norm does better than {rank} of 20 placebos")
 figure, ax = plt.subplots(figsize=(6.4, 2.6), layout="constrained")

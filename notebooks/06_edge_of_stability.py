@@ -46,6 +46,7 @@ targets = torch.nn.functional.one_hot(labels, 10).double()
 steps = 400 if fast else 1500
 
 
+# %%
 def descend(model, rate, steps, watch=()):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     for _ in range(steps):
@@ -142,14 +143,13 @@ def weight_normalized(stretch=1.0):
     return model
 
 
+# %%
 starts = {0.5: 0.05, 2.0: 0.5}  # stretch and learning rate
-pairs = {stretch: tracked(weight_normalized(stretch), rate, (None, cv.Standard())) for stretch, rate in starts.items()}
-edges = {stretch: [rate * late(run) for run in pairs[stretch]] for stretch, rate in starts.items()}
-print(
-    "; ".join(
-        f"stretch {name}: {own:.2f} in (g, v), {weights:.2f} on the weights" for name, (own, weights) in edges.items()
-    )
-)
+pairs, edges = {}, {}
+for stretch, rate in starts.items():
+    pairs[stretch] = tracked(weight_normalized(stretch), rate, (None, cv.Standard()))
+    edges[stretch] = own, weights = [rate * late(run) for run in pairs[stretch]]
+    print(f"started at stretch {stretch}: {own:.2f} in (g, v), {weights:.2f} on the weights")
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)
