@@ -280,7 +280,7 @@ def analyze(flags: dict[str, Any], run_options: RunOptions) -> None:
 
 
 @app.command(epilog=_EPILOG)
-@_with_options(TrackConfiguration, without={"dry_run"})
+@_with_options(TrackConfiguration)
 def track(flags: dict[str, Any], run_options: RunOptions) -> None:
     """Follow the curvature of a model over the checkpoints in a folder: a row for each, in the order of their steps.
 

@@ -357,7 +357,8 @@ class TrackConfiguration(Configuration):
             MODEL,
             "GLOB",
             "Files in the folder that are checkpoints, e.g. 'epoch=*.ckpt'. By default every .pt, .pth, .ckpt, .bin "
-            "and .safetensors file, also in subfolders, except optimizer states.",
+            "and .safetensors file, also in subfolders, except optimizer states. Weights in several files are one "
+            "checkpoint, by their .index.json.",
         ),
     ] = "**/*"
     skip_broken: Annotated[

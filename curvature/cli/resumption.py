@@ -47,6 +47,11 @@ def check_out(run_options: RunOptions) -> None:
     from curvature import report
 
     out = run_options.out
+    if run_options.resume and run_options.overwrite:
+        raise ConfigurationError(
+            "--resume continues the run in --out and --overwrite replaces it. Use one of them. --resume alone also "
+            "continues a replacement that was interrupted."
+        )
     if out is None:
         if run_options.resume:
             raise ConfigurationError("--resume continues a run that is written to a directory: add its --out DIR.")
@@ -54,11 +59,18 @@ def check_out(run_options: RunOptions) -> None:
     report.check_target(out, overwrite=run_options.overwrite or run_options.resume)
     parts = report.parts_beside(out)
     report.check_parts(parts)
-    if parts.is_dir() and any(parts.iterdir()) and not (run_options.overwrite or run_options.resume):
+    if _has_parts(out) and not (run_options.overwrite or run_options.resume):
         raise ConfigurationError(
             f"{one_line(str(parts))} holds an unfinished run. Continue it with --resume, start again with --overwrite, "
             "or choose another --out."
         )
+
+
+def _has_parts(out: Path) -> bool:
+    from curvature import report
+
+    parts = report.parts_beside(out)
+    return parts.is_dir() and any(parts.iterdir())
 
 
 class Resumption:
@@ -95,7 +107,7 @@ class Resumption:
         Raises
         ------
         ConfigurationError
-            If the directory holds another run, and ``--overwrite`` does not allow to replace it.
+            If the directory holds another run, which is not being replaced.
         """
         from curvature import report
 
@@ -122,7 +134,7 @@ class Resumption:
         Raises
         ------
         ConfigurationError
-            If the directory holds another run, and ``--overwrite`` does not allow to replace it.
+            If the directory holds another run, which is not being replaced.
         """
         from curvature import report
 
@@ -137,6 +149,8 @@ class Resumption:
             "config": {name: value for name, value in before.items() if name not in _FREE},
         }
         differing = report.differences(known, json.loads(json.dumps(facts)))
+        # Parts beside a finished run are those of its replacement, which was interrupted; open() checks whose they are.
+        self.overwrite = bool(differing) and _has_parts(out)
         if differing and not self.overwrite:
             raise ConfigurationError(
                 f"{one_line(str(out))} is a finished run of something else. What differs: {'; '.join(differing)}. "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from curvature.text import count, one_line, printable
+from curvature.text import count, listed, one_line, printable
 
 if TYPE_CHECKING:
     from curvature.linalg.planning import Plan
@@ -175,7 +175,9 @@ def plan_lines(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> list[str]:
     ]
 
 
-def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) -> None:
+def print_plans(
+    plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool, *, checkpoints: Sequence[str] | None = None
+) -> None:
     """Print every plan: what a dry run is for.
 
     Parameters
@@ -184,13 +186,19 @@ def print_plans(plans: Mapping[str, Sequence[tuple[Plan, ...]]], as_json: bool) 
         By the name of the matrix, the plans of every chart and block.
     as_json
         Whether to print one JSON document.
+    checkpoints
+        Names of those to each of which the plans apply.
     """
     every = [plan for charts in plans.values() for group in charts for plan in group]
     if as_json:
         from curvature.records.storage import to_plain
 
-        _echo(json.dumps({"schema": "curvature/plan/1", "plans": list(map(to_plain, every))}, allow_nan=False))
+        document = {"schema": "curvature/plan/1", "plans": list(map(to_plain, every))}
+        document |= {} if checkpoints is None else {"checkpoints": list(checkpoints)}
+        _echo(json.dumps(document, allow_nan=False))
         return
+    if checkpoints is not None:
+        _echo(one_line(f"plan: {count(len(checkpoints), 'checkpoint')}, {listed(checkpoints)}; for each of them:"))
     for line in plan_lines(plans):
         _echo(one_line(f"plan: {line}"))
     _echo()

@@ -27,11 +27,12 @@ from curvature.cli.preparation import collected_provenance, note_versions, prepa
 from curvature.cli.prepared import Prepared, describe_data, describe_model
 from curvature.cli.resumption import Resumption
 from curvature.cli.rules import NAMES_OF_CHECKPOINTS, exit_on, numbers_of_checkpoints, parse_rules
-from curvature.cli.tables import print_table
+from curvature.cli.tables import print_plans, print_table
 from curvature.cli.terminal import Terminal, count, one_line
 from curvature.errors import ConfigurationError, CurvatureError, InputError, NonFiniteError
 
 if TYPE_CHECKING:
+    from curvature.linalg.planning import Plan
     from curvature.records import CheckpointSummary, TrackPoint
     from curvature.report import Parts
 
@@ -85,6 +86,9 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
     rules = parse_rules(run_options.fail_on, NAMES_OF_CHECKPOINTS)
     config = configured("track", flags, run_options, terminal)
     assert isinstance(config, TrackConfiguration)
+    if run_options.dry_run:
+        _print_plan(config, run_options, terminal)
+        return
     resumption = Resumption("track", run_options, terminal)
     with around_user_code(config, run_options, terminal), resumption.mentioned():
         tracked, document, finished = _tracked(config, terminal, started, resumption)
@@ -103,6 +107,29 @@ def execute_track(flags: dict[str, Any], run_options: RunOptions) -> None:
         terminal.note(f"next: {again} adds checkpoints that are saved later")
     exit_on(rules, numbers_of_checkpoints(rows), terminal, strict=run_options.strict)
     exit_if_open(_open_numbers(rows, tracked.skipped), terminal, strict=run_options.strict)
+
+
+def _print_plan(config: TrackConfiguration, run_options: RunOptions, terminal: Terminal) -> None:
+    """Print the checkpoints, and how each matrix of one of them is computed."""
+    import torch
+
+    from curvature.cli import loading
+    from curvature.linalg.planning import plans
+    from curvature.linalg.work import Counts
+    from curvature.studies.measuring import in_chart, matrix_of
+
+    assert config.folder is not None
+    planned: dict[str, list[tuple[Plan, ...]]] = {}
+    with around_user_code(config, run_options, terminal):
+        checkpoints = loading.find_checkpoints(config.folder, config.pattern)
+        prepared = prepare(config.model_copy(update={"key": None, "strip_prefix": None}), terminal, seed=config.seed)
+        problem = prepared.problem(prepared.build(config.seed), getattr(torch, config.dtype))
+        for chart in loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed):
+            for name in config.matrix:
+                operator = in_chart(matrix_of(problem, MATRICES[name], config.seed, 1), chart)
+                method = "exact" if operator.dim <= _WHOLE_UP_TO[config.method] else "lanczos"
+                planned.setdefault(MATRICES[name], []).append(plans(operator, method, counts=Counts(config.top)))
+    print_plans(planned, run_options.as_json, checkpoints=list(checkpoints))
 
 
 def _tracked(
@@ -161,10 +188,10 @@ def _measured(
     terminal: Terminal,
 ) -> _Tracked:
     """Measure the checkpoints that were not measured before; a file that has changed since is an error."""
-    from curvature.provenance import hash_file
+    from curvature.cli.loading import hash_checkpoint
 
     tracked = _Tracked(rows={row.checkpoint: row for row in before})
-    hashes = {name: hash_file(path) for name, path in checkpoints.items()}
+    hashes = {name: hash_checkpoint(path) for name, path in checkpoints.items()}
     for name, row in tracked.rows.items():
         if name in hashes and hashes[name] != row.file_sha256:
             raise ConfigurationError(

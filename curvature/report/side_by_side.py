@@ -25,7 +25,7 @@ from curvature.studies.evidence.pairs import log_ratio
 
 __all__ = ["SideBySide", "side_by_side"]
 
-_MAX_PANELS = 8
+_MAX_PANELS = 24
 _FREE = ("seconds", "utc", "command_line")  # of the provenance, which differ from run to run
 _NOTE = (
     "One row for each run: the median over its seeds, with the smallest and the largest value where they differ. A "
@@ -101,19 +101,20 @@ def side_by_side(runs: Mapping[str, Study]) -> SideBySide:
         _numbers_table(matrix, {place: of_runs for place, of_runs in places.items() if place.matrix == matrix})
         for matrix in dict.fromkeys(place.matrix for place in places)
     ]
-    svg = _picture(places)
+    svg, omitted = _picture(places)
     document = {
         "runs": {
             name: {"model": study.model, "data": study.data, "config": study.config} for name, study in runs.items()
         },
         "differences": _differences(runs),
         "warnings": {name: list(study.warnings) for name, study in runs.items()},
+        "not_drawn": omitted,
     }
     files = {
         "report.html": runs_page(plain_values(document), overview, numbers, ratios, svg),
         "runs.json": json_text(plain_values(document)),
         "side_by_side.csv": table_csv(_flat(numbers)),
-        "ratios.csv": table_csv(ratios),
+        "ratios.csv": table_csv(_with_pairs(ratios)),
     }
     if svg is not None:
         files["figures/eigenvalues.svg"] = svg
@@ -235,22 +236,37 @@ def _ratio_table(names: Sequence[str], places: Places) -> Table:
         (
             "Geometric mean over the seeds that both runs have, with the 95 % interval of Student's t for three pairs "
             "or more. Below 1: better conditioned than the first run. No ratio where the ranks differ by more than "
-            "1 %, or where a number is not resolved.",
+            "1 %, or where a number is not resolved. Where that is so at some of the seeds, the others are used, and "
+            "their number is given.",
         ),
     )
 
 
 def _ratio(ours: Mapping[int, ConditionNumbers], theirs: Mapping[int, ConditionNumbers], name: str) -> Cell:
+    """Mean of the ratios of those seeds that have one; says how many if not all have."""
     ratios = [log_ratio(ours[seed], theirs[seed], name) for seed in sorted(ours.keys() & theirs.keys())]
     reasons = [reason for _, reason in ratios if reason]
-    if not ratios or reasons:
+    logs = [value for value, reason in ratios if not reason]
+    if not logs:
         return Cell(None, status=reasons[0] if reasons and reasons[0] != "not measured" else "")
-    logs = [value for value, _ in ratios]
+    share = f"{len(logs)} of {len(ratios)} seeds" if reasons else ""
     mean = math.exp(sum(logs) / len(logs))
     if len(logs) < 3:
-        return Cell(mean)
+        return Cell(mean, share=share, details=(share,) if share else ())
     low, high = paired_interval(logs)
-    return Cell(mean, math.exp(low), math.exp(high))
+    return Cell(mean, math.exp(low), math.exp(high), share=share, details=(share,) if share else ())
+
+
+def _with_pairs(table: Table) -> Table:
+    """For a file: behind each ratio its number of seeds, where it is not that of all pairs."""
+    names = [name for name in table.header[3:] if any(_share(row, table, name) for row in table.rows)]
+    rows = tuple((*row, *(_share(row, table, name) or row[2] for name in names)) for row in table.rows)
+    return replace(table, header=(*table.header, *(f"{name}_pairs" for name in names)), rows=rows)
+
+
+def _share(row: Sequence[Entry], table: Table, name: str) -> int:
+    cell = row[table.header.index(name)]
+    return int(cell.share.split()[0]) if isinstance(cell, Cell) and cell.share else 0
 
 
 def _differences(runs: Mapping[str, Study]) -> dict[str, list[str]]:
@@ -280,17 +296,18 @@ def _flat(tables: Sequence[Table]) -> Table:
     return Table("", ("matrix", "chart", *header), tuple(rows))
 
 
-def _picture(places: Places) -> str | None:
-    """Eigenvalues of all runs, overlaid: a panel for each matrix and chart, at the last point of training."""
+def _picture(places: Places) -> tuple[str | None, list[str]]:
+    """Eigenvalues of all runs, overlaid: a panel for each matrix and chart, at the last point; and what is left out."""
     kept = {
         place: {run: of_run.spectra for run, of_run in of_runs.items() if of_run.spectra}
         for place, of_runs in places.items()
         if place.block == "all"
     }
     last = {place._replace(checkpoint=""): place for place in kept}  # a dict keeps the last point of each
-    panels = [place for place in last.values() if len(kept[place]) > 1][:_MAX_PANELS]
+    candidates = [place for place in last.values() if len(kept[place]) > 1]
+    panels, omitted = candidates[:_MAX_PANELS], candidates[_MAX_PANELS:]
     if not panels:
-        return None
+        return None, []
     columns = min(2, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(5.2 * columns, 3.6 * lines), layout="constrained")
@@ -305,4 +322,5 @@ def _picture(places: Places) -> str | None:
         add_legend(ax)
     for ax in figure.axes[len(panels) :]:
         ax.remove()
-    return render_svg(figure, "Eigenvalues of the runs by rank", salt="side by side")
+    svg = render_svg(figure, "Eigenvalues of the runs by rank", salt="side by side")
+    return svg, [f"{matrix_name(place.matrix)}, {place.words}" for place in omitted]

@@ -53,6 +53,7 @@ class Collector:
     checks: list[Check] = field(default_factory=list)
     warnings: dict[str, None] = field(default_factory=dict)
     share: float = 0.0
+    ending: str = "done"  # said when everything is measured: of a part, what is done
 
     def say(self, message: str, share: float | None = None) -> None:
         """Report progress, if anybody listens; without a share, at the one that was reported last."""
@@ -93,7 +94,7 @@ class Collector:
         data: str = "given data",
     ) -> Study:
         """Everything as a :class:`Study`; ``problem`` gives the numbers of weights and examples."""
-        self.say("done", 1.0)
+        self.say(self.ending, 1.0)
         return Study(
             command=command,
             config=dict(config or {}),

@@ -67,7 +67,7 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
     and at the initialization the two claims that are identities (C5, C6).
     """
     refuse_unsuited(start, settings)  # before anything is trained
-    collector = Collector(progress)
+    collector = Collector(progress, ending=f"seed {seed} is done")
     identities, untested = claimed_identities(start, seed=seed, batch_size=settings.training.batch_size)
     collector.checks += identities
     for reason in untested:

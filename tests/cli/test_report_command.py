@@ -1,12 +1,15 @@
 """``curvature report``: a run made anew from its result, and several runs side by side."""
 
 import csv
+import dataclasses
 import json
 import math
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
+import curvature as cv
 from curvature import cli, report
 from curvature.studies.evidence.inference import paired_interval
 
@@ -102,6 +105,41 @@ def test_ratios_are_paired_by_seed(runs, tmp_path):
     assert all(len(line) in (1, len(found.header)) for found in numbers for line in found.rows)
     same = json.loads((tmp_path / "both" / "runs.json").read_text())["differences"]["rate0.1"]
     assert same == ["learning_rate was 0.2, is 0.1"]
+
+
+def test_a_ratio_that_one_seed_lacks_is_that_of_the_others_and_says_so(runs):
+    studies = {name: report.load_study(runs / name) for name in ("rate0.2", "rate0.1")}
+
+    def without(m):
+        """One seed, in which a number is only bounded."""
+        if m.seed != 1 or not isinstance(m.record, cv.ConditionNumbers) or "kappa_50" not in m.record.values:
+            return m
+        bound = dataclasses.replace(m.record.values["kappa_50"], status="lower_bound")
+        values = {**m.record.values, "kappa_50": bound}
+        return dataclasses.replace(m, record=dataclasses.replace(m.record, values=values))
+
+    whole = report.side_by_side(studies).ratios
+    changed = dataclasses.replace(studies["rate0.1"], measurements=tuple(map(without, studies["rate0.1"].measurements)))
+    both = report.side_by_side({**studies, "rate0.1": changed})
+    column = both.ratios.header.index("kappa_50")
+    (row,) = [line for line in both.ratios.rows if line[0] == "GGN, standard, Standard arm, late"]
+    (before,) = [line for line in whole.rows if line[0] == row[0]]
+    cell = row[column]
+    assert (cell.share, cell.low) == ("2 of 3 seeds", None)
+    assert cell.value != before[column].value
+    assert cell.value == pytest.approx(before[column].value, rel=0.5)
+    assert "2 of 3 seeds" in both.files["report.html"]
+    lines = csv.DictReader(both.files["ratios.csv"].splitlines())
+    (line,) = [line for line in lines if line["matrix and chart"] == row[0]]
+    assert (line["pairs"], line["kappa_50_pairs"]) == ("3", "2")
+
+
+def test_panels_that_are_not_drawn_are_named(runs, monkeypatch):
+    monkeypatch.setattr(sys.modules["curvature.report.side_by_side"], "_MAX_PANELS", 1)
+    both = report.side_by_side({name: report.load_study(runs / name) for name in ("width2", "width3")})
+    left_out = json.loads(both.files["runs.json"])["not_drawn"]
+    assert len(left_out) == 3
+    assert f"Not drawn: {left_out[0]}" in both.files["report.html"]
 
 
 @pytest.mark.parametrize(

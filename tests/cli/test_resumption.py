@@ -190,9 +190,16 @@ def test_an_interrupted_replacement_continues_and_then_replaces(whole, here):
     other = [*COMMANDS["analyze"], "--seed", "1", "--out", "on"]
     interrupted(*other, "--overwrite", after=2)
     np.testing.assert_equal(numbers(here / "on"), numbers(whole("analyze")))
-    assert "seed was 0, is 1" in run(*other, "--resume", code=ExitCode.USAGE).stderr
-    assert "resume: 2 finished parts" in run(*other, "--resume", "--overwrite").stderr
+    assert "seed was 1, is 2" in run(*other, "--seed", "2", "--resume", code=ExitCode.USAGE).stderr
+    assert "resume: 2 finished parts" in run(*other, "--resume").stderr
     assert json.loads((here / "on" / "analysis.json").read_text())["config"]["seed"] == 1
+
+
+@pytest.mark.parametrize("command", ["spectrum", "compare", "analyze", "track"])
+def test_to_continue_and_to_begin_again_cannot_both_be_asked_for(command, here):
+    arguments = COMMANDS.get(command, ["track", str(here), *SMALL])
+    refused = run(*arguments, "--out", "on", "--resume", "--overwrite", code=ExitCode.USAGE)
+    assert "--resume continues the run in --out and --overwrite replaces it. Use one of them." in words(refused.stderr)
 
 
 def test_resume_begins_what_was_never_started_and_needs_an_out():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import curvature as cv
@@ -210,6 +211,51 @@ def test_a_copy_of_a_checkpoint_is_measured_once(folder):
     said = run(str(folder), *OPTIONS, "-m", "ggn", "--out", "run").stderr
     assert "last.pt is a copy of step_10.pt; measured once" in said
     assert [row.step for row in rows("run")] == [0, 2, 9, 10]
+
+
+def save_in_shards(folder, step):
+    """Weights in two files with an index, as the packages of Hugging Face write them."""
+    folder.mkdir(parents=True)
+    parts = {"model-00001-of-00002.safetensors": ("0.",), "model-00002-of-00002.safetensors": ("2.",)}
+    places = {}
+    for file, begin in parts.items():
+        tensors = {name: value.clone() for name, value in STATES[step].items() if name.startswith(begin)}
+        save_file(tensors, folder / file)
+        places |= dict.fromkeys(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@pytest.mark.parametrize("pattern", ["**/*", "*/*.safetensors", "*/*.json"])
+def test_weights_in_several_files_are_one_checkpoint_with_the_numbers_of_its_whole(here, pattern):
+    save(here / "whole", (3, 7))
+    for step in (3, 7):
+        save_in_shards(here / "sharded" / f"checkpoint-{step}", step)
+    options = (*OPTIONS, "-m", "ggn", "--json")
+    expected = json.loads(run("whole", *options).stdout)["rows"]
+    rows = json.loads(run("sharded", *options, "--pattern", pattern).stdout)["rows"]
+    assert [row["checkpoint"] for row in rows] == [f"checkpoint-{step}/model.safetensors.index.json" for step in (3, 7)]
+    assert [row["step"] for row in rows] == [3, 7]
+    assert [row["points"][0]["matrices"] for row in rows] == [row["points"][0]["matrices"] for row in expected]
+
+
+def test_a_shard_that_has_changed_is_noticed(here):
+    save_in_shards(here / "sharded" / "checkpoint-3", 3)
+    run("sharded", *OPTIONS, "-m", "ggn", "--out", "out")
+    shutil.rmtree(here / "sharded")
+    save_in_shards(here / "sharded" / "checkpoint-3", 4)
+    refused = run("sharded", *OPTIONS, "-m", "ggn", "--out", "out", "--resume", code=ExitCode.USAGE)
+    assert "checkpoint-3/model.safetensors.index.json has changed since it was measured" in words(refused.stderr)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_dry_run_names_the_checkpoints_and_plans_each_matrix_without_measuring(monkeypatch):
+    monkeypatch.setattr(track, "_measured_checkpoint", None)
+    text = run("ckpt", *OPTIONS, "--dry-run").stdout
+    assert "checkpoints, step_0.pt" in text
+    assert "GGN: exact" in text
+    plan = json.loads(run("ckpt", *OPTIONS, "--dry-run", "--json", "--method", "lanczos").stdout)
+    assert plan["checkpoints"][0] == "step_0.pt"
+    assert {row["method"] for row in plan["plans"]} == {"lanczos"}
 
 
 def test_steps_come_from_lightning_from_hugging_face_and_from_names(here):

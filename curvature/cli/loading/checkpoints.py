@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from curvature.cli.loading.files import SAVE_WEIGHTS, load_tensors
+from curvature.cli.loading.files import SAVE_WEIGHTS, existing, load_tensors
+from curvature.cli.loading.shards import INDEX, shards_of
 from curvature.errors import ConfigurationError
+from curvature.provenance import hash_file
 
-__all__ = ["find_checkpoints", "natural_key", "training_step"]
+__all__ = ["find_checkpoints", "hash_checkpoint", "natural_key", "training_step"]
 
 _SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".safetensors"}
 # What Hugging Face's Trainer and others save beside the weights.
@@ -47,19 +50,38 @@ def find_checkpoints(folder: str | Path, pattern: str) -> dict[str, Path]:
         raise ConfigurationError(
             f"--pattern {pattern!r} is not a glob relative to FOLDER ({error}). Write for example 'step-*.pt'."
         ) from error
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in paths
-        if path.suffix in _SUFFIXES and not _NO_WEIGHTS.fullmatch(path.name)
-    }
-    if not found:
+    files = {path for path in paths if path.suffix in _SUFFIXES and not _NO_WEIGHTS.fullmatch(path.name)}
+    # Weights in several files are one checkpoint, under the name of their index.
+    for index in {index for path in paths for index in path.parent.glob(f"*{INDEX}")}:
+        files = files - set(shards_of(index)) | {index}
+    checkpoints = {path.relative_to(folder).as_posix(): path for path in files}
+    if not checkpoints:
         raise ConfigurationError(
-            f"no file in {str(folder)!r} fits --pattern {pattern!r} and ends in {', '.join(sorted(_SUFFIXES))}. Check "
-            "the folder and the pattern."
+            f"no file in {str(folder)!r} fits --pattern {pattern!r} and ends in {', '.join(sorted(_SUFFIXES))} or "
+            f"{INDEX}. Check the folder and the pattern."
         )
     # A last.ckpt is often a copy of another one, which is then the one that is measured.
-    ordered = sorted(found, key=lambda name: (_step_of_name(name) is None, natural_key(name)))
-    return {name: found[name] for name in ordered}
+    ordered = sorted(checkpoints, key=lambda name: (_step_of_name(name) is None, natural_key(name)))
+    return {name: checkpoints[name] for name in ordered}
+
+
+def hash_checkpoint(path: Path) -> str:
+    """SHA-256 of a checkpoint.
+
+    Parameters
+    ----------
+    path
+        A file, or the index of several.
+
+    Returns
+    -------
+    str
+        In hexadecimal; of an index that of the hashes of its files, since the index itself has no weights.
+    """
+    if not path.name.endswith(INDEX):
+        return hash_file(path)
+    hashes = [hash_file(existing(file, "weights")) for file in shards_of(path)]
+    return hashlib.sha256("\n".join([hash_file(path), *hashes]).encode()).hexdigest()
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -101,7 +123,7 @@ def training_step(path: Path, name: str) -> int | None:
         otherwise the number after ``step`` in its name, or the last number in it.
     """
     inside = _step_of_trainer(path.parent / "trainer_state.json")
-    if inside is None and path.suffix != ".safetensors":
+    if inside is None and path.suffix != ".safetensors" and not path.name.endswith(INDEX):
         value, _ = load_tensors(path, SAVE_WEIGHTS, lambda _: None, skip_objects=True)
         inside = _step_of(value)
     return _step_of_name(name) if inside is None else inside
@@ -122,6 +144,6 @@ def _step_of(values: object) -> int | None:
 
 
 def _step_of_name(name: str) -> int | None:
-    stem = name.rpartition(".")[0]
+    stem = name.removesuffix(INDEX).rpartition(".")[0]
     steps = re.findall(r"steps?[=_-]?(\d+)", stem, re.IGNORECASE) or re.findall(r"\d+", stem)
     return int(steps[-1]) if steps else None

@@ -11,7 +11,9 @@ from curvature.cli.loading.files import MAX_BYTES, existing, gigabytes, load_jso
 from curvature.cli.wording import listed
 from curvature.errors import InputError
 
-__all__ = ["file_in", "load_shards"]
+__all__ = ["INDEX", "file_in", "load_shards", "shards_of"]
+
+INDEX = ".index.json"  # ends the name of an index
 
 _FILES = "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"
 
@@ -62,12 +64,7 @@ def load_shards(index: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> di
     InputError
         If the index is damaged, or a file is missing, contradicts the index, or is not in the folder of the index.
     """
-    places = load_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise InputError(f"{index} is not an index of weights: it needs a weight_map from names to files.")
-    outside = sorted({name for name in places.values() if Path(name).name != name})
-    if outside:
-        raise InputError(f"{index} names files that are not in its own folder: {listed(outside)}. They are not read.")
+    places = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         shard = load(existing(index.parent / file, "weights"))
@@ -83,3 +80,34 @@ def load_shards(index: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> di
         if size > MAX_BYTES:
             raise InputError(f"the weights of {index} exceed the limit of {gigabytes(MAX_BYTES)}.")
     return tensors
+
+
+def shards_of(index: Path) -> list[Path]:
+    """Files that an index names, without reading them.
+
+    Parameters
+    ----------
+    index
+        JSON file whose ``weight_map`` has the name of a file for each weight.
+
+    Returns
+    -------
+    list of Path
+        Each once, in the order of their names.
+
+    Raises
+    ------
+    InputError
+        If the index is damaged, or names files that are not in its folder.
+    """
+    return [index.parent / file for file in sorted(set(_weight_map(index).values()))]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    places = load_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index} is not an index of weights: it needs a weight_map from names to files.")
+    outside = sorted({name for name in places.values() if Path(name).name != name})
+    if outside:
+        raise InputError(f"{index} names files that are not in its own folder: {listed(outside)}. They are not read.")
+    return places
