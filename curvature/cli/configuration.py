@@ -27,12 +27,14 @@ from curvature.cli.fields import (
     Backend,
     Charts,
     Count,
+    Derivatives,
     Gauges,
     Grid,
     Matrices,
     Nearest,
     Numbers,
     Scheduler,
+    SavedEigenvectors,
     Seed,
     Shown,
     Threads,
@@ -263,15 +265,8 @@ class SpectrumConfiguration(Configuration):
         Count, Shown(COMPUTE, "N", "For slq: Lanczos steps per probe. More steps resolve the density better.")
     ] = 60
     num_samples: Annotated[Count, Shown(COMPUTE, "N", "For mc-fisher: labels drawn per example.")] = 1
-    save_eigenvectors: Annotated[
-        Count | None,
-        Shown(
-            COMPUTE,
-            "K",
-            "Also write the eigenvectors of the K largest eigenvalues of each matrix into the run directory of --out, "
-            "as safetensors by parameter name. Not with gram or slq, which compute none.",
-        ),
-    ] = None
+    derivatives: Derivatives = "autograd"
+    save_eigenvectors: SavedEigenvectors = None
     gradient: bool = True
     seed: Seed = 0
 

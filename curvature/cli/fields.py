@@ -21,6 +21,7 @@ __all__ = [
     "Backend",
     "Charts",
     "Count",
+    "Derivatives",
     "Gauges",
     "Grid",
     "Matrices",
@@ -28,6 +29,7 @@ __all__ = [
     "Nearest",
     "Numbers",
     "Scheduler",
+    "SavedEigenvectors",
     "Seed",
     "Shown",
     "Threads",
@@ -138,6 +140,24 @@ Nearest = Annotated[
         "",
         "Where a chart cannot represent the weights, measure all charts at the nearest weights that it can represent, "
         "and say how far they are.",
+    ),
+]
+Derivatives = Annotated[
+    Literal["autograd", "finite-differences"],
+    Shown(
+        COMPUTE,
+        "NAME",
+        "For the Hessian: autograd, or finite-differences of the gradient, for models that PyTorch differentiates only "
+        "once (six gradients for each weight, float64). Their error is estimated and is part of every interval.",
+    ),
+]
+SavedEigenvectors = Annotated[
+    Count | None,
+    Shown(
+        COMPUTE,
+        "K",
+        "Also write the eigenvectors of the K largest eigenvalues of each matrix into the run directory of --out, as "
+        "safetensors by parameter name. Not with gram or slq, which compute none.",
     ),
 ]
 Seed = Annotated[

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["Work", "load_work", "measure_spectrum", "plan_spectrum"]
 
 # Fields of the configuration that are fields of curvature.studies.SpectrumSettings under the same name.
-_SHARED = ("block", "method", "seed", "num_samples", "gradient", "num_eigenvalues", "num_probes", "num_matvecs")
+_SHARED = (
+    "block",
+    "derivatives",
+    "method",
+    "seed",
+    "num_samples",
+    "gradient",
+    "num_eigenvalues",
+    "num_probes",
+    "num_matvecs",
+)
 
 
 class Work(NamedTuple):

@@ -46,7 +46,7 @@ class Derivatives:
         message = (
             f"{self.second}, so there is no Hessian by automatic differentiation. Replace that function, use ggn, or "
             "call hessian(problem, method='finite-differences'), which differences the gradient and estimates the "
-            "error."
+            "error (curvature spectrum --derivatives finite-differences)."
         )
         raise SelfCheckError(message) if self.wrong else NotDefinedError(message)
 

@@ -35,6 +35,7 @@ HEADLINE = ("kappa_50", "kappa_80", "kappa_95", "gd_time", "abs_kappa_50", "abs_
 EQUAL = 1e-8  # log-ratios below it are rounding
 _MATRICES = {
     "hessian": "Hessian",
+    "hessian (finite differences)": "Hessian (finite differences)",
     "ggn": "GGN",
     "fisher": "Fisher",
     "monte_carlo_fisher": "Monte Carlo Fisher",

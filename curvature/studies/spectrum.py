@@ -16,6 +16,7 @@ from curvature.linalg.operator import SymmetricOperator
 from curvature.linalg.parts import blocks
 from curvature.linalg.planning import Plan, plans
 from curvature.linalg.work import Counts, ends
+from curvature.matrices.hessians import hessian
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Check, Eigenvectors, ExtremalEigenvalues, Study
@@ -27,6 +28,7 @@ from curvature.text import count
 
 __all__ = ["SpectrumSettings", "plan_spectrum", "run_spectrum"]
 
+DERIVATIVES = ("autograd", "finite-differences")
 WITHOUT_VECTORS = ("gram", "slq")  # methods
 _MOST_BYTES = 2 * 2**30  # of eigenvectors in one result
 Plans = dict[str, list[tuple[Plan, ...]]]  # by matrix: for every chart and block, one plan or two
@@ -58,11 +60,14 @@ class SpectrumSettings:
     num_vectors
         Eigenvectors of the largest eigenvalues that are kept in the ``vectors`` of each record; all of them of a
         smaller matrix.
+    derivatives
+        Of the Hessian: ``"autograd"``, or ``"finite-differences"`` of the gradient, see :func:`~curvature.hessian`.
 
     Raises
     ------
     ConfigurationError
-        If a matrix is unknown, or eigenvectors are asked of a method that has none.
+        If a matrix is unknown, eigenvectors are asked of a method that has none, or finite differences are asked for
+        without the Hessian.
     """
 
     matrices: Sequence[str]
@@ -76,9 +81,17 @@ class SpectrumSettings:
     num_probes: int = 10
     num_matvecs: int = 60
     num_vectors: int = 0
+    derivatives: str = "autograd"
 
     def __post_init__(self) -> None:
         known_matrices(self.matrices)
+        if self.derivatives not in DERIVATIVES:
+            raise ConfigurationError(f"derivatives must be one of {', '.join(DERIVATIVES)}, got {self.derivatives!r}.")
+        if self.derivatives == "finite-differences" and "hessian" not in self.matrices:
+            raise ConfigurationError(
+                "only the Hessian can be computed by finite differences, and it is not among the matrices: "
+                f"{', '.join(self.matrices)}."
+            )
         if self.num_vectors and self.method in WITHOUT_VECTORS:
             raise ConfigurationError(
                 f"method {self.method!r} computes no eigenvectors of the matrix, so num_vectors={self.num_vectors} "
@@ -119,7 +132,7 @@ def plan_spectrum(problem: Problem, settings: SpectrumSettings) -> Plans:
     """
     planned: Plans = {}
     for name in settings.matrices:
-        operator = matrix_of(problem, name, settings.seed, settings.num_samples)
+        operator = _matrix(problem, name, settings)
         counts = settings.counts(name)
         # The entries on the weights are kept while the charts are measured.
         kept = problem.dtype.itemsize * problem.dim**2 if len(settings.charts) > 1 else 0
@@ -157,7 +170,7 @@ def check_spectrum(problem: Problem, settings: SpectrumSettings) -> dict[str, li
     """
     checks: dict[str, list[Check]] = {}
     for name in settings.matrices:
-        operator = matrix_of(problem, name, settings.seed, settings.num_samples)
+        operator = _matrix(problem, name, settings)
         in_charts = _in_charts(operator, replace(settings, block="all"))
         checks[name] = [check for _, parts in in_charts for part in parts for check in part.checks]
     return checks
@@ -214,7 +227,7 @@ def run_spectrum(
     for k, (name, of_matrix) in enumerate(planned.items()):
         names = [f"{name}, {chart.name}, {chart.gauge}" for chart in settings.charts]
         parts = [finished.get(part) for part in names]
-        operator = matrix_of(problem, name, settings.seed, settings.num_samples)
+        operator = _matrix(problem, name, settings)
         shared = num_charts > 1 and any(plan.method == "dense" for of_part in of_matrix for plan in of_part)
         if shared and None in parts:
             operator = operator.materialized()
@@ -265,6 +278,12 @@ def _measure(
             collector.add(_PLACE, result)
     if len(chosen) > 1:
         collector.warn(f"{chosen[0].reason}: the ends and the density were estimated instead.")
+
+
+def _matrix(problem: Problem, name: str, settings: SpectrumSettings) -> SymmetricOperator:
+    if name == "hessian" and settings.derivatives == "finite-differences":
+        return hessian(problem, method="finite-differences")
+    return matrix_of(problem, name, settings.seed, settings.num_samples)
 
 
 def _largest(record: ExtremalEigenvalues, num_vectors: int) -> Eigenvectors | None:
