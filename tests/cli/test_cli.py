@@ -384,7 +384,8 @@ def test_a_dry_run_of_compare_counts_the_work_and_promises_no_time(monkeypatch):
     )
     found = json.loads(run(*options, "--json").stdout)
     assert found["schema"] == "curvature/plan/1"
-    assert found["study"]["num_spectra"] == {"ggn": 189}
+    # Each seed: at two points three charts, and four with that of weight norm; at the end four stretches in both arms.
+    assert found["study"]["num_spectra"] == {"ggn": 3 * (2 * 3 + 2 * 4 + 2 * 4)}
     assert not Path("runs").exists()
 
 
