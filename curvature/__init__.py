@@ -72,7 +72,7 @@ _HOMES = {
     "linalg.routes": ("EntriesRoute", "FactorRoute", "ProductCost", "Routes"),
     "linalg.work": ("Counts",),
     "layout": ("Entry", "Layout"),
-    "models": ("Packed", "Problem", "nearest"),
+    "models": ("Packed", "Problem", "effective_weights", "nearest"),
     "records": (
         "Alignment",
         "Analysis",

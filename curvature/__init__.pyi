@@ -60,6 +60,7 @@ from curvature.matrices import monte_carlo_fisher as monte_carlo_fisher
 from curvature.matrices import pullback as pullback
 from curvature.models import Packed as Packed
 from curvature.models import Problem as Problem
+from curvature.models import effective_weights as effective_weights
 from curvature.models import nearest as nearest
 from curvature.models import zoo as zoo
 from curvature.models.losses import BinaryCrossEntropy as BinaryCrossEntropy

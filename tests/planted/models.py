@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "an adapter without its factor",
+        "models:_adapted",
+        '$rows + $scale * $parts["b"] @ $parts["a"]',
+        '$rows + $parts["b"] @ $parts["a"]',
+        ("an_adapted_module_has_the_same_hessian_in_the_chart_of_its_effective_weights",),
+    ),
+    Defect(
         "coordinates that the module freezes are trained, and the others are not",
         "models:_chart_of",
         "not getattr($weight, $part).requires_grad",
