@@ -30,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {  # by the field of a configuration
     "gauge": ("canonical", "paper", "checkpoint"),
     "block": ("all", "layer", "neuron"),
     "method": ("auto", "exact", "dense", "factor", "gram", "lanczos", "slq"),
+    "derivatives": ("autograd", "finite-differences"),
     "dtype": ("float64", "float32"),
     "device": ("cpu", "cuda", "mps", "xpu"),
 }
