@@ -12,7 +12,7 @@ eigenvalue where the loss is quadratic.
 
     python -m analyses.edge_of_stability --out results/edge_of_stability [--fast]
 
-Writes curves.json (every number in the figure) and figure.svg. About TIME minutes; ``--fast`` ten seconds.
+Writes curves.json (every number in the figure) and figure.svg. About five minutes; ``--fast`` ten seconds.
 
 Keys: ``rows`` has one entry per point (``case, seed, learning_rate, step, loss, own, weights, critical``); the last
 three are over the edge: in the geometry of the steps, on the weights (none for Adam, whose edge has another unit), and
