@@ -103,7 +103,7 @@ for unit in ("token", "sequence"):
     problem = cv.Problem.from_module(bigrams, loss=loss, data=(inputs, following), chunk_size=10)
     spectra[unit] = cv.spectrum(cv.ggn(problem))
 ratio = spectra["sequence"].eigenvalues[-1] / spectra["token"].eigenvalues[-1]
-tokens = float((following != -100).sum() / len(following))
+tokens = int((following != -100).sum()) / len(following)
 print(f"largest eigenvalues: ratio {ratio:.3f}; tokens per sequence: {tokens:.3f}; rank {spectra['token'].rank}")
 
 # %%
