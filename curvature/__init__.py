@@ -52,6 +52,7 @@ _HOMES = {
     "linalg.operator": ("SymmetricOperator", "identity"),
     "linalg.parts": ("blocks",),
     "charts": (
+        "BlockScale",
         "DeepLinear",
         "DoRA",
         "LinearChart",

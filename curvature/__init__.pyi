@@ -1,6 +1,7 @@
 """The lazy names of the package for editors and type checkers; tests/test_architecture.py keeps it complete."""
 
 from curvature._version import __version__ as __version__
+from curvature.charts import BlockScale as BlockScale
 from curvature.charts import DeepLinear as DeepLinear
 from curvature.charts import DoRA as DoRA
 from curvature.charts import LinearChart as LinearChart

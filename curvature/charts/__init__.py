@@ -11,6 +11,7 @@ at a point. To write one of your own, subclass :class:`Parameterization` and def
 """
 
 from curvature.charts.batch_norm import FrozenBatchNorm
+from curvature.charts.block_scale import BlockScale
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.linear import LinearChart, ScaledStandard, Standard
 from curvature.charts.low_rank import DeepLinear, DoRA, LoRA
@@ -21,6 +22,7 @@ from curvature.charts.spectral_norm import SpectralNorm
 from curvature.charts.weight_norm import WeightNorm
 
 __all__ = [
+    "BlockScale",
     "Chart",
     "DeepLinear",
     "DoRA",

@@ -28,7 +28,7 @@ class Standard(Parameterization):
 
     def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:
         """Build the identity chart."""
-        return _MultiplierChart(self, layout, weights, torch.ones_like(weights))
+        return MultiplierChart(self, layout, weights, torch.ones_like(weights))
 
 
 class ScaledStandard(Parameterization):
@@ -67,11 +67,21 @@ class ScaledStandard(Parameterization):
                 scale = weights.new_full((len(rows),), float(self.scale))
             refuse_zero_rows(scale, entry, "the scale of")
             multipliers[span] = entry.from_rows(scale[:, None].expand_as(rows))
-        return _MultiplierChart(self, layout, weights, multipliers)
+        return MultiplierChart(self, layout, weights, multipliers)
 
 
-class _MultiplierChart(Chart):
-    """``w = multiplier * theta``, elementwise."""
+class MultiplierChart(Chart):
+    """A chart ``w = multiplier * theta``, elementwise.
+
+    Parameters
+    ----------
+    parameterization
+        Whose chart this is.
+    layout, weights
+        The point.
+    multipliers
+        Positive factors ``(P,)``.
+    """
 
     flat = True
 

@@ -69,6 +69,7 @@ CHARTS = {
     "standardization-frozen": cv.WeightStandardization(frozen=("g",)),
     "spectral-norm": cv.SpectralNorm(),
     "spectral-norm-with-gain": cv.SpectralNorm(stretch=2.0, frozen=()),
+    "block-scale-mup": cv.BlockScale("mup"),
     "lora": cv.LoRA(2, alpha=3),
     "lora-pissa": cv.LoRA(2, init="pissa"),
     "dora": cv.DoRA(2),

@@ -83,6 +83,13 @@ DEFECTS = [
         ("ranks_and_null_dimensions_are_those_of_the_formulas",),
     ),
     Defect(
+        "output layer of the maximal update parametrization scaled as a hidden one",
+        "charts:_mup",
+        "$fan_in**-0.5",
+        "1.0",
+        ("block_scales_are_those_of_the_published_tables",),
+    ),
+    Defect(
         "second derivatives of a product without its factor",
         "charts:_Product.second_order_product",
         "$chart.factor($local.parts) * _matrix($local.entry).rows($gradient)",
