@@ -69,6 +69,11 @@ def _again(run: Path, out: Path | None, *, overwrite: bool) -> Path:
         files = report.checkpoint_files(report.load_rows(run), report.read_sealed(run / "track.json"))
     elif (run / ANALYSES).is_file():
         files = report.analysis_files(*report.load_analyses(run))
+    elif (run / "effects.csv").is_file():
+        raise ConfigurationError(
+            f"{one_line(str(run))} is the run of a grid, whose report is not made again: it has report.html. To repeat "
+            f"the run: curvature compare --grid {one_line(str(run / 'config.toml'))} --out DIR."
+        )
     else:
         return report.write_run(report.load_study(run), target, overwrite=overwrite)
     return report.write_texts(files, target, overwrite=overwrite)
@@ -87,7 +92,8 @@ def _loaded(runs: Sequence[Path]) -> dict[str, Study]:
     for name, run in zip(names, runs, strict=True):
         if (run / "DONE").is_file() and not (run / "result.nc").is_file():
             raise ConfigurationError(
-                f"{one_line(str(run))} is a run of analyze or track. Side by side are runs of spectrum and compare."
+                f"{one_line(str(run))} is a run of analyze, track or compare --grid. Side by side are runs of spectrum "
+                "and compare."
             )
         studies[one_line(name)] = report.load_study(run)
     return studies

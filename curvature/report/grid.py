@@ -158,6 +158,8 @@ def _found(verdict: PooledVerdict) -> str:
     if not effect.cells:
         return verdict.rule or next(iter(effect.missing.values()), "")
     words = f"{_effect_words(effect)} over {len(effect.cells)} cells"
+    if not is_ratio(effect):
+        words += f" ({effect.unit}; threshold {short_number(verdict.threshold)})"
     if math.isfinite(effect.prediction_low):
         words += f"; another cell would lie in {_prediction_words(effect)}"
     if math.isfinite(effect.i2):

@@ -136,6 +136,10 @@ def test_its_configuration_repeats_it_and_another_grid_is_refused(whole, here):
     assert "`curvature compare --grid`" in for_compare.stderr
 
 
+def test_the_report_of_a_grid_is_not_made_again_and_the_message_says_how_to_repeat_the_run(whole):
+    assert "compare --grid" in run("report", str(whole[0]), code=ExitCode.USAGE).stderr
+
+
 def test_a_plan_counts_units_and_weights_and_trains_nothing(here):
     result = run("compare", "--grid", "small", "--dry-run", "--json")
     plan = json.loads(result.stdout)
