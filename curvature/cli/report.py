@@ -92,7 +92,7 @@ def _loaded(runs: Sequence[Path]) -> dict[str, Study]:
     for name, run in zip(names, runs, strict=True):
         if (run / "DONE").is_file() and not (run / "result.nc").is_file():
             raise ConfigurationError(
-                f"{one_line(str(run))} is a run of analyze, track or compare --grid. Side by side are runs of spectrum "
+                f"{one_line(str(run))} is a run of analyze or track, or of a grid. Side by side are runs of spectrum "
                 "and compare."
             )
         studies[one_line(name)] = report.load_study(run)
