@@ -79,7 +79,7 @@ def _transformer(shape: tuple[int, ...], outputs: int, width: int, seed: int) ->
 
 
 DATA_SETS = {
-    "digits": DataSet(lambda count: zoo.digits(count, image=True), "cross-entropy", 0.5),
+    "digits": DataSet(lambda count: zoo.digits(count, image=True), "cross-entropy", 1.0),
     "breast-cancer": DataSet(zoo.breast_cancer, "cross-entropy", 0.15),
     "wine": DataSet(zoo.wine, "cross-entropy", 0.2),
     "diabetes": DataSet(zoo.diabetes, "half-squared-error", 0.25),
