@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from curvature.linalg.facts import NullSpace
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
-from curvature.matrices.symmetries import symmetries
+from curvature.matrices.symmetries import MAX_ENTRIES, symmetries
 from curvature.models import Problem
 from curvature.models.layers import LayerTrace, trace_layers
 from curvature.models.losses import CrossEntropy, Loss
 
 __all__ = ["expected_directions", "known_null_space"]
 
-_MAX_ENTRIES = 2**26  # numbers in a set of directions: half a gigabyte, beyond which a rank is not worth it
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU)
 
 
@@ -97,7 +96,7 @@ def expected_directions(problem: Problem, *, second_order: bool) -> int:
     entries = [entry for entry in problem.layout.entries if len(entry.shape) > 1]
     if not entries:
         return 0
-    most = min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim)
+    most = min(MAX_NULL_DIRECTIONS, MAX_ENTRIES // problem.dim)
     widths = [entry.numel // entry.shape[0] + 1 for entry in entries]
     silent = [
         max(0, width - problem.num_examples) * entry.shape[0] for entry, width in zip(entries, widths, strict=True)
@@ -185,7 +184,7 @@ def _fill(problem: Problem, rows: Tensor, out: Tensor | None, inner: Tensor | No
     out = torch.eye(fan_out).to(problem.weights) if out is None else out
     inner = torch.eye(fan_in).to(problem.weights) if inner is None else inner
     count = out.shape[1] * inner.shape[1]
-    if count > min(MAX_NULL_DIRECTIONS, _MAX_ENTRIES // problem.dim):
+    if count > min(MAX_NULL_DIRECTIONS, MAX_ENTRIES // problem.dim):
         return problem.weights.new_zeros(problem.dim, 0)
     vectors = problem.weights.new_zeros(problem.dim, count)
     # Not torch.kron: torch 2.13 raises for a column that has the strides of a row, as an orthogonal factor may have.

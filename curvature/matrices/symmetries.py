@@ -19,9 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.models import Problem
 
-__all__ = ["symmetries"]
+__all__ = ["MAX_ENTRIES", "symmetries"]
+
+MAX_ENTRIES = 2**26  # numbers in a set of directions: half a gigabyte, beyond which a rank is not worth it
 
 _HEADS = {"num_heads", "n_head", "n_heads", "heads", "num_attention_heads", "nhead"}
 _SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("wq", "wk", "wv"))
@@ -82,16 +85,23 @@ def symmetries(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, T
     """
     if not [m for m in problem.model.modules() if isinstance(m, _NORMS) or not _HEADS.isdisjoint(vars(m))]:
         return
-    attentions = list(_attentions(problem))
-    sets = [("of biases of keys", _key_biases(problem, attention)) for attention in attentions]
-    if not second_order:
-        for attention in attentions:
-            sets.append(("of the query-key gauge", _query_key(problem, attention)))
-            sets.append(("of the value-output gauge", _value_output(problem, attention)))
-        sets += [("of scales and shifts of normalization", vectors) for vectors in _normalizations(problem)]
-    for reason, vectors in sets:
+    for reason, vectors in _sets(problem, second_order=second_order):
         if vectors.shape[1] and _stand_still(problem, vectors):
             yield reason, vectors
+
+
+def _sets(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, Tensor]]:
+    """Sets of directions with their reasons, before they are verified; one at a time, since each may be large."""
+    attentions = list(_attentions(problem))
+    for attention in attentions:
+        yield "of biases of keys", _key_biases(problem, attention)
+    if second_order:
+        return
+    for attention in attentions:
+        yield "of the query-key gauge", _query_key(problem, attention)
+        yield "of the value-output gauge", _value_output(problem, attention)
+    for vectors in _normalizations(problem):
+        yield "of scales and shifts of normalization", vectors
 
 
 def _stand_still(problem: Problem, vectors: Tensor) -> bool:
@@ -149,16 +159,23 @@ def _linear(problem: Problem, module: nn.Module, prefix: str, name: str) -> _Aff
     return _affine(problem, f"{prefix}{name}.weight", f"{prefix}{name}.bias")
 
 
-def _pairs(attention: _Attention) -> list[tuple[int, int]]:
-    """Pairs of rows of one head."""
+def _has_room(problem: Problem, count: int) -> bool:
+    """Whether so many directions are worth their memory."""
+    return count <= min(MAX_NULL_DIRECTIONS, MAX_ENTRIES // problem.dim)
+
+
+def _pairs(problem: Problem, attention: _Attention) -> list[tuple[int, int]]:
+    """Pairs of rows of one head; none if they are too many."""
     size = len(attention.queries.weight) // attention.heads
+    if not _has_room(problem, attention.heads * size**2):
+        return []
     starts = range(0, attention.heads * size, size)
     return [(start + a, start + b) for start in starts for a in range(size) for b in range(size)]
 
 
 def _query_key(problem: Problem, attention: _Attention) -> Tensor:
     """Row ``a`` of the queries gains row ``b``; row ``b`` of the keys loses row ``a``."""
-    pairs, weights = _pairs(attention), problem.weights
+    pairs, weights = _pairs(problem, attention), problem.weights
     queries, keys = attention.queries.augmented(), attention.keys.augmented()
     vectors = weights.new_zeros(problem.dim, len(pairs))
     for k, (a, b) in enumerate(pairs):
@@ -172,7 +189,7 @@ def _value_output(problem: Problem, attention: _Attention) -> Tensor:
     weights, values, output = problem.weights, attention.values.augmented(), attention.output
     if output is None or output.weight.shape[1] != len(values):
         return weights.new_zeros(problem.dim, 0)
-    pairs = _pairs(attention)
+    pairs = _pairs(problem, attention)
     vectors = weights.new_zeros(problem.dim, len(pairs))
     for k, (a, b) in enumerate(pairs):
         vectors[values[a], k] = weights[values[b]]
@@ -185,15 +202,14 @@ def _value_output(problem: Problem, attention: _Attention) -> Tensor:
 def _key_biases(problem: Problem, attention: _Attention) -> Tensor:
     """Unit vectors of the biases of the keys."""
     bias = attention.keys.bias
-    vectors = problem.weights.new_zeros(problem.dim, 0 if bias is None else len(bias))
-    if bias is not None:
-        vectors[bias] = torch.eye(len(bias)).to(vectors)
-    return vectors
+    return problem.weights.new_zeros(problem.dim, 0) if bias is None else _shifts(problem, bias, [])
 
 
 def _shifts(problem: Problem, shifted: Tensor, readers: list[_Affine]) -> Tensor:
     """Each of some numbers that are added to features, with the biases of those that read the features undoing it."""
-    vectors = problem.weights.new_zeros(problem.dim, len(shifted))
+    vectors = problem.weights.new_zeros(problem.dim, len(shifted) if _has_room(problem, len(shifted)) else 0)
+    if not vectors.shape[1]:
+        return vectors
     vectors[shifted] = torch.eye(len(shifted)).to(vectors)
     for reader in readers:
         assert reader.bias is not None
@@ -209,6 +225,8 @@ def _normalizations(problem: Problem) -> Iterator[Tensor]:
         names = (f"{path}.{part}" for part in ("weight", "bias"))
         gain, shift = (index[slices[name]] if name in slices else None for name in names)
         if gain is None or any(reader.weight.shape[1] != len(gain) for reader in readers):
+            continue
+        if not _has_room(problem, len(gain)):
             continue
         vectors = weights.new_zeros(problem.dim, len(gain))
         for positions in (gain, shift):
@@ -235,9 +253,10 @@ def _readers(problem: Problem) -> dict[str, list[_Affine]]:
         outputs[id(output)] = path
         kept.append(output)
 
-    def read(affine: _Affine | None, tensor: Tensor) -> None:
-        if id(tensor) in outputs and affine is not None:
-            readers.setdefault(outputs[id(tensor)], []).append(affine)
+    def read(affine: _Affine | None, arguments: tuple) -> None:
+        path = next((outputs[id(argument)] for argument in arguments if id(argument) in outputs), None)
+        if path is not None and affine is not None:
+            readers.setdefault(path, []).append(affine)
 
     handles = []
     for path, module in problem.model.named_modules():
@@ -247,7 +266,11 @@ def _readers(problem: Problem) -> dict[str, list[_Affine]]:
         elif isinstance(module, nn.Linear | nn.MultiheadAttention):
             name = "in_proj_" if isinstance(module, nn.MultiheadAttention) else ""
             affine = _affine(problem, f"{prefix}{name}weight", f"{prefix}{name}bias")
-            handles.append(module.register_forward_pre_hook(lambda _m, args, affine=affine: read(affine, args[0])))
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _m, args, named, affine=affine: read(affine, (*args, *named.values())), with_kwargs=True
+                )
+            )
     try:
         with torch.no_grad():
             problem.predict(problem.weights, problem.inputs[:1])

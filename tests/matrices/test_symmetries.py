@@ -6,6 +6,7 @@ from torch import nn
 
 import curvature as cv
 from curvature.matrices.nullspace import known_null_space
+from curvature.matrices.symmetries import symmetries
 from oracles import normal
 
 TOKENS, WIDTH, HEADS = 5, 4, 2
@@ -51,11 +52,13 @@ class Model(nn.Module):
 class Torch(nn.Module):
     """PyTorch's own attention."""
 
-    def __init__(self):
+    def __init__(self, *, by_keyword=False):
         super().__init__()
-        self.inner = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.inner, self.by_keyword = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), by_keyword
 
     def forward(self, stream):
+        if self.by_keyword:
+            return self.inner(need_weights=False, query=stream, key=stream, value=stream)[0]
         return self.inner(stream, stream, stream, need_weights=False)[0]
 
 
@@ -89,7 +92,11 @@ def test_attention_without_biases_has_a_general_linear_gauge_for_each_head(gener
     assert "of biases of keys" not in reasons
 
 
-@pytest.mark.parametrize("build", [lambda: Attention(bias=True), Torch], ids=["separate", "torch"])
+@pytest.mark.parametrize(
+    "build",
+    [lambda: Attention(bias=True), Torch, lambda: Torch(by_keyword=True)],
+    ids=["separate", "torch", "called by keyword"],
+)
 def test_biases_add_their_shifts(generator, build):
     reasons = reasons_of(problem_of(Model(build()), generator))
     assert reasons["of the query-key gauge"] == GAUGES["of the query-key gauge"]
@@ -117,6 +124,14 @@ def test_what_only_looks_like_attention_or_a_normalization_gives_no_directions(g
     assert reasons["of the value-output gauge"] == GAUGES["of the value-output gauge"] + WIDTH
     reasons = reasons_of(problem_of(Model(Attention(bias=True), residual_of_norm=True), generator))
     assert "of scales and shifts of normalization" not in reasons
+
+
+def test_sets_of_directions_that_are_too_large_are_not_built(generator, monkeypatch):
+    problem = problem_of(Model(Attention(bias=True)), generator)
+    monkeypatch.setattr("curvature.matrices.symmetries.MAX_ENTRIES", (WIDTH - 1) * problem.dim)
+    assert not list(symmetries(problem, second_order=False))
+    monkeypatch.setattr("curvature.matrices.symmetries.MAX_ENTRIES", WIDTH * problem.dim)
+    assert {vectors.shape[1] for _, vectors in symmetries(problem, second_order=False)} == {WIDTH}
 
 
 def test_the_rank_of_a_transformer_is_bounded_by_its_symmetries(generator):
