@@ -114,18 +114,21 @@ def unwrap(module: nn.Module, dtype: torch.dtype) -> Unwrapped:
         ModelFunction(model, layout, aliases),
         torch.cat([value.reshape(-1) for value in values]),
         tuple(frozen),
-        _chart_of(chart_v, chart_g, [owner for owner in owners.values() if owner.trained]),
+        _chart_of(layout, chart_v, chart_g, [owner for owner in owners.values() if owner.trained]),
     )
 
 
-def _chart_of(v: dict[str, Tensor], g: dict[str, Tensor], trained: list[Normalized]) -> Parameterization:
+def _chart_of(
+    layout: Layout, v: dict[str, Tensor], g: dict[str, Tensor], trained: list[Normalized]
+) -> Parameterization:
     """Weight normalization at these values, without the ``g`` or the ``v`` that the module freezes."""
     if not trained:
         return Standard()
     chart: Parameterization = WeightNorm(v=v, g=g)
     for part in ("g", "v"):
         names = [weight.path for weight in trained if not getattr(weight, part).requires_grad]
-        patterns = [part] if len(names) == len(trained) else [f"{name}.{part}" for name in names]
+        short = len(names) == len(trained) and not layout.named(part, required=False)  # nothing else has this name
+        patterns = [part] if short else [f"{name}.{part}" for name in names]
         for pattern in patterns:
             chart = chart.freeze(pattern)
     return chart

@@ -859,6 +859,18 @@ def test_with_one_of_g_and_v_frozen_the_other_is_a_coordinate(form, frozen):
     assert part.chart.at(part.layout, part.weights).dim == part.dim
 
 
+@pytest.mark.parametrize("part", ["g", "v"])
+def test_a_frozen_g_or_v_freezes_no_layer_of_that_name(part):
+    module = nn.Module()
+    module.first = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    setattr(module, part, nn.Linear(4, 2))
+    module.forward = lambda inputs: getattr(module, part)(torch.tanh(module.first(inputs)))
+    getattr(module.first.parametrizations.weight, {"g": "original0", "v": "original1"}[part]).requires_grad_(False)
+    problem = cv.Problem.from_module(module, loss="mse", data=(torch.randn(5, 3), torch.randn(5, 2)))
+    chart = problem.chart.at(problem.layout, problem.weights)
+    assert chart.dim == sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_only_layers_that_were_normalized_are_normalized_in_other_gauges(form):
     module = randomize(Normalized("linear", FORMS[form], 0))
