@@ -9,15 +9,14 @@ import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from curvature.arrays import Float
+from curvature.arrays import Float, Num
 from curvature.charts.metrics import ProductMetric
-from curvature.charts.per_weight import LocalMap, Parts, PerWeight
+from curvature.charts.per_weight import LocalMap, Parts, PerWeight, as_matrix
 from curvature.charts.rows import refuse_zero_rows
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry
@@ -26,7 +25,17 @@ from curvature.linalg.singular import thin_svd
 __all__ = ["DeepLinear", "DoRA", "LoRA"]
 
 
-class _Product(PerWeight):
+class _Factored(PerWeight):
+    """Weights that a matrix product makes: a part has the neurons of the weight only where it has its rows."""
+
+    row_names: tuple[str, ...]  # parts with one row, or one number, for each row of the weight
+
+    def neuron_axis(self, entry: Entry, name: str, part: Num[Tensor, "..."]) -> int | None:
+        del entry, part
+        return 0 if name in self.row_names else None
+
+
+class _Product(_Factored):
     """Weights that are a product of two trained matrices, up to a constant: the last two parts, right factor first."""
 
     @abstractmethod
@@ -36,12 +45,12 @@ class _Product(PerWeight):
     def metric(self, local: LocalMap) -> ProductMetric:
         left, right = self._trained(local.parts)
         factor = self.factor(local.parts)
-        return ProductMetric(_matrix(local.entry), factor * left, factor * right)
+        return ProductMetric(as_matrix(local.entry), factor * left, factor * right)
 
     def second_order_product(
         self, local: LocalMap, gradient: Float[Tensor, "numel"], tangents: Float[Tensor, "coordinates columns"]
     ) -> Float[Tensor, "coordinates columns"]:
-        slope = self.factor(local.parts) * _matrix(local.entry).rows(gradient)
+        slope = self.factor(local.parts) * as_matrix(local.entry).rows(gradient)
         if self.frozen:  # then the map is linear
             return torch.zeros_like(tangents)
         right, left = (local.parts[name] for name in self.part_names)
@@ -59,7 +68,7 @@ class _Product(PerWeight):
         )
 
 
-class _Adapter(PerWeight):
+class _Adapter(_Factored):
     """What LoRA and DoRA share: a constant matrix plus a scaled product of low rank."""
 
     constant_names = ("base", "scale")
@@ -92,7 +101,7 @@ class _Adapter(PerWeight):
         return []
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
-        matrix = _matrix(entry).rows(weight.reshape(-1))
+        matrix = as_matrix(entry).rows(weight.reshape(-1))
         scale = self.alpha / self.rank
         if self.init == "zero":
             stream = np.random.default_rng([self.seed, zlib.crc32(entry.name.encode())])
@@ -101,12 +110,12 @@ class _Adapter(PerWeight):
             left = matrix.new_zeros(len(matrix), self.rank)
         else:
             left, right = _balanced(matrix / scale, self.rank)
-        base = _matrix(entry).from_rows(matrix - scale * left @ right).reshape(entry.shape)
+        base = as_matrix(entry).from_rows(matrix - scale * left @ right).reshape(entry.shape)
         return {"a": right, "b": left, "base": base, "scale": weight.new_tensor(scale)}
 
     def adapted(self, entry: Entry, parts: Parts) -> Float[Tensor, "rows length"]:
         """The constant matrix plus the scaled product."""
-        base = _matrix(entry).rows(parts["base"].reshape(-1))
+        base = as_matrix(entry).rows(parts["base"].reshape(-1))
         return base + parts["scale"] * parts["b"] @ parts["a"]
 
 
@@ -148,12 +157,13 @@ class LoRA(_Adapter, _Product):
 
     name = "lora"
     part_names = ("a", "b")
+    row_names = ("b",)
 
     def factor(self, parts: Parts) -> Tensor:
         return parts["scale"]
 
     def weight(self, entry: Entry, parts: Parts) -> Float[Tensor, "..."]:
-        return _matrix(entry).from_rows(self.adapted(entry, parts)).reshape(entry.shape)
+        return as_matrix(entry).from_rows(self.adapted(entry, parts)).reshape(entry.shape)
 
 
 class DoRA(_Adapter):
@@ -204,13 +214,14 @@ class DoRA(_Adapter):
                 f"dim must be 0 (a norm for each row, a neuron) or 1 (a norm for each column), got {dim!r}."
             )
         self.dim = dim
+        self.row_names = ("g", "b") if dim == 0 else ("b",)
         super().__init__(rank, alpha=alpha, init=init, seed=seed, layers=layers, frozen=frozen, values=values)
 
     def _labels(self) -> list[str]:
         return ["dim=1"] if self.dim == 1 else []
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
-        norms = self._norms(_matrix(entry).rows(weight.reshape(-1))).reshape(-1)
+        norms = self._norms(as_matrix(entry).rows(weight.reshape(-1))).reshape(-1)
         refuse_zero_rows(norms, entry, "the weights of" if self.dim == 0 else "the transposed weights of")
         return {"g": norms, **super().parts(entry, weight)}
 
@@ -218,7 +229,7 @@ class DoRA(_Adapter):
         adapted = self.adapted(entry, parts)
         norms = self._norms(adapted)
         rows = parts["g"].view(norms.shape) / norms * adapted
-        return _matrix(entry).from_rows(rows).reshape(entry.shape)
+        return as_matrix(entry).from_rows(rows).reshape(entry.shape)
 
     def _norms(self, matrix: Tensor) -> Tensor:
         return torch.linalg.vector_norm(matrix, dim=1 - self.dim, keepdim=True)
@@ -255,6 +266,7 @@ class DeepLinear(_Product):
 
     name = "deep-linear"
     part_names = ("w1", "w2")
+    row_names = ("w2",)
 
     def __init__(
         self,
@@ -275,22 +287,17 @@ class DeepLinear(_Product):
         return 1.0
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
-        matrix = _matrix(entry).rows(weight.reshape(-1))
+        matrix = as_matrix(entry).rows(weight.reshape(-1))
         left, right = _balanced(matrix, self.width or min(matrix.shape))
         return {"w1": right, "w2": left}
 
     def weight(self, entry: Entry, parts: Parts) -> Float[Tensor, "..."]:
-        return _matrix(entry).from_rows(parts["w2"] @ parts["w1"]).reshape(entry.shape)
+        return as_matrix(entry).from_rows(parts["w2"] @ parts["w1"]).reshape(entry.shape)
 
     def project(self, entry: Entry, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        if self.width is None or self.width >= min(_matrix(entry).rows(weight.reshape(-1)).shape):
+        if self.width is None or self.width >= min(as_matrix(entry).rows(weight.reshape(-1)).shape):
             return weight
         return self.weight(entry, self.parts(entry, weight))
-
-
-def _matrix(entry: Entry) -> Entry:
-    """The weight as the matrix of its neurons, whose rows these are."""
-    return replace(entry, norm_axis=entry.neuron_axis or 0)
 
 
 def _balanced(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

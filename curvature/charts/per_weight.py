@@ -11,7 +11,7 @@ import copy
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -25,7 +25,7 @@ from curvature.charts.metrics import DenseMetric, WeightMetric
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry, Layout
 
-__all__ = ["LocalMap", "Parts", "PerWeight", "PerWeightChart"]
+__all__ = ["LocalMap", "Parts", "PerWeight", "PerWeightChart", "as_matrix"]
 
 Parts = Mapping[str, Tensor]
 
@@ -102,6 +102,13 @@ class PerWeight(Parameterization):
         """Move a weight to the nearest one that can be written so."""
         del entry
         return weight
+
+    def neuron_axis(self, entry: Entry, name: str, part: Num[Tensor, "..."]) -> int | None:
+        """Axis of a part whose index is the neuron; None if it belongs to no single one."""
+        del name
+        if part.shape == entry.shape:
+            return entry.neuron_axis
+        return 0 if part.shape == (entry.num_rows,) and entry.norm_axis == entry.neuron_axis else None
 
     def advice(self) -> str:
         """What to do about a weight that cannot be written so."""
@@ -282,7 +289,10 @@ class PerWeightChart(Chart):
                 entries.append(entry)
                 point.append(weights[span])
                 continue
-            entries += [_part_entry(entry, name, local.parts[name]) for name in parameterization.trained]
+            for name in parameterization.trained:
+                part = local.parts[name]
+                axis = parameterization.neuron_axis(entry, name, part)
+                entries.append(Entry(f"{entry.name}.{name}", tuple(part.shape), entry.layer, axis))
             point.append(local.coordinates)
         self.layout = Layout(tuple(entries))
         self.coordinates = torch.cat(point)
@@ -361,9 +371,17 @@ class PerWeightChart(Chart):
         return torch.cat(pieces)
 
 
-def _part_entry(entry: Entry, name: str, part: Num[Tensor, "..."]) -> Entry:
-    """Name and shape of a part; it has the neurons of the weight where it has one row, or one number, for each."""
-    shape = tuple(part.shape)
-    neurons = None if entry.neuron_axis is None else entry.shape[entry.neuron_axis]
-    axis = 0 if part.ndim == 1 and shape[0] == neurons else None
-    return Entry(f"{entry.name}.{name}", shape, entry.layer, entry.neuron_axis if shape == entry.shape else axis)
+def as_matrix(entry: Entry) -> Entry:
+    """Take a weight as the matrix of its neurons: output channels by everything else.
+
+    Parameters
+    ----------
+    entry
+        The weight, whose rows for weight normalization may be others.
+
+    Returns
+    -------
+    Entry
+        The same tensor, whose rows are its neurons.
+    """
+    return replace(entry, norm_axis=entry.neuron_axis or 0)

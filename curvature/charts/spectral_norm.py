@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
-from curvature.charts.per_weight import LocalMap, Parts, PerWeight
+from curvature.charts.per_weight import LocalMap, Parts, PerWeight, as_matrix
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry
 from curvature.linalg.singular import thin_svd
@@ -39,8 +39,8 @@ class SpectralNorm(PerWeight):
 
     Notes
     -----
-    A weight is a matrix of its rows, as PyTorch reshapes it: output channels by everything else. Second derivatives
-    are closed, since those of a singular value decomposition fail where any two singular values are equal.
+    A weight is the matrix of its neurons, as PyTorch reshapes it: output channels by everything else. Second
+    derivatives are closed, since those of a singular value decomposition fail where any two singular values are equal.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class SpectralNorm(PerWeight):
         super().__init__(layers=layers, frozen=frozen, values=values)
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
-        norm = torch.linalg.matrix_norm(entry.rows(weight.reshape(-1)), 2)
+        norm = torch.linalg.matrix_norm(as_matrix(entry).rows(weight.reshape(-1)), 2)
         if norm == 0:
             raise InputError(
                 f"the weights of layer {entry.layer!r} ({entry.name}) are zero: spectral normalization has no "
@@ -75,11 +75,11 @@ class SpectralNorm(PerWeight):
         return {"gain": norm, "v": self.stretch * weight}
 
     def weight(self, entry: Entry, parts: Parts) -> Float[Tensor, "..."]:
-        norm = torch.linalg.matrix_norm(entry.rows(parts["v"].reshape(-1)), 2)
+        norm = torch.linalg.matrix_norm(as_matrix(entry).rows(parts["v"].reshape(-1)), 2)
         return parts["gain"] / norm * parts["v"]
 
     def check(self, entry: Entry, parts: Parts) -> None:
-        values = torch.linalg.svdvals(entry.rows(parts["v"].reshape(-1)))
+        values = torch.linalg.svdvals(as_matrix(entry).rows(parts["v"].reshape(-1)))
         if len(values) > 1 and not values[0] - values[1] > _APART * values[0]:
             raise InputError(
                 f"the two largest singular values of {entry.name!r} are equal ({float(values[0]):.6g}): the spectral "
@@ -89,14 +89,15 @@ class SpectralNorm(PerWeight):
     def second_order_product(
         self, local: LocalMap, gradient: Float[Tensor, "numel"], tangents: Float[Tensor, "coordinates columns"]
     ) -> Float[Tensor, "coordinates columns"]:
-        pair, gain = _top_pair(local.entry, local.parts["v"]), local.parts["gain"]
+        matrix = as_matrix(local.entry)
+        pair, gain = _top_pair(matrix, local.parts["v"]), local.parts["gain"]
         norm, slope = pair.norm, pair.slope
         has_gain = "gain" not in self.frozen
         change = tangents[0] if has_gain else torch.zeros_like(tangents[0])  # of the gain, for each column
         moved = tangents[1:] if has_gain else tangents  # of v
         along, inner = slope @ moved, gradient @ moved
         height = gradient @ local.parts["v"].reshape(-1)
-        curved = pair.bend(local.entry, moved)
+        curved = pair.bend(matrix, moved)
         product = change * (gradient / norm - height / norm**2 * slope)[:, None]
         product -= gain / norm**2 * (gradient[:, None] * along + slope[:, None] * inner + height * curved)
         product += 2 * gain * height / norm**3 * slope[:, None] * along

@@ -140,6 +140,22 @@ def test_pissa_holds_the_first_singular_triplets_whatever_the_factor():
         assert distance(parts["b"].T @ parts["b"], parts["a"] @ parts["a"].T) < 1e-13
 
 
+@pytest.mark.parametrize(
+    ("parameterization", "axes"),
+    [
+        (cv.LoRA(4), {"a": None, "b": 0}),  # of rank 4 every matrix below has the shape of the weight
+        (cv.DeepLinear(), {"w1": None, "w2": 0}),
+        (cv.DoRA(4), {"g": 0, "a": None, "b": 0}),
+        (cv.DoRA(4, dim=1), {"g": None, "a": None, "b": 0}),
+        (cv.RandomWeightFactorization(), {"s": 0, "v": 0}),
+    ],
+    ids=repr,
+)
+def test_only_rows_of_the_left_factor_belong_to_a_neuron(parameterization, axes):
+    chart = chart_of(parameterization, 4, 4)
+    assert {entry.name.removeprefix("w."): entry.neuron_axis for entry in chart.layout.entries} == axes
+
+
 def test_narrow_deep_linear_weights_are_the_truncated_matrix():
     chart = cv.DeepLinear(2)
     layout = Layout((Entry("w", (5, 7), "w", neuron_axis=0, normalized=True),))

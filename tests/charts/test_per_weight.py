@@ -96,6 +96,20 @@ def test_the_spectral_norm_equals_that_of_pytorch_in_value_and_gradient(generato
     assert distance(pulled[: ROWS * LENGTH, 0].view(ROWS, LENGTH), expected) < 1e-12
 
 
+def test_the_spectral_norm_of_a_transposed_convolution_is_that_of_its_output_channels():
+    layer = nn.ConvTranspose2d(2, 3, 2).double()
+    torch.manual_seed(0)
+    normed = parametrizations.spectral_norm(nn.ConvTranspose2d(2, 3, 2).double(), n_power_iterations=200)
+    raw = normed.parametrizations.weight.original.detach()
+    layer.weight.data = raw.clone()
+    problem = cv.Problem.from_module(layer, loss="mse", data=(normal(1, 4, 2, 2, 2), normal(2, 4, 3, 3, 3)))
+    chart = cv.SpectralNorm().at(problem.layout, problem.weights)
+    assert distance(raw / chart.maps["weight"].parts["gain"], normed.weight.detach()) < 1e-12
+    slope, tangents = normal(3, problem.dim), normal(4, chart.dim, 2)
+    closed, default = (kind.second_order_product(chart, slope, tangents) for kind in (type(chart), cv.charts.Chart))
+    assert distance(closed, default) < 1e-11
+
+
 def test_training_moves_the_parts_and_keeps_what_is_frozen():
     chart = cv.WeightStandardization(frozen=("g",)).at(LAYOUT, cv.WeightStandardization().nearest(LAYOUT, WEIGHTS))
     theta = chart.coordinates + 0.1 * normal(7, chart.dim)

@@ -92,8 +92,8 @@ DEFECTS = [
     Defect(
         "second derivatives of a product without its factor",
         "charts:_Product.second_order_product",
-        "$chart.factor($local.parts) * _matrix($local.entry).rows($gradient)",
-        "_matrix($local.entry).rows($gradient)",
+        "$chart.factor($local.parts) * as_matrix($local.entry).rows($gradient)",
+        "as_matrix($local.entry).rows($gradient)",
         ("closed_second_order_equals_the_default_by_torch_func",),
     ),
     Defect(
