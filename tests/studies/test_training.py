@@ -425,8 +425,16 @@ def test_weight_norm_arm_trains_by_adam_on_g_and_v(name):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(0.1), SGD(0.1, momentum=0.5), Adam(0.1, epsilon=1.0), Adam(0.1, betas=(0.5, 0.9), epsilon=1.0)],
-    ids=["plain", "momentum", "adam", "adam-betas"],
+    [
+        SGD(0.1),
+        SGD(0.1, momentum=0.5),
+        Adam(0.1, epsilon=1.0),
+        Adam(0.1, betas=(0.5, 0.9), epsilon=1.0),
+        SGD(0.1, weight_decay=2.0),
+        SGD(0.1, weight_decay=2.0, momentum=0.5),
+        Adam(0.1, weight_decay=2.0, epsilon=1.0),
+    ],
+    ids=["plain", "momentum", "adam", "adam-betas", "decay", "momentum-decay", "adam-decay"],
 )
 def test_the_edge_of_stability_parts_convergence_from_divergence_on_a_quadratic(optimizer):
     """At small gradients the epsilon of Adam is its divisor, and the eigenvalue that counts is the one over epsilon."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -163,5 +163,6 @@ def start(problem: Problem, name: str, *, seed: int, batch_size: int | None = No
     if name == "paper":
         return paper_start(problem, seed=seed, batch_size=batch_size)
     if name == "centred":
-        return Start("centred", nearest(problem, WeightStandardization()), seed)
+        centred = replace(nearest(problem, WeightStandardization()), chart=Standard())  # each arm brings its chart
+        return Start("centred", centred, seed)
     return Start("module", problem, seed)

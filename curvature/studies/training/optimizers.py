@@ -51,9 +51,15 @@ class Optimizer:
 
         Without decay it is $2/\eta$ for gradient descent, $(2 + 2\mu)/\eta$ with heavy-ball momentum, and
         $(2 + 2\beta_1) / ((1 - \beta_1)\eta)$ for Adam, there of the Hessian that Adam's divisors precondition
-        (Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484).
+        (Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484). Decay $\lambda$ shrinks the
+        coordinates by $1 - \eta\lambda$ in every step, and puts $2 - \eta\lambda$ in the place of 2.
         """
         raise NotImplementedError
+
+    @property
+    def _plain_edge(self) -> float:
+        """Edge without momentum."""
+        return 2 / self.learning_rate - self.weight_decay
 
     def _decay(self, coordinates: Tensor) -> None:
         if self.weight_decay:
@@ -77,7 +83,7 @@ class SGD(Optimizer):
 
     @property
     def edge(self) -> float:
-        return 2 * (1 + self.momentum) / self.learning_rate
+        return (1 + self.momentum) * self._plain_edge
 
     def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         velocity = torch.zeros_like(coordinates)
@@ -113,7 +119,7 @@ class Adam(Optimizer):
     @property
     def edge(self) -> float:
         first = self.betas[0]
-        return 2 * (1 + first) / ((1 - first) * self.learning_rate)
+        return (1 + first) / (1 - first) * self._plain_edge
 
     def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
         mean, square = torch.zeros_like(coordinates), torch.zeros_like(coordinates)
