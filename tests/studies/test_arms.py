@@ -224,7 +224,7 @@ def by_parts(method, layer, scale):
 def test_descendants_train_as_a_module_written_by_hand(nets, kind, method, optimizer):
     module, problem = nets[kind]
     begun = start(problem, "centred", seed=3)
-    assert isinstance(begun.problem.chart, Standard)  # the others are measured in their own charts only
+    assert isinstance(begun.problem.chart, cv.Standard)  # the others are measured in their own charts only
     trainable = Arm(method, "centred").begin(begun)
     named, parts = (
         begun.problem.unflatten(begun.problem.weights),
