@@ -228,8 +228,7 @@ class WeightStandardization(PerWeight):
         super().__init__(layers=layers, frozen=frozen, values=values)
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
-        centred = _centred(entry.rows(weight.reshape(-1)))
-        _refuse_constant_rows(centred, entry)
+        centred = _centred_rows(entry, weight)
         return {"g": row_norms(centred), "v": entry.from_rows(self.stretch * centred).reshape(entry.shape)}
 
     def weight(self, entry: Entry, parts: Parts) -> Float[Tensor, "..."]:
@@ -244,21 +243,25 @@ class WeightStandardization(PerWeight):
         return RowMetric(local.entry, centred / lengths[:, None], along, across, centred=True)
 
     def project(self, entry: Entry, weight: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return entry.from_rows(_centred(entry.rows(weight.reshape(-1)))).reshape(entry.shape)
+        return entry.from_rows(_centred_rows(entry, weight)).reshape(entry.shape)
 
 
 def _centred(rows: Tensor) -> Tensor:
     return rows - rows.mean(dim=1, keepdim=True)
 
 
-def _refuse_constant_rows(centred: Tensor, entry: Entry) -> None:
-    """Refuse rows whose entries are all equal: they have no direction once their mean is taken away."""
-    constant = (centred.abs().amax(dim=1) == 0).nonzero().flatten().tolist()
+def _centred_rows(entry: Entry, weight: Tensor) -> Tensor:
+    """Rows without their mean; rows whose entries are equal up to rounding are refused: no direction is left."""
+    rows = entry.rows(weight.reshape(-1))
+    centred = _centred(rows)
+    rounding = 10 * torch.finfo(rows.dtype).eps * rows.abs().amax(dim=1)
+    constant = (centred.abs().amax(dim=1) <= rounding).nonzero().flatten().tolist()
     if constant:
         raise InputError(
             f"row {constant[0]} of layer {entry.layer!r} ({entry.name}) is constant: without its mean it is zero and "
             "has no direction. Give it other values, or leave the layer out (layers=)."
         )
+    return centred
 
 
 def _refuse_not_positive(value: float, what: str) -> None:

@@ -141,6 +141,8 @@ def test_the_problem_at_the_nearest_weights_says_how_far_it_moved(mlp, regressio
     assert cv.nearest(problem, cv.Sphere()).notes == ()
     assert torch.equal(cv.nearest(problem, cv.Sphere()).weights, problem.weights)
     assert problem.notes == ()
+    with pytest.raises(cv.ConfigurationError, match=r"must be a Parameterization.*got str"):
+        cv.nearest(problem, "sphere")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,11 @@ def test_points_without_a_derivative_are_refused():
     for chart in (cv.Sphere(), cv.WeightStandardization()):
         with pytest.raises(cv.InputError, match="row 1"):
             chart.at(LAYOUT, zero)
+    constant = WEIGHTS.clone()
+    constant[LENGTH : 2 * LENGTH] = 0.1  # whose mean, subtracted, may leave rounding
+    for move in (cv.WeightStandardization().nearest, cv.WeightStandardization().at):
+        with pytest.raises(cv.InputError, match=r"row 1 of layer '0' \(0.weight\) is constant"):
+            move(LAYOUT, constant)
     orthogonal = torch.cat([torch.eye(ROWS, LENGTH, dtype=torch.float64).reshape(-1), WEIGHTS[-ROWS:]])
     with pytest.raises(cv.InputError, match=r"two largest singular values of '0.weight' are equal"):
         cv.SpectralNorm().at(LAYOUT, orthogonal)
