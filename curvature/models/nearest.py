@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from curvature.charts import Parameterization
+from curvature.errors import ConfigurationError
 from curvature.models.problem import Problem
 from curvature.precision import full_precision
 
@@ -34,6 +35,11 @@ def nearest(problem: Problem, chart: Parameterization) -> Problem:
         sentence in ``notes``, which every report repeats, says how far the weights moved and what the loss is before
         and after. The problem at its own weights, if they can be represented.
 
+    Raises
+    ------
+    ConfigurationError
+        If ``chart`` is no parameterization.
+
     Examples
     --------
     >>> import curvature as cv
@@ -42,6 +48,10 @@ def nearest(problem: Problem, chart: Parameterization) -> Problem:
     >>> cv.pullback(cv.ggn(moved), moved.chart)
     SymmetricOperator(ggn, weight-standardization (canonical), 628 x 628, float64, cpu)
     """
+    if not isinstance(chart, Parameterization):
+        raise ConfigurationError(
+            f"chart must be a Parameterization such as WeightStandardization(), got {type(chart).__name__}."
+        )
     weights = chart.nearest(problem.layout, problem.weights)
     distance = float(torch.linalg.vector_norm(weights - problem.weights) / torch.linalg.vector_norm(problem.weights))
     if distance <= 1e3 * torch.finfo(weights.dtype).eps:  # what a chart takes for rounding at its point
