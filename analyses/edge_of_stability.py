@@ -7,8 +7,8 @@ loss keeps falling. The edge is ``2 / eta`` for gradient descent, ``2 (1 + mu) /
 coordinates of a chart, such as ``(g, v)`` of weight normalization, with the second-order term; for Adam preconditioned
 by its divisors, ``P^(-1/2) H P^(-1/2)``. An answer is the largest eigenvalue over the edge along training, with a line
 at 1: near 1 in the geometry of the steps, anywhere on the weights. Beside it is the critical sharpness
-(arXiv:2601.16979): the curvature along the step itself, from values of the loss alone, which is at most the largest
-eigenvalue where the loss is quadratic.
+(arXiv:2601.16979) of a step without momentum: the curvature along the gradient, for Adam divided by its divisors, from
+values of the loss alone. It is at most the largest eigenvalue where the loss is quadratic.
 
     python -m analyses.edge_of_stability --out results/edge_of_stability [--fast]
 
@@ -16,8 +16,8 @@ Writes curves.json (every number in the figure) and figure.svg. About five minut
 
 Keys: ``rows`` has one entry per point (``case, seed, learning_rate, step, loss, own, weights, critical``); the last
 three are over the edge: in the geometry of the steps, on the weights (none for Adam, whose edge has another unit), and
-along the step. ``summary`` has one entry per
-case and seed: the medians over the second half of training, and the largest value.
+along the gradient. ``summary`` has one entry per case and seed: the medians over the second half of training, the first
+value and the largest.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ ON_THE_WEIGHTS = ("gradient descent", "momentum")
 LOOKS = {
     "own": {"color": BLUE, "linestyle": "-", "marker": "o", "label": "in the geometry of the steps"},
     "weights": {"color": GRAY, "linestyle": ":", "marker": "v", "label": "Hessian on the weights"},
-    "critical": {"color": VERMILLION, "linestyle": "-.", "marker": "x", "label": "along the step (critical sharpness)"},
+    "critical": {
+        "color": VERMILLION,
+        "linestyle": "-.",
+        "marker": "x",
+        "label": "along the gradient (critical sharpness)",
+    },
 }
 FAST = ("gradient descent", "weight norm", "weight norm, paper's gauge", "Adam")
 SEEDS = (0, 1, 2)
@@ -111,7 +116,7 @@ def sharpness(problem: cv.Problem, chart: cv.Parameterization, divisors: Tensor 
     return float(cv.extremal_eigenvalues(operator, num_largest=1, tolerance=TOLERANCE).largest[0])
 
 
-def along_the_step(problem: cv.Problem, chart: cv.Parameterization, divisors: Tensor | None = None) -> float:
+def along_the_gradient(problem: cv.Problem, chart: cv.Parameterization, divisors: Tensor | None = None) -> float:
     """Critical sharpness of a step along the gradient in a chart, divided by the divisors."""
     point, loss = chart.at(problem.layout, problem.weights), problem.value()
     gradient = point.pull(problem.gradient()[:, None])[:, 0]
@@ -155,7 +160,7 @@ def _run(problem: cv.Problem, case: str, seed: int, *, fast: bool) -> list[dict]
         numbers = {
             "own": sharpness(here, point.chart, geometry),
             "weights": None if divisors else sharpness(here, cv.Standard()),
-            "critical": along_the_step(here, point.chart, geometry),
+            "critical": along_the_gradient(here, point.chart, geometry),
         }
         rows.append(
             {"learning_rate": optimizer.learning_rate, "step": point.step, "loss": losses[point.step]}
@@ -218,7 +223,7 @@ def main() -> None:
     rows = measure(fast=options.fast)
     runs = summary(rows)
     write(options, __doc__, {"summary": runs, "rows": rows}, draw(rows))
-    print(f"{'case':>28}  seed  over the edge: at the start, second half (largest); on the weights; along the step")
+    print(f"{'case':>28}  seed  over the edge: at the start, second half (largest); on the weights; along the gradient")
     for row in runs:
         weights = "-" if row["weights"] is None else f"{row['weights']:.2f}"
         print(

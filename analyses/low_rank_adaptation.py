@@ -3,9 +3,10 @@ r"""Are LoRA and DoRA better conditioned than full fine-tuning, at the same func
 Claim tested: adapting a trained network by low-rank factors, with DoRA's normalization on top (Liu et al. 2024,
 arXiv:2402.09353), conditions the problem better than moving all weights. The base network is trained on digits; the new
 task is the same digits transposed. Full fine-tuning, LoRA and DoRA start at the same function, and the GGN of the new
-task there is pulled back to each of them: the spectra differ by the chart alone. Then each adapts by gradient descent
-at its own tuned rate, and the spectra are taken again, now at different functions. An answer is the spectrum, its rank,
-``kappa_80`` and largest eigenvalue in each at both points, with the loss each reaches.
+task there is pulled back to each of them: the spectra differ by the chart alone. Every weight has an adapter, and the
+biases are trained in all three. Then each adapts by gradient descent at its own tuned rate, and the spectra are taken
+again, now at different functions. An answer is the spectrum, its rank, ``kappa_80`` and largest eigenvalue in each at
+both points, with the loss each reaches.
 
     python -m analyses.low_rank_adaptation --out results/low_rank_adaptation [--fast]
 

@@ -105,11 +105,11 @@ def test_critical_sharpness_is_the_rayleigh_quotient_of_the_step_where_the_loss_
     problem = cv.Problem.from_module(torch.nn.Linear(4, 2).double(), loss="mse", data=data)
     gradient, hessian = problem.gradient(), cv.hessian(problem).dense()
     quotient = float(gradient @ hessian @ gradient / (gradient @ gradient))
-    assert module.along_the_step(problem, cv.Standard()) == pytest.approx(quotient, rel=2e-3)
+    assert module.along_the_gradient(problem, cv.Standard()) == pytest.approx(quotient, rel=2e-3)
     divisors = normal(generator, problem.dim).abs() + 0.1
     step = gradient / divisors
     quotient = float(step @ hessian @ step / (step @ gradient))
-    assert module.along_the_step(problem, cv.Standard(), divisors) == pytest.approx(quotient, rel=2e-3)
+    assert module.along_the_gradient(problem, cv.Standard(), divisors) == pytest.approx(quotient, rel=2e-3)
     scaled = hessian * divisors.rsqrt()[:, None] * divisors.rsqrt()
     top = float(torch.linalg.eigvalsh(scaled)[-1])
     assert module.sharpness(problem, cv.Standard(), divisors) == pytest.approx(top, rel=2 * module.TOLERANCE)
