@@ -72,7 +72,7 @@ def execute_analysis(flags: dict[str, Any], run_options: RunOptions) -> None:
         for warning in analysis.warnings:
             terminal.warn(f"{analysis.label}: {warning}" if len(analyses) > 1 else warning)
     if out is not None:
-        terminal.note(f"written: {out}, with analysis.csv, analysis.json and a figure for each table")
+        terminal.note(f"written: {out}, with report.html, analysis.csv, analysis.json and a figure for each table")
         terminal.note(f"next: {command_again('analyze', config, out, '--out', f'{out}-again')} repeats this run")
     exit_on(rules, numbers_of_analyses(analyses), terminal, strict=run_options.strict)
     exit_if_open(_open_numbers(analyses), terminal, strict=run_options.strict)

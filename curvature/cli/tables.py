@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +15,8 @@ from curvature.text import count, listed, one_line, printable
 
 if TYPE_CHECKING:
     from curvature.linalg.planning import Plan
-    from curvature.records import Spectrum, Study, Verdict
+    from curvature.records import Spectrum, Study
+    from curvature.report.effects import Effect
     from curvature.report.table import Row, Table
     from curvature.studies import StudyPlan
 
@@ -80,7 +80,7 @@ def _print_pictures(spectra: Sequence[Spectrum], verbose: bool) -> None:
 
 
 def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> None:
-    """Print what the report says too, from the same tables: verdicts, then medians and ranges over seeds.
+    """Print the answer and the picture of every claim; with options, from the tables of the report, all the rest.
 
     Parameters
     ----------
@@ -89,68 +89,89 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
     document
         Its summary.
     verbose
-        Whether to print gauges that equal the standard chart, the sweep over gauges, notes and all findings.
+        Whether to print how each claim was decided, the tables, and all findings.
     """
+    from curvature.report.claims import claim_effects
+
+    _echo(f"{document['question']}\n\n{_printable_words(document['answer']['plain'])}\n")
+    _print_picture([effect for effect in claim_effects(study) if effect.outcome != "not tested"])
+    untested = [row for row in document["verdicts"] if row["outcome"] == "not tested"]
+    if untested:
+        _echo(_printable_words(f"not tested: {'; '.join(row['label'] for row in untested)}"))
+    failed = [row for row in document["verdicts"] if row["control_passed"] is False]
+    for row in failed:
+        _echo(_printable_words(f"{row['label']}: {row['control_words']}"))
+    for finding in document["findings"]:
+        if finding["kind"] == "problem":
+            _echo(finding["text"])
+    if verbose:
+        _echo()
+        _print_rest(study, document)
+    else:
+        _echo("-v prints how each claim was decided, and every table")
+
+
+def _print_picture(effects: Sequence[Effect]) -> None:
+    from curvature.report.effects import text_forest
+
+    colors = {"supported": "green", "opposite": "red"}
+    width = shutil.get_terminal_size((_WIDTH, 24)).columns
+    for line in text_forest(effects, width=width, ascii_only=not _can_print("κ₈₀─●│░◂▸✓≈✗")):
+        outcome = next((effect.outcome for effect in effects if line[2:].startswith(f"{effect.outcome} ")), "")
+        typer.secho(printable(line), fg=colors.get(outcome, "yellow" if outcome == "undecided" else None))
+    _echo("factors with 95 % intervals; below 1 favours weight norm; shaded: within 10 %\n")
+
+
+def _printable_words(text: str) -> str:
+    from curvature.report.effects import ascii_words
+
+    return text if _can_print("κ₈₀−≈") else ascii_words(text)
+
+
+def _print_rest(study: Study, document: Mapping[str, Any]) -> None:
+    """Print how each claim was decided, then medians and ranges over seeds."""
     from curvature.report.tables import KINDS, ratios, spectra, steps, training, verdicts
 
-    _print_verdicts(study.verdicts, verbose)
+    for row in document["verdicts"]:
+        _print_verdict(row)
+    _echo()
     _print_tables([verdicts.decomposition_table(document)])
     _echo(f"Median over {count(len(document['seeds']), 'seed')} [lowest, highest]\n")
     print_table(training.training_table(document))
-    shown = _shown_rows(document, verbose)
+    shown = _shown_rows(document)
     _print_tables(table.without(_WIDE) for table in spectra.summary_tables(document, shown))
     _print_tables(ratios.ratio_tables(document, shown))
     _print_tables([ratios.equality_table(document)])
     _print_tables(table for kind in KINDS if kind.key not in _APART and kind.tables for table in kind.tables(document))
     _print_tables(steps.efficiency_tables(document, study.config.get("relative_damping", 1e-3)))
     for finding in document["findings"]:
-        if finding["kind"] == "limit" or verbose:
-            _echo(finding["text"] + "\n")
+        _echo(finding["text"] + "\n")
 
 
-def _shown_rows(document: Mapping[str, Any], verbose: bool) -> Callable[[Row], bool]:
+def _shown_rows(document: Mapping[str, Any]) -> Callable[[Row], bool]:
     """Decide which rows are printed: whole matrices, without those that equal the standard chart."""
     equal = {row["matrix"] for row in document["equality"]}
 
     def shown(row: Row) -> bool:
         repeated = row["gauge"].startswith("stretch=") or (row["gauge"] == "canonical" and row["matrix"] in equal)
         whole = row["block"] == "all" and (row["effective"] or row["chart"] == "standard")
-        return whole and (verbose or not repeated)
+        return whole and not repeated
 
     return shown
 
 
-def _print_verdicts(verdicts: Sequence[Verdict], verbose: bool) -> None:
-    """Print a block per claim: icon and word, the number with its interval, the rule; then what was not tested."""
-    if not verdicts:
-        return
-    _echo("Verdicts (each number is positive where the claim holds)\n")
-    for verdict in verdicts:
-        if verdict.outcome != "not tested":
-            _print_verdict(verdict, verbose)
-    untested = [verdict for verdict in verdicts if verdict.outcome == "not tested"]
-    if untested and not verbose:
-        _echo(f"- not tested: {', '.join(verdict.name for verdict in untested)} (-v says what each needs)")
-    for verdict in untested if verbose else ():
-        _echo(f"- not tested  {verdict.name}: {verdict.note}")
-    _echo()
-
-
-def _print_verdict(verdict: Verdict, verbose: bool) -> None:
-    colors = {"supported": "green", "opposite": "red"}
-    icon = verdict.icon if _can_print(verdict.icon) else {"✓": "+", "✗": "x"}.get(verdict.icon, verdict.icon)
-    typer.secho(f"{icon} {verdict.outcome}", fg=colors.get(verdict.outcome, "yellow"), bold=True, nl=False)
-    _echo(f"  {verdict.name}: {verdict.sentence}")
-    _echo(f"    {verdict.found}")
-    _echo(f"    {verdict.rule}")
-    if verdict.control:
-        value = "" if math.isnan(verdict.control_estimate) else f" {verdict.control_estimate:+.2g}"
-        passed = (
-            "" if verdict.control_passed is None else ", as expected" if verdict.control_passed else ", NOT as expected"
-        )
-        _echo(f"    control, {verdict.control}:{value}{passed}")
-    if verbose and verdict.note:
-        _echo(f"    {verdict.note}")
+def _print_verdict(row: Row) -> None:
+    """Print a block for one claim: what was compared, why the outcome is what it is, control and adjusted interval."""
+    lines = (
+        f"{row['icon']} {row['outcome']}  {row['label']}: {row['number']}",
+        f"    {row['name']}: {row['sentence']}",
+        f"    {row['reason']}",
+        f"    {row['control_words']}" if row["control_words"] else "",
+        f"    decided by the {row['adjusted']}" if row["adjusted"] else "",
+        f"    {row['note']}" if row["note"] and row["outcome"] != "not tested" else "",
+    )
+    for line in filter(None, lines):
+        _echo(_printable_words(line))
 
 
 def plan_lines(plans: Mapping[str, Sequence[tuple[Plan, ...]]]) -> list[str]:

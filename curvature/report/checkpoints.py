@@ -16,6 +16,7 @@ from curvature.report.parts import read_sealed
 from curvature.report.plain import json_text, toml_text
 from curvature.report.render import table_csv
 from curvature.report.table import Entry, Table
+from curvature.report.words import factor_words, listed, matrix_name, short_number
 
 __all__ = ["ROWS", "checkpoint_files", "checkpoint_table", "checkpoint_tables", "load_rows"]
 
@@ -49,6 +50,31 @@ def checkpoint_tables(rows: Sequence[CheckpointSummary]) -> list[Table]:
         methods = ", ".join(dict.fromkeys(matrix.method for _, _, matrix in members))
         tables.append(Table(f"{label} ({methods})", header, body))
     return tables
+
+
+def _answer(rows: Sequence[CheckpointSummary]) -> str:
+    """What changes from the first checkpoint to the last, in factors, for the first matrix in the first chart."""
+    measured = [(row, row.points[0]) for row in rows if row.points and row.points[0].matrices]
+    if not measured:
+        return "No checkpoint could be measured."
+    (first, start), (last, end) = measured[0], measured[-1]
+    before, after = start.matrices[0], end.matrices[0]
+    name = matrix_name(before.matrix)
+    if first is last:
+        return f"One checkpoint, {first.checkpoint}: the largest eigenvalue of the {name} is {before.largest[0]}."
+    quantities = {
+        f"the largest eigenvalue of the {name}": (before.largest[0], after.largest[0]),
+        "its trace": (before.trace, after.trace),
+        "its condition number κ₈₀": (before.kappa_80, after.kappa_80),
+    }
+    changes = [
+        f"{words} by {factor_words(new.value / old.value)}"
+        for words, (old, new) in quantities.items()
+        if old.has_value and new.has_value and old.value > 0 and new.value > 0
+    ]
+    begins = f"From {first.checkpoint} to {last.checkpoint} the loss goes from {short_number(first.loss)} to"
+    changed = f", and training multiplies {listed(changes)}" if changes else ""
+    return f"{begins} {short_number(last.loss)}{changed}."
 
 
 def _shown(row: CheckpointSummary, point: TrackPoint, matrix: TrackedMatrix, count: int) -> tuple[Entry, ...]:
@@ -105,7 +131,7 @@ def checkpoint_files(rows: Sequence[CheckpointSummary], document: Mapping[str, A
         "track.csv": table_csv(checkpoint_table(rows)),
         ROWS: sealed_text(json.dumps({"rows": json.loads(to_json(list(rows)))}, indent=1) + "\n"),
         "figures/track.svg": svg,
-        "report.html": checkpoints_page(document, checkpoint_tables(rows), svg),
+        "report.html": checkpoints_page(document, checkpoint_tables(rows), svg, _answer(rows)),
     }
 
 

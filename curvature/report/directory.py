@@ -7,6 +7,7 @@ import math
 import re
 import tomllib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from curvature.records import Study
 from curvature.records.sealed import sealed_text, unsealed_text
 from curvature.records.validation import require
 from curvature.records.verdict import present_outcome
+from curvature.report.answer import answer_of, question_of
 from curvature.report.atomic import DONE, write_texts
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
@@ -27,6 +29,7 @@ from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv
 from curvature.report.result import SCHEMA, read_result, write_result
 from curvature.report.selection import shown_part
+from curvature.report.table import Row
 from curvature.report.tables import KINDS
 from curvature.report.target import check_target, shown_path
 from curvature.text import reason_of
@@ -46,7 +49,19 @@ _DERIVED = (
 _LINE = re.compile(rf"(?P<digest>[0-9a-f]{{64}})  (?P<name>{'|'.join(map(re.escape, _NEEDED))}|{_DERIVED})")  # of DONE
 _FIELDS = ("command", "model", "data", "num_weights", "num_examples")  # of a study, in its summary
 # Members of a summary but its hash: a summary with another one and no hash has lost its hash.
-_MEMBERS = {"schema", "version", *_FIELDS, "findings", "config", "provenance", "seeds", "checkpoints", "warnings"}
+_MEMBERS = {
+    "schema",
+    "version",
+    *_FIELDS,
+    "question",
+    "answer",
+    "findings",
+    "config",
+    "provenance",
+    "seeds",
+    "checkpoints",
+    "warnings",
+}
 _MEMBERS |= {kind.key for kind in KINDS}
 
 
@@ -99,12 +114,15 @@ def study_document(study: Study) -> dict[str, Any]:
         NaN and infinity are None, with a reason: in ``note`` of a quantity, in ``<name>_reason`` elsewhere.
     """
     rows = rows_of(study)
+    findings = findings_of(shown_part(study), rows)
     return plain_values(
         {
             "schema": SCHEMA,
             "version": __version__,
             **{name: getattr(study, name) for name in _FIELDS},
-            "findings": findings_of(shown_part(study), rows),
+            "question": question_of(rows["verdicts"], study.model),
+            "answer": answer_of(rows["verdicts"]) or _first_finding(findings),
+            "findings": findings,
             **rows,
             "config": dict(sorted(study.config.items())),  # TOML writes tables last, so it does not keep an order
             "provenance": dict(study.provenance),
@@ -201,16 +219,28 @@ def load_study(directory: str | Path) -> Study:
         ) from error
 
 
+def _first_finding(findings: Sequence[Row]) -> dict[str, str]:
+    """What a study without claims says first, in the form of an answer."""
+    results = [finding for finding in findings if finding["kind"] == "result"]
+    text = "Nothing was measured." if not results else " ".join([results[0]["text"], *results[0]["items"][:1]])
+    return {"outcome": "", "icon": "", "text": text, "plain": text}
+
+
 def _contents(study: Study) -> dict[str, str]:
     document, drawings = study_document(study), drawings_of(shown_part(study))
     svgs = {drawing.name: render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
+    small = {  # for the page alone
+        f"{drawing.name}-narrow": render_svg(drawing.narrow, drawing.title, salt=f"{drawing.name}-narrow")
+        for drawing in drawings
+        if drawing.narrow is not None
+    }
     return {
         "config.toml": toml_text(study.config),
         "provenance.json": json_text(plain_values(study.provenance)),
         "summary.json": sealed_text(json_text(document)),
         "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),
         **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
-        "report.html": html_page(document, drawings, svgs),
+        "report.html": html_page(document, drawings, svgs | small),
         **{f"figures/{name}.svg": text for name, text in svgs.items()},
     }
 

@@ -16,11 +16,11 @@ from curvature.report.words import (
     block_words,
     capital,
     chart_label,
+    factor_words,
     listed,
     matrix_name,
     quantity_name,
     short_number,
-    signed,
     stretch_of,
     subject,
 )
@@ -113,16 +113,17 @@ def _say_ratios(ratios: Sequence[Row], last: str) -> Iterable[dict[str, Any]]:
         spread_words = ", median over seeds (smallest to largest)" if rows[0]["pairs"] > 1 else ""
         yield _finding(
             "result",
-            f"{capital(matrix_name(matrix))}{point}: log-ratio of κ₉₅ to the standard chart{spread_words}; above 0 "
-            "is worse conditioned.",
+            f"{capital(matrix_name(matrix))}{point}: κ₉₅ over that of the standard chart{spread_words}; above 1 is "
+            "worse conditioned.",
             items,
         )
 
 
 def _ratio_words(row: Row) -> str:
-    spread = f" ({signed(row['low'])} to {signed(row['high'])}, {row['reading']})" if row["compared"] > 1 else ""
+    ends = factor_words(math.exp(row["low"])), factor_words(math.exp(row["high"]))
+    spread = f" ({ends[0]} to {ends[1]}, {row['reading']})" if row["compared"] > 1 else ""
     shared = row["design"] == "same weights" and row["arm"] != "given"
-    return signed(row["median"]) + spread + (f" at the weights of the {row['arm']} arm" if shared else "")
+    return factor_words(row["factor"]) + spread + (f" at the weights of the {row['arm']} arm" if shared else "")
 
 
 def _say_blocks(ratios: Sequence[Row], last: str) -> Iterable[dict[str, Any]]:
@@ -135,12 +136,12 @@ def _say_blocks(ratios: Sequence[Row], last: str) -> Iterable[dict[str, Any]]:
             medians = sorted(row["median"] for row in members)
             larger = sum(median > EQUAL for median in medians)
             items.append(
-                f"{chart_label(*chart)}: {signed(medians[0])} to {signed(medians[-1])}, larger in {larger} of "
-                f"{len(medians)} blocks"
+                f"{chart_label(*chart)}: {' to '.join(factor_words(math.exp(medians[k])) for k in (0, -1))}, larger "
+                f"in {larger} of {len(medians)} blocks"
             )
         yield _finding(
             "result",
-            f"{capital(matrix_name(matrix))}, block by block: log-ratio of κ₉₅ to the standard chart; above 0 is worse "
+            f"{capital(matrix_name(matrix))}, block by block: κ₉₅ over that of the standard chart; above 1 is worse "
             "conditioned. Blocks say nothing about the coupling between them.",
             items,
         )
@@ -258,7 +259,7 @@ def _say_limits(study: Study, document: Row) -> Iterable[dict[str, Any]]:
         yield _finding(
             "limit",
             f"Ranges are the smallest and the largest of {seeds} seeds: they show spread and are not confidence "
-            f"intervals. {'Claims are tested under Verdicts alone.' if study.verdicts else 'No claim is tested here.'}",
+            f"intervals. {'Intervals belong to the claims alone.' if study.verdicts else 'No claim is tested here.'}",
         )
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 from curvature._version import __version__
 from curvature.errors import ResourceError
+from curvature.report.answer import trust_lines, why_lines
 from curvature.report.drawings import Drawing
+from curvature.report.drawings.runs import runs_answer
 from curvature.report.figures import inline_svg
+from curvature.report.glossary import glossary, linked
 from curvature.report.plain import toml_text
 from curvature.report.render import page_number, table_html
 from curvature.report.table import Row, Table
@@ -17,9 +20,10 @@ from curvature.report.tables import tables_of
 from curvature.report.tables.spectra import rank_rules
 from curvature.text import printable
 
-__all__ = ["MAX_HTML", "checkpoints_page", "grid_page", "html_page", "runs_page"]
+__all__ = ["MAX_HTML", "analyses_page", "checkpoints_page", "grid_page", "html_page", "runs_page"]
 
 MAX_HTML = 5_000_000
+_PLACES = {"first": "claims", "overlay": "two-spectra", "sources": "sources"}  # of figures outside of their section
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
 
 
@@ -55,7 +59,45 @@ def html_page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mappi
     )
 
 
-def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: str) -> str:
+def analyses_page(
+    document: Mapping[str, Any], parts: Sequence[tuple[Table, str]], answer: str, warnings: Sequence[str]
+) -> str:
+    """Fill the template for overviews by layer.
+
+    Parameters
+    ----------
+    document
+        Model, data, configuration and provenance, in plain values.
+    parts
+        A table and its figure for each matrix and chart.
+    answer
+        The main numbers, in a sentence.
+    warnings
+        What to know before reading a number.
+
+    Returns
+    -------
+    str
+        The page.
+    """
+    from markupsafe import Markup
+
+    template = _environment().get_template("analysis.html")
+    return str(
+        template.render(
+            doc={"command": "analyze"} | dict(document),
+            question=f"Where is the curvature of {document['model']}?",
+            answer=answer,
+            parts=[(table, Markup(inline_svg(svg))) for table, svg in parts],
+            warnings=warnings,
+            versions=_versions(document["provenance"]),
+            config=toml_text(document["config"]),
+            max_rows=MAX_ROWS,
+        )
+    )
+
+
+def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: str, answer: str) -> str:
     """Fill the template for the checkpoints of a training run.
 
     Parameters
@@ -66,6 +108,8 @@ def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: 
         One for each matrix.
     svg
         The figure.
+    answer
+        What changes from the first checkpoint to the last, in a sentence.
 
     Returns
     -------
@@ -78,6 +122,8 @@ def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: 
     return str(
         template.render(
             doc=document,
+            question=f"How does the curvature of {document['model']} change along training?",
+            answer=answer,
             tables=tables,
             svg=Markup(inline_svg(svg)),
             versions=_versions(document["provenance"]),
@@ -125,7 +171,12 @@ def grid_page(
 
 
 def runs_page(
-    document: Mapping[str, Any], overview: Table, numbers: Sequence[Table], ratios: Table, svg: str | None
+    document: Mapping[str, Any],
+    overview: Table,
+    numbers: Sequence[Table],
+    ratios: Table,
+    drawing: Drawing | None,
+    svgs: Mapping[str, str],
 ) -> str:
     """Fill the template for several runs.
 
@@ -135,8 +186,10 @@ def runs_page(
         The runs, what differs between them, and their warnings, in plain values.
     overview, numbers, ratios
         The tables.
-    svg
-        The figure; None if there is none.
+    drawing
+        The picture of the ratios; None without one.
+    svgs
+        That picture in both its forms, and ``"eigenvalues"``, by name.
 
     Returns
     -------
@@ -149,10 +202,16 @@ def runs_page(
     return str(
         template.render(
             doc=document,
+            question=f"How do {len(document['runs'])} runs differ in their curvature?",
+            answer=runs_answer(ratios, list(document["runs"])),
+            drawing=drawing,
+            numbers={} if drawing is None else {drawing.name: 1},
+            svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
+            with_numbers=True,
             overview=overview,
-            numbers=numbers,
+            numbers_tables=numbers,
             ratios=ratios,
-            svg=None if svg is None else Markup(inline_svg(svg)),
+            svg=Markup(inline_svg(svgs["eigenvalues"])) if "eigenvalues" in svgs else None,
             warned=any(document["warnings"].values()),
             max_rows=MAX_ROWS,
         )
@@ -174,23 +233,36 @@ def _environment() -> Any:
     environment.filters |= {
         "number": page_number,
         "table": lambda table, *most_rows: Markup(table_html(table, *most_rows)),
+        "linked": lambda text: Markup(linked(printable(text))),
         "plain": lambda value: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False),
     }
+    environment.globals["glossary"] = glossary()
     return environment
 
 
 def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool) -> str:
     from markupsafe import Markup
 
+    named = {drawing.name: drawing for drawing in drawings}
+    pictures = {key: named.pop(name, None) for key, name in _PLACES.items()}
+    if pictures["first"] is None and named:
+        pictures["first"] = named.pop(next(iter(named)))
+    in_order = [drawing for drawing in (*pictures.values(), *named.values()) if drawing is not None]
     template = _environment().get_template("report.html")
     return str(
         template.render(
             doc=document,
-            drawings=drawings,
+            pictures=pictures,
+            drawings=list(named.values()),
+            numbers={drawing.name: number for number, drawing in enumerate(in_order, start=1)},
             svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
             with_numbers=with_numbers,
             tables=tables_of(document),
             rules=rank_rules(document),
+            trust=trust_lines(document),
+            why=why_lines(document),
+            passed=sum(check["passed"] for check in document["checks"]),
+            untested=[row for row in document["verdicts"] if row["outcome"] == "not tested"],
             versions=_versions(document["provenance"]),
             config=toml_text(document["config"]),
             max_rows=MAX_ROWS,

@@ -15,7 +15,7 @@ import numpy as np
 from rich.cells import cell_len
 
 from curvature.report.table import Cell, Entry, Table
-from curvature.report.words import quantity_symbol, short_number, signed
+from curvature.report.words import factor_words, quantity_symbol, short_number, signed
 from curvature.text import one_line, printable
 
 __all__ = ["page_number", "table_csv", "table_html", "table_text"]
@@ -116,6 +116,8 @@ def _terminal_number(value: float, cell: Cell, digits: int) -> str:
         return str(value)
     if cell.signed:
         return f"{value:+.2f}"
+    if cell.factor:
+        return factor_words(value)
     # A number with its range takes three times the room: without the padding of the exponent.
     return f"{value:.{digits}g}" if cell.low is None else short_number(value, digits).replace("−", "-")
 
@@ -198,7 +200,7 @@ def _html_entry(entry: Entry) -> str:
         text = _escaped(cell.value)
         text = f'<span class="failed">{text}</span>' if cell.status == "failed" else text
     else:
-        write = signed if cell.signed else page_number
+        write = signed if cell.signed else factor_words if cell.factor else page_number
         text = _escaped(_SIGNS.get(cell.status, "{}").format(write(cell.value)))
         if cell.low is not None and cell.high is not None and write(cell.low) != write(cell.high):
             small.insert(0, f"{write(cell.low)}&nbsp;to&nbsp;{write(cell.high)}")

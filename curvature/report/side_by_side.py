@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from curvature.records import ConditionNumbers, Measured, Quantity, Spectrum, Study
+from curvature.report.drawings.runs import draw_runs
 from curvature.report.figures import plot_spectra, render_svg
 from curvature.report.figures.style import add_legend
 from curvature.report.page import runs_page
@@ -73,7 +74,7 @@ class SideBySide(NamedTuple):
         What each run measured; one table for each matrix, with what at least two runs have; and each run over the
         first, paired by seed.
     files
-        ``report.html``, ``side_by_side.csv``, ``ratios.csv``, ``runs.json`` and ``figures/eigenvalues.svg``, by path.
+        ``report.html``, ``side_by_side.csv``, ``ratios.csv``, ``runs.json`` and figures, by path.
     """
 
     overview: Table
@@ -101,7 +102,12 @@ def side_by_side(runs: Mapping[str, Study]) -> SideBySide:
         _numbers_table(matrix, {place: of_runs for place, of_runs in places.items() if place.matrix == matrix})
         for matrix in dict.fromkeys(place.matrix for place in places)
     ]
+    drawing = draw_runs(ratios, next(iter(runs)))
     svg, omitted = _picture(places)
+    svgs = {} if svg is None else {"eigenvalues": svg}
+    if drawing is not None and drawing.narrow is not None:
+        pictures = {drawing.name: drawing.figure, f"{drawing.name}-narrow": drawing.narrow}
+        svgs |= {name: render_svg(figure, drawing.title, salt=name) for name, figure in pictures.items()}
     document = {
         "runs": {
             name: {"model": study.model, "data": study.data, "config": study.config} for name, study in runs.items()
@@ -111,13 +117,12 @@ def side_by_side(runs: Mapping[str, Study]) -> SideBySide:
         "not_drawn": omitted,
     }
     files = {
-        "report.html": runs_page(plain_values(document), overview, numbers, ratios, svg),
+        "report.html": runs_page(plain_values(document), overview, numbers, ratios, drawing, svgs),
         "runs.json": json_text(plain_values(document)),
         "side_by_side.csv": table_csv(_flat(numbers)),
         "ratios.csv": table_csv(_with_pairs(ratios)),
     }
-    if svg is not None:
-        files["figures/eigenvalues.svg"] = svg
+    files |= {f"figures/{name}.svg": text for name, text in svgs.items() if not name.endswith("-narrow")}
     return SideBySide(overview, numbers, ratios, files)
 
 

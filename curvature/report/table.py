@@ -31,6 +31,8 @@ class Cell:
         Small print, for the page alone.
     signed
         Whether it is a difference, written with its sign.
+    factor
+        Whether it is a ratio, written with two decimals where it is near 1.
     prefix
         What stands before the number.
     """
@@ -43,6 +45,7 @@ class Cell:
     share: str = ""
     details: tuple[str, ...] = ()
     signed: bool = False
+    factor: bool = False
     prefix: str = ""
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,9 @@ def test_run_directory_has_tables_and_figures_and_repeats_itself(here):
     with (here / "run" / "analysis.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 4 * 3
+    page = (here / "run" / "report.html").read_text()
+    assert page.count("<figure>") == 4
+    assert "GGN, standard: the largest eigenvalue is" in re.sub(r"<[^>]*>", "", page)
     CliRunner().invoke(cli.app, ["analyze", "--config", "run/config.toml", "--out", "again"])
     for name in ("analysis.csv", "figures/ggn_standard.svg", "config.toml"):
         assert (here / "again" / name).read_bytes() == (here / "run" / name).read_bytes()

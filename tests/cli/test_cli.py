@@ -242,17 +242,30 @@ def compared(tmp_path_factory):
     return out, run("compare", *arguments)
 
 
-def test_compare_prints_training_conditions_equality_and_efficiency(compared):
+def test_compare_prints_the_answer_and_the_picture_on_one_screen(compared):
     out, result = compared
-    for part in (
-        "standard arm", "weight-norm arm", "accuracy", "init", "late", "kappa_95", "weight-norm (checkpoint)",
-        "log of the ratio to the standard chart", "at the canonical gauge", "largest difference", "placebo",
-        "Efficiency of one step (damping 0.001)", "natural-gradient",
-    ):  # fmt: skip
-        assert part in result.stdout, part
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("Does weight norm improve the conditioning of ")
+    assert lines[2].startswith("Undecided: after its own training, weight norm multiplies the condition number")
+    assert len(lines) <= 24
+    assert any(line.startswith("✓ supported   Identity") for line in lines)
+    assert "Range of learning rates that work" in result.stdout.partition("not tested: ")[2]
+    assert "kappa_95" not in result.stdout
     assert "\x1b" not in result.output
     assert f"report: {out / 'report.html'}" in result.stderr
     assert "checks:" in result.stderr
+
+
+def test_verbose_compare_prints_how_claims_were_decided_and_every_table(compared, capsys):
+    study = report.load_study(compared[0])
+    tables.print_compare(study, report.study_document(study), verbose=True)
+    text = capsys.readouterr().out
+    for part in (
+        "standard arm", "weight-norm arm", "accuracy", "init", "late", "kappa_95", "weight-norm (checkpoint)",
+        "over those of the standard chart", "at the canonical gauge", "largest difference", "placebo",
+        "Efficiency of one step (damping 0.001)", "natural-gradient", "C1, own training: Weight norm makes the GGN",
+    ):  # fmt: skip
+        assert part in text, part
 
 
 def test_run_directory_repeats_itself(compared, here):
@@ -310,7 +323,7 @@ def test_compare_takes_a_model_of_the_users(here):
     arguments = ["--model", "net.py:make", "--data", "good.npz", "--weights", "w.pt", *TINY_COMPARE, "--num-seeds", "2"]
     result = run("compare", *arguments)
     assert "every seed starts from the same --weights" in result.stderr
-    assert "weight-norm arm" in result.stdout
+    assert "weight norm multiplies" in result.stdout
 
 
 # --- the user's things

@@ -235,7 +235,7 @@ def test_run_directory_holds_what_it_promises(run):
     assert [path.name for path in run.parent.iterdir()] == ["digits"]
     assert {path.stem for path in (run / "figures").iterdir()} == {
         "eigenvalues", "training-conditions", "gauge-sweep", "efficiency", "efficiency-damping", "alignment",
-        "whitening", "training",
+        "whitening", "training", "two-spectra",
     }  # fmt: skip
 
 
@@ -261,7 +261,7 @@ def test_a_run_written_from_what_was_read_back_is_the_same(tmp_path):
 def test_two_writes_are_byte_identical(run, study, tmp_path):
     again = report.write_run(study, tmp_path / "other")
     files = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]
-    assert len(files) == 7 + 8
+    assert len(files) == 7 + 9
     for name in files:
         assert (run / name).read_bytes() == (again / name).read_bytes(), name
 
@@ -661,11 +661,11 @@ def test_the_page_needs_no_script_and_no_network(run, seen):
 
 def test_every_figure_has_words_and_numbers(seen):
     tags = [tag for tag, _ in seen.tags]
-    assert tags.count("figure") == tags.count("figcaption") == 8
+    assert tags.count("figure") == tags.count("figcaption") == 9
     pictures = [attrs for tag, attrs in seen.tags if tag == "svg"]
-    assert len(pictures) == 8
+    assert len(pictures) == 9
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in pictures)
-    assert seen.words.count("The numbers in this figure") == 8
+    assert seen.words.count("The numbers in this figure") == 9
 
 
 def test_the_page_says_statuses_in_words(seen):
@@ -721,14 +721,16 @@ def test_hostile_text_stays_text_everywhere(text, tmp_path):
 
 def test_a_single_spectrum_makes_a_report_without_empty_sections(tmp_path):
     out = report.write_run(single(), tmp_path / "run")
-    seen = Page((out / "report.html").read_text(encoding="utf-8"))
+    text = (out / "report.html").read_text(encoding="utf-8")
+    seen = Page(text)
     assert not seen.errors
     assert sorted(path.stem for path in (out / "figures").iterdir()) == ["eigenvalues", "histogram"]
     headings = {attrs.get("id") for tag, attrs in seen.tags if tag == "section"}
-    assert headings == {"findings", "table", "figures", "method", "provenance"}
+    assert headings == {"trust", "findings", "table", "figures", "method", "provenance"}
     assert "condition number κ₉₅" in seen.words
     assert "curvature spectrum --config config.toml" in seen.words
-    assert not re.search(r"Efficiency of one step|Log-ratios|Gauges|seeds", seen.words)
+    without_glossary = re.sub(r'<dl class="glossary">.*?</dl>', "", text, flags=re.DOTALL)
+    assert not re.search(r"Efficiency of one step|Condition numbers over|Gauges|seeds", Page(without_glossary).words)
     document = report.load_summary(out)
     assert document["ratios"] == document["efficiencies"] == document["checks"] == []
 
@@ -768,7 +770,7 @@ def test_ends_and_densities_are_written_read_back_and_shown(tmp_path):
     seen = Page((out / "report.html").read_text(encoding="utf-8"))
     assert not seen.errors
     headings = [attrs.get("id") for tag, attrs in seen.tags if tag == "section"]
-    assert headings == ["findings", "estimates", "figures", "method", "provenance"]
+    assert headings == ["trust", "findings", "estimates", "figures", "method", "provenance"]
     for words in (
         "the largest eigenvalue is 3, to",
         "not all of the values asked for have converged",
@@ -817,7 +819,7 @@ def test_blocks_are_reported_as_a_heat_map(tmp_path):
     assert {path.stem for path in (out / "figures").iterdir()} == {"eigenvalues", "layers"}
     (finding,) = [f for f in report.load_summary(out)["findings"] if f["kind"] == "result"]
     assert "block by block" in finding["text"]
-    assert finding["items"] == ["weight-norm (paper): 0 to 0, larger in 0 of 5 blocks"]
+    assert finding["items"] == ["weight-norm (paper): 1.00 to 1.00, larger in 0 of 5 blocks"]
 
 
 def test_a_study_without_measurements_is_reported_as_such(tmp_path):
@@ -857,14 +859,21 @@ def test_text_keeps_its_contrast(run):
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     style = re.search(r"<style>(.*?)</style>", (run / "report.html").read_text(encoding="utf-8"), re.DOTALL)[1]
-    named = dict(re.findall(r"--(\w+): (#[0-9a-f]+)", style))
-    used = {named.get(found, found) for found in re.findall(r"[; {]color: (?:var\(--)?(#[0-9a-f]+|\w+)", style)}
-    used -= {"inherit", "light"}
-    assert len(used) >= 4
-    for color in used:
-        for ground in ("#ffffff", named["band"]):
-            high, low = sorted((luminance(color), luminance(ground)), reverse=True)
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (color, ground)
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]+)", part)) for part in style.split("prefers-color-scheme")[:2]
+    )
+    used = set(re.findall(r"[; {]color: var\(--(\w+)\)", style)) | {"ink", "gray"}
+    assert not re.search(r"[; {]color: #", style)
+    assert used >= {"ink", "soft", "blue", "red"}
+    assert light.keys() == dark.keys()
+    for colors in (light, dark):
+        for color in used:
+            for ground in ("paper", "band"):
+                high, low = sorted((luminance(colors[color]), luminance(colors[ground])), reverse=True)
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (color, ground)
+        for color in (name for name in colors if name.startswith("series")):  # lines and markers
+            high, low = sorted((luminance(colors[color]), luminance(colors["paper"])), reverse=True)
+            assert (high + 0.05) / (low + 0.05) >= 2, color
 
 
 def test_a_run_with_the_words_of_version_0_1_is_read_with_those_of_today(study, tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from matplotlib import rc_context
 
 from curvature.records import Study
+from curvature.report.drawings.claims import draw_claims, draw_sources
 from curvature.report.drawings.estimates import draw_density, draw_extremes
 from curvature.report.drawings.layout import Drawing
+from curvature.report.drawings.overlay import draw_two_spectra
 from curvature.report.drawings.spectra import (
     draw_along_training,
     draw_eigenvalues,
@@ -20,6 +22,9 @@ from curvature.report.drawings.training import draw_alignment, draw_training, dr
 __all__ = ["Drawing", "drawings_of"]
 
 _FIGURES = (
+    draw_claims,
+    draw_two_spectra,
+    draw_sources,
     draw_eigenvalues,
     draw_histogram,
     draw_extremes,

@@ -10,14 +10,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
 from curvature.report.drawings.layout import Drawing
+from curvature.report.effects import Effect, axis_limits
 from curvature.report.figures.labels import safe
 from curvature.report.figures.style import BLACK, BLUE, GRAY, VERMILLION
 from curvature.report.table import Table
-from curvature.report.words import factor_words
 
 __all__ = ["Effect", "draw_forest", "forest_figure"]
 
@@ -33,44 +34,7 @@ _LOOKS = {  # of a verdict: colour, marker, whether it is filled, the sign befor
 }
 _SIZE = 9.5  # of text, in points
 _LINE = 0.17  # height of a line of text, in inches
-_WIDEST = 20.0  # the axis reaches no farther than this factor, except to show an estimate; arrows go beyond
 _TICKS = (1, 1.25, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One row of a forest plot.
-
-    Attributes
-    ----------
-    label
-        What was compared, in words.
-    factor, low, high
-        Estimate and interval, as factors: 1 is no difference. NaN where there is no number; 0 and infinity where the
-        interval is open.
-    outcome
-        Verdict in a word; empty where nothing is decided.
-    number
-        The number in words, in place of ``"1.07 [0.85, 1.35]"``; across the row where there is no factor.
-    prediction
-        Interval in which a further study would lie; None without one.
-    pooled
-        Whether the row sums up others: it is drawn as a diamond, and set apart.
-    """
-
-    label: str
-    factor: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    outcome: str = ""
-    number: str = ""
-    prediction: tuple[float, float] | None = None
-    pooled: bool = False
-
-    @property
-    def words(self) -> str:
-        """The number of the row."""
-        return self.number or factor_words(self.factor, self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -122,11 +86,12 @@ def draw_forest(
     Returns
     -------
     Drawing
-        In the wide form.
+        In both forms.
     """
     header = ("comparison", "factor", "low", "high", "verdict")
     rows = tuple((e.label, e.factor, e.low, e.high, e.outcome or "–") for e in effects)
-    return Drawing(name, caption, forest_figure(effects, favours=favours, within=within), Table(title, header, rows))
+    figures = [forest_figure(effects, favours=favours, within=within, narrow=narrow) for narrow in (False, True)]
+    return Drawing(name, caption, figures[0], Table(title, header, rows), figures[1])
 
 
 def forest_figure(
@@ -162,22 +127,29 @@ def forest_figure(
     whole = head + body + foot
     ax = figure.add_axes((left / columns.width, foot / whole, (right - left) / columns.width, body / whole))
     ax.set_ylim(body, 0)
-    _axis(ax, effects, within)
+    _axis(ax, effects)
     _sides(ax, favours, narrow)
     top = 0.0
+    ax.annotate(
+        f"within {100 * (within - 1):.3g} %", (1, 1), xycoords=blended_transform_factory(ax.transData, ax.transAxes),
+        xytext=(0, 5), textcoords="offset points", ha="center", fontsize=_SIZE - 1, color=GRAY,
+    )  # fmt: skip
     for effect, height in zip(effects, heights, strict=True):
+        if not math.isnan(effect.factor):  # elsewhere the place of the axis is free for words
+            strip = 2 * _LINE + 0.05 if narrow else height  # below the label
+            band = (1 / within, top + height - strip), within - 1 / within, strip
+            ax.add_patch(Rectangle(*band, color=_BAND, linewidth=0, zorder=0))
+            ax.plot([1, 1], [top + height - strip, top + height], color=GRAY, linewidth=1, zorder=1)
         _row(ax, columns, effect, top, height)
         top += height
     return figure
 
 
-def _axis(ax: Axes, effects: Sequence[Effect], within: float) -> None:
-    """The common axis: limits that hold every estimate, ticks, and the band."""
-    low, high = _limits(effects)
+def _axis(ax: Axes, effects: Sequence[Effect]) -> None:
+    """The common axis: limits that hold every estimate, and ticks."""
+    low, high = axis_limits(effects)
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    ax.axvspan(1 / within, within, color=_BAND, linewidth=0, zorder=0)
-    ax.axvline(1, color=GRAY, linewidth=1, zorder=1)
     ax.spines[["top", "left", "right"]].set_visible(False)
     ticks = sorted({t for tick in _TICKS for t in (1 / tick, tick) if low <= t <= high})
     ax.xaxis.set_major_locator(FixedLocator(_apart(ticks, low, high, 7 if ax.figure.bbox.width > 600 else 5)))
@@ -185,11 +157,6 @@ def _axis(ax: Axes, effects: Sequence[Effect], within: float) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:.2g}" if tick != 1.25 else "1.25"))
     ax.yaxis.set_major_locator(NullLocator())
     ax.tick_params(labelsize=_SIZE - 1, length=3)
-    place = blended_transform_factory(ax.transData, ax.transAxes)
-    ax.annotate(
-        f"within {100 * (within - 1):.3g} %", (1, 1), xycoords=place, xytext=(0, 5), textcoords="offset points",
-        ha="center", fontsize=_SIZE - 1, color=GRAY,
-    )  # fmt: skip
 
 
 def _sides(ax: Axes, favours: tuple[str, str], narrow: bool) -> None:
@@ -201,16 +168,6 @@ def _sides(ax: Axes, favours: tuple[str, str], narrow: bool) -> None:
             safe(text), (x, 0), xycoords="axes fraction", xytext=(0, below), textcoords="offset points", ha=side,
             fontsize=_SIZE - 1,
         )  # fmt: skip
-
-
-def _limits(effects: Sequence[Effect]) -> tuple[float, float]:
-    """Ends of the axis, as far from 1 on either side."""
-    estimates = [e.factor for e in effects if math.isfinite(e.factor) and e.factor > 0]
-    ends = [end for e in effects for end in (e.low, e.high, *(e.prediction or ())) if math.isfinite(end) and end > 0]
-    farthest = max((abs(math.log(value)) for value in estimates), default=0.0)
-    shown = min(max((abs(math.log(value)) for value in ends), default=0.0), max(math.log(_WIDEST), farthest))
-    half = max(1.12 * max(farthest, shown), math.log(1.6))
-    return math.exp(-half), math.exp(half)
 
 
 def _apart(ticks: Sequence[float], low: float, high: float, most: int) -> list[float]:
@@ -239,9 +196,8 @@ def _row(ax: Axes, columns: _Columns, effect: Effect, top: float, height: float)
     verdict = f"{sign} {effect.outcome}" if effect.outcome else ""
     drop = _LINE / 2 if columns.narrow else 0.0  # the verdict stands below the number
     ax.text(columns.verdict, middle + drop, verdict, **text)
-    if math.isnan(effect.factor) and effect.number:  # nothing on the axis: its place is free for the words
-        free: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1.5}}
-        ax.text(columns.axis[0], middle - drop, effect.words, **text, **free)
+    if math.isnan(effect.factor) and effect.number:
+        ax.text(columns.axis[0], middle - drop, effect.words, **text)
     else:
         ax.text(columns.number, middle - drop, effect.words, weight=weight, **text)
     if math.isfinite(effect.factor) and effect.factor > 0:

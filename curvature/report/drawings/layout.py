@@ -56,12 +56,15 @@ class Drawing:
         What is drawn.
     table
         The numbers in it, under its title.
+    narrow
+        The same for a small screen; None where the figure shrinks, or scrolls.
     """
 
     name: str
     caption: str
     figure: Figure
     table: Table
+    narrow: Figure | None = None
 
     @property
     def title(self) -> str:

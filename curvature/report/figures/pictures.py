@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 from curvature.records import Spectrum
 from curvature.text import one_line
 
-__all__ = ["decade_counts", "inline_svg", "render_svg", "text_picture"]
+__all__ = ["PAGE_COLORS", "decade_counts", "inline_svg", "render_svg", "text_picture"]
+
+PAGE_COLORS = {  # of figures, and their names in the style sheet of a page
+    "#000000": "ink", "#ffffff": "paper", "#6b6b6b": "gray", "#e2e2e2": "hair", "#e9ecef": "shade", "#f3f3f3": "band",
+    "#bdbdbd": "faint", "#e69f00": "series-orange", "#56b4e9": "series-sky", "#009e73": "series-green",
+    "#0072b2": "series-blue", "#d55e00": "series-red", "#cc79a7": "series-purple",
+}  # fmt: skip
 
 
 def text_picture(spectrum: Spectrum, *, width: int = 80, bar: str = "█") -> str:
@@ -148,6 +154,9 @@ def inline_svg(text: str) -> str:
     Returns
     -------
     str
-        Without namespaces, which HTML knows itself: the page then names no address at all.
+        Without namespaces, which HTML knows itself: the page then names no address at all. Its colours are those of the
+        page, which differ between light and dark.
     """
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
+    colors = rf"(?<=: )(?:{'|'.join(PAGE_COLORS)})(?=[;\"])"
+    return re.sub(colors, lambda match: f"var(--{PAGE_COLORS[match[0]]})", text)

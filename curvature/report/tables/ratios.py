@@ -18,8 +18,7 @@ from curvature.studies.evidence import log_ratio
 __all__ = ["equality_rows", "equality_table", "ratio_rows", "ratio_tables"]
 
 _READING = (
-    "Natural logarithm of each number over its value in the standard chart{seeds}. Above 0 is worse conditioned; "
-    "+0.69 is a factor of 2."
+    "Each number over its value in the standard chart{seeds}. Below 1 favours the chart, above 1 the standard chart."
 )
 _SEEDS = ", seed by seed: the median, with the smallest and the largest"
 _PLACE = ("matrix", "block", "arm", "checkpoint", "chart", "gauge", "effective")
@@ -165,7 +164,7 @@ def _reading(logs: Sequence[float]) -> str:
 def ratio_tables(
     document: Row, show: Callable[[Row], bool] = lambda row: not row["gauge"].startswith("stretch=")
 ) -> list[Table]:
-    """Log-ratios by checkpoint; the notes name what is equal or not comparable.
+    """Ratios by checkpoint; the notes name what is equal or not comparable.
 
     Parameters
     ----------
@@ -208,7 +207,7 @@ def _ratio_table(rows: Sequence[Row], checkpoint: str, folded: bool) -> Table:
     notes = [f"{capital(reason)}: {'; '.join(dict.fromkeys(places))}." for reason, places in left_out.items()]
     lines = [line for heading, members in by_design.items() for line in ((heading,), *members)]
     return Table(
-        "Condition numbers, log of the ratio to the standard chart" + (f", {checkpoint}" * (checkpoint != "given")),
+        "Condition numbers over those of the standard chart" + (f", {checkpoint}" * (checkpoint != "given")),
         ("matrix", "chart (gauge)", *names),
         tuple(lines) or (("equal or not comparable throughout",),),
         (*reading, *notes),
@@ -222,12 +221,12 @@ def _ratio_cell(row: Row | None) -> Cell:
     if not row["compared"]:
         return Cell(None, status="not comparable", details=(row["excluded"],))
     if row["reading"] == "equal":
-        return Cell("0", details=("equal to rounding",))
-    low, high = (row["low"], row["high"]) if row["compared"] > 1 else (None, None)
+        return Cell("1", details=("equal to rounding",))
+    low, high = (math.exp(row["low"]), math.exp(row["high"])) if row["compared"] > 1 else (None, None)
     missing = row["compared"] < row["pairs"]
     share = f"{row['compared']} of {row['pairs']}" if missing else ""
     reading = row["reading"] + (f" ({share} pairs)" if missing else "")
-    return Cell(row["median"], low, high, share=share, details=(reading,), signed=True)
+    return Cell(row["factor"], low, high, share=share, details=(reading,), factor=True)
 
 
 def _design_words(design: str, arm: str) -> str:

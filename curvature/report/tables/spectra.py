@@ -27,6 +27,10 @@ __all__ = ["rank_rules", "spectrum_rows", "spectrum_tables", "summary_rows", "su
 
 _KAPPAS = HEADLINE[:4]
 _NOT_A_NUMBER = ("indefinite", "undefined")
+_OTHER_RANK = (
+    "Rows of the Hessian have different ranks, for the second-order term of a chart curves directions that are flat in "
+    "the weights. |κ| is taken on the rank of its own row, so rows of different ranks cannot be compared."
+)
 _STATUS_WORDS = {"lower_bound": "> x: at least x", "unresolved": "(x): not resolved"}
 
 
@@ -330,10 +334,15 @@ def summary_tables(document: Row, show: Callable[[Row], bool] = lambda _: True) 
 def _point_table(title: str, rows: Sequence[Row], rules: Sequence[str], *, folded: bool) -> Table:
     names = [name for name in _KAPPAS if any(_kappa(row, name)[0] for row in rows)]
     lines: list[tuple[Entry, ...]] = []
+    notes = set()
     for heading, members in grouped(rows, lambda row: _heading(row, rows)).items():
-        lines += [(heading,), *(_summary_entries(row, names, rules) for row in members)]
+        reference = next((row for row in members if row["chart"] == "standard"), members[0])["rank"]["median"]
+        others = [_kappa(row, "kappa_95")[1] and row["rank"]["median"] != reference for row in members]
+        notes |= {_OTHER_RANK} if any(others) else set()
+        entries = (_summary_entries(row, names, rules, other) for row, other in zip(members, others, strict=True))
+        lines += [(heading,), *entries]
     extent = ("size", "smallest", "largest", "rank", "inertia (noise floor)", "trace")
-    return Table(title, ("chart (gauge)", *extent, *names, "method"), tuple(lines), folded=folded)
+    return Table(title, ("chart (gauge)", *extent, *names, "method"), tuple(lines), tuple(notes), folded)
 
 
 def _heading(row: Row, rows: Sequence[Row]) -> str:
@@ -350,13 +359,14 @@ def _kappa(row: Row, name: str) -> tuple[Row | None, bool]:
     return row["numbers"].get(f"abs_{name}" if absolute else name), absolute
 
 
-def _summary_entries(row: Row, names: Sequence[str], rules: Sequence[str]) -> tuple[Entry, ...]:
-    indefinite = ("indefinite: κ undefined",) if _kappa(row, "kappa_95")[1] else ()
+def _summary_entries(row: Row, names: Sequence[str], rules: Sequence[str], other_rank: bool) -> tuple[Entry, ...]:
+    remarks: tuple[str, ...] = ("indefinite: κ undefined",) if _kappa(row, "kappa_95")[1] else ()
+    remarks += ("other rank: not comparable with the standard chart",) if other_rank else ()
     numbers = ", ".join(str(rules.index(rule) + 1) for rule in row["rank_rules"])
     signs = [row[name]["median"] for name in ("negative", "zero", "positive") if name in row]
     seconds = row.get("seconds")
     return (
-        Cell(chart_label(row["chart"], row["gauge"]), details=indefinite),
+        Cell(chart_label(row["chart"], row["gauge"]), details=remarks),
         row["dim"],
         *(_extreme(row.get(end), row["noise_floor"]) for end in ("smallest", "largest")),
         spread_cell(row["rank"], details=(f"rule\N{NO-BREAK SPACE}{numbers}",)),

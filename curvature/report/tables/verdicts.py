@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from curvature.records import Decomposition
+from curvature.report.claims import claim_words
 from curvature.report.selection import Selection
 from curvature.report.spread import grouped
 from curvature.report.table import Cell, Entry, Row, Table
@@ -32,7 +33,7 @@ def verdict_rows(selection: Selection) -> list[dict[str, Any]]:
         One per claim and case.
     """
     return [
-        {"name": verdict.name, "icon": verdict.icon, "found": verdict.found} | asdict(verdict)
+        {"name": verdict.name, "icon": verdict.icon, "found": verdict.found} | claim_words(verdict) | asdict(verdict)
         for verdict in selection.study.verdicts
     ]
 
@@ -76,7 +77,7 @@ def decomposition_table(document: Row) -> Table:
     Returns
     -------
     Table
-        One row per matrix; its parts add up to its whole.
+        One row per matrix; its parts multiply to its whole.
     """
     sources = list(dict.fromkeys(source for row in document["decompositions"] for source in row["sources"]))
     lines: list[tuple[Entry, ...]] = []
@@ -92,8 +93,8 @@ def decomposition_table(document: Row) -> Table:
         ("number", "whole", *sources, "seeds"),
         tuple(lines),
         (
-            "Log of each number of one arm, in its own chart and gauge, over that of the other: mean over seeds, with "
-            "its 95 % interval (Student t). The parts of a row add up to its whole.",
+            "Each number of one arm, in its own chart and gauge, over that of the other: geometric mean over seeds "
+            "with its 95 % interval (Student t). The factors of a row multiply to its whole.",
         ),
     )
 
@@ -102,7 +103,8 @@ def _part(row: Row, source: str) -> Cell:
     part = row["means"].get(source)
     if part is None:
         return Cell(None, details=(row["held"].get(source, ""),))
-    return Cell(part["mean"], part["low"], part["high"], signed=True)
+    low, high = (None if part[name] is None else math.exp(part[name]) for name in ("low", "high"))  # None: one seed
+    return Cell(math.exp(part["mean"]), low, high, factor=True)
 
 
 def check_rows(selection: Selection) -> list[dict[str, Any]]:
