@@ -139,10 +139,10 @@ def claim_effects(study: Study) -> list[Effect]:
     """
     effects = []
     for verdict in sorted(study.verdicts, key=lambda verdict: verdict.outcome == "not tested"):
-        words = claim_words(verdict)
-        number = "no measurement in this run" if verdict.outcome == "not tested" else words["number"]
-        ends = words["factor_low"], words["factor_high"]
-        effects.append(Effect(words["label"], words["factor"], *ends, verdict.outcome, number))
+        claim = claim_words(verdict)
+        number = "no measurement in this run" if verdict.outcome == "not tested" else claim["number"]
+        ends = claim["factor_low"], claim["factor_high"]
+        effects.append(Effect(claim["label"], claim["factor"], *ends, verdict.outcome, number))
     return effects
 
 
@@ -151,8 +151,8 @@ def _label(verdict: Verdict) -> str:
     start = re.match(r"Weight norm makes the (.+) better conditioned \((\w+) smaller\)", verdict.sentence)
     if start:
         quantity = quantity_symbol(start[2])
-        words = f"Condition number {quantity}" if "kappa" in start[2] else capital(quantity)
-        return f"{words} of the {start[1]}, {_case(verdict.case)}"
+        subject = f"Condition number {quantity}" if "kappa" in start[2] else capital(quantity)
+        return f"{subject} of the {start[1]}, {_case(verdict.case)}"
     for name in (verdict.name, verdict.claim):
         if name in _LABELS:
             case = "" if name == verdict.name or not verdict.case else f", {_case(verdict.case)}"
@@ -252,7 +252,7 @@ def control_words(verdict: Verdict) -> str:
         return f"Control, {verdict.control}{number}."
     if verdict.control_passed:
         return f"Control, {verdict.control}{number}, as it must be."
-    follows = next((words for name, words in _CONTROLS.items() if verdict.control.startswith(name)), _ELSE)
+    follows = next((consequence for name, consequence in _CONTROLS.items() if verdict.control.startswith(name)), _ELSE)
     return f"Control, {verdict.control}{number}: FAILED. So {follows}. The claim stays undecided."
 
 

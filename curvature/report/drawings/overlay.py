@@ -70,8 +70,8 @@ def draw_two_spectra(study: Study, matrix: str = "ggn") -> Drawing | None:
     for title, members in groups.items():
         for m in members:
             values, ranks = _drawn(m.record)
-            few = thinned(np.arange(len(ranks)), _POINTS)
-            rows += [(title, _LABELS[m.record.chart], m.seed, ranks[k], values[k]) for k in few]
+            shown = thinned(np.arange(len(ranks)), _POINTS)
+            rows += [(title, _LABELS[m.record.chart], m.seed, ranks[k], values[k]) for k in shown]
     table = Table("The two spectra", ("weights", "chart", "seed", "rank", "eigenvalue / largest"), tuple(rows))
     return Drawing("two-spectra", caption, finished(figure), table)
 
@@ -93,5 +93,5 @@ def _drawn(spectrum: Spectrum) -> tuple[Float64[np.ndarray, "points"], Int[np.nd
     """Eigenvalues over the largest and their ranks, thinned, without the last of the rank: they would fill the axis."""
     values, ranks = descending(spectrum)
     kept = np.flatnonzero((values > spectrum.noise_floor) & (ranks <= math.ceil(_DRAWN * spectrum.rank)))
-    few = kept[np.unique(np.linspace(0, len(kept) - 1, MAX_POINTS).astype(int))] if len(kept) else kept
-    return values[few] / max(values.max(), np.finfo(float).tiny), ranks[few]
+    shown = kept[np.unique(np.linspace(0, len(kept) - 1, MAX_POINTS).astype(int))] if len(kept) else kept
+    return values[shown] / max(values.max(), np.finfo(float).tiny), ranks[shown]
