@@ -12,6 +12,7 @@ import pytest
 import typer
 from matplotlib import pyplot as plt
 
+import browser
 import curvature as cv
 from curvature.cli import app
 
@@ -74,6 +75,22 @@ def test_the_documentation_builds_without_warnings_opens_offline_and_lists_every
     for name, parsed in typer.main.get_command(app).commands.items():
         section = options[options.index(f'id="curvature-{name}"') :].partition("</section>")[0]
         assert not [flag for part in parsed.params for flag in part.opts if flag[0] == "-" and flag not in section]
+
+    if browser.PROGRAM:  # headless Chromium; the checks of the text above need none
+        fits_a_phone(tmp_path, tmp_path / "profile")
+
+
+def fits_a_phone(folder, profile):
+    """Whether pages are shown without a message, a request to the network, or text that is cut off."""
+    window = browser.Browser(profile)
+    clipped = browser.CLIPPED.replace("main *, header *", "article *").replace(".scroll, pre", "pre, .table-wrapper")
+    try:
+        for name in ("index", "gallery", "concepts/gauges", "reference/charts", "course/01_one_spectrum"):
+            window.open(folder / f"{name}.html", 400, 900)
+            assert (name, window.messages, window.run(clipped)) == (name, [], [])
+        assert not [url for url in window.requests if not url.startswith(("file:", "data:"))]
+    finally:
+        window.close()
 
 
 def test_the_reference_lists_every_public_name():
