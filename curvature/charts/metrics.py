@@ -13,7 +13,7 @@ from curvature.arrays import Float
 from curvature.layout import Entry
 from curvature.linalg.singular import thin_svd
 
-__all__ = ["DenseMetric", "ProductMetric", "RowMetric", "WeightMetric"]
+__all__ = ["DenseMetric", "PlaneMetric", "ProductMetric", "RowMetric", "WeightMetric"]
 
 
 class WeightMetric(ABC):
@@ -117,6 +117,41 @@ class ProductMetric(WeightMetric):
         mapped += torch.einsum("mqk, nq -> mnk", function(self.right_values)[:, None] * on_right, right)
         mapped += torch.einsum("mp, pqk, nq -> mnk", left, both, right)
         return self.entry.from_rows(mapped)
+
+
+class PlaneMetric(WeightMetric):
+    r"""$K = b^2 (I - Q Q^T) + Q M Q^T$: one factor but in a few directions.
+
+    Parameters
+    ----------
+    basis
+        $Q$ with orthonormal columns, ``(numel, k)``.
+    inside
+        $M$, symmetric and not negative, ``(k, k)``.
+    outside
+        $b$, not negative.
+    """
+
+    def __init__(self, basis: Float[Tensor, "numel k"], inside: Float[Tensor, "k k"], outside: Float[Tensor, ""]):
+        values, turned = torch.linalg.eigh(inside)
+        rounding = 4 * torch.finfo(values.dtype).eps * values.abs().max()
+        self.values = torch.where(values > rounding, values, 0).sqrt()
+        self.basis, self.outside = basis @ turned, outside.reshape(1)
+
+    @property
+    def rank(self) -> int:
+        numel, directions = self.basis.shape
+        return int((self.values > 0).sum()) + (numel - directions) * int(self.outside > 0)
+
+    def root(self, block: Float[Tensor, "numel columns"]) -> Float[Tensor, "numel columns"]:
+        return self._scaled(block, self.values, self.outside)
+
+    def inverse_root(self, block: Float[Tensor, "numel columns"]) -> Float[Tensor, "numel columns"]:
+        return self._scaled(block, _inverse(self.values), _inverse(self.outside))
+
+    def _scaled(self, block: Tensor, values: Tensor, outside: Tensor) -> Tensor:
+        inner = self.basis.T @ block
+        return outside * (block - self.basis @ inner) + self.basis @ (values[:, None] * inner)
 
 
 class DenseMetric(WeightMetric):

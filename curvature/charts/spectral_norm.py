@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
+from curvature.charts.metrics import PlaneMetric
 from curvature.charts.per_weight import LocalMap, Parts, PerWeight, as_matrix
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry
@@ -85,6 +86,25 @@ class SpectralNorm(PerWeight):
                 f"the two largest singular values of {entry.name!r} are equal ({float(values[0]):.6g}): the spectral "
                 "norm has no derivative there. Move the weights, or leave the layer out (layers=)."
             )
+
+    def metric(self, local: LocalMap) -> PlaneMetric:
+        r"""$K = (\gamma/\sigma_1)^2 (I - s s^T + \tau^2 t t^T)$, plus $V V^T / \sigma_1^2$ where $\gamma$ is trained.
+
+        $s = u_1 v_1^T$ is the gradient of $\sigma_1$, and $V / \sigma_1 = s + \tau t$ with a unit $t$ across $s$.
+        """
+        pair = _top_pair(as_matrix(local.entry), local.parts["v"])
+        direction = local.parts["v"].reshape(-1) / pair.norm
+        rest = direction - pair.slope
+        rest = rest - pair.slope * (pair.slope @ rest)
+        tau = torch.linalg.vector_norm(rest)
+        spread = tau > 10 * torch.finfo(tau.dtype).eps  # not a matrix of rank one
+        basis = torch.stack([pair.slope, rest / tau], dim=1) if spread else pair.slope[:, None]
+        inside, along = torch.zeros(2, 2).to(tau), torch.stack([torch.ones_like(tau), tau])
+        outside = torch.zeros_like(tau) if "v" in self.frozen else (local.parts["gain"] / pair.norm).abs()
+        inside[1, 1] = outside**2 * (1 + tau**2)
+        if "gain" not in self.frozen:
+            inside += torch.outer(along, along)
+        return PlaneMetric(basis, inside[: basis.shape[1], : basis.shape[1]], outside)
 
     def second_order_product(
         self, local: LocalMap, gradient: Float[Tensor, "numel"], tangents: Float[Tensor, "coordinates columns"]

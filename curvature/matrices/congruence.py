@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -113,14 +113,15 @@ class _Move:
         """Whether the second derivatives of the chart add a term: only for a curved chart and the Hessian."""
         return self.operator.definition.second_order and not self.chart.flat
 
-    @property
+    @cached_property
     def keeps_rank(self) -> bool:
         """Whether the rank is that of the weight-space matrix.
 
         A map onto the weights keeps the rank (Sylvester). For the term that a curved chart adds there is no formula.
         """
-        onto = self.chart.dim - self.chart.null_dim == self.operator.dim
-        return self.operator.facts.null_space is not None and not self.bends and onto
+        if self.operator.facts.null_space is None or self.bends or self.chart.dim < self.operator.dim:
+            return False  # without the rank of the chart, which may need its Jacobian
+        return self.chart.dim - self.chart.null_dim == self.operator.dim
 
     def push(self, block: Tensor) -> Tensor:
         return self.chart.metric_root(block) if self.horizontal else self.chart.push(block)
@@ -208,7 +209,7 @@ class _Move:
             difference = gradient_witness(self.operator.problem, chart)
         else:
             difference = definition.difference.through(chart.push)
-        gauge = 0 if self.horizontal else chart.null_dim
+        gauge = chart.null_dim if self.keeps_rank and not self.horizontal else 0
         note = f"besides, {gauge} verified directions of the {chart.name} gauge"
         diagnose = known.diagnose
         return Facts(
@@ -216,7 +217,7 @@ class _Move:
             rank_bound=known.rank_bound,
             null_space=cache(self.null_space) if self.bends and known.null_space is not None else None,
             num_null_directions=known.num_null_directions,
-            rank_note=note if gauge and self.keeps_rank else "",
+            rank_note=note if gauge else "",
             gradient=cache(self.gradient),
             error=None if known.error is None else cache(self.error),
             centred=known.centred,

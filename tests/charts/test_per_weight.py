@@ -110,6 +110,25 @@ def test_the_spectral_norm_of_a_transposed_convolution_is_that_of_its_output_cha
     assert distance(closed, default) < 1e-11
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("frozen", [(), ("gain",), ("v",)], ids=str)
+def test_the_metric_of_the_spectral_norm_is_that_of_its_jacobian(frozen, rank):
+    weight = normal(1, ROWS, rank) @ normal(2, rank, LENGTH)
+    point = torch.cat([weight.reshape(-1), WEIGHTS[-ROWS:]])
+    chart = cv.SpectralNorm(stretch=2.0, frozen=frozen).at(LAYOUT, point)
+    jacobian = torch.func.jacrev(chart.to_weights)(chart.coordinates)
+    identity = torch.eye(LAYOUT.dim, dtype=torch.float64)
+    assert distance(chart.metric(identity), jacobian @ jacobian.T) < 1e-13
+    assert chart.dim - chart.null_dim == int(torch.linalg.matrix_rank(jacobian))
+
+
+def test_a_chart_of_fewer_coordinates_than_weights_moves_a_matrix_without_its_metric(monkeypatch):
+    problem = cv.zoo.digits_problem(num_examples=20, widths=(4,))
+    monkeypatch.setattr(cv.DoRA, "metric", lambda *_: pytest.fail("the dense metric was built"))
+    moved = cv.pullback(cv.ggn(problem), cv.DoRA(1))
+    assert torch.isfinite(moved @ torch.ones(moved.dim, 1, dtype=torch.float64)).all()
+
+
 def test_training_moves_the_parts_and_keeps_what_is_frozen():
     chart = cv.WeightStandardization(frozen=("g",)).at(LAYOUT, cv.WeightStandardization().nearest(LAYOUT, WEIGHTS))
     theta = chart.coordinates + 0.1 * normal(7, chart.dim)
