@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+from matplotlib import pyplot as plt
 
 matplotlib.use("agg")
 import numpy as np
@@ -216,6 +217,7 @@ def write(options: argparse.Namespace, document: str, content: dict, figure: Fig
     (options.out / "curves.json").write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
     matplotlib.rcParams["svg.hashsalt"] = document.splitlines()[0]
     figure.savefig(options.out / "figure.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
 def _finite(part: object) -> object:

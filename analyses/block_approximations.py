@@ -12,7 +12,7 @@ norm; and the spectrum of ``(B + lambda)^(-1/2) (F + lambda) (B + lambda)^(-1/2)
 
 Writes curves.json (every number in the figure) and figure.svg. About 20 seconds; ``--fast`` two seconds.
 
-Keys: ``errors`` has one entry per seed, epoch and approximation (``error``, ``kappa`` of the preconditioned matrix),
+Keys: ``rows`` has one entry per seed, epoch and approximation (``error``, ``kappa`` of the preconditioned matrix),
 ``heterogeneity`` one per seed and epoch, ``spectra`` the eigenvalues of blocks and of preconditioned matrices of the
 first seed after training.
 """
@@ -124,7 +124,7 @@ def measure(*, fast: bool = False) -> dict:
                     {name: values.tolist() for name, values in against.items()},
                 )
     return {
-        "errors": errors,
+        "rows": errors,
         "heterogeneity": heterogeneity,
         "spectra": {"blocks": spectra[0], "preconditioned": spectra[1]},
     }
@@ -146,7 +146,7 @@ def draw(content: dict) -> Figure:
     finish(axes[1], "Preconditioned, after training", "share of the eigenvalues", "eigenvalue (exact: 1)")
     for ax, of, label in ((axes[2], "error", "‖B − F‖ / ‖F‖"), (axes[3], "kappa", "condition number, damped")):
         for name, look in LOOKS.items():
-            rows = [row for row in content["errors"] if row["approximation"] == name]
+            rows = [row for row in content["rows"] if row["approximation"] == name]
             plot_intervals(ax, intervals(rows, ("epoch",), (of,)), "epoch", of, look, name)
         ax.set_xscale("symlog", linthresh=1)
         ax.set_yscale("log")
@@ -161,7 +161,7 @@ def main() -> None:
     options = command_line(__doc__, "one seed, 60 examples, three hidden units, one epoch").parse_args()
     content = measure(fast=options.fast)
     write(options, __doc__, content, draw(content))
-    for row in intervals(content["errors"], ("epoch", "approximation"), ("error", "kappa")):
+    for row in intervals(content["rows"], ("epoch", "approximation"), ("error", "kappa")):
         print(
             f"epoch {row['epoch']:3d}  {row['approximation']:>13}: error {row['error']:.3f}, kappa {row['kappa']:.3g}"
         )

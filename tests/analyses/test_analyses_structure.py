@@ -54,7 +54,7 @@ def test_equal_spectra_have_distance_0_and_disjoint_ones_1():
 
 
 def test_errors_of_the_approximations_are_of_order_one(blocks):
-    for row in blocks["errors"]:
+    for row in blocks["rows"]:
         assert 0.1 < row["error"] < 1
     assert len(blocks["spectra"]["blocks"]) == 2
 

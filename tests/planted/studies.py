@@ -252,7 +252,7 @@ DEFECTS = [
     ),
     Defect(
         "an option that freezes what it names and trains the rest, or the other way round",
-        "cli.preparation:_restricted",
+        "cli.prepared:_restricted",
         "($name in $matching) == keep",
         "($name in $matching) != keep",
         ("frozen_parameters_give_the_block_of_the_others",),
