@@ -43,6 +43,7 @@ _HOMES = {
         "effective",
         "empirical_fisher",
         "fisher",
+        "fold_norms",
         "ggn",
         "gradient_covariance",
         "hessian",

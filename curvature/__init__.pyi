@@ -54,6 +54,7 @@ from curvature.matrices import WeightSpaceMatrix as WeightSpaceMatrix
 from curvature.matrices import effective as effective
 from curvature.matrices import empirical_fisher as empirical_fisher
 from curvature.matrices import fisher as fisher
+from curvature.matrices import fold_norms as fold_norms
 from curvature.matrices import ggn as ggn
 from curvature.matrices import gradient_covariance as gradient_covariance
 from curvature.matrices import hessian as hessian

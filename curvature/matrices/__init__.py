@@ -29,6 +29,7 @@ from collections.abc import Callable
 from functools import partial
 
 from curvature.matrices.congruence import effective, pullback
+from curvature.matrices.folding import fold_norms
 from curvature.matrices.gauss_newton import fisher, ggn, monte_carlo_fisher
 from curvature.matrices.gradient_moments import empirical_fisher, gradient_covariance
 from curvature.matrices.hessians import hessian
@@ -40,6 +41,7 @@ __all__ = [
     "effective",
     "empirical_fisher",
     "fisher",
+    "fold_norms",
     "ggn",
     "gradient_covariance",
     "hessian",

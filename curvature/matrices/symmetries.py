@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.models import Problem
 
-__all__ = ["MAX_ENTRIES", "symmetries"]
+__all__ = ["MAX_ENTRIES", "Affine", "readers_of_norms", "symmetries"]
 
 MAX_ENTRIES = 2**26  # numbers in a set of directions: half a gigabyte, beyond which a rank is not worth it
 
@@ -35,7 +35,7 @@ _STEP, _STILL = 1e-5, 1e-7  # of a central difference; change of the outputs, re
 
 
 @dataclass(frozen=True, eq=False)
-class _Affine:
+class Affine:
     """Positions of an affine map among the flat weights.
 
     Attributes
@@ -49,8 +49,8 @@ class _Affine:
     weight: Tensor
     bias: Tensor | None
 
-    def rows(self, start: int, stop: int) -> _Affine:
-        return _Affine(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+    def rows(self, start: int, stop: int) -> Affine:
+        return Affine(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
     def augmented(self) -> Tensor:
         """``(rows, columns + 1)`` with the bias, ``(rows, columns)`` without."""
@@ -61,10 +61,10 @@ class _Affine:
 class _Attention:
     """Queries, keys, values and output of one attention layer; the output is None where it was not recognized."""
 
-    queries: _Affine
-    keys: _Affine
-    values: _Affine
-    output: _Affine | None
+    queries: Affine
+    keys: Affine
+    values: Affine
+    output: Affine | None
     heads: int
 
 
@@ -117,13 +117,13 @@ def _stand_still(problem: Problem, vectors: Tensor) -> bool:
     return bool(change <= _STILL * torch.linalg.vector_norm(ahead))
 
 
-def _affine(problem: Problem, weight: str, bias: str) -> _Affine | None:
+def _affine(problem: Problem, weight: str, bias: str) -> Affine | None:
     """Positions of a matrix and its bias by name; None if the matrix is not trained, or tied to another."""
     slices, entries = problem.layout.slices, {entry.name: entry for entry in problem.layout.entries}
     if weight not in entries or len(entries[weight].shape) != 2 or weight in problem.aliases.values():
         return None
     index = torch.arange(problem.dim, device=problem.device)
-    return _Affine(index[slices[weight]].view(entries[weight].shape), index[slices[bias]] if bias in slices else None)
+    return Affine(index[slices[weight]].view(entries[weight].shape), index[slices[bias]] if bias in slices else None)
 
 
 def _attentions(problem: Problem) -> Iterator[_Attention]:
@@ -138,7 +138,7 @@ def _attentions(problem: Problem) -> Iterator[_Attention]:
         yield _Attention(queries, keys, values, next((output for output in outputs if output is not None), None), heads)
 
 
-def _queries_keys_values(problem: Problem, module: nn.Module, prefix: str) -> list[_Affine] | None:
+def _queries_keys_values(problem: Problem, module: nn.Module, prefix: str) -> list[Affine] | None:
     """The three maps of an attention layer, from separate matrices or from one of three times as many rows."""
     whole = _affine(problem, f"{prefix}in_proj_weight", f"{prefix}in_proj_bias")  # nn.MultiheadAttention
     for name in _FUSED:
@@ -153,7 +153,7 @@ def _queries_keys_values(problem: Problem, module: nn.Module, prefix: str) -> li
     return None
 
 
-def _linear(problem: Problem, module: nn.Module, prefix: str, name: str) -> _Affine | None:
+def _linear(problem: Problem, module: nn.Module, prefix: str, name: str) -> Affine | None:
     if not isinstance(getattr(module, name, None), nn.Linear):
         return None
     return _affine(problem, f"{prefix}{name}.weight", f"{prefix}{name}.bias")
@@ -205,7 +205,7 @@ def _key_biases(problem: Problem, attention: _Attention) -> Tensor:
     return problem.weights.new_zeros(problem.dim, 0) if bias is None else _shifts(problem, bias, [])
 
 
-def _shifts(problem: Problem, shifted: Tensor, readers: list[_Affine]) -> Tensor:
+def _shifts(problem: Problem, shifted: Tensor, readers: list[Affine]) -> Tensor:
     """Each of some numbers that are added to features, with the biases of those that read the features undoing it."""
     vectors = problem.weights.new_zeros(problem.dim, len(shifted) if _has_room(problem, len(shifted)) else 0)
     if not vectors.shape[1]:
@@ -221,7 +221,7 @@ def _normalizations(problem: Problem) -> Iterator[Tensor]:
     """Scales and shifts of the features of each normalization that affine maps read."""
     slices, weights = problem.layout.slices, problem.weights
     index = torch.arange(problem.dim, device=problem.device)
-    for path, readers in _readers(problem).items():
+    for path, readers in readers_of_norms(problem).items():
         names = (f"{path}.{part}" for part in ("weight", "bias"))
         gain, shift = (index[slices[name]] if name in slices else None for name in names)
         if gain is None or any(reader.weight.shape[1] != len(gain) for reader in readers):
@@ -240,20 +240,31 @@ def _normalizations(problem: Problem) -> Iterator[Tensor]:
             yield _shifts(problem, shift, readers)
 
 
-def _readers(problem: Problem) -> dict[str, list[_Affine]]:
-    """Affine maps whose input is the output of a normalization, by the path of the normalization."""
+def readers_of_norms(problem: Problem) -> dict[str, list[Affine]]:
+    """Find the affine maps whose input is the output of a normalization.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+
+    Returns
+    -------
+    dict
+        The maps by the path of the normalization. What else reads the output is not known.
+    """
     norms = {path: module for path, module in problem.model.named_modules() if isinstance(module, _NORMS)}
     if not norms:
         return {}
     outputs: dict[int, str] = {}
     kept: list[Tensor] = []  # so that no address is used twice
-    readers: dict[str, list[_Affine]] = {}
+    readers: dict[str, list[Affine]] = {}
 
     def keep(path: str, output: Tensor) -> None:
         outputs[id(output)] = path
         kept.append(output)
 
-    def read(affine: _Affine | None, arguments: tuple) -> None:
+    def read(affine: Affine | None, arguments: tuple) -> None:
         path = next((outputs[id(argument)] for argument in arguments if id(argument) in outputs), None)
         if path is not None and affine is not None:
             readers.setdefault(path, []).append(affine)
