@@ -131,7 +131,7 @@ def test_every_arm_starts_at_the_function_of_its_start(nets, kind, begin, method
     chart = trainable.parameterization(trainable.coordinates).at(
         problem.layout, trainable.weights(trainable.coordinates)
     )
-    assert chart.dim >= problem.dim
+    assert chart.dim >= problem.dim or method == "dora"
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
@@ -208,6 +208,14 @@ def by_parts(method, layer, scale):
     rows = layer.weight.detach().flatten(1)
     if method == "sphere":
         return ByParts(layer, {"v": rows}, lambda v: lengths_of(rows) * v / lengths_of(v))
+    if method == "dora":
+        rows_of = {"g": lengths_of(rows)[:, 0], **scale}
+
+        def adapted(g, a, b):
+            v = rows + b @ a
+            return g[:, None] * v / lengths_of(v)
+
+        return ByParts(layer, rows_of, adapted)
     if method == "random-weight-factorization":
         return ByParts(layer, {"s": scale, "v": rows / scale[:, None]}, lambda s, v: s[:, None] * v)
 
@@ -219,7 +227,7 @@ def by_parts(method, layer, scale):
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cnn"])
-@pytest.mark.parametrize("method", ["sphere", "random-weight-factorization", "weight-standardization"])
+@pytest.mark.parametrize("method", ["sphere", "random-weight-factorization", "weight-standardization", "dora"])
 @pytest.mark.parametrize("optimizer", [SGD(0.2, momentum=0.5), Adam(0.01)], ids=["momentum", "adam"])
 def test_descendants_train_as_a_module_written_by_hand(nets, kind, method, optimizer):
     module, problem = nets[kind]
@@ -235,7 +243,8 @@ def test_descendants_train_as_a_module_written_by_hand(nets, kind, method, optim
         if layer in layers(module):
             plain = copy.deepcopy(layer)
             plain.weight.data = named[f"{path}.weight"].clone()
-            setattr(twin, path, by_parts(method, plain, parts.get(f"{path}.weight.s")))
+            drawn_parts = {name: parts[f"{path}.weight.{name}"] for name in "ab"} if method == "dora" else None
+            setattr(twin, path, by_parts(method, plain, drawn_parts or parts.get(f"{path}.weight.s")))
     found = run(begun.problem, trainable, optimizer=optimizer)
     build = torch.optim.Adam if isinstance(optimizer, Adam) else torch.optim.SGD
     options = {} if isinstance(optimizer, Adam) else {"momentum": 0.5}

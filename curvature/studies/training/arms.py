@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from curvature.charts import (
+    DoRA,
     Placebo,
     RandomWeightFactorization,
     ScaledStandard,
@@ -52,6 +53,7 @@ def _stretches(start: Start) -> dict[str, Tensor] | None:
     return {name: row_norms(entries[name].rows(v.reshape(-1))) / start.g[name] for name, v in start.v.items()}
 
 
+_ADAPTER_RANK = 4
 METHODS: dict[str, Callable[[Start], Trainable]] = {
     "standard": lambda start: Trainable(start.problem, Standard()),
     "scaled-standard": _scaled_standard,
@@ -66,6 +68,7 @@ METHODS: dict[str, Callable[[Start], Trainable]] = {
     "placebo-paper": _placebo_at_the_papers_gauge,
     "sphere": lambda start: Trainable(start.problem, Sphere()),
     "random-weight-factorization": lambda start: Trainable(start.problem, RandomWeightFactorization(seed=start.seed)),
+    "dora": lambda start: Trainable(start.problem, DoRA(_ADAPTER_RANK, seed=start.seed)),
     "weight-standardization": lambda start: Trainable(start.problem, WeightStandardization()),
 }
 STARTS = ("module", "paper", "centred")
@@ -90,6 +93,7 @@ class Arm:
     ``placebo``, ``placebo-paper``    weight norm about random directions, at either gauge: the negative control
     ``sphere``                        $w = c\, v/\|v\|$ with $c = \|w\|$ frozen
     ``random-weight-factorization``   $w = s v$ with $s = e^{1 + 0.1 z}$ drawn at random
+    ``dora``                          $w = g v/\|v\|$, $V = W_0 + B A$ of rank 4, with $W_0$ frozen at the start
     ``weight-standardization``        $w = g (v - \bar v)/\|v - \bar v\|$; from the centred start only
     ================================  =============================================================================
 
