@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from curvature.records import Study, Verdict
+from curvature.records import PooledVerdict, Study, Verdict
 from curvature.report.effects import Effect
 from curvature.report.words import capital, factor_words, quantity_symbol, short_number
 from curvature.studies.evidence import interval_at
@@ -19,6 +19,7 @@ __all__ = [
     "control_words",
     "factor_of",
     "in_percent",
+    "label_of",
     "reason_words",
 ]
 
@@ -111,7 +112,7 @@ def claim_words(verdict: Verdict) -> dict[str, Any]:
     factor = factor_of(verdict.unit, verdict.estimate)
     ends = factor_of(verdict.unit, high), factor_of(verdict.unit, low)
     return {
-        "label": _label(verdict),
+        "label": label_of(verdict),
         "factor": factor,
         "factor_low": ends[0],
         "factor_high": ends[1],
@@ -146,8 +147,19 @@ def claim_effects(study: Study) -> list[Effect]:
     return effects
 
 
-def _label(verdict: Verdict) -> str:
-    """What was compared; the sentence of a claim that has no label."""
+def label_of(verdict: Verdict | PooledVerdict) -> str:
+    """Say what was compared.
+
+    Parameters
+    ----------
+    verdict
+        Of one study, or pooled over a grid.
+
+    Returns
+    -------
+    str
+        The label of the claim and its case; the sentence of a claim that has no label.
+    """
     start = re.match(r"Weight norm makes the (.+) better conditioned \((\w+) smaller\)", verdict.sentence)
     if start:
         quantity = quantity_symbol(start[2])

@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from curvature._version import __version__
 from curvature.records import PooledEffect, PooledVerdict
 from curvature.records.sealed import sealed_text
-from curvature.report.drawings.grid import draw_arms, draw_claim, draw_groups, draw_sources, is_ratio
+from curvature.records.verdict import OUTCOMES
+from curvature.report.claims import label_of
+from curvature.report.drawings.forest import draw_forest
+from curvature.report.drawings.grid import draw_arms, draw_claim, draw_groups, draw_sources, is_ratio, pooled_row
 from curvature.report.drawings.layout import Drawing
+from curvature.report.effects import Effect
 from curvature.report.figures import render_svg
 from curvature.report.page import grid_page
 from curvature.report.plain import json_text, plain_values, toml_text
 from curvature.report.render import table_csv
 from curvature.report.table import Cell, Entry, Table
-from curvature.report.words import factor_words, short_number
+from curvature.report.words import capital, factor_words, short_number
 from curvature.studies.grid import GridStudy
+from curvature.text import count
 
 __all__ = ["GRID_SCHEMA", "grid_document", "grid_files", "grid_tables"]
 
@@ -48,6 +53,8 @@ def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mappin
             "schema": GRID_SCHEMA,
             "version": __version__,
             "command": "compare --grid",
+            "question": f"Does weight norm improve the conditioning of {count(len(grid.cells), 'network')}?",
+            "answer": _answer(grid),
             "verdicts": [
                 {"name": verdict.name, "in_words": _found(verdict)} | asdict(verdict) for verdict in grid.verdicts
             ],
@@ -152,6 +159,48 @@ def _cell_table(grid: GridStudy) -> Table:
     return Table("Cells", ("cell", "weights", "examples", "seeds", "checks"), tuple(rows))
 
 
+def _answer(grid: GridStudy) -> dict[str, str]:
+    """The answer in one sentence: the main claim over all cells, and how much the cells differ; empty without it."""
+    main = next((verdict for verdict in grid.verdicts if verdict.name == _GROUPED), None)
+    if main is None or not main.effect.cells:
+        return {}
+    outcomes = [
+        f"{list(main.outcomes.values()).count(word)} {word}" for word in _OUTCOMES if word in main.outcomes.values()
+    ]
+    text = (
+        f"after its own training, weight norm multiplies the condition number κ₈₀ of the GGN by "
+        f"{_effect_words(main.effect)} in the mean over {count(len(main.effect.cells), 'network')}, where below 1 is "
+        f"better; network by network: {', '.join(outcomes)}."
+    )
+    return {"outcome": main.outcome, "icon": OUTCOMES[main.outcome], "text": capital(text)}
+
+
+def _overview(grid: GridStudy) -> Drawing:
+    """Every claim, pooled over the cells, on one axis."""
+    rows = []
+    for verdict in sorted(grid.verdicts, key=lambda verdict: verdict.outcome == "not tested"):
+        effect, label = verdict.effect, label_of(verdict)
+        if verdict.outcome == "not tested":
+            rows.append(Effect(label, outcome=verdict.outcome, number="no measurement in this run"))
+        elif effect.cells and is_ratio(effect):
+            rows.append(replace(pooled_row(effect, label, verdict.outcome), pooled=False))  # no row sums up the others
+        elif effect.cells:
+            number = f"{_effect_words(effect)}; needed: above {short_number(verdict.threshold, 2)}"
+            rows.append(Effect(label, outcome=verdict.outcome, number=number))
+        else:
+            short = verdict.outcome == "undecided"
+            number = "too few networks have a number" if short else "in every network, to its tolerance"
+            rows.append(Effect(label, outcome=verdict.outcome, number=number))
+    caption = (
+        "One row for each claim: the mean over the networks as a factor, with its 95 % interval, and dotted the "
+        "interval in which another network would lie. Left of the shaded band weight norm is better by more than the "
+        "smallest effect that counts, right of it worse; claims that are no ratio have their number in words."
+    )
+    return draw_forest(
+        rows, "Every claim over all networks", caption, name="claims", within=math.exp(grid.settings.threshold)
+    )
+
+
 def _found(verdict: PooledVerdict) -> str:
     """The result in words: the effect, what to expect of another cell, and how much the cells differ."""
     effect = verdict.effect
@@ -218,7 +267,8 @@ def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
 def _drawings(grid: GridStudy) -> list[Drawing]:
     within = math.exp(grid.settings.threshold)
     shown = [verdict for verdict in grid.verdicts if verdict.effect.cells and is_ratio(verdict.effect)]
-    drawings = [draw_claim(verdict, within=within, name=_file_name(verdict.name)) for verdict in shown]
+    drawings = [_overview(grid)]
+    drawings += [draw_claim(verdict, within=within, name=_file_name(verdict.name)) for verdict in shown]
     if grid.sources:
         drawings.append(draw_sources(grid.sources, within=within))
     if any(effect.cells for effect in grid.arms):

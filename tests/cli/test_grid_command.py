@@ -56,6 +56,20 @@ def summary(folder):
     return report.read_sealed(folder / "summary.json")
 
 
+def test_the_report_begins_with_the_question_the_answer_and_every_claim_on_one_axis(whole):
+    out, _ = whole
+    document, page = summary(out), (out / "report.html").read_text()
+    assert document["question"] == "Does weight norm improve the conditioning of 3 networks?"
+    main = next(row for row in document["verdicts"] if row["name"] == "C1, own training")
+    assert document["answer"]["outcome"] == main["outcome"]
+    assert main["in_words"].partition(" over ")[0] in document["answer"]["text"]
+    places = [
+        page.index(text) for text in (document["question"], 'class="answer"', "Every claim over all", 'id="verdicts"')
+    ]
+    assert places == sorted(places)
+    assert "too few networks have a number" in (out / "figures" / "claims.svg").read_text()
+
+
 def test_the_terminal_shows_the_claims_over_all_cells_and_where_everything_is(whole):
     out, result = whole
     assert "Claims over all cells" in result.stdout

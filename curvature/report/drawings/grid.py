@@ -10,7 +10,7 @@ from curvature.report.drawings.forest import Effect, draw_forest
 from curvature.report.drawings.layout import Drawing
 from curvature.text import count
 
-__all__ = ["draw_arms", "draw_claim", "draw_groups", "draw_sources", "is_ratio"]
+__all__ = ["draw_arms", "draw_claim", "draw_groups", "draw_sources", "is_ratio", "pooled_row"]
 
 _BETWEEN_ARMS = ("C1", "C8")  # claims whose factor is that of one arm over the other
 
@@ -52,7 +52,7 @@ def draw_claim(verdict: PooledVerdict, *, within: float, name: str) -> Drawing:
     rows = [
         *_cells(effect, verdict.outcomes),
         *(Effect(cell, number=f"left out: {reason}") for cell, reason in effect.missing.items()),
-        _pooled(effect, f"All {count(len(effect.cells), 'cell')}", verdict.outcome),
+        pooled_row(effect, f"All {count(len(effect.cells), 'cell')}", verdict.outcome),
     ]
     caption = (
         f"{verdict.sentence}. Each dot is the mean over the seeds of one cell, with its 95 % interval; the diamond is "
@@ -84,7 +84,9 @@ def draw_groups(title: str, groups: Sequence[PooledEffect], *, within: float, na
         "The same claim pooled over the cells that share an optimizer, an architecture or a data set. Groups of few "
         "cells have wide intervals; whether groups differ is not tested."
     )
-    rows = [_pooled(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in groups if effect.cells]
+    rows = [
+        pooled_row(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in groups if effect.cells
+    ]
     return draw_forest(rows, title, caption, name=name, within=within)
 
 
@@ -107,7 +109,9 @@ def draw_arms(arms: Sequence[PooledEffect], *, within: float, name: str = "arms"
         "Condition number of the GGN after the arm's own training, in its own chart, over that of the standard method "
         "from the same start, pooled over the cells. The placebo is weight norm about random directions."
     )
-    rows = [_pooled(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in arms if effect.cells]
+    rows = [
+        pooled_row(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in arms if effect.cells
+    ]
     return draw_forest(rows, "Arms", caption, name=name, favours=("the arm", "standard"), within=within)
 
 
@@ -129,7 +133,7 @@ def draw_sources(sources: Sequence[PooledEffect], *, within: float, name: str = 
     rows = []
     for source in sources:
         rows += [Effect(f"{source.name}: {row.label}", row.factor, row.low, row.high) for row in _cells(source, {})]
-        rows.append(_pooled(source, f"{source.name}, all {count(len(source.cells), 'cell')}"))
+        rows.append(pooled_row(source, f"{source.name}, all {count(len(source.cells), 'cell')}"))
     caption = (
         "The factor between the condition numbers of the weight-normalized and the standard arm, split into the parts "
         "of the initialization, the trajectory, the gauge and minibatch noise. Within a cell the parts multiply to the "
@@ -145,7 +149,23 @@ def _cells(effect: PooledEffect, outcomes: Mapping[str, str]) -> list[Effect]:
     ]
 
 
-def _pooled(effect: PooledEffect, label: str, outcome: str = "") -> Effect:
+def pooled_row(effect: PooledEffect, label: str, outcome: str = "") -> Effect:
+    """Make the row of an effect that is pooled over cells.
+
+    Parameters
+    ----------
+    effect
+        The logarithm of a ratio, positive in favour of the claim.
+    label
+        Of the row.
+    outcome
+        Verdict in a word.
+
+    Returns
+    -------
+    Effect
+        A diamond with its interval and that of another cell.
+    """
     ends = (effect.prediction_low, effect.prediction_high)
     return Effect(
         label,
