@@ -89,7 +89,7 @@ class ProductMetric(WeightMetric):
         ``A``, ``(k, length)``; zero where ``B`` is not trained.
     """
 
-    def __init__(self, entry: Entry, left: Float[Tensor, "rows k"], right: Float[Tensor, "k length"]):
+    def __init__(self, entry: Entry, left: Float[Tensor, "rows columns"], right: Float[Tensor, "columns length"]):
         self.entry = entry
         self.left, self.left_values = _range(left)
         self.right, self.right_values = _range(right.T)
@@ -132,7 +132,12 @@ class PlaneMetric(WeightMetric):
         $b$, not negative.
     """
 
-    def __init__(self, basis: Float[Tensor, "numel k"], inside: Float[Tensor, "k k"], outside: Float[Tensor, ""]):
+    def __init__(
+        self,
+        basis: Float[Tensor, "numel columns"],
+        inside: Float[Tensor, "columns columns"],
+        outside: Float[Tensor, ""],
+    ):
         values, turned = torch.linalg.eigh(inside)
         rounding = 4 * torch.finfo(values.dtype).eps * values.abs().max()
         self.values = torch.where(values > rounding, values, 0).sqrt()

@@ -113,7 +113,7 @@ def text_forest(
     ...     print(line)
     x opposite    Steps                  ::|:: ----o-----   1.50 [1.20, 1.90]
     + supported   Identity  1e-16
-                        0.49           1            2.1
+                            0.49           1            2.1
                     < favours weight norm  |  favours standard >
     """
     low, high = axis_limits(effects)

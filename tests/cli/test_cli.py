@@ -239,7 +239,9 @@ def compared(tmp_path_factory):
     net.write_text(NETWORK)
     np.savez(data, x=np.random.default_rng(1).normal(size=(12, 4)), y=np.arange(12) % 2)
     arguments = ["--model", f"{net}:make", "--arg", "hidden=3", "--data", str(data), *TINY_COMPARE, "--out", str(out)]
-    return out, run("compare", *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "160")  # a narrow terminal has two lines for a claim
+        return out, run("compare", *arguments)
 
 
 def test_compare_prints_the_answer_and_the_picture_on_one_screen(compared):

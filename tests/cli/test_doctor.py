@@ -103,6 +103,6 @@ def test_the_audit_of_all_modules_is_asked_for_by_name(monkeypatch):
 
 def test_extras_are_those_of_the_package_with_versions_or_missing(monkeypatch):
     extras = installed_extras()
-    assert set(extras) == {"notebooks", "scale", "integrations", "peers"}
+    assert set(extras) == {"notebooks", "scale", "integrations", "grid", "peers", "docs"}
     monkeypatch.setattr("curvature.cli.doctor._version", lambda _: None)
     assert set(installed_extras()["peers"].values()) == {None}

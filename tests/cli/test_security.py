@@ -98,7 +98,11 @@ def test_everything_imported_is_required_and_pinned():
     (given,) = [ast.literal_eval(node.value) for node in setup.body if _assigns(node, "REQUIRES")]
     required = {re.match(r"[\w.-]+", text)[0] for text in given}
     (extras,) = [ast.literal_eval(node.value) for node in setup.body if _assigns(node, "EXTRAS")]
-    optional = {re.match(r"[\w.-]+", text)[0].removesuffix("-skinny") for text in extras["integrations"]}
+    optional = {
+        re.match(r"[\w.-]+", text)[0].removesuffix("-skinny")
+        for name in ("integrations", "grid")
+        for text in extras[name]
+    } | {"distributed"}  # brought by who has a cluster
     assert wanted - optional == required - {"h5netcdf"}  # an engine that xarray looks for by its name
     pins = re.findall(r"^([\w.-]+)==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert {name.lower() for name in required} <= {name.lower().replace("_", "-") for name in pins}

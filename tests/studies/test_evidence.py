@@ -24,6 +24,7 @@ from curvature.natural_gradient import alignments, compare_charts, control_chart
 from curvature.records import Check, ConditionNumbers, LearningRateSweep, Measured, Quantity, TrainingCurve, Verdict
 from curvature.records.marchenko_pastur import marchenko_pastur_bures
 from curvature.records.sphericity import sphericity
+from curvature.report.claims import label_of
 from curvature.studies import quick_settings, run_study
 from curvature.studies.evidence import (
     LINEAR_PART,
@@ -827,9 +828,10 @@ def test_the_report_says_verdicts_first_in_words_and_signs(study, written):
     assert page.index('id="verdicts"') < page.index('id="findings"')
     panel = page[page.index('<section id="verdicts">') : page.index('<section id="findings">')]
     for verdict in study.verdicts:
-        assert f"</span> {verdict.outcome}</span> · <b>{verdict.name}.</b>" in panel
-        assert f'<span aria-hidden="true">{verdict.icon}</span>' in panel
-    assert "Where the difference between the arms comes from" in panel
+        if verdict.outcome != "not tested":
+            assert f'<span aria-hidden="true">{verdict.icon}</span> {verdict.outcome}</span> <b>' in panel
+            assert f"Claim ({verdict.name}): " in panel
+    assert "the difference between the arms" in page
     bare = report.write_run(replace(study, verdicts=(), decompositions=(), measurements=()), written.parent / "bare")
     assert 'id="verdicts"' not in (bare / "report.html").read_text(encoding="utf-8")
     assert not (bare / "verdicts.csv").exists()
@@ -841,7 +843,7 @@ def test_the_summary_and_the_table_hold_every_verdict(study, written):
     first = document["verdicts"][0]
     assert first["estimate"] == study.verdicts[0].estimate
     assert first["found"] == study.verdicts[0].found
-    assert "Claims are tested under Verdicts alone." in json.dumps(document["findings"])
+    assert "Intervals belong to the claims alone." in json.dumps(document["findings"])
     means = {row["matrix"]: row["means"] for row in document["decompositions"]}
     (ggn,) = [found for found in study.decompositions if found.matrix == "ggn"]
     assert means["ggn"]["whole"]["mean"] == pytest.approx(ggn.whole.mean())
@@ -857,10 +859,13 @@ def test_the_terminal_prints_verdicts_before_anything_else(study, capsys):
 
     print_compare(study, report.study_document(study), False)
     text = capsys.readouterr().out
-    assert text.startswith("Verdicts")
+    assert text.startswith("Does weight norm improve the conditioning of given model?")
+    labels = {verdict.name: label_of(verdict) for verdict in study.verdicts}
     for verdict in study.verdicts:
-        assert verdict.outcome == "not tested" or f"{verdict.outcome}  {verdict.name}: {verdict.sentence}" in text
-    assert "not tested: C4, C8" in text
-    assert "weight-norm arm over standard arm" in text
+        assert labels[verdict.name] in text
+    untested = [labels[verdict.name] for verdict in study.verdicts if verdict.outcome == "not tested"]
+    assert f"not tested: {'; '.join(untested)}" in text.replace("\n", " ")
     print_compare(study, report.study_document(study), True)
-    assert "needs a sweep of learning rates in both arms" in capsys.readouterr().out
+    verbose = capsys.readouterr().out
+    assert all(f"{verdict.name}: {verdict.sentence}" in verbose for verdict in study.verdicts)
+    assert "needs a sweep of learning rates in both arms" in verbose
