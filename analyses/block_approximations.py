@@ -29,7 +29,7 @@ from torch import Tensor
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, epoch_of, intervals, plot_intervals, trained, write
-from curvature.models.layers import trace_layers
+from curvature.natural_gradient.preconditioners import Preconditioners
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, VERMILLION, Style, finish
 from curvature.studies.training import Arm
 
@@ -60,14 +60,10 @@ def approximations(problem: cv.Problem, fisher: Tensor) -> dict[str, Tensor]:
 
 def _kronecker(problem: cv.Problem) -> Tensor:
     """``E[s s^T] x E[a a^T]`` of each layer, with the inputs ``a`` (and 1 for the bias) and the scores ``s``."""
-    scale = problem.denominator**-0.5
     matrix = torch.zeros(problem.dim, problem.dim, dtype=problem.dtype)
-    factor = problem.loss.fisher_factor
-    for trace in trace_layers(problem, lambda outputs, targets: factor(outputs, targets) * scale).values():
-        inputs, scores = trace.inputs.flatten(0, 1), trace.output_gradients.flatten(0, 2)
-        rows = trace.rows(problem).reshape(-1)
-        moments = scores.T @ scores, inputs.T @ inputs / problem.num_examples
-        matrix[rows[:, None], rows] = torch.kron(moments[0].contiguous(), moments[1].contiguous())
+    for rows, inputs, scores in Preconditioners(problem).moments:
+        block = rows.reshape(-1)
+        matrix[block[:, None], block] = torch.kron(scores, inputs)
     return matrix
 
 

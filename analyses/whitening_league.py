@@ -32,6 +32,7 @@ from torch import Tensor
 import curvature as cv
 from analyses._protocol import Plan, command_line, epoch_of, intervals, trained, write
 from curvature.natural_gradient import Controls, best_stretches, compare_charts
+from curvature.natural_gradient.comparison import step_efficiencies
 from curvature.natural_gradient.optimizer_metrics import optimizer_metric
 from curvature.report.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILLION, finish
 from curvature.studies.training import Arm
@@ -105,12 +106,6 @@ def charts(
     } | {name: preconditioners.chart(kind, relative_damping=RELATIVE_DAMPING) for name, kind in KINDS.items()}
 
 
-def efficiency_of_step(gradient: Tensor, step: Tensor, damped: Tensor) -> float:
-    """Share of the damped natural gradient's progress along any direction, at the best length."""
-    best = gradient @ torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(damped))[:, 0]
-    return float((gradient @ step) ** 2 / ((step @ damped @ step) * best))
-
-
 def muon_step(problem: cv.Problem, gradient: Tensor) -> Tensor:
     """The polar factor of the gradient of every matrix; nothing elsewhere."""
     step = torch.zeros_like(gradient)
@@ -134,7 +129,7 @@ def at_point(problem: cv.Problem, own: cv.Parameterization, seed: int) -> list[d
     low, high = (next(row["efficiency"] for row in rows if row["method"] == name) for name in ENDS)
     damped = fisher.dense() + steps[0].damping * torch.eye(problem.dim, dtype=problem.dtype)
     gradient = problem.gradient()
-    muon = efficiency_of_step(gradient, muon_step(problem, gradient), damped)
+    (muon,) = step_efficiencies(gradient, [muon_step(problem, gradient)], damped, torch.linalg.cholesky(damped))
     rows.append(
         {"method": "Muon (step on matrices)", "efficiency": muon, "index": (muon - low) / (high - low), "kappa": None}
     )

@@ -2,7 +2,6 @@ r"""A constant factor for each block of weights: the scalings in which wide netw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from curvature.arrays import Float
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.linear import MultiplierChart
+from curvature.charts.rows import refuse_not_positive
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry, Layout
 
@@ -50,8 +50,7 @@ class BlockScale(Parameterization):
             self.gauge = scale
             return
         for pattern, factor in scale.items():
-            if not (math.isfinite(factor) and factor > 0):
-                raise ConfigurationError(f"the factor of {pattern!r} must be a positive number, got {factor}.")
+            refuse_not_positive(factor, f"the factor of {pattern!r}")
         self.gauge = ", ".join(f"{pattern}={factor:g}" for pattern, factor in scale.items())
 
     def at(self, layout: Layout, weights: Float[Tensor, "weights"]) -> Chart:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from curvature.arrays import Float, Int, Num
 from curvature.charts.chart import Chart, Parameterization
-from curvature.charts.rows import PAPER_SCALE, refuse_zero_rows, row_norms, row_values
+from curvature.charts.rows import PAPER_SCALE, refuse_not_positive, refuse_zero_rows, row_norms, row_values
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry, Layout
 
@@ -47,8 +47,8 @@ class ScaledStandard(Parameterization):
     name = "scaled-standard"
 
     def __init__(self, scale: float | Mapping[str, Num[Tensor, "..."]] | None = None):
-        if isinstance(scale, int | float) and not (math.isfinite(scale) and scale > 0):
-            raise ConfigurationError(f"scale must be a positive number, got {scale}.")
+        if isinstance(scale, int | float):
+            refuse_not_positive(scale, "scale")
         self.scale = scale
         self.gauge = "paper" if scale is None else "given" if isinstance(scale, Mapping) else f"scale={scale:g}"
 

@@ -5,7 +5,6 @@ A weight is the matrix of its neurons, output channels by everything else.
 
 from __future__ import annotations
 
-import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from torch import Tensor
 from curvature.arrays import Float, Num
 from curvature.charts.metrics import ProductMetric
 from curvature.charts.per_weight import LocalMap, Parts, PerWeight, as_matrix
-from curvature.charts.rows import refuse_zero_rows
+from curvature.charts.rows import refuse_not_positive, refuse_zero_rows
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry
 from curvature.linalg.singular import thin_svd
@@ -89,8 +88,7 @@ class _Adapter(_Factored):
         if init not in ("zero", "pissa"):
             raise ConfigurationError(f"init must be 'zero' or 'pissa', got {init!r}.")
         alpha = float(rank) if alpha is None else alpha
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise ConfigurationError(f"alpha must be a positive number, got {alpha}.")
+        refuse_not_positive(alpha, "alpha")
         self.rank, self.alpha, self.init, self.seed = rank, alpha, init, seed
         labels = [f"rank={rank}", "" if alpha == rank else f"alpha={alpha:g}", "B = 0" if init == "zero" else init]
         self.gauge = ", ".join([label for label in labels if label] + self._labels())

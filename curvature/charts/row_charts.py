@@ -14,7 +14,7 @@ from torch import Tensor
 from curvature.arrays import Float, Num
 from curvature.charts.metrics import RowMetric
 from curvature.charts.per_weight import LocalMap, Parts, PerWeight
-from curvature.charts.rows import refuse_zero_rows, row_norms, row_values
+from curvature.charts.rows import refuse_not_positive, refuse_zero_rows, row_norms, row_values
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry
 
@@ -61,9 +61,9 @@ class Sphere(PerWeight):
     ):
         if per not in ("row", "matrix"):
             raise ConfigurationError(f"per must be 'row' or 'matrix', got {per!r}.")
-        _refuse_not_positive(stretch, "stretch = ||v|| / c")
+        refuse_not_positive(stretch, "stretch = ||v|| / c")
         if radius is not None:
-            _refuse_not_positive(radius, "radius")
+            refuse_not_positive(radius, "radius")
         self.radius, self.stretch, self.per = radius, stretch, per
         labels = [
             "" if radius is None else f"radius={radius:g}",
@@ -141,7 +141,7 @@ class RandomWeightFactorization(PerWeight):
         values: Mapping[str, Parts] | None = None,
     ):
         if isinstance(scale, int | float):
-            _refuse_not_positive(scale, "scale")
+            refuse_not_positive(scale, "scale")
         if not (math.isfinite(mean) and math.isfinite(deviation) and deviation >= 0):
             raise ConfigurationError(
                 f"mean and deviation must be finite, and deviation not negative; got {mean} and {deviation}."
@@ -222,7 +222,7 @@ class WeightStandardization(PerWeight):
         frozen: Iterable[str] = (),
         values: Mapping[str, Parts] | None = None,
     ):
-        _refuse_not_positive(stretch, "stretch = ||v - mean|| / |g|")
+        refuse_not_positive(stretch, "stretch = ||v - mean|| / |g|")
         self.stretch = stretch
         self.gauge = "canonical" if stretch == 1 else f"stretch={stretch:g}"
         super().__init__(layers=layers, frozen=frozen, values=values)
@@ -262,8 +262,3 @@ def _centred_rows(entry: Entry, weight: Tensor) -> Tensor:
             "has no direction. Give it other values, or leave the layer out (layers=)."
         )
     return centred
-
-
-def _refuse_not_positive(value: float, what: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{what} must be a positive number, got {value}.")

@@ -8,6 +8,7 @@ gains the second derivative $g\, (u.r)$.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from curvature.arrays import Float, Num
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry
 
-__all__ = ["PAPER_SCALE", "NormalizedRows", "refuse_zero_rows", "row_norms", "row_values"]
+__all__ = ["PAPER_SCALE", "NormalizedRows", "refuse_not_positive", "refuse_zero_rows", "row_norms", "row_values"]
 
 PAPER_SCALE = 0.05  # Salimans & Kingma (2016), section 3: v is drawn from N(0, 0.05^2)
 
@@ -71,6 +72,25 @@ def row_values(
     if not (torch.isfinite(row) & (row > 0)).all():
         raise ConfigurationError(f"{what} for {entry.name!r} must be positive and finite.")
     return row
+
+
+def refuse_not_positive(value: float, what: str) -> None:
+    """Raise an error that names a value that is not positive and finite.
+
+    Parameters
+    ----------
+    value
+        Given by the user.
+    what
+        Its name and meaning, for the message: ``"stretch = ||v|| / |g|"``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the value is not positive and finite.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{what} must be a positive number, got {value}.")
 
 
 def refuse_zero_rows(lengths: Float[Tensor, "rows"], entry: Entry, what: str) -> None:

@@ -2,7 +2,6 @@ r"""Spectral normalization: a matrix divided by its largest singular value."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -12,7 +11,8 @@ from torch import Tensor
 from curvature.arrays import Float
 from curvature.charts.metrics import PlaneMetric
 from curvature.charts.per_weight import LocalMap, Parts, PerWeight, as_matrix
-from curvature.errors import ConfigurationError, InputError
+from curvature.charts.rows import refuse_not_positive
+from curvature.errors import InputError
 from curvature.layout import Entry
 from curvature.linalg.singular import thin_svd
 
@@ -60,8 +60,7 @@ class SpectralNorm(PerWeight):
         frozen: Iterable[str] = ("gain",),
         values: Mapping[str, Parts] | None = None,
     ):
-        if not (math.isfinite(stretch) and stretch > 0):
-            raise ConfigurationError(f"stretch = sigma_1(V) / gain must be a positive number, got {stretch}.")
+        refuse_not_positive(stretch, "stretch = sigma_1(V) / gain")
         self.stretch = stretch
         self.gauge = "canonical" if stretch == 1 else f"stretch={stretch:g}"
         super().__init__(layers=layers, frozen=frozen, values=values)

@@ -13,7 +13,14 @@ from torch import Tensor
 from curvature.arrays import Float, Num
 from curvature.charts.chart import Parameterization
 from curvature.charts.linear import Standard
-from curvature.charts.rows import PAPER_SCALE, NormalizedRows, refuse_zero_rows, row_norms, row_values
+from curvature.charts.rows import (
+    PAPER_SCALE,
+    NormalizedRows,
+    refuse_not_positive,
+    refuse_zero_rows,
+    row_norms,
+    row_values,
+)
 from curvature.charts.weight_norm_chart import WeightNormChart
 from curvature.errors import ConfigurationError
 from curvature.layout import Entry, Layout
@@ -76,8 +83,8 @@ class WeightNorm(Parameterization):
             if stretch.numel() != 1:
                 raise ConfigurationError("stretch per row must be a mapping from weight names to row values.")
             stretch = float(stretch)
-        if isinstance(stretch, int | float) and not (math.isfinite(stretch) and stretch > 0):
-            raise ConfigurationError(f"stretch = ||v|| / |g| must be a positive number, got {stretch}.")
+        if isinstance(stretch, int | float):
+            refuse_not_positive(stretch, "stretch = ||v|| / |g|")
         self.stretch, self.v, self.g = stretch, v, g
         self.log_scale, self.layers = log_scale, layers
         self.rule = gauge or "canonical"

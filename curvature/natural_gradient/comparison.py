@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvature.arrays import Float
 from curvature.charts import Chart, Parameterization, Standard
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.lapack import eigenvalues
@@ -23,7 +24,7 @@ from curvature.precision import full_precision
 from curvature.records import StepComparison
 from curvature.records.damping import RELATIVE_DAMPING, Damping
 
-__all__ = ["compare_charts", "efficiency"]
+__all__ = ["compare_charts", "efficiency", "step_efficiencies"]
 
 _COINCIDE = 1e-12  # difference of two efficiencies that is rounding
 
@@ -210,10 +211,33 @@ def _efficiencies(
         return None
     embedded = torch.zeros_like(gradient)
     embedded[rows] = local
-    best = local @ torch.cholesky_solve(local[:, None], triangle)[:, 0]
-    steps = [chart.metric(embedded[:, None])[rows, 0] for chart in charts]
-    # At most 1 up to rounding.
-    return [float((local @ step) ** 2 / ((step @ (damped @ step)) * best)) for step in steps]
+    return step_efficiencies(local, [chart.metric(embedded[:, None])[rows, 0] for chart in charts], damped, triangle)
+
+
+def step_efficiencies(
+    gradient: Float[Tensor, "dim"],
+    steps: Iterable[Float[Tensor, "dim"]],
+    damped: Float[Tensor, "dim dim"],
+    triangle: Float[Tensor, "dim dim"],
+) -> list[float]:
+    r"""Compute the efficiency of steps that need not come from a metric.
+
+    Parameters
+    ----------
+    gradient
+        $g$.
+    steps
+        Directions $d$ of any length.
+    damped, triangle
+        $A = F + \lambda I$, and its lower Cholesky factor.
+
+    Returns
+    -------
+    list of float
+        $(g^T d)^2 / (d^T A d \; g^T A^{-1} g)$ for each, at most 1 up to rounding.
+    """
+    best = gradient @ torch.cholesky_solve(gradient[:, None], triangle)[:, 0]
+    return [float((gradient @ step) ** 2 / ((step @ (damped @ step)) * best)) for step in steps]
 
 
 def _closenesses(charts: Sequence[Chart], damped: Tensor) -> list[dict[str, float]]:

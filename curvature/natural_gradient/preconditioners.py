@@ -218,7 +218,7 @@ class Preconditioners:
         return self._eigenblocks[by]
 
     @cached_property
-    def _moments(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def moments(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per layer: rows of the layout, second moment of the inputs, second moment of the output scores."""
         problem = self.problem
         scale = problem.denominator**-0.5
@@ -254,7 +254,7 @@ class Preconditioners:
 
     def _kronecker(self, damping: Damping) -> list[_Block]:
         blocks, shift = [], absolute_damping(self.matrix, damping)
-        for rows, inputs, scores in self._moments:
+        for rows, inputs, scores in self.moments:
             # pi balances the two factors by their mean eigenvalues (Martens & Grosse 2015, section 6.3).
             means = float(inputs.trace()) / len(inputs), float(scores.trace()) / len(scores)
             pi = (means[0] / means[1]) ** 0.5 if min(means) > 0 else 1.0
@@ -265,7 +265,7 @@ class Preconditioners:
 
     def _in_kronecker_eigenvectors(self, damping: Damping) -> list[_Block]:
         blocks, shift = [], absolute_damping(self.matrix, damping)
-        for rows, inputs, scores in self._moments:
+        for rows, inputs, scores in self.moments:
             order = rows.reshape(-1)
             vectors = torch.kron(*(torch.linalg.eigh(factor).eigenvectors for factor in (scores, inputs)))
             moments = (vectors * (self.matrix[order][:, order] @ vectors)).sum(dim=0)

@@ -82,18 +82,13 @@ def analyses_page(
     """
     from markupsafe import Markup
 
-    template = _environment().get_template("analysis.html")
-    return str(
-        template.render(
-            doc={"command": "analyze"} | dict(document),
-            question=f"Where is the curvature of {document['model']}?",
-            answer=answer,
-            parts=[(table, Markup(inline_svg(svg))) for table, svg in parts],
-            warnings=warnings,
-            versions=_versions(document["provenance"]),
-            config=toml_text(document["config"]),
-            max_rows=MAX_ROWS,
-        )
+    return _of_one_run(
+        "analysis.html",
+        {"command": "analyze"} | dict(document),
+        question=f"Where is the curvature of {document['model']}?",
+        answer=answer,
+        parts=[(table, Markup(inline_svg(svg))) for table, svg in parts],
+        warnings=warnings,
     )
 
 
@@ -118,18 +113,13 @@ def checkpoints_page(document: Mapping[str, Any], tables: Sequence[Table], svg: 
     """
     from markupsafe import Markup
 
-    template = _environment().get_template("checkpoints.html")
-    return str(
-        template.render(
-            doc=document,
-            question=f"How does the curvature of {document['model']} change along training?",
-            answer=answer,
-            tables=tables,
-            svg=Markup(inline_svg(svg)),
-            versions=_versions(document["provenance"]),
-            config=toml_text(document["config"]),
-            max_rows=MAX_ROWS,
-        )
+    return _of_one_run(
+        "checkpoints.html",
+        document,
+        question=f"How does the curvature of {document['model']} change along training?",
+        answer=answer,
+        tables=tables,
+        svg=Markup(inline_svg(svg)),
     )
 
 
@@ -154,20 +144,7 @@ def grid_page(
     str
         The page.
     """
-    from markupsafe import Markup
-
-    template = _environment().get_template("grid.html")
-    return str(
-        template.render(
-            doc=document,
-            tables=tables,
-            drawings=drawings,
-            svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
-            versions=_versions(document["provenance"]),
-            config=toml_text(document["config"]),
-            max_rows=MAX_ROWS,
-        )
-    )
+    return _of_one_run("grid.html", document, tables=tables, drawings=drawings, svgs=_inlined(svgs))
 
 
 def runs_page(
@@ -198,24 +175,38 @@ def runs_page(
     """
     from markupsafe import Markup
 
-    template = _environment().get_template("runs.html")
-    return str(
-        template.render(
-            doc=document,
-            question=f"How do {len(document['runs'])} runs differ in their curvature?",
-            answer=runs_answer(ratios, list(document["runs"])),
-            drawing=drawing,
-            numbers={} if drawing is None else {drawing.name: 1},
-            svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
-            with_numbers=True,
-            overview=overview,
-            numbers_tables=numbers,
-            ratios=ratios,
-            svg=Markup(inline_svg(svgs["eigenvalues"])) if "eigenvalues" in svgs else None,
-            warned=any(document["warnings"].values()),
-            max_rows=MAX_ROWS,
-        )
+    return _filled(
+        "runs.html",
+        document,
+        question=f"How do {len(document['runs'])} runs differ in their curvature?",
+        answer=runs_answer(ratios, list(document["runs"])),
+        drawing=drawing,
+        numbers={} if drawing is None else {drawing.name: 1},
+        svgs=_inlined(svgs),
+        with_numbers=True,
+        overview=overview,
+        numbers_tables=numbers,
+        ratios=ratios,
+        svg=Markup(inline_svg(svgs["eigenvalues"])) if "eigenvalues" in svgs else None,
+        warned=any(document["warnings"].values()),
     )
+
+
+def _of_one_run(name: str, document: Mapping[str, Any], **values: Any) -> str:
+    """Fill a template for one run, which has a provenance and a configuration."""
+    versions, config = _versions(document["provenance"]), toml_text(document["config"])
+    return _filled(name, document, versions=versions, config=config, **values)
+
+
+def _filled(name: str, document: Mapping[str, Any], **values: Any) -> str:
+    return str(_environment().get_template(name).render(doc=document, max_rows=MAX_ROWS, **values))
+
+
+def _inlined(svgs: Mapping[str, str]) -> dict[str, Any]:
+    """Figures as markup that is not escaped, by name."""
+    from markupsafe import Markup
+
+    return {name: Markup(inline_svg(svg)) for name, svg in svgs.items()}
 
 
 def _environment() -> Any:
@@ -241,7 +232,6 @@ def _environment() -> Any:
 
 
 def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool) -> str:
-    from markupsafe import Markup
 
     named = {drawing.name: drawing for drawing in drawings}
     pictures = {key: named.pop(name, None) for key, name in _PLACES.items()}
@@ -255,7 +245,7 @@ def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[s
             pictures=pictures,
             drawings=list(named.values()),
             numbers={drawing.name: number for number, drawing in enumerate(in_order, start=1)},
-            svgs={name: Markup(inline_svg(svg)) for name, svg in svgs.items()},
+            svgs=_inlined(svgs),
             with_numbers=with_numbers,
             tables=tables_of(document),
             rules=rank_rules(document),

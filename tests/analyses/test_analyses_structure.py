@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import curvature as cv
+from curvature.natural_gradient.comparison import step_efficiencies
 from oracles import normal
 
 
@@ -146,14 +147,14 @@ def test_the_ends_of_the_league_are_where_they_must_be(league):
 
 
 def test_the_efficiency_of_a_step_is_that_of_the_chart_that_takes_it(mlp, classification_data):
-    module = script("whitening_league")
     problem = cv.Problem.from_module(mlp(3, 4, 3), loss="cross-entropy", data=classification_data(20, 3, 3))
     chart = cv.WeightNorm("paper")
     expected = cv.efficiency(problem, chart, damping=0.01)
     gradient = problem.gradient()
     step = chart.at(problem.layout, problem.weights).metric(gradient[:, None])[:, 0]
     damped = cv.fisher(problem).dense() + 0.01 * torch.eye(problem.dim, dtype=torch.float64)
-    assert module.efficiency_of_step(gradient, step, damped) == pytest.approx(expected.efficiency, rel=1e-12)
+    (found,) = step_efficiencies(gradient, [step], damped, torch.linalg.cholesky(damped))
+    assert found == pytest.approx(expected.efficiency, rel=1e-12)
 
 
 def test_the_step_of_muon_is_the_polar_factor_of_every_matrix(mlp, classification_data):

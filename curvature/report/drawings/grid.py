@@ -84,10 +84,7 @@ def draw_groups(title: str, groups: Sequence[PooledEffect], *, within: float, na
         "The same claim pooled over the cells that share an optimizer, an architecture or a data set. Groups of few "
         "cells have wide intervals; whether groups differ is not tested."
     )
-    rows = [
-        pooled_row(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in groups if effect.cells
-    ]
-    return draw_forest(rows, title, caption, name=name, within=within)
+    return draw_forest(_counted(groups), title, caption, name=name, within=within)
 
 
 def draw_arms(arms: Sequence[PooledEffect], *, within: float, name: str = "arms") -> Drawing:
@@ -109,10 +106,7 @@ def draw_arms(arms: Sequence[PooledEffect], *, within: float, name: str = "arms"
         "Condition number of the GGN after the arm's own training, in its own chart, over that of the standard method "
         "from the same start, pooled over the cells. The placebo is weight norm about random directions."
     )
-    rows = [
-        pooled_row(effect, f"{effect.name} ({count(len(effect.cells), 'cell')})") for effect in arms if effect.cells
-    ]
-    return draw_forest(rows, "Arms", caption, name=name, favours=("the arm", "standard"), within=within)
+    return draw_forest(_counted(arms), "Arms", caption, name=name, favours=("the arm", "standard"), within=within)
 
 
 def draw_sources(sources: Sequence[PooledEffect], *, within: float, name: str = "sources") -> Drawing:
@@ -147,6 +141,12 @@ def _cells(effect: PooledEffect, outcomes: Mapping[str, str]) -> list[Effect]:
         Effect(cell, math.exp(-mean), math.exp(-high), math.exp(-low), outcomes.get(cell, ""))
         for cell, mean, low, high in zip(effect.cells, effect.effects, effect.lows, effect.highs, strict=True)
     ]
+
+
+def _counted(effects: Sequence[PooledEffect]) -> list[Effect]:
+    """A diamond for each effect that has cells, labelled with their number."""
+    counts = [(effect, count(len(effect.cells), "cell")) for effect in effects if effect.cells]
+    return [pooled_row(effect, f"{effect.name} ({cells})") for effect, cells in counts]
 
 
 def pooled_row(effect: PooledEffect, label: str, outcome: str = "") -> Effect:
