@@ -21,6 +21,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN = 1.0  # seconds until a signal is raised again whose exception was lost
 
 _working = False  # whether a command is at work, which has files and processes to clean up
+_received: int | None = None  # the signal that ends the command at work
 
 
 class Interrupted(KeyboardInterrupt):
@@ -96,23 +97,34 @@ def interruptible() -> Iterator[None]:
     """Let signals raise :class:`Interrupted`, so that files and processes are cleaned up on the way out.
 
     An exception that a signal raises inside a callback of a library or of the garbage collector is lost. It is raised
-    again every second until the command ends. Outside of this context a signal ends the process at once.
+    again every second until the command ends. Where a library raises another exception in its place (an import can
+    turn it into an ``ImportError`` or a ``SystemError``), that one is replaced, and its notes are kept. Outside of this
+    context a signal ends the process at once.
 
     Yields
     ------
     None
         While a command is at work.
     """
-    global _working
+    global _received, _working
+    _received = None
     _working = True
     try:
         yield
+    except Exception as error:
+        if _received is None:
+            raise
+        interrupted = Interrupted(_received)
+        for note in getattr(error, "__notes__", ()):
+            interrupted.add_note(note)
+        raise interrupted from error
     finally:
         _working = False
         _set_alarm(0.0)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
+    global _received
     if not _working:
         with suppress(OSError):
             os.write(2, b"error: interrupted; nothing was written.\n")
@@ -120,6 +132,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, lambda *_: _on_signal(number, None))
     _set_alarm(_AGAIN)
+    _received = number
     raise Interrupted(number)
 
 

@@ -125,6 +125,38 @@ def test_a_signal_whose_exception_a_library_loses_is_raised_again(tmp_path):
     assert time.monotonic() - begun < 5
 
 
+@pytest.fixture
+def handled():
+    """Both signals raise, as in a command; afterwards they do what they did before."""
+    before = {number: signal.signal(number, interruption._on_signal) for number in CODES}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("kind", [ImportError, SystemError, RuntimeError, OSError])
+@pytest.mark.usefixtures("handled")
+def test_a_signal_that_a_library_turns_into_another_exception_is_an_interruption(kind, number):
+    def library():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as error:
+            other = kind("initialization of _C raised unreported exception")
+            other.add_note("2 seeds are kept.")
+            raise other from error
+
+    with pytest.raises(interruption.Interrupted) as caught, interruption.interruptible():
+        library()
+    assert caught.value.exit_code == CODES[number]
+    assert caught.value.__notes__ == ["2 seeds are kept."]
+
+
+def test_an_exception_without_a_signal_stays_what_it_is():
+    with pytest.raises(ImportError, match="no module"), interruption.interruptible():
+        raise ImportError("no module")
+
+
 SMALL = ["spectrum", "--num-examples", "20", "--arg", "widths=2", "--threads", "1"]
 
 
