@@ -18,6 +18,13 @@ DEFECTS = [
         ("every_matrix_is_checked_in_every_chart",),
     ),
     Defect(
+        "neurons along the positions of a sequence",
+        "studies.training.network:neuron_axis",
+        "-1 if isinstance($layer, $linear) else 1",
+        "1",
+        ("the_paper_s_start_has_mean_0_and_variance_1_in_every_architecture",),
+    ),
+    Defect(
         "rows of a tracker that may take the whole budget",
         "studies:Budget.affordable",
         "(0.5 if self.matrices else 1.0) * self.share * self.training",

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import curvature as cv
 from curvature.errors import ConfigurationError
@@ -156,6 +157,23 @@ def test_a_start_that_is_not_data_dependent_fails_its_check():
     other = start(problem, "paper", seed=0, batch_size=30)
     assert not start_check(other, 20).passed
     assert start_check(other, 20).value > 0.01
+
+
+NETWORKS = {
+    "perceptron": (lambda: cv.zoo.mlp((64, 5, 10)), False),
+    "convolutions": (lambda: cv.zoo.cnn((2, 3)), True),
+    "residual": (lambda: cv.zoo.residual_mlp(64, 10, width=4), False),
+    "transformer": (lambda: torch.nn.Sequential(torch.nn.Flatten(1, 2), cv.zoo.transformer(8, 8, 10, width=4)), True),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_paper_s_start_has_mean_0_and_variance_1_in_every_architecture(name):
+    network, image = NETWORKS[name]
+    problem = cv.Problem.from_module(network(), loss="cross-entropy", data=cv.zoo.digits(60, image=image))
+    begin = start(problem, "paper", seed=3, batch_size=40)
+    assert start_check(begin, 40).passed
+    assert not start_check(begin, 30).passed
 
 
 def test_impossible_settings_are_refused():

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curvature.arrays import Float
 from curvature.charts.rows import PAPER_SCALE, row_norms
@@ -17,7 +17,7 @@ from curvature.models.calling import arguments
 from curvature.models.trees import Tensors, structure_of
 from curvature.precision import full_precision
 from curvature.records import Check
-from curvature.studies.training.network import BatchNormNetwork
+from curvature.studies.training.network import BatchNormNetwork, neuron_axis
 
 __all__ = ["Start", "paper_start", "start_check"]
 
@@ -120,8 +120,9 @@ def start_check(start: Start, batch_size: int | None = None) -> Check:
     observed: dict[str, Tensor] = {}
 
     def watch(path: str) -> None:
-        def keep(_module: object, _inputs: object, output: Tensor) -> None:
-            observed[path] = output.detach().movedim(1, -1).flatten(0, -2)  # (batch and positions, neurons)
+        def keep(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+            neurons_last = output.detach().movedim(neuron_axis(layer), -1)
+            observed[path] = neurons_last.flatten(0, -2)  # (batch and positions, neurons)
 
         model.get_submodule(path).register_forward_hook(keep)
 

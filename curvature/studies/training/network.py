@@ -18,7 +18,7 @@ from curvature.models.module.copying import private_copy
 from curvature.models.module.replaced import runs_its_type
 from curvature.models.trees import Tensors, structure_of
 
-__all__ = ["BatchNormNetwork", "Network", "refuse_penalty"]
+__all__ = ["BatchNormNetwork", "Network", "neuron_axis", "refuse_penalty"]
 
 
 _FORWARDS = tuple(kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -106,7 +106,7 @@ class BatchNormNetwork(Network):
 
     def _hook(self, path: str) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
         weight, bias = self.targets[path]
-        axis = -1 if isinstance(self.model.get_submodule(path), nn.Linear) else 1
+        axis = neuron_axis(self.model.get_submodule(path))
 
         def normalize(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             shift = cast(Tensor, layer.bias)  # under functional_call not a Parameter
@@ -180,6 +180,22 @@ class BatchNormNetwork(Network):
     ) -> Float[Tensor, "weights"]:
         """Weights of the ordinary network that this one is at fixed statistics, ``(P,)``."""
         return self.problem.flatten(fold(self.layout.unflatten(vector), statistics))
+
+
+def neuron_axis(layer: nn.Module) -> int:
+    """Axis of a layer's output along which its neurons lie.
+
+    Parameters
+    ----------
+    layer
+        A linear layer, or a convolution of a batch.
+
+    Returns
+    -------
+    int
+        The last axis of a linear layer, also on sequences; 1, the channels, of a convolution.
+    """
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def refuse_penalty(problem: Problem) -> None:
