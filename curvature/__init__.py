@@ -87,6 +87,7 @@ _HOMES = {
         "Inertia",
         "Landscape",
         "LayerSummary",
+        "LeagueEntry",
         "Measured",
         "Quantity",
         "SpectralDensity",
@@ -112,6 +113,7 @@ _HOMES = {
         "optimizer_metric",
         "preconditioner",
         "whitening",
+        "whitening_league",
     ),
     "studies": ("Tracker", "analyze", "landscape", "measure", "study"),
 }

@@ -79,6 +79,7 @@ from curvature.natural_gradient import natural_gradient_step as natural_gradient
 from curvature.natural_gradient import optimizer_metric as optimizer_metric
 from curvature.natural_gradient import preconditioner as preconditioner
 from curvature.natural_gradient import whitening as whitening
+from curvature.natural_gradient import whitening_league as whitening_league
 from curvature.records import Alignment as Alignment
 from curvature.records import Analysis as Analysis
 from curvature.records import Check as Check
@@ -90,6 +91,7 @@ from curvature.records import ExtremalEigenvalues as ExtremalEigenvalues
 from curvature.records import Inertia as Inertia
 from curvature.records import Landscape as Landscape
 from curvature.records import LayerSummary as LayerSummary
+from curvature.records import LeagueEntry as LeagueEntry
 from curvature.records import Measured as Measured
 from curvature.records import Quantity as Quantity
 from curvature.records import SpectralDensity as SpectralDensity

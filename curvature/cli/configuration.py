@@ -297,7 +297,8 @@ class CompareConfiguration(Configuration):
         Shown(
             COMPUTE,
             "",
-            "Run the whole study: every arm and control at its own learning rate, with a verdict on every claim.",
+            "Run the whole study: every arm and control at its own learning rate, a verdict on every claim, and the "
+            "whitening league: which method is closest to the natural gradient.",
         ),
     ] = False
     grid: Grid = None

@@ -256,9 +256,9 @@ def print_study_plan(plan: StudyPlan, jobs: int, as_json: bool) -> None:
     total = count(sum(plan.num_spectra.values()), "spectrum", "spectra")
     _echo(f"spectra:  up to {total} of size {plan.dim} or less: {spectra}")
     if plan.num_step_comparisons:
-        _echo(
-            f"steps:    compared with the natural gradient at {count(plan.num_step_comparisons, 'point')} of training"
-        )
+        league = f", in a league of all methods at {plan.num_leagues} of them" if plan.num_leagues else ""
+        points = count(plan.num_step_comparisons, "point")
+        _echo(f"steps:    compared with the natural gradient at {points} of training{league}")
     memory = memory_text(min(jobs, plan.num_seeds) * plan.num_bytes)
     _echo(f"memory:   at most {memory} for matrices, {count(min(jobs, plan.num_seeds), 'seed')} at a time")
     _echo("time:     not estimated; a run shows the remaining time once it can be told, and --resume continues it")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvature.arrays import Float
 from curvature.charts import Parameterization
+from curvature.charts.per_weight import as_matrix
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
 from curvature.models import Problem
@@ -18,7 +19,7 @@ from curvature.natural_gradient.preconditioners import absolute_damping, refuse_
 from curvature.precision import full_precision
 from curvature.records.damping import Damping
 
-__all__ = ["chart_step", "natural_gradient_step"]
+__all__ = ["chart_step", "muon_step", "natural_gradient_step"]
 
 
 @full_precision()
@@ -39,6 +40,37 @@ def chart_step(problem: Problem, chart: Parameterization) -> Float[Tensor, "weig
     """
     at_weights = chart.at(problem.layout, problem.weights)
     return -at_weights.metric(problem.gradient()[:, None])[:, 0]
+
+
+@full_precision()
+def muon_step(problem: Problem) -> Float[Tensor, "weights"]:
+    r"""Step of Muon on every matrix of weights, without momentum; vectors do not move.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data at the point.
+
+    Returns
+    -------
+    Tensor
+        $-U V^T$, shape ``(P,)``, at learning rate 1, with $G = U S V^T$ the gradient of a weight as the matrix of its
+        neurons (output channels by everything else) and $S > 0$. It is not linear in the gradient, so no chart has it.
+
+    References
+    ----------
+    Jordan et al. (2024). Muon: an optimizer for hidden layers in neural networks.
+    """
+    gradient = problem.gradient()
+    step = torch.zeros_like(gradient)
+    for entry, span in problem.layout.pairs():
+        if len(entry.shape) > 1:
+            matrix = as_matrix(entry)
+            left, values, right = torch.linalg.svd(matrix.rows(gradient[span]), full_matrices=False)
+            # Singular vectors of zero are arbitrary.
+            moves = values > max(entry.shape) * torch.finfo(values.dtype).eps * values[0]
+            step[span] = -matrix.from_rows(left[:, moves] @ right[moves])
+    return step
 
 
 @full_precision()

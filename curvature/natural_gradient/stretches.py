@@ -175,6 +175,8 @@ def best_stretches(
         raise ConfigurationError(f"criterion must be one of {', '.join(_CRITERIA)}, got {criterion!r}.")
     chosen = Damping.chosen(damping, relative_damping)
     _nonzero_gradient(problem)
+    if not _normalized(problem):
+        raise ConfigurationError("the model has no linear or convolutional layer that weight norm could normalize.")
     operator = fisher or fisher_matrix(problem)
     if criterion == "efficiency":
         groups = _Groups(problem, by)

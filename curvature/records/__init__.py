@@ -10,7 +10,7 @@ from curvature.records.landscape import Landscape
 from curvature.records.pooled import PooledEffect, PooledVerdict
 from curvature.records.quantity import Check, Quantity
 from curvature.records.spectrum import Inertia, Spectrum
-from curvature.records.steps import Alignment, GaugeState, StepComparison, Whitening
+from curvature.records.steps import Alignment, GaugeState, LeagueEntry, StepComparison, Whitening
 from curvature.records.study import Measured, Study
 from curvature.records.track import Track, TrackedMatrix, TrackPoint
 from curvature.records.training import LearningRateSweep, StepsToLoss, TrainingCurve
@@ -32,6 +32,7 @@ __all__ = [
     "Inertia",
     "Landscape",
     "LayerSummary",
+    "LeagueEntry",
     "LearningRateSweep",
     "Located",
     "Measured",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from curvature.records.where import chart_label
 
-__all__ = ["Alignment", "GaugeState", "StepComparison", "Whitening"]
+__all__ = ["Alignment", "GaugeState", "LeagueEntry", "StepComparison", "Whitening"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,44 @@ class StepComparison:
     def label(self) -> str:
         """Chart with its gauge: ``"weight-norm (paper)"``."""
         return chart_label(self.chart, self.gauge)
+
+
+@dataclass(frozen=True)
+class LeagueEntry:
+    r"""Place of one method in the whitening league: how close its step is to the damped natural-gradient step.
+
+    Attributes
+    ----------
+    method
+        A parameterization or an optimizer, as in ``curvature.natural_gradient.METHODS``.
+    relative_damping
+        $a$ in $\lambda = a \operatorname{tr}(F) / P$.
+    damping
+        $\lambda$, unit loss / weight**2, added to the Fisher matrix $F$ *on the weights*.
+    efficiency
+        $E \in [0, 1]$, as in :class:`StepComparison`; NaN where the method has no step at these weights.
+    ratio
+        $E$ over that of gradient descent at the same weights.
+    index
+        $R$, as in :class:`StepComparison`.
+    kappa
+        Condition number of $K^{1/2}(F + \lambda I)K^{1/2}$; NaN where the method has no metric $K$, or $K$ is singular
+        up to rounding.
+    num_examples
+        Number of examples in $F$.
+    note
+        Why there is no number; empty where there is one.
+    """
+
+    method: str
+    relative_damping: float
+    damping: float
+    efficiency: float
+    ratio: float
+    index: float = math.nan
+    kappa: float = math.nan
+    num_examples: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

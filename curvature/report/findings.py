@@ -10,6 +10,7 @@ from curvature.records import ExtremalEigenvalues, Measured, SpectralDensity, Sp
 from curvature.report.figures import usual_damping
 from curvature.report.spread import grouped
 from curvature.report.table import Row
+from curvature.report.tables.league import league_answer
 from curvature.report.words import (
     EQUAL,
     arm_words,
@@ -52,6 +53,7 @@ def findings_of(study: Study, document: Row) -> list[dict[str, Any]]:
         *_say_ratios(document["ratios"], last_checkpoint(study)),
         *_say_blocks(document["ratios"], last_checkpoint(study)),
         *_say_efficiencies(study, document),
+        *_say_league(document),
         *_say_spectra(document),
         *_say_estimates(document),
         *_say_limits(study, document),
@@ -175,6 +177,11 @@ def _say_efficiencies(study: Study, document: Row) -> Iterable[dict[str, Any]]:
         )
 
 
+def _say_league(document: Row) -> Iterable[dict[str, Any]]:
+    if answer := league_answer(document):
+        yield _finding("result", answer)
+
+
 def _say_spectra(document: Row) -> Iterable[dict[str, Any]]:
     """Quote each spectrum, where there is nothing to compare."""
     if document["ratios"] or document["efficiencies"]:
@@ -256,10 +263,11 @@ def _say_limits(study: Study, document: Row) -> Iterable[dict[str, Any]]:
     elif compared and seeds == 1:
         yield _finding("limit", "Only one seed: nothing can be concluded beyond this one run.")
     elif compared:
+        owner = "claims and to the whitening league" if document["league"] else "claims alone"
         yield _finding(
             "limit",
             f"Ranges are the smallest and the largest of {seeds} seeds: they show spread and are not confidence "
-            f"intervals. {'Intervals belong to the claims alone.' if study.verdicts else 'No claim is tested here.'}",
+            f"intervals. {f'Intervals belong to the {owner}.' if study.verdicts else 'No claim is tested here.'}",
         )
 
 

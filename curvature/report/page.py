@@ -17,13 +17,19 @@ from curvature.report.plain import toml_text
 from curvature.report.render import page_number, table_html
 from curvature.report.table import Row, Table
 from curvature.report.tables import tables_of
+from curvature.report.tables.league import league_answer
 from curvature.report.tables.spectra import rank_rules
 from curvature.text import printable
 
 __all__ = ["MAX_HTML", "analyses_page", "checkpoints_page", "grid_page", "html_page", "runs_page"]
 
 MAX_HTML = 5_000_000
-_PLACES = {"first": "claims", "overlay": "two-spectra", "sources": "sources"}  # of figures outside of their section
+_PLACES = {
+    "first": "claims",
+    "overlay": "two-spectra",
+    "sources": "sources",
+    "league": "league",
+}  # of figures outside of their section
 MAX_ROWS = 120  # of one table in the page; the rest is in the CSV
 
 
@@ -251,6 +257,7 @@ def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[s
             rules=rank_rules(document),
             trust=trust_lines(document),
             why=why_lines(document),
+            league=league_answer(document),
             passed=sum(check["passed"] for check in document["checks"]),
             untested=[row for row in document["verdicts"] if row["outcome"] == "not tested"],
             versions=_versions(document["provenance"]),

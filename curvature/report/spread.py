@@ -10,8 +10,9 @@ from typing import TypeVar
 import numpy as np
 
 from curvature.records import Quantity
+from curvature.studies.evidence import paired_interval
 
-__all__ = ["Spread", "defined", "grouped", "quartiles", "spread"]
+__all__ = ["Mean", "Spread", "defined", "grouped", "mean_with_interval", "quartiles", "spread"]
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -39,6 +40,52 @@ class Spread:
     count: int
     status: str = "resolved"
     affected: int = 0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over seeds of one number, with its 95 % interval.
+
+    Attributes
+    ----------
+    mean, low, high
+        NaN where no seed has a number; the interval is NaN below two numbers.
+    count
+        How many numbers entered.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def mean_with_interval(values: Iterable[float], *, geometric: bool = False) -> Mean:
+    """Mean of the finite values with Student's 95 % interval.
+
+    Parameters
+    ----------
+    values
+        One per seed.
+    geometric
+        Of the logarithm: for ratios, which must be positive.
+
+    Returns
+    -------
+    Mean
+        Of the values themselves, also if it is geometric.
+
+    Examples
+    --------
+    >>> mean_with_interval([1.0, 4.0, math.nan], geometric=True).mean
+    2.0
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    numbers = [math.log(value) for value in finite] if geometric else finite
+    ends = paired_interval(numbers) if len(numbers) > 1 else (math.nan, math.nan)
+    three = [float(np.mean(numbers)) if numbers else math.nan, *ends]
+    mean, low, high = map(math.exp, three) if geometric else three
+    return Mean(mean, low, high, len(numbers))
 
 
 def spread(quantities: Iterable[Quantity]) -> Spread:

@@ -58,7 +58,8 @@ def study(
         data (and a warning in the study says so). An initialization cannot be drawn again from a problem.
     full
         False: two arms, ``"standard"`` and ``"weight-norm"``, at one learning rate. True: thirteen arms with their
-        controls, each at a learning rate that was tuned for it, from PyTorch's and from the paper's initialization.
+        controls, each at a learning rate that was tuned for it, from PyTorch's and from the paper's initialization, and
+        the league of :func:`~curvature.whitening_league` at the first and the last weights of ``"weight-norm"``.
     num_seeds
         Paired seeds; the arms share each. None: 3, which show what to expect; with ``full`` 10, which can decide
         about training.

@@ -15,7 +15,7 @@ from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.studies.measuring import matrix_of
 from curvature.studies.seeds import refuse_unsuited
-from curvature.studies.settings import PUBLISHED, StudySettings
+from curvature.studies.settings import HEADLINE, PUBLISHED, StudySettings
 
 __all__ = ["StudyPlan", "plan_study"]
 
@@ -44,6 +44,8 @@ class StudyPlan:
         Spectra of all seeds, by the matrix; fewer if an arm diverges or never reaches a loss level.
     num_step_comparisons
         Points of training at which the steps of the charts are compared with the natural gradient.
+    num_leagues
+        Those of them at which the whitening league is measured.
     dim
         Coordinates of the largest matrix: the weights, and with weight norm one more for each neuron.
     num_bytes
@@ -58,6 +60,7 @@ class StudyPlan:
     steps_per_tuning_run: int
     num_spectra: dict[str, int]
     num_step_comparisons: int
+    num_leagues: int
     dim: int
     num_bytes: float
 
@@ -97,6 +100,7 @@ def plan_study(problem: Problem, settings: StudySettings) -> StudyPlan:
             spectra["ggn"] += 1 if arm.method in _IN_WEIGHTS else 2
     whole_batches = sum(arm.name in PUBLISHED for arm in arms) if settings.whole_batches else 0
     compared = sum(arm.name in settings.followed for arm in arms) * len(settings.steps_at)
+    leagues = len(settings.league_at) if HEADLINE[1] in {arm.name for arm in arms} else 0
     dim, num_bytes = _memory(problem, settings)
     per_epoch = math.ceil(problem.num_examples / training.batch_size)
     return StudyPlan(
@@ -108,6 +112,7 @@ def plan_study(problem: Problem, settings: StudySettings) -> StudyPlan:
         steps_per_tuning_run=training.tuning_epochs * per_epoch if training.rates else 0,
         num_spectra={name: seeds * number for name, number in spectra.items()},
         num_step_comparisons=seeds * compared if problem.loss.likelihood else 0,
+        num_leagues=seeds * leagues if problem.loss.likelihood else 0,
         dim=dim,
         num_bytes=num_bytes,
     )

@@ -63,6 +63,7 @@ def measure_seed(start: Problem, settings: StudySettings, *, seed: int, progress
     * the check that the canonical gauge leaves GGN, Fisher, empirical Fisher and gradient covariance unchanged;
     * alignment and whitening of each neuron's gradient covariance;
     * efficiency of every chart's step against the natural gradient, with controls;
+    * the whitening league, at the first and the last weights of the weight-norm arm;
 
     and at the initialization the two claims that are identities (C5, C6).
     """

@@ -42,6 +42,8 @@ class StudySettings:
         Checkpoints at which it is.
     steps_at
         Checkpoints at which gradient noise and steps of the followed arms are measured.
+    league_at
+        Those of them at which the whitening league is measured too, at the weights of the weight-norm arm.
     relative_dampings
         Dampings of the natural-gradient comparison, in units of the mean eigenvalue of the Fisher.
     relative_damping
@@ -70,6 +72,7 @@ class StudySettings:
     stretches: tuple[float, ...] = ()
     swept_at: tuple[str, ...] = ("late",)
     steps_at: tuple[str, ...] = ("init", "late")
+    league_at: tuple[str, ...] = ("init", "late")
     relative_dampings: tuple[float, ...] = (1e-3,)
     relative_damping: float = 1e-3
     closeness_of_controls: bool = True
@@ -139,6 +142,7 @@ def quick_settings(
         seeds=tuple(seeds),
         arms=tuple(Arm(name) for name in HEADLINE),
         training=training,
+        league_at=(),
         closeness_of_controls=False,
         whole_batches=False,
         **(sweeps | measured),

@@ -11,10 +11,17 @@ from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher
 from curvature.models import Problem
-from curvature.natural_gradient import Controls, alignments, compare_charts, control_charts, whitening
+from curvature.natural_gradient import (
+    Controls,
+    alignments,
+    compare_charts,
+    control_charts,
+    whitening,
+    whitening_league,
+)
 from curvature.records import Alignment, StepComparison, Whitening
 from curvature.studies.collector import Collector, Place
-from curvature.studies.settings import StudySettings
+from curvature.studies.settings import HEADLINE, StudySettings
 from curvature.studies.shared import Shared
 
 __all__ = ["noise_and_steps"]
@@ -32,7 +39,7 @@ def noise_and_steps(
     settings: StudySettings,
     shared: Shared,
 ) -> None:
-    """Measure the gradient noise of every neuron, and the step of weight norm against the natural gradient.
+    """Measure the gradient noise of every neuron, the step of weight norm against the natural gradient, and the league.
 
     Parameters
     ----------
@@ -77,6 +84,11 @@ def noise_and_steps(
         if (chart.name, chart.gauge) not in {(step.chart, step.gauge) for step in steps}:
             steps = (*steps[:3], *compare([chart]), *steps[3:])
         collector.extend(place, steps)
+    if place.arm == HEADLINE[1] and place.checkpoint in settings.league_at:
+        collector.say(f"seed {place.seed}: whitening league, {place.checkpoint}")
+        damping, seed = settings.relative_damping, place.seed
+        league = whitening_league(problem, chart, relative_damping=damping, seed=seed, controls=controls)
+        collector.extend(place, league)
 
 
 def _noise(problem: Problem, covariance: SymmetricOperator, seed: int) -> tuple[Alignment | Whitening, ...]:

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from curvature import cli, report
 from curvature.cli import seeds
 from curvature.errors import ExitCode
+from curvature.natural_gradient import METHODS
+from curvature.records import LeagueEntry
 from curvature.report.parts import Parts
 
 # One thread: on a busy machine the threads of small matrices wait for each other.
@@ -79,7 +81,13 @@ def test_the_answer_comes_first_and_nothing_is_left_beside_the_run(whole):
     assert f"report: {out / 'report.html'}" in result.stderr
     assert [path.name for path in out.parent.iterdir()] == ["whole"]
     page = (out / "report.html").read_text()
-    assert page.index('id="verdicts"') < page.index('id="arms"') < page.index('id="table"')
+    order = [page.index(f'id="{name}"') for name in ("verdicts", "league", "trust", "arms", "table")]
+    assert order == sorted(order)
+    section = page[order[1] : order[2]]
+    assert section.count("<svg") == 2  # wide and narrow
+    assert section.index("At the end of training one step of") < section.index("<svg") < section.index("<table")
+    assert all(method in section for method in METHODS)
+    assert (out / "figures" / "league.svg").is_file()
 
 
 def test_its_own_configuration_repeats_it_bit_by_bit_with_seeds_side_by_side(whole, here):
@@ -108,6 +116,7 @@ def test_an_interrupted_study_keeps_its_seeds_and_goes_on(whole, interrupted, he
     assert "resume: 1 finished part found in" in went_on.stderr
     assert measured == [1 - int(kept[1].split("-")[1])]
     assert_bitwise_equal(whole[0], here / "on")
+    assert len(report.load_study(here / "on").of(LeagueEntry)) == 2 * 2 * len(METHODS)  # seeds, ends of training
     assert not (here / "on.parts").exists()
 
 

@@ -4,6 +4,20 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "weight standardization over gradient descent at other weights",
+        "natural_gradient:_at_the_nearest",
+        "_entry(_NEAREST, $step, $standard, $limit)",
+        "_entry(_NEAREST, $step, low, $limit)",
+        ("weight_standardization_is_compared_at_the_nearest_weights_that_it_represents",),
+    ),
+    Defect(
+        "Muon along directions without a gradient",
+        "natural_gradient:muon_step",
+        "$values > $limit * $values[0]",
+        "$values >= 0",
+        ("the_step_of_muon_is_the_polar_factor_of_every_matrix",),
+    ),
+    Defect(
         "Adam without the root of its second moments",
         "natural_gradient:_adam_root",
         "($moments.clamp(min=0).sqrt() + $epsilon).rsqrt()",

@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "a league in another gauge than training has reached",
+        "studies:noise_and_steps",
+        "whitening_league($problem, $chart, relative_damping=$damping, seed=$seed, controls=$controls)",
+        "whitening_league($problem, None, relative_damping=$damping, seed=$seed, controls=$controls)",
+        ("the_league_is_measured_at_both_ends_of_weight_norm_and_agrees_with_the_steps_of_the_claims",),
+    ),
+    Defect(
         "a rule that is decided by one end of an interval",
         "cli.rules:Rule.holds",
         "$ends[0] != $ends[1]",

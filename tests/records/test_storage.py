@@ -26,6 +26,7 @@ from curvature.records import (
     Inertia,
     Landscape,
     LayerSummary,
+    LeagueEntry,
     LearningRateSweep,
     Measured,
     PooledEffect,
@@ -151,6 +152,7 @@ EXAMPLES = {
         seconds=0.5,
     ),
     "StepComparison": StepComparison("weight-norm", "paper", 1e-3, 2e-3, 0.75, "0", 0.5, 10.0, 0.1, 0.2, 50),
+    "LeagueEntry": LeagueEntry("K-FAC", 1e-3, 2e-3, 0.75, 2.5, 0.5, math.inf, 50, "a reason"),
     "Alignment": Alignment("0.weight[3]", "mean input", 0.9, 1.1, 0.2, 64, 50),
     "Whitening": Whitening("0.weight[3]", "e1", 0.4, 0.5, 3.0, 63, 50),
     "GaugeState": GaugeState("weight-norm", "paper", 0.5, 1.0, 2.0, 10),
@@ -459,7 +461,15 @@ def test_a_labelled_array_in_netcdf_gives_the_spectrum_back(tmp_path):
         assert same(from_plain(Spectrum, attributes | {"eigenvalues": array.to_numpy()}), record)
 
 
-IN_STUDIES = ("StepComparison", "Alignment", "Whitening", "GaugeState", "Spectrum", "ExtremalEigenvalues")
+IN_STUDIES = (
+    "StepComparison",
+    "LeagueEntry",
+    "Alignment",
+    "Whitening",
+    "GaugeState",
+    "Spectrum",
+    "ExtremalEigenvalues",
+)
 IN_STUDIES += ("SpectralDensity", "ConditionNumbers", "Inertia", "Estimate")
 
 

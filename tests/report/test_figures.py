@@ -17,6 +17,7 @@ from curvature.records import (
     ExtremalEigenvalues,
     GaugeState,
     Landscape,
+    LeagueEntry,
     Measured,
     Quantity,
     SpectralDensity,
@@ -236,6 +237,7 @@ def test_records_are_drawn_like_their_measurements_at_one_point():
     items = (
         (figures.plot_efficiency, steps),
         (figures.plot_efficiency_damping, steps),
+        (figures.plot_league, [LeagueEntry(name, 1e-3, 0.1, 0.5, 1.0) for name in ("gradient descent", "Adam")]),
         (figures.plot_gauge_sweep, sweep),
         (figures.plot_whitening, [Whitening("0[0]", name, 0.5, 1.0, 2.0, 5, 10) for name in ("none", "w")]),
         (figures.plot_alignment, [Alignment("0[0]", name, 0.2, 1.0, 0.25, 9, 10) for name in ("w", "random")]),
@@ -365,6 +367,31 @@ def test_layers_are_cells_with_their_medians(ax):
 
 def step(chart, efficiency, gauge="-", damping=1e-3):
     return StepComparison(chart, gauge, damping, damping / 10, efficiency)
+
+
+def test_the_league_has_the_best_method_on_top_with_its_interval_and_leaves_out_what_has_no_number(ax):
+    shares = {
+        "gradient descent": (0.2, 0.3),
+        "natural gradient": (1.0, 1.0),
+        "Adam": (0.4, 0.8),
+        "SOAP": (math.nan,) * 2,
+    }
+    entries = [
+        at(LeagueEntry(name, 1e-3, 0.1, share, 1.0), seed=seed)
+        for name, values in shares.items()
+        for seed, share in enumerate(values)
+    ]
+    figures.plot_league(entries, ax)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["natural gradient", "Adam", "gradient descent"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]
+    adam = ax.containers[1]
+    assert adam.lines[0].get_xydata().tolist() == [[pytest.approx(0.6), 1]]
+    half = 12.706204736432095 * 0.2  # Student's t at one degree of freedom, and the standard error
+    assert adam.lines[2][0].get_segments()[0][:, 0] == pytest.approx([0.6 - half, 0.6 + half])
+    assert ax.get_xscale() == "linear"
+    assert set(labels(ax)) == {"gradient descent", "optimizer", "inverts parts of the Fisher"}
+    small = [at(LeagueEntry(name, 1e-3, 0.1, share, 1.0)) for name, share in (("Adam", 0.01), ("SOAP", 0.9))]
+    assert figures.plot_league(small, Figure().subplots()).get_xscale() == "log"
 
 
 def test_efficiency_orders_charts_and_draws_every_seed(ax):

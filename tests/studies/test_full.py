@@ -9,9 +9,14 @@ import torch
 import curvature as cv
 from curvature.errors import ConfigurationError
 from curvature.models import Problem, zoo
-from curvature.records import Alignment, ConditionNumbers, Spectrum, StepComparison
+from curvature.natural_gradient import METHODS
+from curvature.records import Alignment, ConditionNumbers, LeagueEntry, Spectrum, StepComparison
 from curvature.report import load_study, write_run
 from curvature.report.drawings import drawings_of
+from curvature.report.plain import plain_values
+from curvature.report.selection import Selection
+from curvature.report.tables.league import league_answer, league_rows, league_tables
+from curvature.report.words import factor_words
 from curvature.studies import StudySettings, combined, measure_seed, run_study
 from curvature.studies.seeds import WHOLE
 from curvature.studies.settings import PUBLISHED
@@ -84,6 +89,50 @@ def test_followed_arms_are_measured_everywhere_and_the_others_at_both_ends(study
     assert {m.arm for m in study.of(Alignment)} == set(SETTINGS.followed)
 
 
+def test_the_league_is_measured_at_both_ends_of_weight_norm_and_agrees_with_the_steps_of_the_claims(study):
+    entries = study.of(LeagueEntry)
+    assert {m.arm for m in entries} == {"weight-norm"}
+    places = [(m.seed, m.checkpoint) for m in entries]
+    assert set(places) == {(seed, point) for seed in (0, 1, 2) for point in ("init", "late")}
+    assert len(places) == 6 * len(METHODS)
+    same = {  # measured apart, with charts of their own
+        "gradient descent": ("standard", "-"),
+        "weight norm, canonical": ("weight-norm", "canonical"),
+        "weight norm, gauge reached": ("weight-norm", "checkpoint"),
+        "weight norm, paper's gauge": ("weight-norm", "paper"),
+        "placebo, paper's gauge": ("placebo", "paper"),
+        "K-FAC": ("kfac", "relative damping=0.001"),
+        "natural gradient": ("natural-gradient", "relative damping=0.001"),
+    }
+    for m in study.of(LeagueEntry, checkpoint="late"):
+        if m.record.method in same:
+            chart, gauge = same[m.record.method]
+            (step,) = study.of(
+                StepComparison, arm=m.arm, seed=m.seed, checkpoint="late", block="all", chart=chart, gauge=gauge
+            )
+            assert m.record.efficiency == pytest.approx(step.record.efficiency, rel=1e-12)
+            assert m.record.kappa == pytest.approx(step.record.kappa, rel=1e-9)
+
+
+def test_the_league_in_the_report_is_in_order_with_means_and_intervals_over_seeds(study):
+    rows = [row for row in league_rows(Selection(study)) if row["checkpoint"] == "late"]
+    shares = [row["efficiency"]["mean"] for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    best = rows[0]
+    assert (best["method"], best["ratio"]["count"]) == ("natural gradient", 3)
+    logs = np.log([m.record.ratio for m in study.of(LeagueEntry, checkpoint="late", method="natural gradient")])
+    assert best["ratio"]["mean"] == pytest.approx(np.exp(logs.mean()))
+    half = 4.302652729911275 * logs.std(ddof=1) / np.sqrt(3)  # Student's t at 2 degrees of freedom
+    assert np.log(best["ratio"]["high"] / best["ratio"]["mean"]) == pytest.approx(half)
+    document = plain_values({"league": rows, "checkpoints": ["init", "late"]})
+    answer = league_answer(document)
+    assert answer.startswith("At the end of training one step of weight norm, at the gauge that training has reached,")
+    low, high = (factor_words(best["ratio"][end]) for end in ("low", "high"))
+    assert answer.endswith(f"and the natural gradient {factor_words(best['ratio']['mean'])} [{low}, {high}].")
+    (table,) = league_tables(document)
+    assert [row[0] for row in table.rows] == [row["method"] for row in rows]
+
+
 def test_every_arm_has_its_sweep_and_its_curve_at_the_chosen_rate(study):
     names = [arm.name for arm in ARMS]
     assert [(sweep.arm, sweep.seed) for sweep in study.sweeps] == [(name, seed) for seed in (0, 1, 2) for name in names]
@@ -141,8 +190,10 @@ def test_seeds_do_not_know_of_each_other(study):
 
 
 def test_the_study_comes_back_from_its_directory(study, tmp_path):
-    few = replace(study, measurements=study.measurements[:20])
+    few = replace(study, measurements=study.measurements[:20])  # without a league, as version 0.1 wrote it
     found = load_study(write_run(few, tmp_path / "run"))
+    assert 'id="league"' not in (tmp_path / "run" / "report.html").read_text()
+    assert league_tables({"checkpoints": ["late"]}) == []  # a summary of that version
     assert [(s.arm, s.seed, s.chosen, s.at_edge, s.budget) for s in found.sweeps] == [
         (s.arm, s.seed, s.chosen, s.at_edge, s.budget) for s in study.sweeps
     ]

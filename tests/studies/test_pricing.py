@@ -8,7 +8,7 @@ import torch
 
 import curvature as cv
 from curvature.errors import ConfigurationError, ResourceError
-from curvature.records import Spectrum, StepComparison
+from curvature.records import LeagueEntry, Spectrum, StepComparison
 from curvature.studies import full_settings, plan_study, pricing, quick_settings, run_study
 
 
@@ -39,6 +39,7 @@ def test_the_plan_counts_the_spectra_the_runs_and_the_largest_matrix_of_the_stud
     assert plan.num_tuning_runs == len(settings.seeds) * len(settings.arms) * len(settings.training.rates)
     compared = {(m.arm, m.seed, m.checkpoint) for m in study.of(StepComparison)}
     assert plan.num_step_comparisons == len(compared)
+    assert plan.num_leagues == len({(m.seed, m.checkpoint) for m in study.of(LeagueEntry)})
 
 
 def test_nothing_is_trained_or_decomposed_for_a_plan(monkeypatch):

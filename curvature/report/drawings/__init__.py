@@ -8,6 +8,7 @@ from curvature.records import Study
 from curvature.report.drawings.claims import draw_claims, draw_sources
 from curvature.report.drawings.estimates import draw_density, draw_extremes
 from curvature.report.drawings.layout import Drawing
+from curvature.report.drawings.league import draw_league
 from curvature.report.drawings.overlay import draw_two_spectra
 from curvature.report.drawings.spectra import (
     draw_along_training,
@@ -25,6 +26,7 @@ _FIGURES = (
     draw_claims,
     draw_two_spectra,
     draw_sources,
+    draw_league,
     draw_eigenvalues,
     draw_histogram,
     draw_extremes,

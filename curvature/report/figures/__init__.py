@@ -10,6 +10,7 @@ from curvature.report.figures.conditions import plot_conditions_along_training, 
 from curvature.report.figures.estimates import plot_density, plot_extremes
 from curvature.report.figures.histogram import plot_histogram
 from curvature.report.figures.landscape import plot_landscape
+from curvature.report.figures.league import league_means, plot_league
 from curvature.report.figures.pictures import decade_counts, inline_svg, render_svg, text_picture
 from curvature.report.figures.spectra import descending, plot_spectra, plot_spectrum
 from curvature.report.figures.steps import plot_efficiency, plot_efficiency_damping, usual_damping
@@ -23,6 +24,7 @@ __all__ = [
     "decade_counts",
     "descending",
     "inline_svg",
+    "league_means",
     "plot_alignment",
     "plot_analysis",
     "plot_conditions_along_training",
@@ -34,6 +36,7 @@ __all__ = [
     "plot_histogram",
     "plot_landscape",
     "plot_layers",
+    "plot_league",
     "plot_spectra",
     "plot_spectrum",
     "plot_track",

@@ -145,13 +145,15 @@ def power_of_ten(exponent: int) -> str:
     return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
-def axes_or_new(ax: Axes | None) -> Axes:
+def axes_or_new(ax: Axes | None, height: float = 4.2) -> Axes:
     """Axes to draw on.
 
     Parameters
     ----------
     ax
         The Axes; None for those of a new pyplot figure.
+    height
+        Of the new figure, in inches.
 
     Returns
     -------
@@ -162,7 +164,7 @@ def axes_or_new(ax: Axes | None) -> Axes:
         return ax
     from matplotlib import pyplot as plt  # global state, and a canvas that a notebook shows: only when asked for
 
-    return plt.subplots(figsize=(6.4, 4.2), layout="constrained")[1]
+    return plt.subplots(figsize=(6.4, height), layout="constrained")[1]
 
 
 def finish(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:

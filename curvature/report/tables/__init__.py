@@ -11,7 +11,7 @@ from typing import Any
 
 from curvature.report.selection import Selection
 from curvature.report.table import Row, Table
-from curvature.report.tables import estimates, neurons, ratios, spectra, steps, training, vectors, verdicts
+from curvature.report.tables import estimates, league, neurons, ratios, spectra, steps, training, vectors, verdicts
 
 __all__ = ["KINDS", "Kind", "tables_of"]
 
@@ -46,6 +46,7 @@ KINDS = (
     Kind("equality", ratios.equality_rows),
     Kind("ratios", ratios.ratio_rows, ratios.ratio_tables, "findings"),
     Kind("efficiencies", steps.efficiency_rows, steps.efficiency_tables, "findings"),
+    Kind("league", league.league_rows, league.league_tables, "league"),
     Kind("table", spectra.summary_rows, spectra.summary_tables, "table"),
     Kind("gauges", training.gauge_rows, lambda rows: [training.gauge_table(rows)], "gauges"),
     Kind("alignments", neurons.alignment_rows),

@@ -128,6 +128,7 @@ class GridSettings:
             followed=followed,
             matrices=self.matrices,
             steps_at=("late",),
+            league_at=(),
             relative_dampings=(self.relative_damping,),
             relative_damping=self.relative_damping,
             closeness_of_controls=False,

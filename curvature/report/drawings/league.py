@@ -1,0 +1,71 @@
+"""The figure of the whitening league: every method at the first and the last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from curvature.records import LeagueEntry, Measured, Study
+from curvature.report import figures
+from curvature.report.drawings.layout import Drawing, finished
+from curvature.report.selection import checkpoints_of
+from curvature.report.spread import grouped
+from curvature.report.table import Table
+from curvature.report.tables.league import point_of_training
+from curvature.report.words import capital
+
+__all__ = ["draw_league"]
+
+_ROW = 0.23  # height of a method, in inches
+
+
+def draw_league(study: Study) -> Drawing | None:
+    """Draw the efficiency of every method of the whitening league, one panel for each checkpoint.
+
+    Parameters
+    ----------
+    study
+        What was measured.
+
+    Returns
+    -------
+    Drawing or None
+        None without a league.
+    """
+    points = grouped(study.of(LeagueEntry), lambda m: m.checkpoint)
+    points = {name: points[name] for name in checkpoints_of(study) if name in points}
+    if not points:
+        return None
+    methods = list(figures.league_means(next(reversed(points.values()))))
+    caption = (
+        "Share of the progress of the damped natural gradient that one step of each method makes from the same "
+        "weights, on the quadratic model and with the best length: mean over seeds with its 95 % interval. The most "
+        "efficient method at the last checkpoint is on top. Dotted: gradient descent and the neuron-block natural "
+        "gradient. * At the nearest weights that weight standardization can represent."
+    )
+    rows = [
+        (point_of_training(name), method, mean.mean, mean.low, mean.high)
+        for name, members in points.items()
+        for method, mean in figures.league_means(members).items()
+    ]
+    table = Table("The whitening league", ("weights", "method", "mean E", "low", "high"), tuple(rows))
+    wide, narrow = (_figure(points, methods, narrow=narrow) for narrow in (False, True))
+    return Drawing("league", caption, wide, table, narrow)
+
+
+def _figure(points: Mapping[str, Sequence[Measured]], methods: Sequence[str], *, narrow: bool) -> Figure:
+    """The panels next to each other, or on a small screen below each other."""
+    shape, height = (len(points), 1) if narrow else (1, len(points)), 0.9 + _ROW * len(methods)
+    size = (4.0, height * len(points)) if narrow else (10.0, height)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
+    for ax, (name, members) in zip(axes, points.items(), strict=True):
+        figures.plot_league(members, ax, methods=methods, legend=False, title=capital(point_of_training(name)))
+    logarithmic = [ax for ax in axes if ax.get_xscale() == "log"]
+    if logarithmic:  # one scale for all of them
+        lowest = min(ax.get_xlim()[0] for ax in logarithmic)
+        for ax in axes:
+            ax.set_xscale("log")
+            ax.set_xlim(lowest, logarithmic[0].get_xlim()[1])
+    return finished(figure, outer_labels=False)
