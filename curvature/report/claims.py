@@ -18,6 +18,7 @@ __all__ = [
     "claim_words",
     "control_words",
     "factor_of",
+    "factors_of",
     "in_percent",
     "label_of",
     "reason_words",
@@ -68,11 +69,34 @@ def factor_of(unit: str, effect: float) -> float:
     >>> factor_of("log(a / b)", 0.0), factor_of("decades of learning rates", -1.0), factor_of("index R", 0.3)
     (1.0, 10.0, nan)
     """
-    base = math.e if unit.startswith("log(") else 10.0 if unit.startswith("decades") else None
+    base = math.e if unit.startswith("log") else 10.0 if unit.startswith("decades") else None
     if base is None or math.isnan(effect):
         return math.nan
     with np.errstate(over="ignore"):
         return float(np.float64(base) ** -effect)
+
+
+def factors_of(unit: str, effect: float, low: float, high: float) -> tuple[float, float, float]:
+    """Effect of a claim and its interval as factors, whose ends change places.
+
+    Parameters
+    ----------
+    unit
+        Of the verdict.
+    effect, low, high
+        Positive where the claim holds.
+
+    Returns
+    -------
+    tuple of float
+        The factor and the lower and upper end of its interval.
+
+    Examples
+    --------
+    >>> factors_of("decades of learning rates", 1.0, -1.0, math.inf)
+    (0.1, 0.0, 10.0)
+    """
+    return factor_of(unit, effect), factor_of(unit, high), factor_of(unit, low)
 
 
 def in_percent(verdict: Verdict) -> str:
@@ -109,14 +133,13 @@ def claim_words(verdict: Verdict) -> dict[str, Any]:
         ``control_words``.
     """
     low, high = interval_at(verdict) if verdict.effects else (math.nan, math.nan)
-    factor = factor_of(verdict.unit, verdict.estimate)
-    ends = factor_of(verdict.unit, high), factor_of(verdict.unit, low)
+    factor, factor_low, factor_high = factors_of(verdict.unit, verdict.estimate, low, high)
     return {
         "label": label_of(verdict),
         "factor": factor,
-        "factor_low": ends[0],
-        "factor_high": ends[1],
-        "number": _number(verdict, factor, ends, (low, high)),
+        "factor_low": factor_low,
+        "factor_high": factor_high,
+        "number": _number(verdict, factor, (factor_low, factor_high), (low, high)),
         "smallest_effect": in_percent(verdict),
         "reason": reason_words(verdict),
         "adjusted": _adjusted(verdict),

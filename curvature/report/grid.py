@@ -12,7 +12,7 @@ from curvature._version import __version__
 from curvature.records import PooledEffect, PooledVerdict
 from curvature.records.sealed import sealed_text
 from curvature.records.verdict import OUTCOMES
-from curvature.report.claims import label_of
+from curvature.report.claims import factors_of, label_of
 from curvature.report.drawings.forest import draw_forest
 from curvature.report.drawings.grid import draw_arms, draw_claim, draw_groups, draw_sources, is_ratio, pooled_row
 from curvature.report.drawings.layout import Drawing
@@ -121,8 +121,9 @@ def _verdict_table(grid: GridStudy) -> Table:
     header = ("claim", "over all cells", "effect [95 % interval]", "I²", *(f"cells {word}" for word in _OUTCOMES))
     notes = (
         "A factor is that of a condition number, a distance or a number of steps, weight norm over standard: below 1 "
-        "favours weight norm. Cosines, indices and decades are positive where the claim holds; summary.json has their "
-        "units. I² is the share of the spread between cells that seeds alone do not explain.",
+        "favours weight norm; that of a range of learning rates is standard over weight norm. Cosines and indices are "
+        "positive where the claim holds; summary.json has their units. I² is the share of the spread between cells "
+        "that seeds alone do not explain.",
     )
     return Table("Claims over all cells", header, tuple(rows), notes)
 
@@ -154,7 +155,11 @@ def _cell_table(grid: GridStudy) -> Table:
     for cell in grid.settings.cells:
         study = grid.cells[cell.name]
         failed = sum(not check.passed for check in study.checks)
-        result = Cell(f"{failed} failed", status="failed") if failed else f"{len(study.checks)} passed"
+        result = (
+            Cell(f"{failed} of {len(study.checks)} failed", status="failed")
+            if failed
+            else f"{len(study.checks)} passed"
+        )
         rows.append((cell.name, study.num_weights, study.num_examples, len(grid.settings.seeds), result))
     return Table("Cells", ("cell", "weights", "examples", "seeds", "checks"), tuple(rows))
 
@@ -189,12 +194,16 @@ def _overview(grid: GridStudy) -> Drawing:
             rows.append(Effect(label, outcome=verdict.outcome, number=number))
         else:
             short = verdict.outcome == "undecided"
-            number = "too few networks have a number" if short else "in every network, to its tolerance"
+            held = sum(word == "supported" for word in verdict.outcomes.values())
+            total = count(len(verdict.outcomes), "network")
+            where = f"in every one of {total}" if held == len(verdict.outcomes) else f"in {held} of {total}"
+            number = "too few networks have a number" if short else f"{where}, to its tolerance"
             rows.append(Effect(label, outcome=verdict.outcome, number=number))
     caption = (
         "One row for each claim: the mean over the networks as a factor, with its 95 % interval, and dotted the "
         "interval in which another network would lie. Left of the shaded band weight norm is better by more than the "
-        "smallest effect that counts, right of it worse; claims that are no ratio have their number in words."
+        "smallest effect that counts, right of it worse; claims that are no ratio have their number in words. As "
+        "all claims are decided together (Holm), a verdict can ask for more than the interval shown."
     )
     return draw_forest(
         rows, "Every claim over all networks", caption, name="claims", within=math.exp(grid.settings.threshold)
@@ -230,9 +239,9 @@ def _interval_words(effect: PooledEffect, estimate: float, low: float, high: flo
     if math.isnan(estimate):
         return "-"
     if not is_ratio(effect):
-        return f"{short_number(estimate)} [{short_number(low)}, {short_number(high)}]"
-    ends = (math.exp(-high) if math.isfinite(high) else 0.0, math.exp(-low) if math.isfinite(low) else math.inf)
-    return factor_words(math.exp(-estimate), *ends)
+        mean, *ends = (f"{number:.3f}".replace("-", "−") for number in (estimate, low, high))
+        return f"{mean} [{', '.join(ends)}]"
+    return factor_words(*factors_of(effect.unit, estimate, low, high))
 
 
 def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:

@@ -61,6 +61,9 @@ def test_the_words_say_the_effect_another_cell_and_whether_the_cells_differ():
     )
 
 
-@pytest.mark.parametrize(("unit", "ratio"), [("log-ratio", True), ("|cos(w, e1)|, mean over neurons", False)])
-def test_only_logarithms_are_drawn_as_factors(unit, ratio):
+@pytest.mark.parametrize(
+    ("unit", "ratio"),
+    [("log-ratio", True), ("decades of learning rates", True), ("|cos(w, e1)|, mean over neurons", False)],
+)
+def test_logarithms_and_decades_are_drawn_as_factors(unit, ratio):
     assert is_ratio(PooledEffect("x", unit, (), (), (), (), (), ())) == ratio

@@ -6,17 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 from curvature.records import PooledEffect, PooledVerdict
+from curvature.report.claims import factor_of, factors_of
 from curvature.report.drawings.forest import Effect, draw_forest
 from curvature.report.drawings.layout import Drawing
 from curvature.text import count
 
 __all__ = ["draw_arms", "draw_claim", "draw_groups", "draw_sources", "is_ratio", "pooled_row"]
 
-_BETWEEN_ARMS = ("C1", "C8")  # claims whose factor is that of one arm over the other
+_BETWEEN_ARMS = ("C1", "C4", "C8")  # claims whose factor is that of one arm over the other
 
 
 def is_ratio(effect: PooledEffect) -> bool:
-    """Whether an effect is the logarithm of a ratio, which an axis of factors can show.
+    """Whether an effect is a factor, which an axis of factors can show.
 
     Parameters
     ----------
@@ -26,9 +27,9 @@ def is_ratio(effect: PooledEffect) -> bool:
     Returns
     -------
     bool
-        False for cosines, indices and widths in decades.
+        False for cosines and indices.
     """
-    return effect.unit.startswith("log")
+    return not math.isnan(factor_of(effect.unit, 0.0))
 
 
 def draw_claim(verdict: PooledVerdict, *, within: float, name: str) -> Drawing:
@@ -138,7 +139,7 @@ def draw_sources(sources: Sequence[PooledEffect], *, within: float, name: str = 
 
 def _cells(effect: PooledEffect, outcomes: Mapping[str, str]) -> list[Effect]:
     return [
-        Effect(cell, math.exp(-mean), math.exp(-high), math.exp(-low), outcomes.get(cell, ""))
+        Effect(cell, *factors_of(effect.unit, mean, low, high), outcomes.get(cell, ""))
         for cell, mean, low, high in zip(effect.cells, effect.effects, effect.lows, effect.highs, strict=True)
     ]
 
@@ -155,7 +156,7 @@ def pooled_row(effect: PooledEffect, label: str, outcome: str = "") -> Effect:
     Parameters
     ----------
     effect
-        The logarithm of a ratio, positive in favour of the claim.
+        Of a ratio, positive in favour of the claim.
     label
         Of the row.
     outcome
@@ -166,18 +167,7 @@ def pooled_row(effect: PooledEffect, label: str, outcome: str = "") -> Effect:
     Effect
         A diamond with its interval and that of another cell.
     """
-    ends = (effect.prediction_low, effect.prediction_high)
-    return Effect(
-        label,
-        math.exp(-effect.estimate),
-        _factor(effect.high),
-        _factor(effect.low),
-        outcome,
-        prediction=(_factor(ends[1]), _factor(ends[0])) if math.isfinite(ends[0]) else None,
-        pooled=True,
-    )
-
-
-def _factor(effect: float) -> float:
-    """Factor of an effect that may be infinite."""
-    return math.exp(-effect) if math.isfinite(effect) else (0.0 if effect > 0 else math.inf)
+    factor, low, high = factors_of(effect.unit, effect.estimate, effect.low, effect.high)
+    _, *another = factors_of(effect.unit, effect.estimate, effect.prediction_low, effect.prediction_high)
+    prediction = (another[0], another[1]) if math.isfinite(effect.prediction_low) else None
+    return Effect(label, factor, low, high, outcome, prediction=prediction, pooled=True)
