@@ -69,11 +69,11 @@ def factor_of(unit: str, effect: float) -> float:
     >>> factor_of("log(a / b)", 0.0), factor_of("decades of learning rates", -1.0), factor_of("index R", 0.3)
     (1.0, 10.0, nan)
     """
-    base = math.e if unit.startswith("log") else 10.0 if unit.startswith("decades") else None
-    if base is None or math.isnan(effect):
+    decades = unit.startswith("decades")
+    if not decades and not unit.startswith("log"):
         return math.nan
     with np.errstate(over="ignore"):
-        return float(np.float64(base) ** -effect)
+        return float(np.power(10.0, -effect) if decades else np.exp(-effect))
 
 
 def factors_of(unit: str, effect: float, low: float, high: float) -> tuple[float, float, float]:
