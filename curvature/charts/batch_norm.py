@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +138,10 @@ class _FrozenBatchNormChart(Chart):
         self.name, self.gauge = parameterization.name, parameterization.gauge
         self.layout = with_scales(layout, list(parameterization.statistics))
         self.coordinates = parameterization.coordinates
+
+    def affine_in(self, names: Iterable[str]) -> bool:
+        moving = set(names)
+        return not any({weight, scale_name(weight)} <= moving for weight in self.parameterization.statistics)
 
     def moved(self, coordinates: Tensor) -> Parameterization:
         return FrozenBatchNorm(coordinates.detach().clone(), self.parameterization.statistics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curvature.arrays import Bool, Float
 from curvature.charts.derivatives import derivative_along
+from curvature.charts.gauges import gauge_label
 from curvature.errors import ConfigurationError, InputError, SelfCheckError
 from curvature.layout import Entry, Layout
 from curvature.linalg.singular import thin_svd
@@ -62,6 +63,11 @@ class Chart(ABC):
     def kept_weights(self) -> Bool[Tensor, "weights"]:
         """Mask ``(P,)`` of the weights that are coordinates themselves; none where that is not known."""
         return torch.zeros(len(self.to_weights(self.coordinates)), dtype=torch.bool)
+
+    def affine_in(self, names: Iterable[str]) -> bool:
+        """Whether the map is affine in the coordinates of these names while the others stay at their value."""
+        del names
+        return self.flat
 
     @abstractmethod
     def to_weights(self, coordinates: Float[Tensor, "dim"]) -> Float[Tensor, "weights"]:
@@ -328,9 +334,7 @@ class _Frozen(Parameterization):
 
     def __init__(self, parameterization: Parameterization, pattern: str, *, required: bool = True):
         self.parameterization, self.pattern, self.required = parameterization, pattern, required
-        self.name = parameterization.name
-        fixed = f"{pattern} frozen"
-        self.gauge = fixed if parameterization.gauge == "-" else f"{parameterization.gauge}, {fixed}"
+        self.name, self.gauge = parameterization.name, gauge_label(parameterization.gauge, f"{pattern} frozen")
 
     def at(self, layout: Layout, weights: Tensor) -> Chart:
         return _FrozenChart(self, self.parameterization.at(layout, weights))
@@ -353,7 +357,7 @@ class _FrozenChart(Chart):
     """A chart restricted to some of its coordinates."""
 
     def __init__(self, parameterization: _Frozen, whole: Chart):
-        self.name, self.gauge, self.flat = parameterization.name, parameterization.gauge, whole.flat
+        self.name, self.gauge = parameterization.name, parameterization.gauge
         self.pattern, self.required, self.whole = parameterization.pattern, parameterization.required, whole
         frozen = whole.layout.named(self.pattern, required=self.required)
         pairs = whole.layout.pairs()
@@ -362,7 +366,10 @@ class _FrozenChart(Chart):
             raise ConfigurationError(f"freeze({self.pattern!r}) leaves no coordinate of {whole.label} to train.")
         places = torch.arange(whole.dim, device=whole.coordinates.device)
         self.free = torch.cat([places[span] for entry, span in pairs if entry.name not in frozen])
-        self.coordinates = whole.coordinates[self.free]
+        self.coordinates, self.flat = whole.coordinates[self.free], whole.affine_in(self.layout.slices)
+
+    def affine_in(self, names: Iterable[str]) -> bool:
+        return self.whole.affine_in(names)
 
     @property
     def kept_weights(self) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float, Num
+from curvature.charts.gauges import gauge_label
 from curvature.charts.metrics import ProductMetric
 from curvature.charts.per_weight import LocalMap, Parts, PerWeight, as_matrix
 from curvature.charts.rows import refuse_not_positive, refuse_zero_rows
@@ -91,7 +92,7 @@ class _Adapter(_Factored):
         refuse_not_positive(alpha, "alpha")
         self.rank, self.alpha, self.init, self.seed = rank, alpha, init, seed
         labels = [f"rank={rank}", "" if alpha == rank else f"alpha={alpha:g}", "B = 0" if init == "zero" else init]
-        self.gauge = ", ".join([label for label in labels if label] + self._labels())
+        self.gauge = gauge_label(*labels, *self._labels(), seed=seed if init == "zero" else 0)
         super().__init__(layers=layers, frozen=frozen, values=values)
 
     def _labels(self) -> list[str]:
@@ -154,7 +155,7 @@ class LoRA(_Adapter, _Product):
     """
 
     name = "lora"
-    part_names = ("a", "b")
+    part_names = affine_parts = ("a", "b")
     row_names = ("b",)
 
     def factor(self, parts: Parts) -> Tensor:
@@ -194,6 +195,7 @@ class DoRA(_Adapter):
 
     name = "dora"
     part_names = ("g", "a", "b")
+    affine_parts = ("g",)
 
     def __init__(
         self,
@@ -263,7 +265,7 @@ class DeepLinear(_Product):
     """
 
     name = "deep-linear"
-    part_names = ("w1", "w2")
+    part_names = affine_parts = ("w1", "w2")
     row_names = ("w2",)
 
     def __init__(
@@ -277,7 +279,7 @@ class DeepLinear(_Product):
         if width is not None and not (isinstance(width, int) and width > 0):
             raise ConfigurationError(f"width must be a positive whole number, got {width!r}.")
         self.width = width
-        self.gauge = "balanced" if width is None else f"balanced, width={width}"
+        self.gauge = gauge_label("balanced", "" if width is None else f"width={width}")
         super().__init__(layers=layers, frozen=frozen, values=values)
 
     def factor(self, parts: Parts) -> float:

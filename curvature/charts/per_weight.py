@@ -20,6 +20,7 @@ from torch import Tensor
 from curvature.arrays import Bool, Float, Num
 from curvature.charts.chart import Chart, Parameterization
 from curvature.charts.derivatives import derivative_along
+from curvature.charts.gauges import gauge_label
 from curvature.charts.linear import Standard
 from curvature.charts.metrics import DenseMetric, WeightMetric
 from curvature.errors import ConfigurationError, InputError
@@ -33,8 +34,8 @@ Parts = Mapping[str, Tensor]
 class PerWeight(Parameterization):
     r"""A parameterization written weight by weight; weights that it does not choose are coordinates themselves.
 
-    Subclasses define :meth:`parts` and :meth:`weight`, ``part_names`` in the order of the coordinates, and
-    ``constant_names`` of the parts that are never coordinates.
+    Subclasses define :meth:`parts` and :meth:`weight`, and name the parts: ``part_names`` in the order of the
+    coordinates, ``constant_names`` of those that never are, ``affine_parts`` of those in which a weight is affine.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ class PerWeight(Parameterization):
 
     part_names: tuple[str, ...]
     constant_names: tuple[str, ...] = ()  # parts that are never trained
+    affine_parts: tuple[str, ...] = ()  # parts in which a weight is affine, one at a time
 
     def __init__(
         self,
@@ -67,11 +69,9 @@ class PerWeight(Parameterization):
         self.gauge = self._gauge(self._rule if values is None else "checkpoint")
 
     def _gauge(self, rule: str) -> str:
-        """The gauge with the frozen parts, as records print it."""
-        if not self.frozen:
-            return rule
-        fixed = f"{', '.join(part for part in self.part_names if part in self.frozen)} frozen"
-        return fixed if rule == "-" else f"{rule}, {fixed}"
+        """The gauge with the frozen parts and the chosen layers, as records print it."""
+        frozen = ", ".join(part for part in self.part_names if part in self.frozen)
+        return gauge_label(rule, f"{frozen} frozen" if frozen else "", layers=self.layers)
 
     @abstractmethod
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
@@ -85,6 +85,11 @@ class PerWeight(Parameterization):
     def trained(self) -> tuple[str, ...]:
         """Names of the parts that are coordinates."""
         return tuple(name for name in self.part_names if name not in self.frozen)
+
+    def affine_in(self, parts: Iterable[str]) -> bool:
+        """Whether a weight is affine in these parts while the others stay at their value."""
+        moving = set(parts)
+        return len(moving) <= 1 and moving <= set(self.affine_parts)
 
     def check(self, entry: Entry, parts: Parts) -> None:
         """Refuse parts at which the map has no derivative."""
@@ -296,6 +301,14 @@ class PerWeightChart(Chart):
             point.append(local.coordinates)
         self.layout = Layout(tuple(entries))
         self.coordinates = torch.cat(point)
+        self.flat = self.affine_in(self.layout.slices)
+
+    def affine_in(self, names: Iterable[str]) -> bool:
+        moving, trained = set(names), self.parameterization.trained
+        return all(
+            self.parameterization.affine_in(part for part in trained if f"{weight}.{part}" in moving)
+            for weight in self.maps
+        )
 
     @cached_property
     def _places(self) -> list[tuple[slice, slice, LocalMap | None]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from curvature.arrays import Float, Num
 from curvature.charts.chart import Parameterization
+from curvature.charts.gauges import gauge_label
 from curvature.charts.rows import NormalizedRows, refuse_zero_rows, row_norms
 from curvature.charts.weight_norm import WeightNorm
 from curvature.errors import ConfigurationError
@@ -60,6 +61,8 @@ class Placebo(WeightNorm):
         if v is not None and directions is not None:
             raise ConfigurationError("choose one of directions and explicit v and g: v is the direction.")
         self.seed, self.directions, self.name = seed, directions, name
+        if v is None and directions is None:
+            self.gauge = gauge_label(self.gauge, seed=seed)
 
     def __repr__(self) -> str:
         return f"Placebo({self.gauge!r})" if self.name == "placebo" else f"Placebo({self.gauge!r}, name={self.name!r})"
@@ -67,7 +70,7 @@ class Placebo(WeightNorm):
     def at_values(
         self, v: Mapping[str, Float[Tensor, "..."]], g: Mapping[str, Float[Tensor, "..."]]
     ) -> Parameterization:
-        return Placebo(v=v, g=g, log_scale=self.log_scale, name=self.name)
+        return Placebo(v=v, g=g, log_scale=self.log_scale, layers=self.layers, name=self.name)
 
     def _groups(self, layout: Layout, weights: Tensor) -> dict[str, NormalizedRows]:
         """Rows with other directions, which depend on the seed and the layout only."""

@@ -23,10 +23,12 @@ class NamedChart:
     Attributes
     ----------
     build
-        Makes the parameterization from keyword arguments: ``gauge`` or ``stretch`` if it has gauges, ``seed`` if it is
-        random.
+        Makes the parameterization from keyword arguments: ``gauge`` or ``stretch`` if it has gauges, ``rank`` if it is
+        of low rank, ``seed`` if it is random.
     default_gauge
         The gauge where none is named; None for a parameterization with one gauge only.
+    ranked
+        Whether it has a rank.
     seeded
         Whether it draws random numbers.
     from_module
@@ -35,6 +37,7 @@ class NamedChart:
 
     build: Callable[..., Parameterization]
     default_gauge: str | None = None
+    ranked: bool = False
     seeded: bool = False
     from_module: bool = False
 
@@ -48,7 +51,7 @@ CHARTS: dict[str, NamedChart] = {
     "random-weight-factorization": NamedChart(RandomWeightFactorization, seeded=True),
     "weight-standardization": NamedChart(WeightStandardization),
     "spectral-norm": NamedChart(SpectralNorm),
-    "lora": NamedChart(LoRA, seeded=True),
-    "dora": NamedChart(DoRA, seeded=True),
+    "lora": NamedChart(LoRA, ranked=True, seeded=True),
+    "dora": NamedChart(DoRA, ranked=True, seeded=True),
     "deep-linear": NamedChart(DeepLinear),
 }

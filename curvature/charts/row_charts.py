@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float, Num
+from curvature.charts.gauges import gauge_label
 from curvature.charts.metrics import RowMetric
 from curvature.charts.per_weight import LocalMap, Parts, PerWeight
 from curvature.charts.rows import refuse_not_positive, refuse_zero_rows, row_norms, row_values
@@ -70,7 +71,7 @@ class Sphere(PerWeight):
             "" if stretch == 1 else f"stretch={stretch:g}",
             "" if per == "row" else "per matrix",
         ]
-        self.gauge = ", ".join(label for label in labels if label) or "canonical"
+        self.gauge = gauge_label(*labels) if any(labels) else "canonical"
         super().__init__(layers=layers, values=values)
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
@@ -148,12 +149,12 @@ class RandomWeightFactorization(PerWeight):
             )
         self.scale, self.mean, self.deviation, self.seed, self.log_scale = scale, mean, deviation, seed, log_scale
         self.part_names = ("t" if log_scale else "s", "v")
+        self.affine_parts = ("v",) if log_scale else ("s", "v")
         if scale is None:
-            self.gauge = "paper" if (mean, deviation) == (1, 0.1) else f"mean={mean:g}, deviation={deviation:g}"
+            rule = "paper" if (mean, deviation) == (1, 0.1) else f"mean={mean:g}, deviation={deviation:g}"
         else:
-            self.gauge = "given" if isinstance(scale, Mapping) else f"scale={scale:g}"
-        if log_scale:
-            self.gauge += ", s = exp(t)"
+            rule = "given" if isinstance(scale, Mapping) else f"scale={scale:g}"
+        self.gauge = gauge_label(rule, "s = exp(t)" if log_scale else "", seed=seed if scale is None else 0)
         super().__init__(layers=layers, frozen=frozen, values=values)
 
     def parts(self, entry: Entry, weight: Float[Tensor, "..."]) -> dict[str, Tensor]:
@@ -213,6 +214,7 @@ class WeightStandardization(PerWeight):
 
     name = "weight-standardization"
     part_names = ("g", "v")
+    affine_parts = ("g",)
 
     def __init__(
         self,

@@ -51,6 +51,7 @@ class SpectralNorm(PerWeight):
 
     name = "spectral-norm"
     part_names = ("gain", "v")
+    affine_parts = ("gain",)
 
     def __init__(
         self,

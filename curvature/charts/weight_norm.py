@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvature.arrays import Float, Num
 from curvature.charts.chart import Parameterization
+from curvature.charts.gauges import gauge_label
 from curvature.charts.linear import Standard
 from curvature.charts.rows import (
     PAPER_SCALE,
@@ -94,8 +95,7 @@ class WeightNorm(Parameterization):
             self.gauge = "stretch per row"
         else:
             self.gauge = self.rule if stretch is None else f"stretch={stretch:g}"
-        if log_scale:
-            self.gauge += ", g = exp(s)"
+        self.gauge = gauge_label(self.gauge, "g = exp(s)" if log_scale else "", layers=layers)
 
     def normalizes(self, entry: Entry) -> bool:
         """Whether this weight is written as ``g v / ||v||``."""
@@ -116,7 +116,7 @@ class WeightNorm(Parameterization):
         self, v: Mapping[str, Float[Tensor, "..."]], g: Mapping[str, Float[Tensor, "..."]]
     ) -> Parameterization:
         """The same parameterization at these explicit values, by name of the weight."""
-        return WeightNorm(v=v, g=g, log_scale=self.log_scale)
+        return WeightNorm(v=v, g=g, log_scale=self.log_scale, layers=self.layers)
 
     def restricted(self, layout: Layout) -> Parameterization:
         if not any(self.normalizes(entry) for entry in layout.entries):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -92,6 +92,10 @@ class WeightNormChart(Chart):
         """Mask ``(P,)`` of the weights that are not normalized."""
         pairs = self.weight_layout.pairs()
         return torch.cat([torch.full((entry.numel,), entry.name not in self.groups) for entry, _ in pairs])
+
+    def affine_in(self, names: Iterable[str]) -> bool:
+        moving = set(names)  # w = g u is linear in g alone
+        return not any(f"{name}.v" in moving or (self.log_scale and f"{name}.g" in moving) for name in self.groups)
 
     def moved(self, coordinates: Float[Tensor, "dim"]) -> Parameterization:
         directions, scales = {}, {}

@@ -130,7 +130,7 @@ Gauges = Annotated[
         COMPUTE,
         "NAME",
         "Length of v in weight normalization: canonical (the default), paper, checkpoint (the values in the "
-        "model), or a stretch ||v|| / |g| such as 3. Repeatable.",
+        "model), or a stretch ||v|| / |g| such as 3. Rank of lora and dora: rank=4 (the default is 8). Repeatable.",
     ),
 ]
 Nearest = Annotated[

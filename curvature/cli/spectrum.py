@@ -164,10 +164,12 @@ def _describe_model(config: SpectrumConfiguration) -> str:
 
 def _with_charts(config: SpectrumConfiguration, model_chart: Parameterization) -> SpectrumConfiguration:
     """Fill in charts and gauges that were left open: the chart of the model, and weight norm if a gauge was named."""
+    from curvature.cli import loading
+
     normalized = model_chart.name == "weight-norm"
     charts = config.chart or (("standard", "weight-norm") if normalized or config.gauge else ("standard",))
     gauges = config.gauge
-    if not gauges and "weight-norm" in charts:
-        gauges = ("checkpoint",) if normalized else ("canonical",)
+    if "weight-norm" in charts and all(map(loading.gives_rank, gauges)):
+        gauges += ("checkpoint",) if normalized else ("canonical",)
         gauges += ("paper",) if "placebo" in charts else ()
     return config.model_copy(update={"chart": charts, "gauge": gauges})

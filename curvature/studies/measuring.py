@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -182,9 +182,9 @@ def _spectrum(
     """The spectrum of a matrix that ``move`` writes in a chart; None leaves it as it is."""
     if move is None:
         return shared.once((operator.name, gradient), lambda: spectrum(operator, gradient=gradient))
-    if type(chart) is not WeightNorm or chart.gauge == "checkpoint":  # the chart of one arm alone
+    if type(chart) is not WeightNorm or chart.v is not None or isinstance(chart.stretch, Mapping):  # of one arm alone
         return spectrum(move(operator, chart), gradient=gradient)
-    key = (operator.name, gradient, move, chart.name, chart.gauge)
+    key = (operator.name, gradient, move, chart.rule, chart.stretch, chart.log_scale, chart.layers)
     return shared.once(key, lambda: spectrum(move(operator, chart), gradient=gradient))
 
 

@@ -147,11 +147,35 @@ CHARTS = {
     "weight-norm-frozen-layer": cv.WeightNorm(stretch=3.0).freeze("1"),
     "standard-frozen": cv.Standard().freeze("0.bias"),
 }
-FLAT_BY_CHOICE = {
-    "factorization-frozen",
-    "factorization-frozen-v",
-    "lora-frozen",
-}  # linear, though their kind of chart is not
+PISSA = {"rank": 2, "init": "pissa"}
+# Charts some of whose coordinates are frozen, and whether what remains is affine.
+FROZEN = [
+    (cv.WeightNorm(stretch=2.0).freeze("v"), True),
+    (cv.WeightNorm(stretch=2.0).freeze("g"), False),
+    (cv.WeightNorm(log_scale=True).freeze("v"), False),
+    (cv.WeightNorm().freeze("0.weight.v"), False),
+    (cv.WeightNorm(layers="^[01]").freeze("0.weight.v"), False),
+    (cv.WeightNorm(layers="^[01]").freeze("0.weight.v").freeze("1.weight.v"), True),
+    (cv.WeightNorm(layers="^0").freeze("0.weight.v"), True),
+    (cv.WeightNorm(log_scale=True, layers="^0").freeze("^0.weight"), True),
+    (cv.Placebo().freeze("v"), True),
+    (batch_norm(4).freeze("gamma"), True),
+    (batch_norm(4).freeze("0.weight"), True),
+    (batch_norm(4).freeze("0.bias"), False),
+    (cv.Sphere().freeze("0"), False),
+    (cv.RandomWeightFactorization(log_scale=True).freeze("t"), True),
+    (cv.RandomWeightFactorization(log_scale=True).freeze("v"), False),
+    (cv.RandomWeightFactorization().freeze(r"\.v$"), True),
+    (cv.WeightStandardization(frozen=("v",)), True),
+    (cv.SpectralNorm(frozen=("v",)), True),
+    (cv.LoRA(**PISSA, frozen=("b",)), True),
+    (cv.LoRA(**PISSA).freeze("0.weight.a"), False),
+    (cv.LoRA(**PISSA).freeze("0.weight.a").freeze("1.weight.b").freeze("2.weight.a"), True),
+    (cv.DoRA(**PISSA, frozen=("a", "b")), True),
+    (cv.DoRA(**PISSA, frozen=("g", "a")), False),
+    (cv.DeepLinear(frozen=("w1",)), True),
+    (cv.Standard().freeze("0.bias"), True),
+]
 NORMED = [name for name in CHARTS if isinstance(CHARTS[name], cv.WeightNorm)]
 
 
@@ -219,13 +243,23 @@ def test_closed_second_order_equals_the_default_by_torch_func(chart, generator):
     assert torch.linalg.norm(chart.second_order(slope) - matrix) < 1e-13 * (1 + matrix.norm())
 
 
-def test_second_order_is_the_second_derivative_of_the_map(chart, generator, request):
+def test_second_order_is_the_second_derivative_of_the_map(chart, generator):
     slope = normal(generator, LAYOUT.dim)
     expected = torch.autograd.functional.hessian(lambda theta: chart.to_weights(theta) @ slope, chart.coordinates)
     found = chart.second_order(slope)
     assert torch.linalg.norm(found - expected) < 1e-12 * (1 + torch.linalg.norm(expected))
-    if not FLAT_BY_CHOICE & set(request.node.callspec.params.values()):
-        assert chart.flat is not bool(expected.abs().max() > 1e-12)
+    assert chart.flat is not bool(expected.abs().max() > 1e-12)
+
+
+@pytest.mark.parametrize(("parameterization", "flat"), FROZEN, ids=lambda value: getattr(value, "label", ""))
+def test_a_frozen_chart_is_flat_exactly_where_double_backward_finds_no_second_derivative(
+    parameterization, flat, generator
+):
+    chart = parameterization.at(LAYOUT, parameterization.nearest(LAYOUT, WEIGHTS))
+    slope = normal(generator, LAYOUT.dim)
+    bent = torch.autograd.functional.hessian(lambda theta: chart.to_weights(theta) @ slope, chart.coordinates)
+    assert chart.flat is flat
+    assert bool(bent.abs().max() < 1e-13) is flat
 
 
 def test_differences_of_the_map_approach_its_derivatives(chart, generator):

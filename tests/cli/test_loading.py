@@ -612,6 +612,20 @@ def test_charts_by_name():
     assert loading.build_charts(["weight-norm"], ["checkpoint"], own) == [own]
 
 
+def test_a_rank_is_a_gauge_of_low_rank_adapters_alone():
+    charts = loading.build_charts(["weight-norm", "lora", "dora"], ["rank=2", "3", "rank=5"], seed=7)
+    assert [(chart.name, chart.gauge) for chart in charts] == [
+        ("weight-norm", "stretch=3"),
+        ("lora", "rank=2, B = 0"),
+        ("lora", "rank=5, B = 0"),
+        ("dora", "rank=2, B = 0"),
+        ("dora", "rank=5, B = 0"),
+    ]
+    assert [chart.seed for chart in charts[1:]] == [7] * 4  # of the whole run, so no gauge names it
+    assert loading.build_charts(["weight-norm", "lora"], ["rank=2"])[0].gauge == "canonical"
+    assert loading.build_charts(["lora", "weight-norm"], ["paper"])[0].gauge == "rank=8, B = 0"
+
+
 @pytest.mark.parametrize(
     ("names", "gauges", "words"),
     [
@@ -621,6 +635,11 @@ def test_charts_by_name():
         (["weight-norm"], ["nan"], "positive number"),
         (["weight-norm"], ["checkpoint"], "this model is not weight-normalized"),
         (["standard"], ["paper"], "add --chart weight-norm"),
+        (["lora"], ["paper"], "--gauge paper applies to weight normalization only: add --chart weight-norm"),
+        (["weight-norm"], ["rank=2"], "--gauge rank=2 applies to low-rank adapters only: add --chart lora"),
+        (["lora"], ["rank=0"], "gauge 'rank=0': the rank must be a positive whole number, e.g. rank=4"),
+        (["dora"], ["rank=2.5"], "gauge 'rank=2.5': the rank must be a positive whole number"),
+        (["lora"], ["rank"], "or for lora and dora a rank, e.g. rank=4"),
     ],
 )
 def test_wrong_charts_are_refused_in_words(names, gauges, words):

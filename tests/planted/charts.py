@@ -138,4 +138,25 @@ DEFECTS = [
         "$outside**2 * (1 + 0 * $tau**2)",
         ("the_metric_of_the_spectral_norm_is_that_of_its_jacobian",),
     ),
+    Defect(
+        "a frozen chart taken for flat where two factors move",
+        "charts:PerWeight.affine_in",
+        "len($moving) <= 1 and $moving <= set($known)",
+        "$moving <= set($known)",
+        ("second_order_is_the_second_derivative_of_the_map",),
+    ),
+    Defect(
+        "weight norm with a frozen direction taken for curved",
+        "charts:WeightNormChart.affine_in",
+        "not any($each for $name in self.groups)",
+        "False",
+        ("a_frozen_chart_is_flat_exactly_where_double_backward_finds_no_second_derivative",),
+    ),
+    Defect(
+        "layers left out of the label",
+        "charts:gauge_label",
+        "f'layers={$layers!r}'",
+        "''",
+        ("a_label_names_the_layers_and_the_seed_that_were_given",),
+    ),
 ]

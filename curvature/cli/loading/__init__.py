@@ -4,7 +4,7 @@ Only tensors are unpickled. Code runs only if its name was given, and the argume
 """
 
 from curvature.cli.loading.checkpoints import find_checkpoints, hash_checkpoint, natural_key, training_step
-from curvature.cli.loading.choices import at_nearest, build_charts, chosen_charts, load_loss
+from curvature.cli.loading.choices import at_nearest, build_charts, chosen_charts, gives_rank, load_loss
 from curvature.cli.loading.data import load_data
 from curvature.cli.loading.functions import call_problem, find_function, load_parameters
 from curvature.cli.loading.huggingface import load_adapter
@@ -20,6 +20,7 @@ __all__ = [
     "chosen_charts",
     "find_checkpoints",
     "find_function",
+    "gives_rank",
     "hash_checkpoint",
     "load_adapter",
     "load_data",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from curvature.charts import Parameterization, WeightNorm
 from curvature.charts.registry import CHARTS, NamedChart
@@ -14,9 +15,11 @@ from curvature.errors import ConfigurationError
 from curvature.models import Problem, losses, nearest
 from curvature.models.losses import Loss, resolve_loss
 
-__all__ = ["at_nearest", "build_charts", "chosen_charts", "load_loss"]
+__all__ = ["at_nearest", "build_charts", "chosen_charts", "gives_rank", "load_loss"]
 
 GAUGES = ("canonical", "paper", "checkpoint")
+_RANK = "rank="
+_NORMALIZED = "weight normalization only: add --chart weight-norm"
 
 
 def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
@@ -80,18 +83,18 @@ def chosen_charts(
 def build_charts(
     charts: Sequence[str], gauges: Sequence[str], model_chart: Parameterization | None = None, *, seed: int = 0
 ) -> list[Parameterization]:
-    """Build charts by name; charts of weight normalization once for each gauge.
+    """Build charts by name; charts of weight normalization and of low rank once for each of their gauges.
 
     Parameters
     ----------
     charts
         Names of ``curvature.charts.registry.CHARTS``.
     gauges
-        ``canonical``, ``paper``, ``checkpoint``, or a stretch as a number.
+        ``canonical``, ``paper``, ``checkpoint``, a stretch as a number, or ``rank=4`` for charts of low rank.
     model_chart
         Chart of the model, for the gauge ``checkpoint``.
     seed
-        Draws the directions of the placebo.
+        Of the charts that are random. It is that of the whole run, so their gauges do not name it.
 
     Returns
     -------
@@ -104,13 +107,35 @@ def build_charts(
         If a name is unknown, or a gauge does not exist for these charts and this model.
     """
     for gauge in gauges:
-        _stretch(gauge)
+        _gauge_option(gauge)
     kinds: list[tuple[str, NamedChart]] = [(name, choice(name, CHARTS, "chart")) for name in charts]
-    if gauges and not any(kind.default_gauge for _, kind in kinds):
-        raise ConfigurationError("--gauge applies to weight normalization only: add --chart weight-norm.")
+    for gauge in gauges:
+        if not any(_has_gauge(kind, gauge) for _, kind in kinds):
+            advice = "low-rank adapters only: add --chart lora" if gives_rank(gauge) else _NORMALIZED
+            raise ConfigurationError(f"--gauge {gauge} applies to {advice}.")
     if "checkpoint" in gauges:
         _checkpoint_chart(model_chart)
     return [chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, model_chart, seed)]
+
+
+def gives_rank(gauge: str) -> bool:
+    """Whether a gauge is the rank of low-rank adapters, and not one of weight normalization.
+
+    Parameters
+    ----------
+    gauge
+        As it was typed.
+
+    Returns
+    -------
+    bool
+        True for ``rank=4``.
+    """
+    return gauge.startswith(_RANK)
+
+
+def _has_gauge(kind: NamedChart, gauge: str) -> bool:
+    return kind.ranked if gives_rank(gauge) else kind.default_gauge is not None
 
 
 def at_nearest(problem: Problem, charts: Sequence[Parameterization]) -> Problem:
@@ -137,23 +162,46 @@ def _in_gauges(
     name: str, kind: NamedChart, gauges: Sequence[str], model_chart: Parameterization | None, seed: int
 ) -> list[Parameterization]:
     """Build one parameterization, once for each gauge that it has."""
-    options = {"seed": seed} if kind.seeded else {}
-    if kind.default_gauge is None:
-        return [kind.build(**options)]
-    usable = [gauge for gauge in gauges or [kind.default_gauge] if gauge != "checkpoint" or kind.from_module]
+    default = [] if kind.default_gauge is None else [kind.default_gauge]
+    own = [gauge for gauge in gauges if _has_gauge(kind, gauge)] or default
+    if not own:
+        return [_built(kind, seed)]
+    usable = [gauge for gauge in own if gauge != "checkpoint" or kind.from_module]
     if not usable:
         raise ConfigurationError(
             f"the chart {name!r} has no gauge checkpoint. Use --gauge {kind.default_gauge} or a stretch."
         )
     return [
-        _checkpoint_chart(model_chart) if gauge == "checkpoint" else kind.build(**_gauge_option(gauge), **options)
+        _checkpoint_chart(model_chart) if gauge == "checkpoint" else _built(kind, seed, **_gauge_option(gauge))
         for gauge in usable
     ]
 
 
-def _gauge_option(gauge: str) -> dict[str, str | float]:
+def _built(kind: NamedChart, seed: int, **options: Any) -> Parameterization:
+    """Build a chart at the seed of the run, without naming it: runs of several seeds are compared by their gauges."""
+    if not kind.seeded:
+        return kind.build(**options)
+    chart = kind.build(**options, seed=seed)
+    chart.gauge = kind.build(**options).gauge
+    return chart
+
+
+def _gauge_option(gauge: str) -> dict[str, str | float | int]:
+    """The argument of a parameterization that a gauge names."""
+    if gives_rank(gauge):
+        return {"rank": _rank(gauge)}
     stretch = _stretch(gauge)
     return {"gauge": gauge} if stretch is None else {"stretch": stretch}
+
+
+def _rank(gauge: str) -> int:
+    try:
+        rank = int(gauge.removeprefix(_RANK))
+    except ValueError:
+        rank = 0
+    if rank < 1:
+        raise ConfigurationError(f"gauge {gauge!r}: the rank must be a positive whole number, e.g. rank=4.")
+    return rank
 
 
 def _checkpoint_chart(model_chart: Parameterization | None) -> Parameterization:
@@ -176,7 +224,7 @@ def _stretch(gauge: str) -> float | None:
         stretch = math.nan
     if not (math.isfinite(stretch) and stretch > 0):
         raise ConfigurationError(
-            f"gauge {gauge!r} is unknown; choose {', '.join(GAUGES)}, or a stretch ||v|| / |g|: a positive number, "
-            "e.g. 3."
+            f"gauge {gauge!r} is unknown; choose {', '.join(GAUGES)}, a stretch ||v|| / |g|: a positive number, e.g. "
+            "3, or for lora and dora a rank, e.g. rank=4."
         )
     return stretch
