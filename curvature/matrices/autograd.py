@@ -27,6 +27,7 @@ __all__ = [
     "kept_graphs",
     "product_cost",
     "split_columns",
+    "tangent_graph",
 ]
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
@@ -109,6 +110,35 @@ def split_columns(problem: Problem, block: Float[Tensor, "weights columns"]) -> 
         ``(K, *shape)`` for each parameter, in the order of the layout.
     """
     return [block[span].T.reshape(-1, *entry.shape) for entry, span in problem.layout.pairs()]
+
+
+def tangent_graph(
+    problem: Problem, examples: slice
+) -> tuple[list[Float[Tensor, "..."]], Float[Tensor, "examples ..."], Float[Tensor, "..."], list[Float[Tensor, "..."]]]:
+    """Build the graph that gives tangents of the outputs in reverse mode, so that no layer needs a forward-mode rule.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+    examples
+        Whose outputs.
+
+    Returns
+    -------
+    leaves, outputs, cotangent, pulled
+        The weights in the order of the layout, the outputs ``f``, a cotangent ``c``, and ``J^T c`` for each leaf. It is
+        linear in ``c``, so its derivative along ``v`` is ``J v``.
+    """
+    named = problem.leaves()
+    leaves = list(named.values())
+    with torch.enable_grad():
+        outputs = problem.predict(named, problem.inputs[examples])
+        cotangent = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(
+            outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    return leaves, outputs, cotangent, list(pulled)
 
 
 def backward_columns(

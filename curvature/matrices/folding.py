@@ -1,16 +1,18 @@
-"""Gains of normalizations moved into the matrices that read them: other weights, the same function."""
+"""Gains of normalizations moved into the matrices beside them: other weights, the same function."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from curvature.errors import ConfigurationError, InputError
-from curvature.matrices.symmetries import Affine, readers_of_norms
+from curvature.matrices.affine import Affine, affine_of, readers_of_norms, writers_of_batch_norms
 from curvature.models import Problem
 from curvature.precision import full_precision
 
@@ -21,10 +23,13 @@ _SAME = 1e3  # units of rounding within which two outputs are one function
 
 @full_precision()
 def fold_norms(problem: Problem, *, gain: float = 1.0) -> Problem:
-    r"""Move the gain and the shift of every LayerNorm and RMSNorm into the linear layers that read it.
+    r"""Move the gain and the shift of every normalization into the linear layers beside it.
 
-    $(\gamma, \beta, W, b) \to (c, 0, W \,\mathrm{diag}(\gamma) / c, b + W \beta)$: the same function, where $c$ is
-    ``gain``. This gauge changes every curvature matrix, the Hessian's largest eigenvalue by any factor.
+    Of LayerNorm and RMSNorm into the layers that read it, $(\gamma, \beta, W, b) \to (c, 0, W \,\mathrm{diag}(\gamma)
+    / c, b + W \beta)$. Of batch normalization in eval mode, with mean $\mu$ and deviation $\sigma$ frozen, into the
+    linear layer or convolution before it, $(W, b, \gamma, \beta) \to (\mathrm{diag}(\gamma) W / c, \mu + (\gamma (b -
+    \mu) + \sigma \beta) / c, c, 0)$. The function stays the same. This gauge changes every curvature matrix, the
+    Hessian's largest eigenvalue by any factor.
 
     Parameters
     ----------
@@ -36,8 +41,8 @@ def fold_norms(problem: Problem, *, gain: float = 1.0) -> Problem:
     Returns
     -------
     Problem
-        The problem at the folded weights; a sentence in ``notes`` says which normalizations were folded. The shift
-        stays where a layer that reads it has no trained bias.
+        The problem at the folded weights; sentences in ``notes`` say which normalizations were folded. Where the layer
+        that would take the shift has no trained bias, the shift stays with the normalization.
 
     Raises
     ------
@@ -45,7 +50,7 @@ def fold_norms(problem: Problem, *, gain: float = 1.0) -> Problem:
         If the gain is zero or not finite.
     InputError
         If no normalization can be folded: the model has none with a trained gain, or something else than linear layers
-        reads its output too.
+        reads its output too, or, for batch normalization, reads the output of the layer before it.
 
     References
     ----------
@@ -65,26 +70,39 @@ def fold_norms(problem: Problem, *, gain: float = 1.0) -> Problem:
     """
     if not (math.isfinite(gain) and gain != 0):
         raise ConfigurationError(f"gain must be a finite number that is not zero, got {gain}.")
-    weights, folded, outputs = problem.weights, [], problem.outputs()
-    for path, readers in readers_of_norms(problem).items():
-        moved = _folded(problem, weights, path, readers, gain)
+    weights, outputs = problem.weights, problem.outputs()
+    folded: dict[str, list[str]] = {}  # paths by the layers that took the gain
+    for path, place, move in _moves(problem, gain):
+        moved = move(weights) if f"{path}.weight" in problem.layout.slices else None
         if moved is not None and _same(problem.outputs(moved), outputs):
             weights = moved
-            folded.append(path)
+            folded.setdefault(place, []).append(path)
     if not folded:
         raise InputError(
             "no normalization can be folded: the model has no LayerNorm or RMSNorm with a trained gain whose output "
-            "only linear layers read."
+            "only linear layers read, and no batch normalization with a trained gain behind a linear layer or a "
+            "convolution whose output it alone reads."
         )
-    note = f"The gains of {', '.join(folded)} are folded into the layers that read them: the same function."
-    return replace(problem.at(weights), notes=(*problem.notes, note))
+    notes = [
+        f"The gains of {', '.join(paths)} are folded into the layers {place}: the same function."
+        for place, paths in folded.items()
+    ]
+    return replace(problem.at(weights), notes=(*problem.notes, *notes))
 
 
-def _folded(problem: Problem, weights: Tensor, path: str, readers: Sequence[Affine], gain: float) -> Tensor | None:
-    """The weights with one normalization folded; None where its gain is not trained or does not fit."""
+def _moves(problem: Problem, gain: float) -> Iterator[tuple[str, str, Callable[[Tensor], Tensor | None]]]:
+    """Normalizations by path, with the place of the layers that take the gain, and the map of the weights."""
+    for path, readers in readers_of_norms(problem).items():
+        yield path, "that read them", partial(_into_readers, problem, path=path, readers=readers, gain=gain)
+    for path, layer in writers_of_batch_norms(problem).items():
+        yield path, "before them", partial(_into_layer, problem, path=path, layer=layer, gain=gain)
+
+
+def _into_readers(
+    problem: Problem, weights: Tensor, *, path: str, readers: Sequence[Affine], gain: float
+) -> Tensor | None:
+    """The weights with one normalization folded into the layers that read it; None where its gain does not fit."""
     slices = problem.layout.slices
-    if f"{path}.weight" not in slices:
-        return None
     scale = weights[slices[f"{path}.weight"]]
     if any(reader.weight.shape[1] != len(scale) for reader in readers):
         return None
@@ -100,6 +118,39 @@ def _folded(problem: Problem, weights: Tensor, path: str, readers: Sequence[Affi
     elif f"{path}.bias" in slices:  # the shift that stays is divided by the gain of the matrices
         moved[slices[f"{path}.bias"]] *= torch.where(scale != 0, gain / scale, torch.nan)
     return moved
+
+
+def _into_layer(problem: Problem, weights: Tensor, *, path: str, layer: str, gain: float) -> Tensor | None:
+    """The weights with one batch normalization folded into the layer before it; None where its gain does not fit."""
+    norm: Any = problem.model.get_submodule(path)
+    slices, writer = problem.layout.slices, affine_of(problem, layer)
+    scale = weights[slices[f"{path}.weight"]]
+    if writer is None or len(writer.weight) != len(scale) or norm.running_var is None:
+        return None
+    deviation, mean = (norm.running_var.to(weights) + norm.eps).sqrt(), norm.running_mean.to(weights)
+    bias = _vector(problem, weights, f"{layer}.bias", scale)
+    shift = _vector(problem, weights, f"{path}.bias", scale)
+    offset = scale * (bias - mean) + deviation * shift  # times the deviation: what is returned for inputs of zero
+    moved = weights.clone()
+    moved[writer.weight] = weights[writer.weight] * (scale / gain)[:, None]
+    moved[slices[f"{path}.weight"]] = gain
+    if writer.bias is not None:
+        left = shift
+        if f"{path}.bias" in slices:
+            left = moved[slices[f"{path}.bias"]] = torch.zeros_like(shift)
+        moved[writer.bias] = mean + (offset - deviation * left) / gain
+    elif f"{path}.bias" in slices:
+        moved[slices[f"{path}.bias"]] = (offset - gain * (bias - mean)) / deviation
+    return moved
+
+
+def _vector(problem: Problem, weights: Tensor, name: str, like: Tensor) -> Tensor:
+    """A vector of the model by name, trained or not; zero where the model has none."""
+    if name in problem.layout.slices:
+        return weights[problem.layout.slices[name]]
+    path, _, leaf = name.rpartition(".")
+    constant = getattr(problem.model.get_submodule(path), leaf)
+    return torch.zeros_like(like) if constant is None else constant.detach().to(like)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

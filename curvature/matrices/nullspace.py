@@ -125,7 +125,7 @@ def _extend(basis: Tensor, vectors: Tensor) -> Tensor:
     rounding = 50 * torch.finfo(vectors.dtype).eps
     if not torch.allclose(products, torch.eye(len(products)).to(products), rtol=0, atol=rounding):
         left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
-        vectors = left[:, values > 1e-8]
+        vectors = left[:, values > max(1e-8, 100 * torch.finfo(vectors.dtype).eps)]
         vectors = torch.linalg.qr(vectors - known @ (known.T @ vectors)).Q
     new = basis.new_zeros(len(basis), vectors.shape[1])
     new[support] = vectors

@@ -21,6 +21,7 @@ from curvature.matrices.autograd import (
     kept_graphs,
     product_cost,
     split_columns,
+    tangent_graph,
 )
 from curvature.matrices.fast.paths import FastPath, OutputFactor, OutputMatrix
 from curvature.matrices.fast.products import OutputProduct
@@ -342,16 +343,7 @@ def _by_autograd(problem: Problem, space: OutputSpace) -> Callable[[Tensor], Ten
     at_once = cache(lambda: columns_at_once(problem))
 
     def graph(examples: slice) -> tuple[slice, list[Tensor], Tensor, Tensor, list[Tensor]]:
-        named = problem.leaves()
-        leaves = list(named.values())
-        with torch.enable_grad():
-            outputs = problem.predict(named, problem.inputs[examples])
-            cotangent = torch.zeros_like(outputs, requires_grad=True)
-            # J^T c is linear in c, so reverse mode through it gives J V: no layer needs a forward-mode rule.
-            pulled = torch.autograd.grad(
-                outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        return examples, leaves, outputs, cotangent, list(pulled)
+        return examples, *tangent_graph(problem, examples)
 
     graphs = kept_graphs(problem, graph)
 

@@ -2,59 +2,47 @@ r"""Symmetries of normalization and attention: directions along which a network'
 
 * A scale of a normalized feature and the columns that read it: $(\gamma_j, \beta_j, W_{\cdot j}) \to (c\gamma_j,
   c\beta_j, W_{\cdot j} / c)$; a shift of $\beta_j$ and of the biases that undo it.
-* Queries and keys of a head: $(W_Q, W_K) \to (A W_Q, A^{-T} W_K)$, $GL(d)$ for each head; likewise its values and the
-  columns of the output that read them.
+* Queries and keys of a head: $(W_Q, W_K) \to (A W_Q, A^{-T} W_K)$, $GL(d)$ for each head of the keys, which several
+  heads of the queries may share; with rotary embeddings only $A$ that commute with their rotations. Likewise the values
+  of a head and the columns of the output that read them.
 * A bias of the keys, which adds one number to all scores of a query; a shift of the values' bias, which the output's
   bias undoes.
 
 Modules are recognized by the names that their parts have in common implementations. So a set of directions is kept only
-if the outputs of the network stand still along it, and every direction is verified again by a product.
+if the outputs of the network, in double precision, do not change along it. Every direction is verified again by a
+product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
 
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
+from curvature.matrices.affine import Affine, affine_of, affine_parameters, readers_of_norms
+from curvature.matrices.autograd import backward_columns, split_columns, tangent_graph
+from curvature.matrices.witnesses import in_double
 from curvature.models import Problem
 
-__all__ = ["MAX_ENTRIES", "Affine", "readers_of_norms", "symmetries"]
+__all__ = ["MAX_ENTRIES", "symmetries"]
 
 MAX_ENTRIES = 2**26  # numbers in a set of directions: half a gigabyte, beyond which a rank is not worth it
 
-_HEADS = {"num_heads", "n_head", "n_heads", "heads", "num_attention_heads", "nhead"}
+_HEADS = ("num_heads", "n_head", "n_heads", "heads", "num_attention_heads", "nhead")
+_MARKS = {"normalized_shape", "variance_epsilon", "eps", "config", *_HEADS}  # of a normalization or an attention
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 _SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"), ("wq", "wk", "wv"))
 _FUSED = ("qkv", "in_proj", "c_attn", "Wqkv", "qkv_proj")
 _OUTPUTS = ("out_proj", "o_proj", "c_proj", "wo", "proj", "out", "o")
-_NORMS = (nn.LayerNorm, nn.RMSNorm)
-_STEP, _STILL = 1e-5, 1e-7  # of a central difference; change of the outputs, relative, that counts as none
+_STILL = 1e-10  # derivative of the outputs, relative, that counts as none
+_STEP, _STILL_BY_DIFFERENCES = 1e-5, 1e-7  # the same by a central difference, whose step this is
 
-
-@dataclass(frozen=True, eq=False)
-class Affine:
-    """Positions of an affine map among the flat weights.
-
-    Attributes
-    ----------
-    weight
-        ``(rows, columns)``.
-    bias
-        ``(rows,)``; None where there is none that is trained.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def rows(self, start: int, stop: int) -> Affine:
-        return Affine(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
-
-    def augmented(self) -> Tensor:
-        """``(rows, columns + 1)`` with the bias, ``(rows, columns)`` without."""
-        return self.weight if self.bias is None else torch.cat([self.weight, self.bias[:, None]], dim=1)
+_Build = Callable[[], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +53,13 @@ class _Attention:
     keys: Affine
     values: Affine
     output: Affine | None
-    heads: int
+    size: int  # rows of one head
+
+    def heads(self) -> Iterator[tuple[int, list[int]]]:
+        """First row of each head of keys and values, and those of the heads of queries that read it."""
+        shared = len(self.queries.weight) // len(self.keys.weight)
+        for head in range(len(self.keys.weight) // self.size):
+            yield head * self.size, [(head * shared + k) * self.size for k in range(shared)]
 
 
 def symmetries(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, Tensor]]:
@@ -83,69 +77,82 @@ def symmetries(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, T
     tuple of str and Tensor
         The reason and directions ``(P, k)``.
     """
-    if not [m for m in problem.model.modules() if isinstance(m, _NORMS) or not _HEADS.isdisjoint(vars(m))]:
+    if not [module for module in problem.model.modules() if not _MARKS.isdisjoint(vars(module))]:
         return
-    for reason, vectors in _sets(problem, second_order=second_order):
-        if vectors.shape[1] and _stand_still(problem, vectors):
-            yield reason, vectors
+    double = in_double(problem)  # where a direction that is wrong by little does not hide in the rounding
+    for reason, candidates in _sets(double, second_order=second_order):
+        for build in candidates:
+            vectors = build()
+            if vectors.shape[1] and _stand_still(double, vectors):
+                yield reason, vectors.to(problem.weights)
+                break
 
 
-def _sets(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, Tensor]]:
-    """Sets of directions with their reasons, before they are verified; one at a time, since each may be large."""
+def _sets(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, list[_Build]]]:
+    """Reasons with sets of directions that are built one at a time, as each may be large; the first true one counts."""
     attentions = list(_attentions(problem))
     for attention in attentions:
-        yield "of biases of keys", _key_biases(problem, attention)
+        yield "of biases of keys", [partial(_key_biases, problem, attention)]
     if second_order:
         return
     for attention in attentions:
-        yield "of the query-key gauge", _query_key(problem, attention)
-        yield "of the value-output gauge", _value_output(problem, attention)
-    for vectors in _normalizations(problem):
-        yield "of scales and shifts of normalization", vectors
+        forms = (_all_pairs, _rotations_of_halves, _rotations_of_neighbours)
+        yield "of the query-key gauge", [partial(_query_key, problem, attention, form) for form in forms]
+        yield "of the value-output gauge", [partial(_value_output, problem, attention)]
+    for build in _normalizations(problem):
+        yield "of scales and shifts of normalization", [build]
 
 
 def _stand_still(problem: Problem, vectors: Tensor) -> bool:
     """Whether the outputs for the first examples do not change along a random combination of the directions."""
     generator = torch.Generator().manual_seed(0)
     mixed = vectors @ torch.randn(vectors.shape[1], generator=generator, dtype=torch.float64).to(vectors)
-    step = _STEP * torch.linalg.vector_norm(problem.weights) / torch.linalg.vector_norm(mixed) * mixed
+    mixed *= torch.linalg.vector_norm(problem.weights) / torch.linalg.vector_norm(mixed)
     first = next(iter(problem.chunks()))
-    inputs = problem.inputs[first]
-    with torch.no_grad():
-        ahead, behind = (problem.predict(problem.weights + sign * step, inputs) for sign in (1, -1))
-    change = torch.linalg.vector_norm(ahead - behind) / (2 * _STEP)
-    return bool(change <= _STILL * torch.linalg.vector_norm(ahead))
-
-
-def _affine(problem: Problem, weight: str, bias: str) -> Affine | None:
-    """Positions of a matrix and its bias by name; None if the matrix is not trained, or tied to another."""
-    slices, entries = problem.layout.slices, {entry.name: entry for entry in problem.layout.entries}
-    if weight not in entries or len(entries[weight].shape) != 2 or weight in problem.aliases.values():
-        return None
-    index = torch.arange(problem.dim, device=problem.device)
-    return Affine(index[slices[weight]].view(entries[weight].shape), index[slices[bias]] if bias in slices else None)
+    if problem.derivatives.tangents:
+        _, outputs, cotangent, pulled = tangent_graph(problem, first)
+        change = backward_columns(pulled, [cotangent], split_columns(problem, mixed[:, None]), at_once=0)
+        allowed = _STILL
+    else:
+        step = _STEP * mixed
+        with torch.no_grad():
+            outputs, behind = (problem.predict(problem.weights + s * step, problem.inputs[first]) for s in (1, -1))
+        change, allowed = (outputs - behind) / (2 * _STEP), _STILL_BY_DIFFERENCES
+    return bool(torch.linalg.vector_norm(change) <= allowed * torch.linalg.vector_norm(outputs))
 
 
 def _attentions(problem: Problem) -> Iterator[_Attention]:
     for path, module in problem.model.named_modules():
         prefix = f"{path}." if path else ""
-        heads = next((value for name, value in vars(module).items() if name in _HEADS and isinstance(value, int)), 0)
-        parts = _queries_keys_values(problem, module, prefix) if heads else None
-        if parts is None or len(parts[0].weight) % heads or len({len(part.weight) for part in parts}) > 1:
+        heads = _number(module, _HEADS)
+        parts = _queries_keys_values(problem, module, prefix, heads) if heads else None
+        if parts is None or len(parts[0].weight) % heads:
+            continue
+        queries, keys, values = parts
+        size = len(queries.weight) // heads
+        if len(keys.weight) != len(values.weight) or len(keys.weight) % size or len(queries.weight) % len(keys.weight):
             continue
         outputs = (_linear(problem, module, prefix, name) for name in _OUTPUTS)
-        queries, keys, values = parts
-        yield _Attention(queries, keys, values, next((output for output in outputs if output is not None), None), heads)
+        yield _Attention(queries, keys, values, next((output for output in outputs if output is not None), None), size)
 
 
-def _queries_keys_values(problem: Problem, module: nn.Module, prefix: str) -> list[Affine] | None:
-    """The three maps of an attention layer, from separate matrices or from one of three times as many rows."""
-    whole = _affine(problem, f"{prefix}in_proj_weight", f"{prefix}in_proj_bias")  # nn.MultiheadAttention
+def _number(module: nn.Module, names: Iterable[str]) -> int:
+    """A number that a module, or the configuration that it holds, has under one of these names; 0 without one."""
+    own, config = vars(module), vars(module).get("config")
+    values = [own.get(name, getattr(config, name, None)) for name in names]
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
+
+
+def _queries_keys_values(problem: Problem, module: nn.Module, prefix: str, heads: int) -> list[Affine] | None:
+    """The three maps of an attention layer, from separate matrices or from one that holds all three."""
+    whole = affine_parameters(problem, f"{prefix}in_proj_weight", f"{prefix}in_proj_bias")  # nn.MultiheadAttention
     for name in _FUSED:
         whole = whole or _linear(problem, module, prefix, name)
-    if whole is not None and len(whole.weight) % 3 == 0:
-        width = len(whole.weight) // 3
-        return [whole.rows(k * width, (k + 1) * width) for k in range(3)]
+    shared = heads + 2 * (_number(module, _KEY_HEADS) or heads)
+    if whole is not None and len(whole.weight) % shared == 0:
+        size = len(whole.weight) // shared
+        bounds = [0, heads * size, (heads + shared) * size // 2, shared * size]
+        return [whole.rows(start, stop) for start, stop in pairwise(bounds)]
     for names in _SEPARATE:
         parts = [_linear(problem, module, prefix, name) for name in names]
         if all(part is not None for part in parts):
@@ -154,9 +161,7 @@ def _queries_keys_values(problem: Problem, module: nn.Module, prefix: str) -> li
 
 
 def _linear(problem: Problem, module: nn.Module, prefix: str, name: str) -> Affine | None:
-    if not isinstance(getattr(module, name, None), nn.Linear):
-        return None
-    return _affine(problem, f"{prefix}{name}.weight", f"{prefix}{name}.bias")
+    return affine_of(problem, f"{prefix}{name}") if isinstance(getattr(module, name, None), nn.Module) else None
 
 
 def _has_room(problem: Problem, count: int) -> bool:
@@ -164,39 +169,71 @@ def _has_room(problem: Problem, count: int) -> bool:
     return count <= min(MAX_NULL_DIRECTIONS, MAX_ENTRIES // problem.dim)
 
 
-def _pairs(problem: Problem, attention: _Attention) -> list[tuple[int, int]]:
-    """Pairs of rows of one head; none if they are too many."""
-    size = len(attention.queries.weight) // attention.heads
-    if not _has_room(problem, attention.heads * size**2):
-        return []
-    starts = range(0, attention.heads * size, size)
-    return [(start + a, start + b) for start in starts for a in range(size) for b in range(size)]
+_Elements = list[list[tuple[int, int, float]]]  # of the matrices that span an algebra: row, column, value
 
 
-def _query_key(problem: Problem, attention: _Attention) -> Tensor:
+def _all_pairs(size: int) -> _Elements:
+    """Every matrix."""
+    return [[(a, b, 1.0)] for a in range(size) for b in range(size)]
+
+
+def _rotations_of_halves(size: int) -> _Elements:
+    """Matrices that commute with rotary embeddings, which turn coordinate ``a`` and that half a head after it."""
+    return _commuting((a, a + size // 2) for a in range(size // 2))
+
+
+def _rotations_of_neighbours(size: int) -> _Elements:
+    """The same, where they turn each coordinate with its neighbour."""
+    return _commuting((a, a + 1) for a in range(0, size - 1, 2))
+
+
+def _commuting(planes: Iterable[tuple[int, int]]) -> _Elements:
+    """Multiples of the identity and of the turn by a right angle, in each plane."""
+    return [element for a, b in planes for element in ([(a, a, 1.0), (b, b, 1.0)], [(a, b, 1.0), (b, a, -1.0)])]
+
+
+def _query_key(problem: Problem, attention: _Attention, form: Callable[[int], _Elements]) -> Tensor:
     """Row ``a`` of the queries gains row ``b``; row ``b`` of the keys loses row ``a``."""
-    pairs, weights = _pairs(problem, attention), problem.weights
+    weights, elements = problem.weights, form(attention.size)
     queries, keys = attention.queries.augmented(), attention.keys.augmented()
-    vectors = weights.new_zeros(problem.dim, len(pairs))
-    for k, (a, b) in enumerate(pairs):
-        vectors[queries[a], k] = weights[queries[b]]
-        vectors[keys[b], k] -= weights[keys[a]]
+    heads = list(attention.heads())
+    if not _has_room(problem, len(heads) * len(elements)):
+        return weights.new_zeros(problem.dim, 0)
+    vectors = weights.new_zeros(problem.dim, len(heads) * len(elements))
+    columns = iter(vectors.T)
+    for key, starts in heads:
+        for element in elements:
+            vector = next(columns)
+            for a, b, value in element:
+                for query in starts:
+                    vector[queries[query + a]] += value * weights[queries[query + b]]
+                vector[keys[key + b]] -= value * weights[keys[key + a]]
     return vectors
 
 
 def _value_output(problem: Problem, attention: _Attention) -> Tensor:
     """Row ``a`` of the values gains row ``b``; column ``b`` of the output loses column ``a``; shifts of the biases."""
     weights, values, output = problem.weights, attention.values.augmented(), attention.output
-    if output is None or output.weight.shape[1] != len(values):
+    size, heads = attention.size, list(attention.heads())
+    if output is None or output.weight.shape[1] != len(attention.queries.weight):
         return weights.new_zeros(problem.dim, 0)
-    pairs = _pairs(problem, attention)
-    vectors = weights.new_zeros(problem.dim, len(pairs))
-    for k, (a, b) in enumerate(pairs):
-        vectors[values[a], k] = weights[values[b]]
-        vectors[output.weight[:, b], k] -= weights[output.weight[:, a]]
+    if not _has_room(problem, len(heads) * size**2):
+        return weights.new_zeros(problem.dim, 0)
+    vectors = weights.new_zeros(problem.dim, len(heads) * size**2)
+    columns = iter(vectors.T)
+    for value, starts in heads:
+        for a, b in product(range(size), repeat=2):
+            vector = next(columns)
+            vector[values[value + a]] = weights[values[value + b]]
+            for start in starts:
+                vector[output.weight[:, start + b]] -= weights[output.weight[:, start + a]]
     if attention.values.bias is None or output.bias is None:
         return vectors
-    return torch.cat([vectors, _shifts(problem, attention.values.bias, [output])], dim=1)
+    shifts = _shifts(problem, attention.values.bias, [])
+    for value, starts in heads if shifts.shape[1] else ():
+        for a, start in product(range(size), starts):
+            shifts[output.bias, value + a] -= weights[output.weight[:, start + a]]
+    return torch.cat([vectors, shifts], dim=1)
 
 
 def _key_biases(problem: Problem, attention: _Attention) -> Tensor:
@@ -217,75 +254,29 @@ def _shifts(problem: Problem, shifted: Tensor, readers: list[Affine]) -> Tensor:
     return vectors
 
 
-def _normalizations(problem: Problem) -> Iterator[Tensor]:
+def _normalizations(problem: Problem) -> Iterator[_Build]:
     """Scales and shifts of the features of each normalization that affine maps read."""
-    slices, weights = problem.layout.slices, problem.weights
+    slices = problem.layout.slices
     index = torch.arange(problem.dim, device=problem.device)
     for path, readers in readers_of_norms(problem).items():
         names = (f"{path}.{part}" for part in ("weight", "bias"))
         gain, shift = (index[slices[name]] if name in slices else None for name in names)
         if gain is None or any(reader.weight.shape[1] != len(gain) for reader in readers):
             continue
-        if not _has_room(problem, len(gain)):
-            continue
-        vectors = weights.new_zeros(problem.dim, len(gain))
-        for positions in (gain, shift):
-            if positions is not None:
-                vectors[positions] = torch.diag(weights[positions])
-        for reader in readers:
-            for k, column in enumerate(reader.weight.T):
-                vectors[column, k] = -weights[column]
-        yield vectors
+        yield partial(_scales, problem, [gain] if shift is None else [gain, shift], readers)
         if shift is not None and all(reader.bias is not None for reader in readers):
-            yield _shifts(problem, shift, readers)
+            yield partial(_shifts, problem, shift, readers)
 
 
-def readers_of_norms(problem: Problem) -> dict[str, list[Affine]]:
-    """Find the affine maps whose input is the output of a normalization.
-
-    Parameters
-    ----------
-    problem
-        Model, loss and data, at a point.
-
-    Returns
-    -------
-    dict
-        The maps by the path of the normalization. What else reads the output is not known.
-    """
-    norms = {path: module for path, module in problem.model.named_modules() if isinstance(module, _NORMS)}
-    if not norms:
-        return {}
-    outputs: dict[int, str] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
-    readers: dict[str, list[Affine]] = {}
-
-    def keep(path: str, output: Tensor) -> None:
-        outputs[id(output)] = path
-        kept.append(output)
-
-    def read(affine: Affine | None, arguments: tuple) -> None:
-        path = next((outputs[id(argument)] for argument in arguments if id(argument) in outputs), None)
-        if path is not None and affine is not None:
-            readers.setdefault(path, []).append(affine)
-
-    handles = []
-    for path, module in problem.model.named_modules():
-        prefix = f"{path}." if path else ""
-        if path in norms:
-            handles.append(module.register_forward_hook(lambda _m, _i, output, path=path: keep(path, output)))
-        elif isinstance(module, nn.Linear | nn.MultiheadAttention):
-            name = "in_proj_" if isinstance(module, nn.MultiheadAttention) else ""
-            affine = _affine(problem, f"{prefix}{name}weight", f"{prefix}{name}bias")
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _m, args, named, affine=affine: read(affine, (*args, *named.values())), with_kwargs=True
-                )
-            )
-    try:
-        with torch.no_grad():
-            problem.predict(problem.weights, problem.inputs[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return readers
+def _scales(problem: Problem, scaled: list[Tensor], readers: list[Affine]) -> Tensor:
+    """Each entry of some vectors of equal length, with the column of the matrices that undoes its scale."""
+    weights, count = problem.weights, len(scaled[0])
+    vectors = weights.new_zeros(problem.dim, count if _has_room(problem, count) else 0)
+    if not vectors.shape[1]:
+        return vectors
+    for positions in scaled:
+        vectors[positions] = torch.diag(weights[positions])
+    for reader in readers:
+        for k, column in enumerate(reader.weight.T):
+            vectors[column, k] = -weights[column]
+    return vectors

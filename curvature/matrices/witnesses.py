@@ -25,7 +25,7 @@ from curvature.models.culprit import wrong_layer
 from curvature.models.module.copying import private_copy
 from curvature.models.trees import as_type
 
-__all__ = ["gradient_witness", "not_finite", "other_chunks_witness", "output_witness", "plus_penalty"]
+__all__ = ["gradient_witness", "in_double", "not_finite", "other_chunks_witness", "output_witness", "plus_penalty"]
 
 _DIFFERENCE_ERROR = 1e-8  # relative error of a squared difference quotient of ordinary size
 _SHRINKS = (1.0, 2.0**-5, 2.0**-10)
@@ -256,7 +256,7 @@ def other_chunks_witness(problem: Problem, rebuild: Callable[..., SymmetricOpera
     size = max(1, 2 * min(problem.chunk_size, problem.num_examples) // 3)
 
     def multiply(block: Tensor) -> Tensor:
-        other = replace(_in_double(problem), chunk_size=size)
+        other = replace(in_double(problem), chunk_size=size)
         if reversible and not problem.is_streamed:
             other = replace(other, inputs=other.inputs.flip(0), targets=other.targets.flip(0))
         return rebuild(other, method="generic") @ block.to(other.dtype)
@@ -275,8 +275,19 @@ def _chunk_problems(problem: Problem) -> Iterable[Problem]:
     return (replace(problem, inputs=problem.inputs[rows], targets=problem.targets[rows]) for rows in problem.chunks())
 
 
-def _in_double(problem: Problem) -> Problem:
-    """The same problem in double precision, at the same weights."""
+def in_double(problem: Problem) -> Problem:
+    """Copy a problem in double precision, at the same weights.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point.
+
+    Returns
+    -------
+    Problem
+        The same object where it is in double precision already.
+    """
     if problem.dtype == torch.float64:
         return problem
     return replace(
