@@ -50,6 +50,55 @@ FAST = (
     "weight_norm of Linear, dim=0", "legacy weight_norm of Linear, dim=0", "HuberLoss", "CrossEntropyLoss",
 )  # fmt: skip
 
+PAGE = """\
+# Second derivatives of PyTorch's modules
+
+Is a Hessian by automatic differentiation right? Every differentiable module and loss of `torch.nn` is tested here. Each
+is differentiated twice in float64, by every route that PyTorch offers and by this package, and the result is compared
+with finite differences of the first derivative. Of {rows} cases with torch {torch} on {device}, {num_right} are right
+by every route. The table shows the others.
+
+`python -m analyses.second_derivative_audit --out results/audit --page docs/second_derivatives.md` wrote this page.
+
+| in a cell | meaning; errors are relative to the largest entry |
+|---|---|
+| right | no entry is wrong by more than {tolerance} |
+| **wrong** | an entry is wrong by as much as the percentage says, and no error is raised |
+| raises | PyTorch raises an error |
+| refused | this package raises an error that gives the reason; the errors are [listed below](#what-curvature-refuses) |
+
+The words behind a percentage name the two weights of the wrong entry; `upstream` is all weights before the layer.
+
+{table}
+
+## The routes
+
+| route | how the Hessian is computed |
+|---|---|
+| double backward | `torch.autograd.grad` of each entry of a gradient |
+| batched | the same, with `is_grads_batched=True` |
+| forward over reverse | `torch.func.jvp` of `torch.func.grad`, one direction at a time |
+| under vmap | the same for all directions at once, `jacfwd(grad)` |
+| jacrev(grad), func.hessian, jacrev(jacrev) | the functions of `torch.func` with these names |
+| curvature | the matrix of `cv.spectrum(cv.hessian(problem))`, after its self-checks |
+
+A loss that curvature does not accept as a module is passed as a function of one example.
+
+## First derivatives
+
+The first derivative is compared with finite differences of the loss. It is wrong by more than {tolerance} for:
+{gradients}. For such a module, *right* means that the second derivative belongs to this wrong
+gradient.
+
+## What curvature refuses
+
+{messages}
+
+## Right by every route
+
+{right}.
+"""
+
 
 def measure(*, fast: bool = False, device: str = "cpu") -> dict:
     """Rows of all cases."""
@@ -88,34 +137,18 @@ def page(document: dict) -> str:
     right = [row["case"] for row in rows if row not in notable]
     gradients = [f"{row['case']} ({row['gradient_error']:.0e})" for row in rows if row["gradient_error"] > TOLERANCE]
     messages = {f"- {row['case']}: {row['curvature']['message']}" for row in rows if row["curvature"]["message"]}
-    return f"""# Second derivatives of PyTorch's modules
-
-Is a Hessian by automatic differentiation right? Every differentiable module and loss of `torch.nn` was differentiated
-twice by every route that PyTorch has, and by this package, in float64, and compared with differences of the first
-derivative: {len(rows)} cases with torch {version} on {document["device"]}, {len(right)} right by every route.
-`python -m analyses.second_derivative_audit --out results/audit --page docs/second_derivatives.md` wrote this page.
-
-A cell is *right* (to {TOLERANCE:g} of the largest entry), silently **wrong** (with the error relative to the largest
-entry, and between which weights; `upstream` means all weights before the layer), or *raises*. *Refused*: this package
-raises an error that says why; the errors are listed below the table.
-
-{chr(10).join(lines)}
-
-**Routes.** *Double backward* is `torch.autograd.grad` of the entries of a gradient; *batched*, the same with
-`is_grads_batched=True`; *forward over reverse* is `torch.func.jvp` of `torch.func.grad`, *under vmap* the same for all
-directions at once, `jacfwd(grad)`; the others are named as in `torch.func`. *curvature* is the matrix whose spectrum
-`cv.spectrum(cv.hessian(problem))` gives, after its self-checks. Losses that it does not accept as modules were passed
-as functions of one example.
-
-**First derivatives.** Compared with differences of the loss, these are wrong by more than {TOLERANCE:g}:
-{", ".join(gradients) or "none"}. For such a module, *right* means the derivative of this wrong gradient.
-
-**Refused here.**
-
-{chr(10).join(sorted(messages)) or "Nothing."}
-
-**Right by every route:** {", ".join(right)}.
-"""
+    prose = {
+        "rows": len(rows),
+        "torch": version,
+        "device": document["device"],
+        "num_right": len(right),
+        "tolerance": f"{TOLERANCE:g}",
+        "table": "\n".join(lines),
+        "gradients": ", ".join(gradients) or "none",
+        "messages": "\n".join(sorted(messages)) or "Nothing.",
+        "right": "; ".join(right),
+    }
+    return PAGE.format(**prose)
 
 
 def draw(document: dict) -> Figure:

@@ -140,7 +140,7 @@ def _ggn_by_curvlinops(module: nn.Module, criterion: nn.Module, batches: DataLoa
 
 
 def _ggn_by_pyhessian(_module: nn.Module, _criterion: nn.Module, _batches: DataLoader) -> Tensor:
-    raise NotOffered("has no Gauss-Newton matrix")
+    raise NotOffered("offers no Gauss-Newton matrix")
 
 
 def _ggn_by_eigenthings(module: nn.Module, criterion: nn.Module, batches: DataLoader) -> Tensor:

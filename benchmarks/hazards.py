@@ -31,13 +31,13 @@ class Question:
         ``tool -> error``, or the error and a description: the distance of its answer from the truth. An exception is an
         answer too.
     unit
-        What follows the percentage of a large error: ``"off"``, ``"between two answers"``, ...
+        What follows the percentage of a large error: ``"error"``, ``"difference between two calls"``, ...
     tolerance
         The largest error that counts as right.
     """
 
     ask: Callable[[str], float | tuple[float, str]]
-    unit: str = "off"
+    unit: str = "error"
     tolerance: float = RIGHT
 
 
@@ -145,7 +145,7 @@ def quadratic(values: Tensor, dtype: torch.dtype = torch.float64) -> tuple[nn.Mo
 # ------------------------------------------------------------------------------------------------------------- hazards
 
 
-@hazard("PyTorch's fused weight norm, differentiated twice", "double backward of `g * v / norm(v)`")
+@hazard("PyTorch's fused weight norm, differentiated twice", "double backward through `g * v / norm(v)`")
 def fused_weight_norm() -> Question:
     """``nn.utils.parametrizations.weight_norm``, and the same written out."""
     fused, composite = network(), network()
@@ -157,7 +157,7 @@ def fused_weight_norm() -> Question:
     return hessian_question(fused, criterion, loader(inputs, targets), exact(composite, criterion, inputs, targets))
 
 
-@hazard("a last batch that is smaller", "all data at once")
+@hazard("a smaller last batch", "all data in one batch")
 def ragged_batches() -> Question:
     """Ten examples in batches of four."""
     inputs, targets = data()
@@ -165,7 +165,7 @@ def ragged_batches() -> Question:
     return hessian_question(module, criterion, loader(inputs, targets, 4), exact(module, criterion, inputs, targets))
 
 
-@hazard("class weights, in two batches", "all data at once")
+@hazard("class weights, in two batches", "all data in one batch")
 def class_weights() -> Question:
     """Each batch divides by its own sum of weights."""
     inputs, targets = data(12)
@@ -173,7 +173,7 @@ def class_weights() -> Question:
     return hessian_question(module, criterion, loader(inputs, targets, 6), exact(module, criterion, inputs, targets))
 
 
-@hazard("ignored targets (`ignore_index`), in two batches", "all data at once")
+@hazard("ignored targets (`ignore_index`), in two batches", "all data in one batch")
 def ignored_targets() -> Question:
     """Each batch divides by its own number of targets that count."""
     inputs, targets = data(12)
@@ -182,7 +182,7 @@ def ignored_targets() -> Question:
     return hessian_question(module, criterion, loader(inputs, targets, 6), exact(module, criterion, inputs, targets))
 
 
-@hazard("a loader that shuffles and drops the last batch", "all data at once")
+@hazard("a loader with `shuffle=True` and `drop_last=True`", "all data in one batch")
 def dropping_loader() -> Question:
     """Two of ten examples are never seen."""
     inputs, targets = data()
@@ -199,10 +199,10 @@ def twice(module: nn.Module, batches: tuple[DataLoader, DataLoader]) -> Question
         first, second = (spectrum_by(tool, copy.deepcopy(module), criterion, part) for part in batches)
         return distance(second, first)
 
-    return Question(ask, "between two answers")
+    return Question(ask, "difference between two calls")
 
 
-@hazard("dropout in training mode", "the same question twice")
+@hazard("dropout in training mode", "a second call with the same inputs")
 def dropout() -> Question:
     """The function changes with every pass over the data."""
     module = nn.Sequential(*network(), nn.Dropout(0.5)).train()
@@ -217,14 +217,14 @@ class _Noisy(nn.Module):
         return nn.functional.dropout(inputs, 0.5, training=True)
 
 
-@hazard("noise inside `forward`, in evaluation mode", "the same question twice")
+@hazard("random noise inside `forward`, in evaluation mode", "a second call with the same inputs")
 def noise() -> Question:
     """Calling ``eval()`` does not help."""
     batches = loader(*data())
     return twice(nn.Sequential(*network(), _Noisy()).eval(), (batches, batches))
 
 
-@hazard("batch norm in training mode", "the same data in one batch and in two")
+@hazard("batch norm in training mode", "the same data in two batches instead of one")
 def training_batch_norm() -> Question:
     """The loss is not a mean over examples."""
     module = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))).train()
@@ -241,22 +241,22 @@ def largest_question(values: Tensor, count: int) -> Question:
         largest = largest_by(tool, copy.deepcopy(module), criterion, batches, count)
         return float(((largest - expected) / expected).abs().max())
 
-    return Question(ask, f"off in one of the top {count}", 0.05)
+    return Question(ask, f"error in one of the {count} largest eigenvalues", 0.05)
 
 
-@hazard("spurious copies of large eigenvalues in Lanczos (ghosts)", "a least-squares problem of known spectrum")
+@hazard("spurious copies of large eigenvalues in Lanczos (ghosts)", "a least-squares problem with a known spectrum")
 def lanczos_ghosts() -> Question:
     """Top eight of 100, 50, 20 and a bulk below 1."""
     return largest_question(torch.cat([torch.tensor([100.0, 50.0, 20.0]), 0.97 ** torch.arange(117)]).double(), 8)
 
 
-@hazard("a triple largest eigenvalue", "a least-squares problem of known spectrum")
+@hazard("a largest eigenvalue of multiplicity three", "a least-squares problem with a known spectrum")
 def multiplicity() -> Question:
     """Top four of 10, 10, 10 and a bulk below 1: no copy may be missed or invented."""
     return largest_question(torch.cat([torch.full((3,), 10.0), torch.linspace(1, 0.1, 57)]).double(), 4)
 
 
-@hazard("a very small loss", "a least-squares problem of known spectrum")
+@hazard("a very small loss", "a least-squares problem with a known spectrum")
 def small_loss() -> Question:
     """Largest eigenvalue 1e-12: thresholds must be relative."""
     values = torch.logspace(-12, -14, 12, dtype=torch.float64)
@@ -265,10 +265,10 @@ def small_loss() -> Question:
     def ask(tool: str) -> float:
         return distance(largest_by(tool, copy.deepcopy(module), criterion, batches, 1), values[:1])
 
-    return Question(ask, "off", 0.01)
+    return Question(ask, tolerance=0.01)
 
 
-@hazard("the condition number of a float32 model", "singular values of the same inputs in float64")
+@hazard("the condition number of a float32 model", "singular values of the same inputs, in float64")
 def single_precision() -> Question:
     """Condition number 1e10; without a routine for it: largest over smallest eigenvalue of the dense Hessian."""
     module, criterion, batches = quadratic(torch.logspace(0, -10, 8, dtype=torch.float64), torch.float32)
@@ -279,11 +279,12 @@ def single_precision() -> Question:
         values = spectrum_by(tool, copy.deepcopy(module), criterion, batches)
         return abs(float(values[-1]) / float(values[0]) / truth - 1)
 
-    return Question(ask, "off", 0.01)
+    return Question(ask, tolerance=0.01)
 
 
 @hazard(
-    "eigenvalues on both sides of the rounding floor, and a gap", "singular values of the inputs, which show them all"
+    "eigenvalues above and below the rounding error, with a gap between them",
+    "singular values of the inputs, which resolve all of them",
 )
 def gap_at_the_floor() -> Question:
     """Thirty eigenvalues down to 1e-11, eight around 1e-18: the condition number at 95 % of the rank.
@@ -302,7 +303,7 @@ def gap_at_the_floor() -> Question:
         kept = found[found > len(found) * torch.finfo(found.dtype).eps * found[0]]
         return abs(float(kept[0] / kept[_at_95_percent(len(kept))]) / truth - 1)
 
-    return Question(ask, "off")
+    return Question(ask)
 
 
 def _at_95_percent(rank: int) -> int:
@@ -317,11 +318,11 @@ def _ranked_by_us(module: nn.Module, criterion: nn.Module, batches: DataLoader, 
         spectrum = cv.spectrum(matrix)
         kappa = spectrum.condition_numbers()["kappa_95"]
         outside += not kappa.low <= truth <= kappa.high
-        words.append(f"by the {name} {kappa} at rank {spectrum.rank_words}")
+        words.append(f"from the {name} {kappa} at rank {spectrum.rank_words}")
     return float(outside), "; ".join(words)
 
 
-@hazard("one NaN among the inputs", "none exists: the input must be refused")
+@hazard("one NaN among the inputs", "no answer exists: the tool must raise an error")
 def nan_input() -> Question:
     """The Hessian would be NaN."""
     inputs, targets = data()
@@ -332,10 +333,10 @@ def nan_input() -> Question:
         matrix = HESSIANS[tool](network(), criterion, batches)
         return float((~torch.isfinite(matrix)).double().mean())
 
-    return Question(ask, "of the entries not finite, returned as a result")
+    return Question(ask, "of the entries are not finite, and no error is raised")
 
 
-@hazard("tied weights", "all data at once")
+@hazard("tied weights", "all data in one batch")
 def tied_weights() -> Question:
     """One matrix used in two layers counts once."""
     module = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)))
@@ -345,7 +346,7 @@ def tied_weights() -> Question:
     return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
 
 
-@hazard("frozen weights", "all data at once, trainable parameters alone")
+@hazard("frozen weights", "all data in one batch, trainable parameters only")
 def frozen_weights() -> Question:
     """``requires_grad=False`` in the first layer."""
     module = network()
@@ -366,7 +367,7 @@ class _WithUnused(nn.Module):
         return self.used(inputs)
 
 
-@hazard("a parameter that the loss does not depend on", "all data at once; its rows are zero")
+@hazard("a parameter that the loss does not depend on", "all data in one batch; the rows of this parameter are zero")
 def unused_parameter() -> Question:
     """Its gradient is None in PyTorch."""
     module = seeded(_WithUnused)
@@ -393,7 +394,7 @@ def ggn_question(module: nn.Module, criterion: nn.Module, batches: DataLoader, t
     return Question(lambda tool: distance(eigenvalues(GGNS[tool](copy.deepcopy(module), criterion, batches)), truth))
 
 
-@hazard("the GGN of `NLLLoss` after `LogSoftmax`", "the GGN of the same function of the logits, all data at once")
+@hazard("the GGN of `NLLLoss` after `LogSoftmax`", "the GGN of the same loss as cross-entropy of the logits")
 def ggn_of_log_probabilities() -> Question:
     """The loss is linear in its inputs, so the GGN of the module as it is cut is zero."""
     inputs, targets = data()
@@ -402,7 +403,7 @@ def ggn_of_log_probabilities() -> Question:
     return ggn_question(nn.Sequential(module, nn.LogSoftmax(dim=1)), nn.NLLLoss(), loader(inputs, targets), truth)
 
 
-@hazard("the GGN of a Huber loss with residuals on both sides of delta", "the loss that is passed, all data at once")
+@hazard("the GGN of a Huber loss with residuals below and above `delta`", "the loss as passed, all data in one batch")
 def ggn_of_huber() -> Question:
     """Outputs with large residuals have no curvature, the others have that of the squared error."""
     inputs, _ = data()
@@ -411,7 +412,7 @@ def ggn_of_huber() -> Question:
     return ggn_question(module, criterion, loader(inputs, targets), exact_ggn(module, criterion, inputs, targets))
 
 
-@hazard("`reduction='sum'`", "the loss that is passed, all data at once")
+@hazard("`reduction='sum'`", "the loss as passed, all data in one batch")
 def summed_loss() -> Question:
     """The Hessian of a sum, not of a mean; in two batches."""
     inputs, targets = data(12)
@@ -432,7 +433,7 @@ class _Decayed(nn.Module):
         return nn.functional.cross_entropy(outputs, targets) + self.decay / 2 * penalty
 
 
-@hazard("weight decay inside the loss", "the loss that is passed, all data at once")
+@hazard("weight decay inside the loss", "the loss as passed, all data in one batch")
 def weight_decay_in_the_loss() -> Question:
     """The parameters reach the loss by another way than the outputs; every tool gets a loss of its own module."""
     inputs, targets = data()
@@ -455,7 +456,7 @@ def code_question(module: nn.Module) -> Question:
     return hessian_question(module, criterion, loader(inputs, targets), exact(module, criterion, inputs, targets))
 
 
-@hazard("`forward` replaced on the instance", "the code that runs, all data at once")
+@hazard("`forward` replaced on the instance", "the code that actually runs, all data in one batch")
 def replaced_forward() -> Question:
     """As libraries do that wrap a model in place."""
     module = network()
@@ -463,7 +464,7 @@ def replaced_forward() -> Question:
     return code_question(module)
 
 
-@hazard("a forward hook that changes the outputs of a layer", "the code that runs, all data at once")
+@hazard("a forward hook that changes the outputs of a layer", "the code that actually runs, all data in one batch")
 def changing_hook() -> Question:
     """The layer's type does not show it."""
     module = network()
@@ -471,7 +472,7 @@ def changing_hook() -> Question:
     return code_question(module)
 
 
-@hazard("a pre-activation exactly at a ReLU's kink", "central differences of the gradient, across the kink")
+@hazard("a pre-activation exactly at the kink of a ReLU", "central differences of the gradient across the kink")
 def relu_kink() -> Question:
     """An input of zeros and biases of zero: the second derivative has a jump that no tool sees, this one included."""
     module = seeded(lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)))
@@ -494,7 +495,7 @@ def relu_kink() -> Question:
     return hessian_question(module, criterion, loader(inputs, targets), truth, tolerance=1e-4)
 
 
-@hazard("side effects on the module and on the global random state", "the module before and after")
+@hazard("side effects on the module and on the global random state", "the module and the random state before the call")
 def side_effects() -> Question:
     """A network in training mode, without layers that depend on the mode, with accumulated gradients."""
     inputs, targets = data()
@@ -510,9 +511,9 @@ def side_effects() -> Question:
             p.grad is not None and torch.equal(p.grad, old) for p, old in zip(module.parameters(), before, strict=True)
         ]
         changed = {
-            "mode": not module.training,
-            "gradients": not all(unchanged),
-            "global random state": not torch.equal(state, torch.get_rng_state()),
+            "the training mode": not module.training,
+            "the gradients": not all(unchanged),
+            "the global random state": not torch.equal(state, torch.get_rng_state()),
         }
         names = [name for name, is_changed in changed.items() if is_changed]
         return float(len(names)), f"changes {' and '.join(names)}" if names else "nothing changed"

@@ -60,11 +60,11 @@ def answered(question: Question, tool: str) -> dict[str, Any]:
 def spoken(error: float, question: Question) -> str:
     """Describe an error."""
     if error <= question.tolerance and error < 0.001:
-        return f"to {error:.0e}" if error > 1e-12 else "to rounding"
+        return f"error {error:.0e}" if error > 1e-12 else "up to rounding"
     if not math.isfinite(error):
         return "not a finite number"
     amount = f"{100 * error:.{0 if error > 0.1 else 2}{'f' if error > 0.1 else 'g'}} %"
-    return f"{amount if error < 10 else f'{error:.0f} times its value'} {question.unit}"
+    return f"{amount if error < 10 else f'{error:.0f}-fold'} {question.unit}"
 
 
 def measure(*, fast: bool = False) -> list[dict]:
@@ -112,18 +112,29 @@ def markdown(rows: list[dict]) -> str:
 
 def page(rows: list[dict]) -> str:
     """The page of the documentation."""
+    wrong = ", ".join(f"{tool} in {_silently_wrong(rows, tool)}" for tool in TOOLS)
     return f"""# Inputs that silently break curvature tools
 
-Each tool gets the same module, loss and loader, at its defaults. The error is the largest difference of an eigenvalue
-over the largest eigenvalue, unless the cell says otherwise. An exception is an answer too, and often the right one.
+Each row is an input that occurs in practice and for which the right answer is known. Every tool gets the same module,
+loss and loader, and runs with its default settings. The column *truth* says what the answer is compared with. The error
+is the largest difference between an eigenvalue and its true value, relative to the largest eigenvalue, unless the cell
+says otherwise. An exception is not counted as wrong: in several rows it is the right answer.
+
+Of {len(HAZARDS)} rows, the tools are silently wrong in this many: {wrong}.
+
 `python -m benchmarks.peer_hazards --out results/peer_hazards --page docs/hazards.md` wrote this page with torch
-{torch.__version__.split("+")[0]}. Every row is a function of `benchmarks/hazards.py`.
+{torch.__version__.split("+")[0]}. Each row is a function in `benchmarks/hazards.py`.
 
 {markdown(rows)}
-At the kink of a ReLU every tool returns the second derivative that holds almost everywhere. It leaves out the jump of
-the gradient; the self-checks of a spectrum here report that finite differences disagree. PyHessian puts the module into
-evaluation mode and leaves it there, so its two answers under dropout and batch norm agree.
+At the kink of a ReLU, every tool returns the second derivative that holds almost everywhere, and misses the jump of the
+gradient. In curvature, the self-checks of a spectrum report that finite differences disagree. PyHessian switches the
+module to evaluation mode and does not switch it back. This is why its two answers under dropout and under batch norm
+agree.
 """
+
+
+def _silently_wrong(rows: list[dict], tool: str) -> int:
+    return sum(row["outcome"] == "wrong" for row in rows if row["tool"] == tool)
 
 
 COLORS = {"right": (GREEN, "o"), "raises": (BLUE, "s"), "wrong": (VERMILLION, "X"), "missing": (GRAY, "_")}
@@ -150,9 +161,7 @@ def draw(rows: list[dict]) -> Figure:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(visible=True, axis="y", color="#e2e2e2", linewidth=0.6)
     ax.set_axisbelow(True)
-    wrong = ", ".join(
-        f"{tool} {sum(row['outcome'] == 'wrong' for row in rows if row['tool'] == tool)}" for tool in tools
-    )
+    wrong = ", ".join(f"{tool} {_silently_wrong(rows, tool)}" for tool in tools)
     ax.set(xlabel="tool", ylabel="hazard")
     figure.suptitle(f"Silently wrong, of {len(keys)}: {wrong}", fontsize="medium")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", frameon=False)

@@ -22,8 +22,8 @@ from curvature.report.answer import answer_of, question_of
 from curvature.report.atomic import DONE, write_texts
 from curvature.report.document import rows_of
 from curvature.report.drawings import drawings_of
+from curvature.report.drawings.layout import svg_files, svgs_of
 from curvature.report.eigenvectors import NAME, write_eigenvectors
-from curvature.report.figures import render_svg
 from curvature.report.findings import findings_of
 from curvature.report.page import html_page
 from curvature.report.plain import csv_text, json_text, plain_values, toml_text, verdicts_csv
@@ -228,20 +228,15 @@ def _first_finding(findings: Sequence[Row]) -> dict[str, str]:
 
 def _contents(study: Study) -> dict[str, str]:
     document, drawings = study_document(study), drawings_of(shown_part(study))
-    svgs = {drawing.name: render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
-    small = {  # for the page alone
-        f"{drawing.name}-narrow": render_svg(drawing.narrow, drawing.title, salt=f"{drawing.name}-narrow")
-        for drawing in drawings
-        if drawing.narrow is not None
-    }
+    svgs = svgs_of(drawings)
     return {
         "config.toml": toml_text(study.config),
         "provenance.json": json_text(plain_values(study.provenance)),
         "summary.json": sealed_text(json_text(document)),
         "summary.csv": csv_text([*document["spectra"], *document["extremes"], *document["densities"]]),
         **({"verdicts.csv": verdicts_csv(document["verdicts"])} if document["verdicts"] else {}),
-        "report.html": html_page(document, drawings, svgs | small),
-        **{f"figures/{name}.svg": text for name, text in svgs.items()},
+        "report.html": html_page(document, drawings, svgs),
+        **svg_files(svgs),
     }
 
 

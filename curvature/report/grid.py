@@ -15,9 +15,8 @@ from curvature.records.verdict import OUTCOMES
 from curvature.report.claims import factors_of, label_of
 from curvature.report.drawings.forest import draw_forest
 from curvature.report.drawings.grid import draw_arms, draw_claim, draw_groups, draw_sources, is_ratio, pooled_row
-from curvature.report.drawings.layout import Drawing
+from curvature.report.drawings.layout import Drawing, svg_files, svgs_of
 from curvature.report.effects import Effect
-from curvature.report.figures import render_svg
 from curvature.report.page import grid_page
 from curvature.report.plain import json_text, plain_values, toml_text
 from curvature.report.render import table_csv
@@ -55,9 +54,7 @@ def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mappin
             "command": "compare --grid",
             "question": f"Does weight norm improve the conditioning of {count(len(grid.cells), 'network')}?",
             "answer": _answer(grid),
-            "verdicts": [
-                {"name": verdict.name, "in_words": _found(verdict)} | asdict(verdict) for verdict in grid.verdicts
-            ],
+            "verdicts": [_verdict_row(verdict) for verdict in grid.verdicts],
             "sources": [asdict(effect) for effect in grid.sources],
             "arms": [asdict(effect) for effect in grid.arms],
             "groups": {name: [asdict(effect) for effect in effects] for name, effects in grid.groups.items()},
@@ -67,6 +64,11 @@ def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mappin
             "provenance": dict(provenance),
         }
     )
+
+
+def _verdict_row(verdict: PooledVerdict) -> dict[str, Any]:
+    words = {"label": label_of(verdict), "icon": OUTCOMES[verdict.outcome], "in_words": _found(verdict)}
+    return {"name": verdict.name} | words | asdict(verdict)
 
 
 def _cell_row(grid: GridStudy, cell: Any) -> dict[str, Any]:
@@ -194,10 +196,7 @@ def _overview(grid: GridStudy) -> Drawing:
             rows.append(Effect(label, outcome=verdict.outcome, number=number))
         else:
             short = verdict.outcome == "undecided"
-            held = sum(word == "supported" for word in verdict.outcomes.values())
-            total = count(len(verdict.outcomes), "network")
-            where = f"in every one of {total}" if held == len(verdict.outcomes) else f"in {held} of {total}"
-            number = "too few networks have a number" if short else f"{where}, to its tolerance"
+            number = "too few networks have a number" if short else _identity_words(verdict)
             rows.append(Effect(label, outcome=verdict.outcome, number=number))
     caption = (
         "One row for each claim: the mean over the networks as a factor, with its 95 % interval, and dotted the "
@@ -210,12 +209,22 @@ def _overview(grid: GridStudy) -> Drawing:
     )
 
 
+def _identity_words(verdict: PooledVerdict) -> str:
+    """In how many networks an identity holds."""
+    held = sum(word == "supported" for word in verdict.outcomes.values())
+    total = count(len(verdict.outcomes), "network")
+    where = f"in every one of {total}" if held == len(verdict.outcomes) else f"in {held} of {total}"
+    return f"{where}, to its tolerance"
+
+
 def _found(verdict: PooledVerdict) -> str:
     """The result in words: the effect, what to expect of another cell, and how much the cells differ."""
     effect = verdict.effect
+    if not effect.cells and verdict.outcome in ("supported", "opposite"):
+        return _identity_words(verdict)
     if not effect.cells:
         return verdict.rule or next(iter(effect.missing.values()), "")
-    words = f"{_effect_words(effect)} over {len(effect.cells)} cells"
+    words = f"{_effect_words(effect)} over {count(len(effect.cells), 'cell')}"
     if not is_ratio(effect):
         words += f" ({effect.unit}; threshold {short_number(verdict.threshold)})"
     if math.isfinite(effect.prediction_low):
@@ -261,7 +270,7 @@ def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
         seed), ``report.html``, a forest plot for each claim, configuration and provenance.
     """
     drawings = _drawings(grid)
-    svgs = {drawing.name: render_svg(drawing.figure, drawing.title, salt=drawing.name) for drawing in drawings}
+    svgs = svgs_of(drawings)
     return {
         "config.toml": toml_text(document["config"]),
         "provenance.json": json_text(document["provenance"]),
@@ -269,7 +278,7 @@ def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
         "summary.csv": table_csv(_summary(grid)),
         "effects.csv": table_csv(_effects(grid)),
         "report.html": grid_page(document, grid_tables(grid), drawings, svgs),
-        **{f"figures/{name}.svg": svg for name, svg in svgs.items()},
+        **svg_files(svgs),
     }
 
 
@@ -278,13 +287,14 @@ def _drawings(grid: GridStudy) -> list[Drawing]:
     shown = [verdict for verdict in grid.verdicts if verdict.effect.cells and is_ratio(verdict.effect)]
     drawings = [_overview(grid)]
     drawings += [draw_claim(verdict, within=within, name=_file_name(verdict.name)) for verdict in shown]
+    if _GROUPED in grid.groups:
+        label = next(label_of(verdict) for verdict in grid.verdicts if verdict.name == _GROUPED)
+        title = f"{label}, by optimizer, architecture and data"
+        drawings.append(draw_groups(title, grid.groups[_GROUPED], within=within, name="groups"))
     if grid.sources:
         drawings.append(draw_sources(grid.sources, within=within))
     if any(effect.cells for effect in grid.arms):
         drawings.append(draw_arms(grid.arms, within=within))
-    if _GROUPED in grid.groups:
-        title = f"{_GROUPED}, by optimizer, architecture and data"
-        drawings.append(draw_groups(title, grid.groups[_GROUPED], within=within, name="groups"))
     return drawings
 
 

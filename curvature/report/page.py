@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from curvature._version import __version__
@@ -55,13 +55,10 @@ def html_page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mappi
     ResourceError
         If it would be too large even so.
     """
-    for shown, with_numbers in ((drawings, True), (drawings, False), ((), False)):
-        page = _page(document, shown, svgs, with_numbers)
-        if len(page.encode()) <= MAX_HTML:
-            return page
-    raise ResourceError(
-        f"the report would exceed {MAX_HTML / 1e6:.0f} MB even without figures. Measure fewer matrices, charts or "
-        "blocks."
+    forms = ((drawings, True), (drawings, False), ((), False))
+    return _first_that_fits(
+        (_page(document, shown, svgs, with_numbers) for shown, with_numbers in forms),
+        "Measure fewer matrices, charts or blocks.",
     )
 
 
@@ -148,9 +145,26 @@ def grid_page(
     Returns
     -------
     str
-        The page.
+        The page. Where it would be too large, first the numbers of the figures go, then all figures but the first.
+
+    Raises
+    ------
+    ResourceError
+        If it would be too large even so.
     """
-    return _of_one_run("grid.html", document, tables=tables, drawings=drawings, svgs=_inlined(svgs))
+    forms = ((drawings, True), (drawings, False), (drawings[:1], False))
+    shared = {
+        "tables": tables,
+        "numbers": {drawing.name: number for number, drawing in enumerate(drawings, start=1)},
+        "svgs": _inlined(svgs),
+    }
+    return _first_that_fits(
+        (
+            _of_one_run("grid.html", document, drawings=shown, with_numbers=with_numbers, **shared)
+            for shown, with_numbers in forms
+        ),
+        "Use fewer networks, or fewer matrices.",
+    )
 
 
 def runs_page(
@@ -196,6 +210,14 @@ def runs_page(
         svg=Markup(inline_svg(svgs["eigenvalues"])) if "eigenvalues" in svgs else None,
         warned=any(document["warnings"].values()),
     )
+
+
+def _first_that_fits(pages: Iterable[str], advice: str) -> str:
+    """The first form of a page that is small enough; later ones are made only if they are needed."""
+    for page in pages:
+        if len(page.encode()) <= MAX_HTML:
+            return page
+    raise ResourceError(f"the report would exceed {MAX_HTML / 1e6:.0f} MB even without figures. {advice}")
 
 
 def _of_one_run(name: str, document: Mapping[str, Any], **values: Any) -> str:

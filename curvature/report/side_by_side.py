@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from curvature.records import ConditionNumbers, Measured, Quantity, Spectrum, Study
+from curvature.report.drawings.layout import svg_files, svgs_of
 from curvature.report.drawings.runs import draw_runs
 from curvature.report.figures import plot_spectra, render_svg
 from curvature.report.figures.style import add_legend
@@ -104,10 +105,7 @@ def side_by_side(runs: Mapping[str, Study]) -> SideBySide:
     ]
     drawing = draw_runs(ratios, next(iter(runs)))
     svg, omitted = _picture(places)
-    svgs = {} if svg is None else {"eigenvalues": svg}
-    if drawing is not None and drawing.narrow is not None:
-        pictures = {drawing.name: drawing.figure, f"{drawing.name}-narrow": drawing.narrow}
-        svgs |= {name: render_svg(figure, drawing.title, salt=name) for name, figure in pictures.items()}
+    svgs = ({} if svg is None else {"eigenvalues": svg}) | svgs_of([] if drawing is None else [drawing])
     document = {
         "runs": {
             name: {"model": study.model, "data": study.data, "config": study.config} for name, study in runs.items()
@@ -122,7 +120,7 @@ def side_by_side(runs: Mapping[str, Study]) -> SideBySide:
         "side_by_side.csv": table_csv(_flat(numbers)),
         "ratios.csv": table_csv(_with_pairs(ratios)),
     }
-    files |= {f"figures/{name}.svg": text for name, text in svgs.items() if not name.endswith("-narrow")}
+    files |= svg_files(svgs)
     return SideBySide(overview, numbers, ratios, files)
 
 

@@ -1,7 +1,9 @@
 """``curvature compare --grid`` as a user runs it: planned, interrupted, resumed, repeated from its file, and read."""
 
 import csv
+import html
 import json
+import re
 import shutil
 import sys
 import tomllib
@@ -9,6 +11,7 @@ import tomllib
 import pytest
 from typer.testing import CliRunner
 
+import browser
 from curvature import cli, report
 from curvature.errors import ExitCode
 from curvature.report.parts import Parts
@@ -107,14 +110,34 @@ def test_every_number_of_every_seed_and_cell_is_in_the_files(whole):
 def test_the_page_names_every_claim_and_draws_a_row_for_every_cell(whole):
     out, _ = whole
     page = (out / "report.html").read_text()
+    text = html.unescape(re.sub(r"<[^>]*>", "", page))
     for verdict in summary(out)["verdicts"]:
-        assert verdict["sentence"].split(",")[0].replace("'", "&#39;") in page
+        assert verdict["sentence"].split(",")[0] in text
     forest = (out / "figures" / "C1-own-training.svg").read_text()
     (verdict,) = [verdict for verdict in summary(out)["verdicts"] if verdict["name"] == "C1, own training"]
     pooled = f"All {len(verdict['effect']['cells'])} cell"
     for text in ("wine, tanh-mlp, sgd", "diabetes, tanh-mlp, sgd", pooled, "favours weight norm"):
         assert text in forest
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+
+
+def test_its_page_fits_a_phone_in_both_colours_and_axe_finds_nothing_serious(whole, tmp_path):
+    if browser.PROGRAM is None:
+        pytest.skip("needs Chromium: `apt install chromium`, or its path in CHROMIUM")
+    path, window = whole[0] / "report.html", browser.Browser(tmp_path / "profile")
+    try:
+        for width, dark in ((400, False), (1000, True)):
+            window.open(path, width, 800, dark=dark)
+            assert window.run("document.querySelector('header .narrow svg').checkVisibility()") == (width == 400)
+            assert window.run("document.querySelector('header figure').getBoundingClientRect().top") < 800
+            window.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+            assert window.run(browser.CLIPPED) == window.run(browser.UNREACHABLE) == []
+            assert window.run("document.documentElement.scrollWidth") <= width
+            assert browser.AXE is None or browser.axe_findings(window) == []
+        assert window.messages == []
+        assert set(window.requests) == {path.resolve().as_uri()}
+    finally:
+        window.close()
 
 
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(here):

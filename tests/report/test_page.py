@@ -308,6 +308,14 @@ def test_the_page_is_dark_where_the_reader_wants_it_and_light_on_paper(window, r
     assert colors[True, "screen"][0] == "rgb(21, 24, 28)"
 
 
+def test_on_paper_every_fold_is_open(window, run):
+    closed = "[...document.querySelectorAll('details > :not(summary)')].filter(e => !e.checkVisibility()).length"
+    window.open(run / "report.html", 1000, 800)
+    assert window.run(closed) > 10
+    window.open(run / "report.html", 1000, 800, media="print")
+    assert window.run(closed) == 0
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_axe_finds_nothing_serious(window, run, dark):
     if browser.AXE is None:

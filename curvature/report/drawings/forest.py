@@ -57,7 +57,7 @@ class _Columns:
 
 
 _WIDE = _Columns(10.0, (4.55, 7.25), 7.45, 8.98, 62, False)
-_WIDE_PLAIN = _Columns(10.0, (4.55, 8.15), 8.35, 10.0, 62, False)  # without verdicts
+_WIDE_PLAIN = _Columns(10.0, (4.55, 7.9), 8.1, 10.0, 62, False)  # without verdicts
 _NARROW = _Columns(4.0, (0.1, 2.35), 2.5, 2.5, 52, True)
 
 

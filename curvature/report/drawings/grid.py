@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from curvature.records import PooledEffect, PooledVerdict
-from curvature.report.claims import factor_of, factors_of
+from curvature.report.claims import factor_of, factors_of, label_of
 from curvature.report.drawings.forest import Effect, draw_forest
 from curvature.report.drawings.layout import Drawing
 from curvature.text import count
@@ -61,7 +61,7 @@ def draw_claim(verdict: PooledVerdict, *, within: float, name: str) -> Drawing:
         "another cell would lie. Below 1: in favour of the claim."
     )
     sides = ("weight norm", "standard") if verdict.claim in _BETWEEN_ARMS else ("the claim", "its reverse")
-    return draw_forest(rows, verdict.name, caption, name=name, favours=sides, within=within)
+    return draw_forest(rows, label_of(verdict), caption, name=name, favours=sides, within=within)
 
 
 def draw_groups(title: str, groups: Sequence[PooledEffect], *, within: float, name: str) -> Drawing:
@@ -107,7 +107,14 @@ def draw_arms(arms: Sequence[PooledEffect], *, within: float, name: str = "arms"
         "Condition number of the GGN after the arm's own training, in its own chart, over that of the standard method "
         "from the same start, pooled over the cells. The placebo is weight norm about random directions."
     )
-    return draw_forest(_counted(arms), "Arms", caption, name=name, favours=("the arm", "standard"), within=within)
+    return draw_forest(
+        _counted(arms),
+        "Every arm against the standard method",
+        caption,
+        name=name,
+        favours=("the arm", "standard"),
+        within=within,
+    )
 
 
 def draw_sources(sources: Sequence[PooledEffect], *, within: float, name: str = "sources") -> Drawing:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curvature.records import ConditionNumbers, Measured
+from curvature.report.figures import render_svg
 from curvature.report.spread import grouped
 from curvature.report.table import Entry, Table
 from curvature.report.words import chart_label, layer_of, matrix_name
@@ -24,10 +25,13 @@ __all__ = [
     "numbers_table",
     "panels",
     "same_limits",
+    "svg_files",
+    "svgs_of",
     "usable",
 ]
 
 MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
+_NARROW = "-narrow"  # ends the name of a figure in its form for a small screen
 _PLACES: Mapping[str, Callable[[Measured[Any]], str | float]] = {
     "weights": lambda m: m.arm,
     "checkpoint": lambda m: m.checkpoint,
@@ -70,6 +74,43 @@ class Drawing:
     def title(self) -> str:
         """Title of the figure and of its numbers."""
         return self.table.title
+
+
+def svgs_of(drawings: Iterable[Drawing]) -> dict[str, str]:
+    """Render figures for a page.
+
+    Parameters
+    ----------
+    drawings
+        The figures.
+
+    Returns
+    -------
+    dict of str to str
+        Each figure as SVG by its name, and its form for a small screen by that name with ``-narrow`` behind it.
+    """
+    svgs = {}
+    for drawing in drawings:
+        for name, figure in ((drawing.name, drawing.figure), (drawing.name + _NARROW, drawing.narrow)):
+            if figure is not None:
+                svgs[name] = render_svg(figure, drawing.title, salt=name)
+    return svgs
+
+
+def svg_files(svgs: Mapping[str, str]) -> dict[str, str]:
+    """Files of figures in a run directory.
+
+    Parameters
+    ----------
+    svgs
+        As :func:`svgs_of` returns them.
+
+    Returns
+    -------
+    dict of str to str
+        By relative path. Forms for a small screen are in the page alone.
+    """
+    return {f"figures/{name}.svg": svg for name, svg in svgs.items() if not name.endswith(_NARROW)}
 
 
 def panels(
