@@ -67,8 +67,8 @@ def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mappin
 
 
 def _verdict_row(verdict: PooledVerdict) -> dict[str, Any]:
-    words = {"label": label_of(verdict), "icon": OUTCOMES[verdict.outcome], "in_words": _found(verdict)}
-    return {"name": verdict.name} | words | asdict(verdict)
+    labels = {"label": label_of(verdict), "icon": OUTCOMES[verdict.outcome], "in_words": _found(verdict)}
+    return {"name": verdict.name} | labels | asdict(verdict)
 
 
 def _cell_row(grid: GridStudy, cell: Any) -> dict[str, Any]:
@@ -213,8 +213,8 @@ def _identity_words(verdict: PooledVerdict) -> str:
     """In how many networks an identity holds."""
     held = sum(word == "supported" for word in verdict.outcomes.values())
     total = count(len(verdict.outcomes), "network")
-    where = f"in every one of {total}" if held == len(verdict.outcomes) else f"in {held} of {total}"
-    return f"{where}, to its tolerance"
+    share = f"every one of {total}" if held == len(verdict.outcomes) else f"{held} of {total}"
+    return f"in {share}, to its tolerance"
 
 
 def _found(verdict: PooledVerdict) -> str:
