@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,8 @@ def _by_entries(operator: SymmetricOperator, slope: Tensor | None, num_vectors: 
     weights = columns = None
     if slope is None and not num_vectors:
         values, retried = _converged(_eigenvalues, matrix, operator)
+    elif slope is not None and not num_vectors and matrix.device.type == "cpu":
+        (values, weights), retried = _converged(partial(_measure_along, slope), matrix, operator)
     else:
         (values, columns), retried = _converged(_eigenpairs, matrix, operator)
         weights = None if slope is None else (columns.T @ slope.cpu().numpy()) ** 2

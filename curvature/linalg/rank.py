@@ -24,6 +24,7 @@ from curvature.arrays import Float
 from curvature.linalg.block_matrix import BlockMatrix
 from curvature.linalg.facts import NullSpace
 from curvature.linalg.floor import singular_units
+from curvature.linalg.gap import gap_of
 from curvature.linalg.memory import USABLE, free_memory
 from curvature.linalg.singular import short_factor, singular_values
 
@@ -254,17 +255,17 @@ def _open(above: int, bound: int, factor: Rank | None, gap: str) -> tuple[int, i
     return bound, above, ""
 
 
-def _counted(sizes: np.ndarray, floor: float, bound: int) -> Rank:
+def _counted(sizes: np.ndarray, floor: float, bound: int, hidden: float = _HIDDEN) -> Rank:
     r"""Rank by the squared singular values of a factor.
 
     A gap decides if it spans a factor of a thousand, the smallest eigenvalue above it is at least ten times the floor,
-    and the largest one below it at most a quarter of the floor: then a change of the factor by its rounding makes all
-    eigenvalues below the gap zero.
+    and the largest one below it at most a quarter of the floor (or the share ``1 / hidden``): then a change of the
+    factor by its rounding makes all eigenvalues below the gap zero.
     """
     count = _num_above(sizes, floor, bound)
     if count == bound:
         return Rank(bound, bound, bound, f"the factor has rank {bound}")
-    if _has_gap(sizes, count, floor) and sizes[count] <= floor / _HIDDEN:
+    if _has_gap(sizes, count, floor) and sizes[count] <= floor / hidden:
         return Rank(count, count, count, f"{_gap_text(sizes, count)}, by the factor")
     return Rank(bound, count, bound, f"the factor too has no gap of {_GAP:g}")
 
@@ -281,7 +282,7 @@ def _has_gap(sizes: np.ndarray, above: int, floor: float) -> bool:
 
 def _gap_text(sizes: np.ndarray, above: int) -> str:
     kept, dropped = float(sizes[above - 1]), float(sizes[above])
-    width = f"factor of {kept / dropped:.0e}" if dropped > 0 else f"step from {kept:.0e} to zero"
+    width = f"factor of at least {kept / dropped:.0e}" if dropped > 0 else f"step from {kept:.0e} to zero"
     return f"gap: a {width} after eigenvalue {above}"
 
 
@@ -331,16 +332,13 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
     """Rank by sums of columns: resolved if ``bound`` of them are independent, else a lower bound or None."""
     assert operator.routes.factor is not None
     num_columns = operator.routes.factor.num_columns
-    sizes = singular_values(_summed_columns(operator, width)).cpu().numpy() ** 2
     # On the space of dimension r that the rows span, the map to w > r sums stretches by at most 1 + sqrt(r / w) < 2
     # times as much as a typical vector, up to chance: above this floor, a singular value of the sums proves one of the
-    # factor.
-    stretch = 2.2
-    floor = (stretch * singular_units(operator.dim, num_columns, operator.dtype)) ** 2 * float(sizes[0])
-    rank = _counted(sizes, floor, bound)
-    # Of a singular value that others hide, the w - r > 50 spare sums keep at least a tenth: below a gap so far under
-    # the floor, the factor has none above it either.
-    if rank.resolved and (rank.rank == bound or sizes[rank.rank] <= floor / _HIDDEN_IN_SUMS):
+    # factor. Of a singular value that others hide, the w - r > 50 spare sums keep at least a tenth: below a gap so far
+    # under the floor, the factor has none above it either.
+    units = 2.2 * singular_units(operator.dim, num_columns, operator.dtype)
+    rank = _rank_of_rows(_summed_columns(operator, width), units, bound, _HIDDEN_IN_SUMS)
+    if rank.resolved:
         return rank
     if num_columns * operator.dim**2 > FACTOR_WORK:
         return Rank(bound, rank.low, bound, "sums of the columns of the factor do not decide (method='factor' may)")
@@ -349,12 +347,26 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
 
 def _whole_rank(operator: BlockMatrix, bound: int) -> Rank:
     """Rank by the singular values of the whole factor, with the floor of ``method="factor"``."""
-    singular = singular_values(short_factor(operator)).cpu().numpy()
-    sizes = np.zeros(operator.dim, dtype=singular.dtype)
-    sizes[: len(singular)] = singular**2
     assert operator.routes.factor is not None
     units = singular_units(operator.dim, operator.routes.factor.num_columns, operator.dtype)
-    return _counted(sizes, units**2 * float(sizes[0]), bound)
+    return _rank_of_rows(short_factor(operator), units, bound)
+
+
+def _rank_of_rows(rows: Tensor, units: float, bound: int, hidden: float = _HIDDEN) -> Rank:
+    """Rank by the singular values of rows ``(w, D)``: by bounds next to a gap if they resolve it, else by all of them.
+
+    Every condition of :func:`_counted` asks for large values above the gap or small ones below it, so what bounds
+    resolve the values resolve too.
+    """
+    sizes = np.zeros(rows.shape[1])
+    gap = gap_of(rows) if rows.device.type == "cpu" else None
+    if gap is not None:
+        sizes[: gap.count], sizes[gap.count : min(rows.shape)] = gap.above**2, gap.below**2
+        rank = _counted(sizes, (units * gap.largest) ** 2, bound, hidden)
+        if rank.resolved and rank.rank == gap.count:
+            return rank
+    sizes[: min(rows.shape)] = singular_values(rows).cpu().numpy() ** 2
+    return _counted(sizes, units**2 * float(sizes[0]), bound, hidden)
 
 
 def _summed_columns(operator: BlockMatrix, width: int) -> Tensor:

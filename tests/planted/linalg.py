@@ -202,6 +202,27 @@ DEFECTS = [
         FACTOR,
     ),
     Defect(
+        "the first solution taken for the null space beside a gap",
+        "linalg.gap:_null_space",
+        "range(2)",
+        "range(1)",
+        ("the_bounds_enclose_the_gap_of_a_graded_matrix",),
+    ),
+    Defect(
+        "a gap bounded without the directions that are null",
+        "linalg.gap:gap_of",
+        "$inverse -= $null @ ($null.T @ $inverse)",
+        "$inverse -= 0 * $null @ ($null.T @ $inverse)",
+        ("the_bounds_enclose_the_gap_of_a_graded_matrix",),
+    ),
+    Defect(
+        "columns that are not mixed",
+        "linalg.gap:_mixed",
+        "dct(($matrix * $signs.to($matrix)).contiguous().numpy(), $$rest)",
+        "$matrix.numpy()",
+        ("null_columns_anywhere_are_found",),
+    ),
+    Defect(
         "rounding counted as rank",
         "linalg.rank:_num_above",
         "int(($sizes > max($floor, $known)).sum())",

@@ -1,0 +1,126 @@
+r"""Bounds of the singular values next to a gap, without computing any singular value.
+
+The columns of a matrix are mixed by a random orthogonal matrix, so that the first $r$ columns of a matrix of rank $r$
+span its range, up to chance (Demmel, Dumitriu & Holtz 2007, doi:10.1007/s00211-007-0114-x). A QR decomposition of the
+mixture then ends in small rows, and its triangle bounds the singular values on both sides of the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.fft import dct
+from scipy.linalg import get_lapack_funcs, solve_triangular
+from torch import Tensor
+
+from curvature.arrays import Float
+
+__all__ = ["Gap", "gap_of"]
+
+# Of the power method. Measured: the largest singular value is then short by 4 % for a geometric decay from 1 to 1e-8,
+# and by 7 % for a matrix of random numbers.
+_ITERATIONS = 6
+
+
+@dataclass(frozen=True)
+class Gap:
+    r"""Singular values on both sides of a gap.
+
+    Attributes
+    ----------
+    count
+        Number of singular values above the gap.
+    largest
+        The largest singular value by the power method: not more than it, and less by a few per cent at most.
+    above
+        Lower bound of singular value ``count``.
+    below
+        Upper bound of singular value ``count + 1``; 0 if there is none.
+    """
+
+    count: int
+    largest: float
+    above: float
+    below: float
+
+
+def gap_of(matrix: Float[Tensor, "rows columns"]) -> Gap | None:
+    r"""Bound the singular values on both sides of the widest gap.
+
+    Parameters
+    ----------
+    matrix
+        ``(m, n)``, on the processor.
+
+    Returns
+    -------
+    Gap or None
+        None if the triangle shows no gap, or has entries that are not finite.
+
+    Notes
+    -----
+    With the triangle $R = (R_{11}\; R_{12};\, 0\; R_{22})$ of the mixed matrix, orthonormal columns $Z$ that span the
+    null space of $(R_{11}\; R_{12})$, and $G = (I - Z Z^T) (R_{11}^{-1};\, 0)$, the pseudo-inverse of
+    $(R_{11}\; R_{12})$:
+
+    * $\sigma_r \ge 1 / \|G\|_F$, since rows that are left out make no singular value larger;
+    * $\sigma_{r+1} \le \|R Z\|$ by Courant & Fischer.
+
+    Both hold up to the rounding of $R$, as singular values do that are computed from $R$. Costs one QR decomposition,
+    about a third of the time of the singular values.
+    """
+    short = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    triangle = torch.linalg.qr(_mixed(short), mode="r").R.numpy()
+    scale = float(np.abs(triangle).max())
+    count = _widest_step(np.abs(np.diag(triangle)))
+    if count is None:
+        return None
+    triangle = triangle / scale  # so that the inverse neither overflows nor underflows
+    (invert,) = get_lapack_funcs(("trtri",), (triangle,))
+    inverse, below = np.zeros((len(triangle), count), triangle.dtype), 0.0
+    inverse[:count] = invert(triangle[:count, :count].T, lower=1)[0].T  # a transposed triangle is in Fortran order
+    if count < len(triangle):
+        null = _null_space(triangle, count)
+        inverse -= null @ (null.T @ inverse)
+        below = float(np.linalg.norm(triangle @ null, 2))
+    return Gap(count, scale * _norm(triangle), scale / float(np.linalg.norm(inverse)), scale * below)
+
+
+def _mixed(matrix: Tensor) -> Tensor:
+    """Multiply by an orthogonal matrix from the right: random signs, then a cosine transform of each row."""
+    generator = torch.Generator().manual_seed(0)
+    signs = 2.0 * torch.randint(2, (matrix.shape[1],), generator=generator) - 1
+    return torch.from_numpy(dct((matrix * signs.to(matrix)).contiguous().numpy(), norm="ortho", overwrite_x=True))
+
+
+def _null_space(triangle: np.ndarray, count: int) -> np.ndarray:
+    """Orthonormal basis of the null space of the first ``count`` rows of a triangle."""
+    head, free = triangle[:count, :count], len(triangle) - count
+    basis = np.concatenate([np.zeros((count, free), triangle.dtype), np.eye(free, dtype=triangle.dtype)])
+    for _ in range(2):  # the first solution is long, and so is its rounding; the second corrects one of length one
+        basis[:count] -= solve_triangular(head, triangle[:count] @ basis)
+        basis = np.linalg.qr(basis).Q
+    return basis
+
+
+def _widest_step(diagonal: np.ndarray) -> int | None:
+    """Number of entries before the widest step down of a diagonal; the step behind the last ends at rounding."""
+    ahead = np.minimum.accumulate(diagonal)
+    behind = np.append(np.maximum.accumulate(diagonal[::-1])[::-1][1:], 0.0)
+    behind = np.maximum(behind, np.finfo(diagonal.dtype).eps * diagonal.max())
+    if not (np.isfinite(diagonal).all() and behind[-1] > 0):
+        return None
+    count = int((ahead / behind).argmax()) + 1
+    return count if ahead[count - 1] > behind[count - 1] else None
+
+
+def _norm(triangle: np.ndarray) -> float:
+    """Largest singular value by the power method; steps have unit length, so that no square under- or overflows."""
+    vector, size = np.random.default_rng(0).standard_normal(len(triangle)).astype(triangle.dtype), 1.0
+    for _ in range(_ITERATIONS):
+        image = triangle @ (vector / np.linalg.norm(vector))
+        size = float(np.linalg.norm(image))
+        vector = (image / size) @ triangle
+    return size
