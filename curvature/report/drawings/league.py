@@ -59,13 +59,10 @@ def _figure(points: Mapping[str, Sequence[Measured]], methods: Sequence[str], *,
     shape, height = (len(points), 1) if narrow else (1, len(points)), 0.9 + _ROW * len(methods)
     size = (4.0, height * len(points)) if narrow else (10.0, height)
     figure = Figure(figsize=size, layout="constrained")
+    shares = [mean.mean for members in points.values() for mean in figures.league_means(members).values()]
+    lowest = min(share for share in shares if share > 0)  # one scale for all panels
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, (name, members) in zip(axes, points.items(), strict=True):
-        figures.plot_league(members, ax, methods=methods, legend=False, title=capital(point_of_training(name)))
-    logarithmic = [ax for ax in axes if ax.get_xscale() == "log"]
-    if logarithmic:  # one scale for all of them
-        lowest = min(ax.get_xlim()[0] for ax in logarithmic)
-        for ax in axes:
-            ax.set_xscale("log")
-            ax.set_xlim(lowest, logarithmic[0].get_xlim()[1])
+        title = capital(point_of_training(name))
+        figures.plot_league(members, ax, methods=methods, lowest=lowest, legend=False, title=title)
     return finished(figure, outer_labels=False)

@@ -31,10 +31,11 @@ FAMILIES: Mapping[str, tuple[str, str]] = {  # colour and marker
     "random directions": (PURPLE, "X"),
     "another parameterization": (BLUE, "P"),
     "optimizer": (ORANGE, "D"),
-    "inverts parts of the Fisher": (GREEN, "s"),
+    "inverts the Fisher or parts of it": (GREEN, "s"),
 }
 _ENDS = ("gradient descent", "neuron-block natural gradient")
-_SMALLEST = 0.05  # an efficiency below it is drawn on a logarithmic axis
+_SMALL = 0.05  # an efficiency below it is drawn on a logarithmic axis
+_TICKS = [digit * 10.0**exponent for exponent in range(-9, 0) for digit in (1, 3)] + [1.0]  # of that axis
 
 
 def league_means(entries: Sequence[LeagueEntry | Measured]) -> dict[str, Mean]:
@@ -61,6 +62,7 @@ def plot_league(
     ax: Axes | None = None,
     *,
     methods: Sequence[str] | None = None,
+    lowest: float | None = None,
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
@@ -74,6 +76,9 @@ def plot_league(
         Where to draw; None opens a new figure.
     methods
         Rows from the top; by default the most efficient method first.
+    lowest
+        Smallest efficiency that the axis holds; by default the smallest of the means. The axis is logarithmic where it
+        is below 0.05.
     legend
         Whether the families of methods are explained.
     title
@@ -105,14 +110,16 @@ def plot_league(
         shown.add(family)
     ax.set_yticks(range(len(methods)), [safe(method) for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.5)
-    smallest = min((mean.mean for mean in means.values() if mean.mean > 0), default=1.0)
-    if smallest < _SMALLEST:
+    lowest = min((mean.mean for mean in means.values() if mean.mean > 0), default=1.0) if lowest is None else lowest
+    if lowest < _SMALL:
         ax.set_xscale("log")
-        ax.set_xlim(smallest / 1.6, 1.3)
+        ax.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+        ax.minorticks_off()
+        ax.set_xlim(lowest / 1.6, 1.3)
     else:
         ax.set_xlim(0, 1.04)
     if legend:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False, fontsize="small")
-    finish(ax, title or "The whitening league", "efficiency E of one step  (1: natural gradient)", "")
+    finish(ax, title or "The whitening league", "efficiency E  (no unit)", "")
     ax.tick_params(axis="y", length=0)
     return ax
