@@ -35,7 +35,7 @@ import curvature as cv
 from analyses._protocol import command_line, losses_by_step, write
 from curvature.report.figures.style import BLACK, BLUE, GRAY, VERMILLION, finish
 from curvature.studies.critical import critical_sharpness
-from curvature.studies.training import SGD, Adam, Arm, Optimizer, Schedule, train
+from curvature.studies.training import SGD, Adam, Arm, Optimizer, Schedule, SecondMoment, train
 from curvature.studies.training import start as starting_point
 
 if TYPE_CHECKING:
@@ -95,17 +95,15 @@ class Divisors:
     optimizer: Adam
     steps: Container[int]
     kept: dict[int, Tensor] = field(default_factory=dict)
-    square: Tensor | float = 0.0
-    step: int = 0
+    moment: SecondMoment | None = None
 
     def __call__(self, before: Tensor, gradient: Tensor, after: Tensor) -> None:
         """Watch one step."""
         del before, after
-        self.step += 1
-        second = self.optimizer.betas[1]
-        self.square = second * self.square + (1 - second) * gradient.square()
-        if self.step in self.steps:
-            self.kept[self.step] = (self.square / (1 - second**self.step)).sqrt() + self.optimizer.epsilon
+        self.moment = self.moment or SecondMoment(self.optimizer, gradient)
+        self.moment.add(gradient)
+        if self.moment.step in self.steps:
+            self.kept[self.moment.step] = self.moment.divisors()
 
 
 def sharpness(problem: cv.Problem, chart: cv.Parameterization, divisors: Tensor | None = None) -> float:

@@ -16,11 +16,12 @@ import typer
 from curvature.cli import tables
 from curvature.cli.compare import measure_compare, plan_compare
 from curvature.cli.configuration import CompareConfiguration, Configuration, SpectrumConfiguration
+from curvature.cli.grid_configuration import GridOptions
 from curvature.cli.options import RunOptions, model_and_data
 from curvature.cli.preparation import limited_threads
 from curvature.cli.resumption import Resumption, check_out
 from curvature.cli.rules import exit_on, numbers_of_study, parse_rules
-from curvature.cli.sources import names_code, resolve
+from curvature.cli.sources import names_code, resolve, resolve_grid
 from curvature.cli.spectrum import measure_spectrum, plan_spectrum
 from curvature.cli.terminal import Terminal, count, one_line, short_warnings
 from curvature.errors import ConfigurationError, ExitCode
@@ -36,7 +37,7 @@ def execute(
     flags: dict[str, Any],
     run_options: RunOptions,
     *,
-    over_grid: Callable[[CompareConfiguration, RunOptions, Terminal, float], None] | None = None,
+    over_grid: Callable[[GridOptions, RunOptions, Terminal, float], None] | None = None,
 ) -> None:
     """Resolve the configuration, measure, write the run directory, and print the result.
 
@@ -59,10 +60,13 @@ def execute(
     started = time.time()
     terminal = Terminal(run_options.quiet, run_options.verbose)
     rules = parse_rules(run_options.fail_on)
+    if over_grid is not None:
+        settings = run_options.settings or ()
+        grid = resolve_grid(flags, file=run_options.config, settings=settings, warn=terminal.warn)
+        if grid is not None:
+            over_grid(grid, run_options, terminal, started)
+            return
     config = configured(command, flags, run_options, terminal)
-    if over_grid is not None and isinstance(config, CompareConfiguration) and config.grid is not None:
-        over_grid(config, run_options, terminal, started)
-        return
     _require_out(config, run_options)
     if run_options.dry_run:
         _print_plan(config, run_options, terminal)
@@ -134,7 +138,9 @@ def show_every_character() -> None:
 
 
 @contextlib.contextmanager
-def around_user_code(config: Configuration, run_options: RunOptions, terminal: Terminal) -> Iterator[None]:
+def around_user_code(
+    config: Configuration | GridOptions, run_options: RunOptions, terminal: Terminal
+) -> Iterator[None]:
     """Send output of user code to stderr, shorten warnings of libraries, and limit the threads.
 
     Parameters

@@ -21,6 +21,7 @@ __all__ = [
     "Backend",
     "Charts",
     "Count",
+    "Counts",
     "Derivatives",
     "Gauges",
     "Grid",
@@ -103,6 +104,7 @@ def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Workers = Annotated[int, Field(gt=0, le=1024)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(_split)]
 Numbers = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_split)]
 Argument = bool | int | float | str
 Matrices = Annotated[
@@ -171,7 +173,9 @@ Grid = Annotated[
         COMPUTE,
         "WHICH",
         "Repeat the study over networks, data sets and optimizers, and pool the claims: small (minutes), full (an "
-        "hour), or a .toml file that says which. Model, data and training are then those of the grid.",
+        "hour), or a .toml file that says which. Model, data and training are then those of the grid. What can differ: "
+        "--data, --matrix, --num-seeds, --num-examples, --epochs, --batch-size, and by --set its other keys, e.g. "
+        "architectures, optimizers or arms.",
     ),
 ]
 Backend = Annotated[

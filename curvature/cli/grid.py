@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from curvature._version import __version__
-from curvature.cli.configuration import CompareConfiguration, option_name
 from curvature.cli.execution import around_user_code, exit_if_open, show_every_character
-from curvature.cli.grid_configuration import PRESETS, GridConfiguration, read_grid
+from curvature.cli.grid_configuration import GridConfiguration, GridOptions
 from curvature.cli.options import RunOptions
 from curvature.cli.preparation import written_configuration
 from curvature.cli.resumption import Resumption
@@ -24,22 +23,21 @@ from curvature.errors import ConfigurationError, ExitCode
 if TYPE_CHECKING:
     from curvature.records import Study
     from curvature.report import Parts
-    from curvature.studies.grid import GridSettings, GridStudy, Unit
+    from curvature.studies.grid import GridSettings, Unit
 
 __all__ = ["COMMAND", "execute_grid"]
 
 COMMAND = "compare --grid"
-_ALLOWED = {"grid", "jobs", "backend", "scheduler", "num_seeds", "threads"}  # fields that may be set with --grid
 _OPEN = ("undecided", "not tested")
 
 
-def execute_grid(config: CompareConfiguration, run_options: RunOptions, terminal: Terminal, started: float) -> None:
+def execute_grid(config: GridOptions, run_options: RunOptions, terminal: Terminal, started: float) -> None:
     """Measure every cell and seed of a grid, write the run directory, and print the tables.
 
     Parameters
     ----------
     config
-        With ``grid``.
+        What is measured, and by whom.
     run_options
         The other options.
     terminal
@@ -52,16 +50,18 @@ def execute_grid(config: CompareConfiguration, run_options: RunOptions, terminal
     typer.Exit
         If a self-check failed; under ``--strict``, if a verdict is open.
     """
-    grid = _configuration(config, run_options)
+    if run_options.fail_on:
+        raise ConfigurationError("--fail-on is about the numbers of one network; a grid has verdicts: use --strict.")
+    grid = config.configuration()
     settings = grid.settings()
     if run_options.dry_run:
         _print_plan(settings, as_json=run_options.as_json)
         return
     resumption = Resumption(COMMAND, run_options, terminal)
     with around_user_code(config, run_options, terminal), resumption.mentioned():
-        document, study = _measured(config, grid, settings, terminal, started, resumption)
+        document = _measured(config, grid, settings, terminal, started, resumption)
     out = run_options.out
-    _print(document, study, as_json=run_options.as_json)
+    _print(document, as_json=run_options.as_json)
     for warning in document["warnings"] if terminal.verbose else ():
         terminal.warn(warning)
     if document["warnings"] and not terminal.verbose:
@@ -78,30 +78,15 @@ def execute_grid(config: CompareConfiguration, run_options: RunOptions, terminal
     exit_if_open(open_ones, terminal, strict=run_options.strict, what="verdicts")
 
 
-def _configuration(config: CompareConfiguration, run_options: RunOptions) -> GridConfiguration:
-    """The grid that is asked for; options that a grid decides itself are refused."""
-    assert config.grid is not None
-    if refused := sorted(config.model_fields_set - _ALLOWED):
-        raise ConfigurationError(
-            f"with --grid the grid decides about {', '.join(map(option_name, refused))}. Leave "
-            f"{'it' if len(refused) == 1 else 'them'} out, or write a grid: --grid FILE.toml, which may begin with "
-            f'preset = "{next(iter(PRESETS))}".'
-        )
-    if run_options.fail_on:
-        raise ConfigurationError("--fail-on is about the numbers of one network; a grid has verdicts: use --strict.")
-    changes = {"num_seeds": config.num_seeds} if "num_seeds" in config.model_fields_set else {}
-    return read_grid(config.grid, **changes)
-
-
 def _measured(
-    config: CompareConfiguration,
+    config: GridOptions,
     grid: GridConfiguration,
     settings: GridSettings,
     terminal: Terminal,
     started: float,
     resumption: Resumption,
-) -> tuple[dict[str, Any], GridStudy | None]:
-    """The summary, and the study unless ``--resume`` found the run finished."""
+) -> dict[str, Any]:
+    """The summary; that of the run directory where ``--resume`` finds the run finished."""
     from curvature import provenance, report
     from curvature.studies.evidence.pooling import pooling_library
     from curvature.studies.grid import grid_study
@@ -110,7 +95,7 @@ def _measured(
     hashes = {"data_sha256": _data_hash(grid)}
     if resumption.finds_finished(grid, hashes):
         assert resumption.out is not None
-        return report.read_sealed(resumption.out / "summary.json"), None
+        return report.load_grid(resumption.out)
     workers = f"{config.backend or 'joblib'}, {config.scheduler or count(config.jobs, 'unit') + ' at a time'}"
     terminal.note(f"plan:  {_plan(settings)}; {workers}")
     parts = resumption.open(grid, hashes)
@@ -118,8 +103,8 @@ def _measured(
     written = written_configuration(COMMAND, grid)
     document = report.grid_document(study, written, provenance.collect(started=started, dtype="float64", **hashes))
     if resumption.out is not None:
-        resumption.write(report.grid_files(study, document))
-    return document, study
+        resumption.write(report.grid_files(document))
+    return document
 
 
 def _data_hash(grid: GridConfiguration) -> str:
@@ -133,9 +118,7 @@ def _data_hash(grid: GridConfiguration) -> str:
     return hash_tensors(tensors)
 
 
-def _units(
-    config: CompareConfiguration, settings: GridSettings, parts: Parts | None, terminal: Terminal
-) -> dict[Unit, Study]:
+def _units(config: GridOptions, settings: GridSettings, parts: Parts | None, terminal: Terminal) -> dict[Unit, Study]:
     """The measurements of every unit: those that were kept, and the others as soon as they are measured."""
     from curvature.studies.grid import measured_units
 
@@ -188,14 +171,14 @@ def _print_plan(settings: GridSettings, *, as_json: bool) -> None:
     print_table(Table(f"{count(len(settings.units), 'unit')}: {_plan(settings)}", header, tuple(rows)))
 
 
-def _print(document: Mapping[str, Any], study: GridStudy | None, *, as_json: bool) -> None:
+def _print(document: Mapping[str, Any], *, as_json: bool) -> None:
     from curvature import report
 
     show_every_character()
     if as_json:
         typer.echo(json.dumps(document, allow_nan=False))
-    elif study is not None:
-        for table in report.grid_tables(study):
+    else:
+        for table in report.grid_tables(document):
             print_table(table)
     sys.stdout.flush()
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, model_validator
 
-from curvature.cli.fields import MATRICES, Count, Matrices, Names, Numbers
+from curvature.cli.fields import (
+    MATRICES,
+    Backend,
+    Count,
+    Counts,
+    Matrices,
+    Names,
+    Numbers,
+    Scheduler,
+    Threads,
+    Workers,
+)
 from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from curvature.studies.grid import GridSettings
 
-__all__ = ["PRESETS", "GridConfiguration", "read_grid"]
+__all__ = ["PRESETS", "GridConfiguration", "GridOptions", "grid_values"]
 
 _MAX_TOML = 2**20  # bytes
 
@@ -38,16 +50,31 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def _without_prefix(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Data sets of a grid are all built in, so both ways to write them are read."""
+    return tuple(name.removeprefix("builtin:") for name in names)
+
+
+def _split_arms(value: Any) -> list[Any]:
+    """Read ``a,b`` as two arms; the comma in "standard, paper start" belongs to the name."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return [
+        part.strip() if isinstance(part, str) else part
+        for item in items
+        for part in (re.split(r",(?!\s*paper start)", item) if isinstance(item, str) else [item])
+    ]
+
+
 class GridConfiguration(BaseModel):
     """Everything that determines the numbers of a grid."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    data: Annotated[Names, Field(min_length=1)]
+    data: Annotated[Names, Field(min_length=1), AfterValidator(_without_prefix)]
     architectures: Annotated[Names, Field(min_length=1)]
     optimizers: Annotated[Names, Field(min_length=1)]
-    batch_sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (64,)
-    arms: tuple[str, ...] = ()
+    batch_sizes: Annotated[Counts, Field(min_length=1)] = (64,)
+    arms: Annotated[tuple[str, ...], BeforeValidator(_split_arms)] = ()
     num_seeds: Annotated[int, Field(gt=0, le=10_000)] = 10
     epochs: Annotated[int, Field(ge=2, le=2**31 - 1)] = 30
     tuning_epochs: Count = 10
@@ -114,33 +141,53 @@ class GridConfiguration(BaseModel):
         )
 
 
-def read_grid(name: str, **changes: Any) -> GridConfiguration:
-    """Configuration of a grid by its name or its file.
+class GridOptions(GridConfiguration):
+    """A grid, and by whom its units are measured."""
+
+    grid: str
+    jobs: Workers = 1
+    backend: Backend = None
+    scheduler: Scheduler = None
+    threads: Threads = None
+
+    def configuration(self) -> GridConfiguration:
+        """What determines the numbers.
+
+        Returns
+        -------
+        GridConfiguration
+            Without the machine.
+        """
+        return GridConfiguration(**{name: getattr(self, name) for name in GridConfiguration.model_fields})
+
+
+def grid_values(name: str) -> dict[str, Any]:
+    """What a grid says, by its name or its file; not validated.
 
     Parameters
     ----------
     name
         ``"small"``, ``"full"``, or a TOML file. A file may begin with ``preset = "small"`` and say what differs.
-    **changes
-        Fields that are set on the command line.
 
     Returns
     -------
-    GridConfiguration
-        Complete.
+    dict
+        Value by field.
 
     Raises
     ------
     ConfigurationError
-        If the file cannot be read, or a value of it is wrong.
+        If the file cannot be read, or has an unknown key.
     """
-    values = dict(PRESETS[name]) if name in PRESETS else _read(name)
-    try:
-        return GridConfiguration(**(values | changes))
-    except ValidationError as error:
-        raise ConfigurationError(
-            f"--grid {name}: {'; '.join(dict.fromkeys(map(_message, error.errors())))}."
-        ) from error
+    if name in PRESETS:
+        return dict(PRESETS[name])
+    values = _read(name)
+    for key in values:
+        if key not in GridConfiguration.model_fields:
+            raise ConfigurationError(
+                f"--grid {name}: {key!r} is unknown{nearest(key, GridConfiguration.model_fields)}."
+            )
+    return values
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -161,14 +208,3 @@ def _read(name: str) -> dict[str, Any]:
     if preset is not None and preset not in PRESETS:
         raise ConfigurationError(f"the grid {name}: preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
     return {**PRESETS.get(preset, {}), **values}
-
-
-def _message(details: Any) -> str:
-    key = ".".join(map(str, details["loc"]))
-    text = str(details["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    if details["type"] == "missing":
-        return f"{key} is missing"
-    if details["type"] == "extra_forbidden":
-        return f"{key!r} is unknown{nearest(key, GridConfiguration.model_fields)}"
-    shown = "" if details["type"] == "value_error" else f", got {str(details['input'])[:100]!r}"
-    return f"{key}: {text}{shown}" if key else text

@@ -23,7 +23,8 @@ def make_report(runs: Sequence[Path], terminal: Terminal, *, out: Path | None = 
     Parameters
     ----------
     runs
-        Run directories of ``spectrum``, ``compare``, ``analyze`` or ``track``; several of the first two.
+        Run directories of ``spectrum``, ``compare`` (also of a grid), ``analyze`` or ``track``; several of ``spectrum``
+        and ``compare``.
     terminal
         Receives the place of the report.
     out
@@ -69,11 +70,8 @@ def _again(run: Path, out: Path | None, *, overwrite: bool) -> Path:
         files = report.checkpoint_files(report.load_rows(run), report.read_sealed(run / "track.json"))
     elif (run / ANALYSES).is_file():
         files = report.analysis_files(*report.load_analyses(run))
-    elif (run / "effects.csv").is_file():
-        raise ConfigurationError(
-            f"{one_line(str(run))} is the run of a grid, whose report is not made again: it has report.html. To repeat "
-            f"the run: curvature compare --grid {one_line(str(run / 'config.toml'))} --out DIR."
-        )
+    elif (run / "summary.json").is_file() and not (run / "result.nc").exists():
+        files = report.grid_files(report.load_grid(run))
     else:
         return report.write_run(report.load_study(run), target, overwrite=overwrite)
     return report.write_texts(files, target, overwrite=overwrite)

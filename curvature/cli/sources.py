@@ -6,23 +6,29 @@ import contextlib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from curvature.cli.configuration import KINDS, RENAMED, Configuration, option_name
+from curvature.cli.grid_configuration import GridOptions, grid_values
 from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError
 
-__all__ = ["names_code", "resolve"]
+__all__ = ["names_code", "resolve", "resolve_grid"]
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _MAX_TOML = 2**20  # bytes; a configuration has some hundreds
 _SHOWN = 100  # characters of a wrong value in a message
 
 _ENVIRONMENT = "CURVATURE_"
 _OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
+
+# Options of the study under the names that they have in a grid.
+_IN_GRID = {"batch_size": "batch_sizes"}
 
 # Fields that can name code to run, and the prefixes of names that do not.
 _CODE: dict[str, tuple[str, ...]] = {
@@ -92,6 +98,80 @@ def resolve(
     merged = _merged(entries, command)
     if not trust:
         _refuse_code_from_files(merged.values())
+    return _validated(kind, merged)
+
+
+def resolve_grid(
+    flags: Mapping[str, Any],
+    *,
+    file: Path | None = None,
+    settings: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> GridOptions | None:
+    """Merge preset or grid file < configuration file < environment < ``--set`` < options of ``compare --grid``.
+
+    Parameters
+    ----------
+    flags, file, settings, environment, warn
+        As for :func:`resolve`.
+
+    Returns
+    -------
+    GridOptions or None
+        None if no grid is named.
+
+    Raises
+    ------
+    ConfigurationError
+        If a key is unknown or decided by the grid, a value is invalid, or the grid cannot be read.
+    """
+    notes: list[str] = []
+    entries = [
+        *_file_entries(file, "compare"),
+        *_environment_entries(os.environ if environment is None else environment, KINDS["compare"], notes.append),
+        *_set_entries(settings),
+        *_flag_entries(flags),
+    ]
+    named = [entry.value for entry in entries if entry.key == "grid"]
+    if not named:
+        return None
+    for note in notes:
+        warn(note)
+    name = str(named[-1])
+    merged = {key: _Entry(key, value, f"--grid {name}: {key}") for key, value in grid_values(name).items()}
+    changes = {change.key: change for change in map(_for_grid, entries)}
+    return _validated(GridOptions, _rates_in_use(merged, changes) | changes)
+
+
+def _for_grid(entry: _Entry) -> _Entry:
+    """An option under the name that the grid has for it; options that a grid decides itself are refused."""
+    key = entry.key.replace("-", "_")
+    key = _IN_GRID.get(key, key)
+    if key in GridOptions.model_fields:
+        return replace(entry, key=key)
+    if key in KINDS["compare"].model_fields:
+        raise ConfigurationError(
+            f"{entry.origin}: with --grid the grid decides about {option_name(key)}. Leave it out, or say what differs "
+            "from the grid: --data, --num-seeds, --epochs, --matrix, --set architectures=NAME,NAME, "
+            "--set optimizers=NAME, --set arms=NAME,NAME."
+        )
+    known = GridOptions.model_fields
+    raise ConfigurationError(
+        f"{_cut(entry.origin)}: {_cut(key)!r} is unknown{nearest(key, known)}; choose among {', '.join(known)}."
+    )
+
+
+def _rates_in_use(grid: Mapping[str, _Entry], changes: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    """Leave out what the grid says about learning rates of optimizers that an option has removed."""
+    rates = grid.get("rates")
+    if rates is None or "optimizers" not in changes or not isinstance(rates.value, Mapping):
+        return dict(grid)
+    optimizers = str(changes["optimizers"].value)
+    return {**grid, "rates": replace(rates, value={name: x for name, x in rates.value.items() if name in optimizers})}
+
+
+def _validated(kind: type[ModelT], merged: Mapping[str, _Entry]) -> ModelT:
     try:
         return kind(**{key: entry.value for key, entry in merged.items()})
     except ValidationError as error:
@@ -263,6 +343,8 @@ def _message(details: Mapping[str, Any], origins: Mapping[str, str]) -> str:
             f"{origins['arg']} ({_cut(str(path[1]))}): should be a finite number, true or false, a text, or a list of "
             f"those, got {_cut(repr(details['input']))}"
         )
+    if details["type"] == "missing":
+        return f"{key} is missing"
     message = _cut(details["msg"].removeprefix("Value error, ").removeprefix("Input "), 4 * _SHOWN)
     shown = "" if details["type"] == "value_error" else f", got {_cut(repr(details['input']))}"
     origin = f"{origins.get(key, key)}: " if key else ""

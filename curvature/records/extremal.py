@@ -17,6 +17,8 @@ from curvature.records.where import Located, Where
 
 __all__ = ["ExtremalEigenvalues"]
 
+_MISSING = "ones may be missing; verify=True of cv.extremal_eigenvalues or cv.Tracker looks for them"
+
 
 @dataclass(frozen=True)
 class ExtremalEigenvalues(Located):
@@ -208,8 +210,8 @@ class ExtremalEigenvalues(Located):
         bottom, top = self.spectral_bounds()
         method = f"Ritz value, {self.complete}; random start, probability {1 - FAILURE:g}"
         if k % len(values) < len(self.smallest):
-            return Quantity(value, "upper_bound_only", "smaller ones may be missing", bottom, value + floor, method)
-        return Quantity(value, "lower_bound", "larger ones may be missing", value - floor, top, method)
+            return Quantity(value, "upper_bound_only", f"smaller {_MISSING}", bottom, value + floor, method)
+        return Quantity(value, "lower_bound", f"larger {_MISSING}", value - floor, top, method)
 
     def spectral_bounds(self) -> tuple[float, float]:
         """Bound all eigenvalues of the matrix.

@@ -4,7 +4,7 @@ from curvature.report.analyses import analysis_files, load_analyses
 from curvature.report.atomic import write_texts
 from curvature.report.checkpoints import checkpoint_files, checkpoint_tables, load_rows
 from curvature.report.directory import load_study, load_summary, study_document, write_run
-from curvature.report.grid import grid_document, grid_files, grid_tables
+from curvature.report.grid import grid_document, grid_files, grid_tables, load_grid
 from curvature.report.parts import (
     Parts,
     check_parts,
@@ -34,6 +34,7 @@ __all__ = [
     "grid_files",
     "grid_tables",
     "load_analyses",
+    "load_grid",
     "load_part",
     "load_rows",
     "load_study",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from curvature._version import __version__
@@ -17,6 +18,7 @@ from curvature.report.drawings.forest import draw_forest
 from curvature.report.drawings.grid import draw_arms, draw_claim, draw_groups, draw_sources, is_ratio, pooled_row
 from curvature.report.drawings.layout import Drawing, svg_files, svgs_of
 from curvature.report.effects import Effect
+from curvature.report.grid_record import GRID_SCHEMA, WORDS, GridRecord, grid_record, read_grid_summary
 from curvature.report.page import grid_page
 from curvature.report.plain import json_text, plain_values, toml_text
 from curvature.report.render import table_csv
@@ -25,10 +27,15 @@ from curvature.report.words import capital, factor_words, short_number
 from curvature.studies.grid import GridStudy
 from curvature.text import count
 
-__all__ = ["GRID_SCHEMA", "grid_document", "grid_files", "grid_tables"]
+__all__ = ["grid_document", "grid_files", "grid_tables", "load_grid"]
 
-GRID_SCHEMA = "curvature/grid/1"
 _OUTCOMES = ("supported", "too small", "opposite", "undecided")
+_OF_GGN = "Factor between the condition numbers of the weight-normalized and the standard arm, pooled over cells."
+_OF_HESSIAN = (
+    "Factor between the stable ranks (sum of squared eigenvalues over the largest square) of the Hessians of the "
+    "weight-normalized and the standard arm, pooled over cells. The second-order term of weight norm changes the rank "
+    "of a Hessian, so ratios of eigenvalues on the rank are not compared. No claim is tested."
+)
 _GROUPED = "C1, own training"  # the claim whose effect is shown by optimizer, architecture and data
 
 
@@ -47,15 +54,16 @@ def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mappin
     dict
         NaN and infinity are None, with a reason.
     """
-    return plain_values(
+    numbers = plain_values(
         {
             "schema": GRID_SCHEMA,
             "version": __version__,
             "command": "compare --grid",
-            "question": f"Does weight norm improve the conditioning of {count(len(grid.cells), 'network')}?",
-            "answer": _answer(grid),
-            "verdicts": [_verdict_row(verdict) for verdict in grid.verdicts],
+            "question": "",
+            "answer": {},
+            "verdicts": [asdict(verdict) for verdict in grid.verdicts],
             "sources": [asdict(effect) for effect in grid.sources],
+            "hessian_sources": [asdict(effect) for effect in grid.hessian_sources],
             "arms": [asdict(effect) for effect in grid.arms],
             "groups": {name: [asdict(effect) for effect in effects] for name, effects in grid.groups.items()},
             "cells": [_cell_row(grid, cell) for cell in grid.settings.cells],
@@ -64,11 +72,43 @@ def grid_document(grid: GridStudy, config: Mapping[str, Any], provenance: Mappin
             "provenance": dict(provenance),
         }
     )
+    return _with_words(numbers)
 
 
-def _verdict_row(verdict: PooledVerdict) -> dict[str, Any]:
-    labels = {"label": label_of(verdict), "icon": OUTCOMES[verdict.outcome], "in_words": _found(verdict)}
-    return {"name": verdict.name} | labels | asdict(verdict)
+def load_grid(directory: str | Path) -> dict[str, Any]:
+    """Read the summary of a grid back, to make its report again; nothing is trained.
+
+    Parameters
+    ----------
+    directory
+        The run directory. ``summary.json`` suffices: it has every number, and its own hash.
+
+    Returns
+    -------
+    dict
+        What :func:`grid_document` returned, with the sentences of this version.
+
+    Raises
+    ------
+    ConfigurationError
+        If the summary is missing, damaged, or not that of a grid.
+    """
+    return _with_words(read_grid_summary(Path(directory)))
+
+
+def _with_words(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the sentences, which follow from the numbers."""
+    grid = grid_record(document)
+    pairs = zip(document["verdicts"], grid.verdicts, strict=True)
+    verdicts = [_words(verdict) | {name: x for name, x in row.items() if name not in WORDS} for row, verdict in pairs]
+    question = f"Does weight norm improve the conditioning of {count(len(grid.cells), 'network')}?"
+    return {**document, "question": question, "answer": _answer(grid), "verdicts": verdicts}
+
+
+def _words(verdict: PooledVerdict) -> dict[str, str]:
+    """What a report says about a verdict, by the names in ``WORDS``."""
+    words = (verdict.name, label_of(verdict), OUTCOMES[verdict.outcome], _found(verdict))
+    return dict(zip(WORDS, words, strict=True))
 
 
 def _cell_row(grid: GridStudy, cell: Any) -> dict[str, Any]:
@@ -97,24 +137,31 @@ def _chosen(study: Any) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def grid_tables(grid: GridStudy) -> list[Table]:
+def grid_tables(document: Mapping[str, Any]) -> list[Table]:
     """Verdicts over all cells, the sources of the difference, and the cells.
 
     Parameters
     ----------
-    grid
-        What was measured and decided.
+    document
+        As :func:`grid_document` returns it.
 
     Returns
     -------
     list of Table
         For the terminal and the page.
     """
-    tables = [_verdict_table(grid), _source_table(grid), _arm_table(grid), _cell_table(grid)]
+    grid = grid_record(document)
+    tables = [
+        _verdict_table(grid),
+        _source_table("Where the difference comes from", grid.sources, _OF_GGN),
+        _source_table("Where the difference of the Hessian comes from", grid.hessian_sources, _OF_HESSIAN),
+        _arm_table(grid),
+        _cell_table(grid),
+    ]
     return [table for table in tables if table.rows]
 
 
-def _verdict_table(grid: GridStudy) -> Table:
+def _verdict_table(grid: GridRecord) -> Table:
     rows: list[tuple[Entry, ...]] = []
     for verdict in grid.verdicts:
         counts = [sum(word == outcome for word in verdict.outcomes.values()) for outcome in _OUTCOMES]
@@ -130,16 +177,14 @@ def _verdict_table(grid: GridStudy) -> Table:
     return Table("Claims over all cells", header, tuple(rows), notes)
 
 
-def _source_table(grid: GridStudy) -> Table:
+def _source_table(title: str, sources: Sequence[PooledEffect], note: str) -> Table:
     rows = tuple(
-        (effect.name, _effect_words(effect), _prediction_words(effect), len(effect.cells)) for effect in grid.sources
+        (effect.name, _effect_words(effect), _prediction_words(effect), len(effect.cells)) for effect in sources
     )
-    header = ("source", "factor [95 % interval]", "another cell would lie in", "cells")
-    notes = ("Factor between the condition numbers of the weight-normalized and the standard arm, pooled over cells.",)
-    return Table("Where the difference comes from", header, rows, notes)
+    return Table(title, ("source", "factor [95 % interval]", "another cell would lie in", "cells"), rows, (note,))
 
 
-def _arm_table(grid: GridStudy) -> Table:
+def _arm_table(grid: GridRecord) -> Table:
     rows = tuple(
         (effect.name, _effect_words(effect), _prediction_words(effect), len(effect.cells)) for effect in grid.arms
     )
@@ -152,21 +197,16 @@ def _arm_table(grid: GridStudy) -> Table:
     return Table("Arms", header, rows, notes)
 
 
-def _cell_table(grid: GridStudy) -> Table:
+def _cell_table(grid: GridRecord) -> Table:
     rows = []
-    for cell in grid.settings.cells:
-        study = grid.cells[cell.name]
-        failed = sum(not check.passed for check in study.checks)
-        result = (
-            Cell(f"{failed} of {len(study.checks)} failed", status="failed")
-            if failed
-            else f"{len(study.checks)} passed"
-        )
-        rows.append((cell.name, study.num_weights, study.num_examples, len(grid.settings.seeds), result))
+    for cell in grid.cells:
+        failed, total = len(cell.failed_checks), cell.num_checks
+        result = Cell(f"{failed} of {total} failed", status="failed") if failed else f"{total} passed"
+        rows.append((cell.name, cell.num_weights, cell.num_examples, cell.num_seeds, result))
     return Table("Cells", ("cell", "weights", "examples", "seeds", "checks"), tuple(rows))
 
 
-def _answer(grid: GridStudy) -> dict[str, str]:
+def _answer(grid: GridRecord) -> dict[str, str]:
     """The answer in one sentence: the main claim over all cells, and how much the cells differ; empty without it."""
     main = next((verdict for verdict in grid.verdicts if verdict.name == _GROUPED), None)
     if main is None or not main.effect.cells:
@@ -182,7 +222,7 @@ def _answer(grid: GridStudy) -> dict[str, str]:
     return {"outcome": main.outcome, "icon": OUTCOMES[main.outcome], "text": capital(text)}
 
 
-def _overview(grid: GridStudy) -> Drawing:
+def _overview(grid: GridRecord) -> Drawing:
     """Every claim, pooled over the cells, on one axis."""
     rows = []
     for verdict in sorted(grid.verdicts, key=lambda verdict: verdict.outcome == "not tested"):
@@ -204,9 +244,7 @@ def _overview(grid: GridStudy) -> Drawing:
         "smallest effect that counts, right of it worse; claims that are no ratio have their number in words. As "
         "all claims are decided together (Holm), a verdict can ask for more than the interval shown."
     )
-    return draw_forest(
-        rows, "Every claim over all networks", caption, name="claims", within=math.exp(grid.settings.threshold)
-    )
+    return draw_forest(rows, "Every claim over all networks", caption, name="claims", within=math.exp(grid.threshold))
 
 
 def _identity_words(verdict: PooledVerdict) -> str:
@@ -253,15 +291,13 @@ def _interval_words(effect: PooledEffect, estimate: float, low: float, high: flo
     return factor_words(*factors_of(effect.unit, estimate, low, high))
 
 
-def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
+def grid_files(document: Mapping[str, Any]) -> dict[str, str]:
     """Everything that the run directory of a grid holds, by relative path.
 
     Parameters
     ----------
-    grid
-        What was measured and decided.
     document
-        As :func:`grid_document` returns it.
+        As :func:`grid_document` or :func:`load_grid` returns it.
 
     Returns
     -------
@@ -269,6 +305,7 @@ def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
         ``summary.json``, ``summary.csv`` (a line for each claim in each cell), ``effects.csv`` (the number of each
         seed), ``report.html``, a forest plot for each claim, configuration and provenance.
     """
+    grid = grid_record(document)
     drawings = _drawings(grid)
     svgs = svgs_of(drawings)
     return {
@@ -277,13 +314,13 @@ def grid_files(grid: GridStudy, document: Mapping[str, Any]) -> dict[str, str]:
         "summary.json": sealed_text(json_text(document)),
         "summary.csv": table_csv(_summary(grid)),
         "effects.csv": table_csv(_effects(grid)),
-        "report.html": grid_page(document, grid_tables(grid), drawings, svgs),
+        "report.html": grid_page(document, grid_tables(document), drawings, svgs),
         **svg_files(svgs),
     }
 
 
-def _drawings(grid: GridStudy) -> list[Drawing]:
-    within = math.exp(grid.settings.threshold)
+def _drawings(grid: GridRecord) -> list[Drawing]:
+    within = math.exp(grid.threshold)
     shown = [verdict for verdict in grid.verdicts if verdict.effect.cells and is_ratio(verdict.effect)]
     drawings = [_overview(grid)]
     drawings += [draw_claim(verdict, within=within, name=_file_name(verdict.name)) for verdict in shown]
@@ -302,7 +339,7 @@ def _file_name(claim: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", claim).strip("-.")
 
 
-def _summary(grid: GridStudy) -> Table:
+def _summary(grid: GridRecord) -> Table:
     """One line for each claim in each cell, and one for each claim over all cells."""
     header = ("claim", "case", "cell", "data", "architecture", "optimizer", "batch_size", "outcome", "effect",
               "standard_error", "low", "high", "weight", "threshold", "num_seeds", "unit", "left_out", "tau", "i2",
@@ -312,26 +349,26 @@ def _summary(grid: GridStudy) -> Table:
         effect = verdict.effect
         numbers = zip(effect.effects, effect.standard_errors, effect.lows, effect.highs, effect.weights, strict=True)
         by_cell = dict(zip(effect.cells, numbers, strict=True))
-        for cell in grid.settings.cells:
+        for cell in grid.cells:
             place = (cell.name, cell.data, cell.architecture, cell.optimizer, cell.batch_size)
             outcome = verdict.outcomes.get(cell.name, "not tested")
             found = map(_finite, by_cell.get(cell.name, (None,) * 5))
-            more = (verdict.threshold, len(grid.settings.seeds), effect.unit, effect.missing.get(cell.name, ""))
+            more = (verdict.threshold, cell.num_seeds, effect.unit, effect.missing.get(cell.name, ""))
             rows.append((verdict.claim, verdict.case, *place, outcome, *found, *more, *[None] * 5))
         pooled = map(_finite, (effect.estimate, effect.standard_error, effect.low, effect.high))
         last = (effect.tau, effect.i2, effect.prediction_low, effect.prediction_high, verdict.adjusted_p_value)
         rows.append(
             (verdict.claim, verdict.case, "all", *[""] * 4, verdict.outcome, *pooled, None, _finite(verdict.threshold),
-             len(grid.settings.seeds), effect.unit, "", *map(_finite, last))
+             grid.cells[0].num_seeds, effect.unit, "", *map(_finite, last))
         )  # fmt: skip
     return Table("", header, tuple(rows))
 
 
-def _effects(grid: GridStudy) -> Table:
+def _effects(grid: GridRecord) -> Table:
     """The number of every seed in every cell, for each claim; bounds where only bounds are known."""
     rows: list[tuple[Entry, ...]] = []
-    for cell in grid.settings.cells:
-        for verdict in grid.cells[cell.name].verdicts:
+    for cell in grid.cells:
+        for verdict in cell.verdicts:
             highs = verdict.ceilings or verdict.effects
             for number, (low, high) in enumerate(zip(verdict.effects, highs, strict=True)):
                 rows.append((verdict.claim, verdict.case, cell.name, number, _finite(low), _finite(high)))

@@ -183,7 +183,8 @@ def _named(directions: Any, layout: Layout) -> dict[str, DirectionLike]:
     """One or two directions by name."""
     if isinstance(directions, Eigenvectors):
         order = np.argsort(-np.abs(directions.eigenvalues), kind="stable")[:2]
-        return {f"eigenvector of {directions.eigenvalues[k]:.4g}": directions.flat(int(k)) for k in order}
+        labels = [f"eigenvector of {directions.eigenvalues[k]:.4g}" for k in order]
+        return _by_name(labels, [directions.flat(int(k)) for k in order])
     by_parameter = isinstance(directions, Mapping) and set(directions) == set(layout.slices)
     if by_parameter or isinstance(directions, str | np.ndarray | Tensor):
         directions = [directions]
@@ -191,13 +192,18 @@ def _named(directions: Any, layout: Layout) -> dict[str, DirectionLike]:
         if not isinstance(directions, Sequence):
             raise ConfigurationError(_unknown(directions))
         labels = [_WORDS.get(part, part) if isinstance(part, str) else "direction" for part in directions]
-        directions = {
-            label if labels.count(label) == 1 else f"{label} {labels[: k + 1].count(label)}": part
-            for k, (label, part) in enumerate(zip(labels, directions, strict=True))
-        }
+        directions = _by_name(labels, directions)
     if len(directions) not in (1, 2):
         raise ConfigurationError(f"{len(directions)} directions are given. Choose one for a line, or two for a plane.")
     return dict(directions)
+
+
+def _by_name(labels: Sequence[str], directions: Sequence[DirectionLike]) -> dict[str, DirectionLike]:
+    """Directions by their labels, which are counted where they are equal: two eigenvalues may agree in all digits."""
+    return {
+        label if labels.count(label) == 1 else f"{label} {labels[: k + 1].count(label)}": part
+        for k, (label, part) in enumerate(zip(labels, directions, strict=True))
+    }
 
 
 def _unknown(direction: object) -> str:

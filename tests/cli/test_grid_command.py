@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 import browser
 from curvature import cli, report
 from curvature.errors import ExitCode
+from curvature.records.sealed import sealed_text
 from curvature.report.parts import Parts
+from curvature.report.plain import json_text
 
 pytest.importorskip("statsmodels")
 
@@ -178,8 +180,91 @@ def test_its_configuration_repeats_it_and_another_grid_is_refused(whole, here):
     assert "`curvature compare --grid`" in for_compare.stderr
 
 
-def test_the_report_of_a_grid_is_not_made_again_and_the_message_says_how_to_repeat_the_run(whole):
-    assert "compare --grid" in run("report", str(whole[0]), code=ExitCode.USAGE).stderr
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_report_is_made_again_byte_for_byte_also_from_the_summary_alone(whole, here):
+    shutil.copytree(whole[0], here / "run")
+    (here / "run" / "report.html").write_text("")
+    run("report", "run")
+    assert contents(here / "run") == contents(whole[0])
+    (here / "reduced").mkdir()
+    shutil.copy(whole[0] / "summary.json", here / "reduced")
+    assert "written again" in run("report", "reduced").stderr
+    assert contents(here / "reduced") == contents(whole[0])
+
+
+def test_a_report_that_is_made_again_has_the_numbers_of_the_run_and_the_sentences_of_this_version(whole, here):
+    document = summary(whole[0])
+    rows = [{name: x for name, x in row.items() if name not in ("label", "icon")} for row in document["verdicts"]]
+    older = document | {"question": "old words", "answer": {"text": "old words"}, "verdicts": rows}
+    (here / "older").mkdir()
+    (here / "older" / "summary.json").write_text(sealed_text(json_text(older)))
+    run("report", "older", "--out", "newer")
+    assert contents(here / "newer") == contents(whole[0])
+    assert [path.name for path in (here / "older").iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text.replace('"num_seeds": 3', '"num_seeds": 4', 1), "its SHA-256 differs"),
+        (lambda _: sealed_text('{\n "schema": "curvature/result/1"\n}\n'), "instead of 'curvature/grid/1'"),
+        (lambda _: sealed_text('{\n "schema": "curvature/grid/1"\n}\n'), "lacks numbers that its report needs"),
+    ],
+)
+def test_a_summary_from_which_no_report_can_be_made_is_named(whole, here, damage, message):
+    (here / "run").mkdir()
+    (here / "run" / "summary.json").write_text(damage((whole[0] / "summary.json").read_text()))
+    assert message in " ".join(run("report", "run", code=ExitCode.USAGE).stderr.split())
+    assert [path.name for path in (here / "run").iterdir()] == ["summary.json"]
+
+
+def resolved(monkeypatch, *arguments):
+    """The configuration of a grid that a command line asks for."""
+    seen = []
+    monkeypatch.setattr("curvature.cli.grid.execute_grid", lambda config, *_: seen.append(config))
+    run("compare", *arguments)
+    return seen[0]
+
+
+def test_options_and_set_override_a_preset_and_a_file(here, monkeypatch):
+    usual = resolved(monkeypatch, "--grid", "small").model_dump()
+    changed = resolved(
+        monkeypatch, "--grid", "small", "--data", "builtin:wine,digits", "--num-seeds", "2", "--epochs", "5",
+        "-m", "ggn", "--num-examples", "60", "--batch-size", "16",
+        "--set", "architectures=tanh-mlp", "--set", "optimizers=adam,sgd",
+        "--set", "arms=standard,weight-norm,standard, paper start", "--set", "rates={adam=[1,2,3,4,5,6,7]}",
+    ).model_dump()  # fmt: skip
+    assert {name: value for name, value in changed.items() if value != usual[name]} == {
+        "data": ("wine", "digits"),
+        "num_seeds": 2,
+        "epochs": 5,
+        "matrix": ("ggn",),
+        "num_examples": 60,
+        "batch_sizes": (16,),
+        "architectures": ("tanh-mlp",),
+        "optimizers": ("adam", "sgd"),
+        "arms": ("standard", "weight-norm", "standard, paper start"),
+        "rates": {"adam": (1, 2, 3, 4, 5, 6, 7)},
+    }
+    monkeypatch.setenv("CURVATURE_NUM_SEEDS", "4")
+    (here / "rates.toml").write_text(TINY + "[rates]\nsgd = [1, 2, 3, 4, 5, 6, 7]\n")
+    of_file = resolved(monkeypatch, "--grid", "rates.toml", "--set", "optimizers=adam", "--set", "epochs=7")
+    assert (of_file.num_seeds, of_file.epochs, of_file.num_weights, of_file.rates) == (4, 7, 60, {})
+    assert resolved(monkeypatch, "--grid", "rates.toml", "--num-seeds", "2").num_seeds == 2
+    assert of_file.configuration().model_dump().keys() == of_file.model_dump().keys() - {
+        "grid", "jobs", "backend", "scheduler", "threads",
+    }  # fmt: skip
+
+
+def test_a_grid_that_was_changed_by_options_is_repeated_by_its_configuration(here):
+    run("compare", "--grid", "tiny.toml", "--set", "data=wine", "--num-seeds", "1", "--epochs", "2", "--out", "run")
+    written = tomllib.loads((here / "run" / "config.toml").read_text())
+    assert (written["data"], written["num_seeds"], written["epochs"]) == (["wine"], 1, 2)
+    again = run("compare", "--grid", "run/config.toml", "--out", "run", "--resume")
+    assert "nothing is left to do" in again.stderr
 
 
 def test_a_plan_counts_units_and_weights_and_trains_nothing(here):
@@ -195,7 +280,18 @@ def test_a_plan_counts_units_and_weights_and_trains_nothing(here):
     [
         (("--grid", "smal"), "did you mean small?"),
         (("--grid", "nowhere.toml"), "cannot be read"),
-        (("--grid", "small", "--epochs", "3"), "leave it out"),
+        (("--grid", "small", "--learning-rate", "0.3"), "the grid decides about --learning-rate. leave it out"),
+        (("--grid", "small", "--set", "model=builtin:mlp"), "--set architectures=name,name"),
+        (("--grid", "small", "--epochs", "1"), "--epochs: should be greater than or equal to 2, got 1"),
+        (("--grid", "small", "--num-seeds", "0"), "--num-seeds: should be greater than 0, got 0"),
+        (("--grid", "small", "--data", "digit"), "data: 'digit' is unknown (did you mean digits?)"),
+        (("--grid", "small", "--data", "wine", "--set", "architectures=cnn"), "cnn cannot take wine"),
+        (("--grid", "small", "--set", "arms=standard"), "weight-norm is not trained"),
+        (("--grid", "small", "--set", "arms=standard,weight-nrm"), "weight-nrm"),
+        (("--grid", "small", "--set", "optimizers=lion"), "optimizers: 'lion' is unknown"),
+        (("--grid", "small", "--set", "rates={adam=[0.1]}"), "none of the optimizers of this grid"),
+        (("--grid", "small", "--set", "architecture=cnn"), "did you mean architectures?"),
+        (("--grid", "small", "-m", "hesian"), "did you mean hessian?"),
         (("--grid", "small", "--fail-on", "kappa_95 > 1"), "use --strict"),
         (("--grid", "small", "--scheduler", "tcp://127.0.0.1:1"), "belongs to the backend dask"),
         (("--grid", "small", "--backend", "ray"), "'joblib' or 'dask'"),

@@ -135,6 +135,40 @@ def test_probabilities_of_tokens_are_recognised_on_the_last_axis():
     assert distance(cv.hessian(problem).dense(), expected) < 1e-13
 
 
+class LogProbabilities(LanguageModel):
+    """The same model with log-probabilities as outputs."""
+
+    def forward(self, ids):
+        return functional.log_softmax(super().forward(ids), dim=-1 if self.last else 1)
+
+
+@pytest.mark.parametrize("targets", [NEXT, PADDED], ids=["full", "padded"])
+@pytest.mark.parametrize("last", [True, False], ids=["(N, T, C)", "(N, C, T)"])
+def test_log_likelihoods_of_tokens_are_recognised_with_the_classes_on_either_axis(last, targets):
+    problem = cv.Problem.from_module(LogProbabilities(last=last), loss="nll", data=(IDS, targets))
+    assert distance(cv.hessian(problem).dense(), mean_hessian(LanguageModel(last=last), targets)) < 1e-13
+    fisher = token_ggn(LanguageModel(), targets) / int((targets >= 0).sum())
+    assert distance(cv.fisher(problem).dense(), fisher) < 1e-13
+
+
+def test_an_axis_of_log_probabilities_that_fits_twice_is_found_by_their_sums_or_refused():
+    ids, targets = IDS % TOKENS, NEXT % TOKENS
+    first = LogProbabilities(TOKENS, last=False)
+    problem = cv.Problem.from_module(first, loss="nll", data=(ids, targets))
+    assert distance(cv.hessian(problem).dense(), mean_hessian(first, targets, ids)) < 1e-13
+    last = LogProbabilities(TOKENS)
+    with pytest.raises(cv.InputError, match=r"on the last axis, where their probabilities sum to one"):
+        cv.Problem.from_module(last, loss="nll", data=(ids, targets))
+    problem = cv.Problem.from_module(last, loss=cv.CrossEntropy(class_axis=-1), data=(ids, targets))
+    assert distance(cv.hessian(problem).dense(), mean_hessian(last, targets, ids)) < 1e-13
+
+
+@pytest.mark.parametrize("loss", [nn.NLLLoss(), nn.CrossEntropyLoss()])
+def test_modules_of_pytorch_have_the_classes_on_the_second_axis_and_the_message_says_what_finds_others(loss):
+    with pytest.raises(cv.InputError, match=r"fit if the classes are on the last axis.*'cross-entropy' or 'nll'"):
+        cv.Problem.from_module(LogProbabilities(), loss=loss, data=(IDS, NEXT))
+
+
 class ChannelsLast(nn.Module):
     def __init__(self):
         super().__init__()
@@ -188,6 +222,18 @@ def test_a_models_mean_over_tokens_is_refused_where_it_is_no_mean_over_sequences
     assert distance(cv.hessian(problem).dense(), mean_hessian(LanguageModel(), NEXT)) < 1e-13
     with pytest.raises(cv.InputError, match=r"It is not a mean over examples.*tokens that are not ignored"):
         cv.Problem.from_module(TokenLoss(), loss="model", data=(IDS[:3], PADDED[:3]))
+
+
+def test_it_is_refused_also_at_weights_where_every_token_has_one_loss():
+    module = TokenLoss()
+    for parameter in module.head.parameters():
+        parameter.data.zero_()  # every class is equally likely, so every mean is log C
+    with pytest.raises(cv.InputError, match=r"together at weights nearby .* It is not a mean over examples"):
+        cv.Problem.from_module(module, loss="model", data=(IDS[:3], PADDED[:3]))
+    problem = cv.Problem.from_module(module, loss="model", data=(IDS, NEXT))
+    plain = LanguageModel()
+    plain.load_state_dict(module.state_dict())
+    assert distance(cv.hessian(problem).dense(), mean_hessian(plain, NEXT)) < 1e-13
 
 
 # ------------------------------------------------------------------------------------------------------- packed graphs

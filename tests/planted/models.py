@@ -182,6 +182,20 @@ DEFECTS = [
         ("datasets_and_loaders_of_structures_are_read_as_their_tensors",),
     ),
     Defect(
+        "a model's own loss that is compared with its mean at the given weights alone",
+        "models.trial.outputs:_refuse_other_mean_elsewhere",
+        "$trial.weights + $drawn",
+        "$trial.weights + 0 * $drawn",
+        ("it_is_refused_also_at_weights_where_every_token_has_one_loss",),
+    ),
+    Defect(
+        "log-probabilities whose classes are always on the second axis",
+        "models:NegativeLogLikelihood.classes_last",
+        "$last and not $as_in_pytorch",
+        "False",
+        ("log_likelihoods_of_tokens_are_recognised_with_the_classes_on_either_axis",),
+    ),
+    Defect(
         "classes of the last axis reshaped instead of moved",
         "models:Reader.__call__",
         "$outputs.movedim(-1, 1)",

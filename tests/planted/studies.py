@@ -88,6 +88,20 @@ DEFECTS = [
         ("a_row_is_the_factor_of_its_cell_below_one_where_weight_norm_is_better",),
     ),
     Defect(
+        "sources of the GGN in the place of those of the Hessian",
+        "studies.grid.result:grid_study",
+        "_published($studies, 'hessian')",
+        "_published($studies, 'ggn')",
+        ("of_a_hessian_the_stable_rank_is_split_and_the_second_order_term_has_its_share",),
+    ),
+    Defect(
+        "a report made again with the sentences of the old one",
+        "report.grid:load_grid",
+        "_with_words(read_grid_summary(Path($directory)))",
+        "read_grid_summary(Path($directory))",
+        ("a_report_that_is_made_again_has_the_numbers_of_the_run_and_the_sentences_of_this_version",),
+    ),
+    Defect(
         "a unit of a grid that keeps its seed to itself",
         "studies.grid.settings:measure_unit",
         "measure_seed($start, settings.study(unit.cell), seed=unit.seed, progress=$progress)",
@@ -242,6 +256,13 @@ DEFECTS = [
         "0.5 * np.einsum($$all)",
         "np.einsum($$all)",
         ("the_quadratic_model_is_that_of_the_dense_matrix", "the_model_meets_the_loss_to_third_order"),
+    ),
+    Defect(
+        "eigenvectors of one eigenvalue under one name",
+        "studies.landscape:_by_name",
+        "$label if $labels.count($label) == 1 else $numbered",
+        "$label",
+        ("two_eigenvectors_of_one_eigenvalue_span_a_plane",),
     ),
     Defect(
         "filters of a random direction of one length each",

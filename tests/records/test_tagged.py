@@ -261,6 +261,8 @@ def test_values_that_nobody_counted_are_bounds():
     assert small.low >= 0 <= small.value <= small.high
     assert large.low <= large.value <= large.high
     assert str(small).startswith("< ")
+    with pytest.raises(cv.UnresolvedError, match=r"only a lower bound is known.*verify=True of cv\.extremal.*\.value"):
+        float(large)
 
 
 def test_a_null_space_ends_below_the_floor_not_in_a_small_number():

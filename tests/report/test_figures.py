@@ -129,6 +129,17 @@ def test_overlay_names_what_differs_and_draws_each_record(ax):
     assert lines[1].get_ydata().tolist() == [4.0, 0.2, 0.1]
 
 
+@pytest.mark.parametrize("kind", ["spectra", "density", "extremes"])
+def test_curves_are_called_as_the_user_calls_them(kind, ax):
+    records = {"spectra": spectrum(), "density": BULK, "extremes": ends([3.0], [])}
+    plot, pair = getattr(figures, f"plot_{kind}"), [records[kind]] * 2
+    plot(pair, ax, labels=["before", "after $5"])
+    assert labels(ax)[:2] == ["before", r"after \$5"]
+    for wrong in (["one"], ["a", "b", "c"], "ab"):
+        with pytest.raises(ConfigurationError, match=r"one for each of the 2 records.* Pass a list with 2 labels"):
+            plot(pair, Figure().subplots(), labels=wrong)
+
+
 def test_overlay_marks_negative_eigenvalues_hollow(ax):
     figures.plot_spectra([spectrum([-3.0, -1.0, 2.0, 5.0], matrix="hessian")], ax)
     hollow = [line for line in ax.get_lines() if line.get_markerfacecolor() == "white"]

@@ -14,8 +14,9 @@ import curvature as cv
 from curvature.errors import ConfigurationError
 from curvature.records import Measured, StepComparison, Study
 from curvature.records.storage import to_plain
+from curvature.report import grid_document, grid_tables
 from curvature.studies.collector import Collector, Place
-from curvature.studies.evidence import claims, pooled_verdicts
+from curvature.studies.evidence import THRESHOLD, claims, pooled_verdicts
 from curvature.studies.grid import (
     ARCHITECTURES,
     DATA_SETS,
@@ -139,6 +140,26 @@ def test_processes_of_joblib_give_the_same_bits(parts):
     assert messages[-1] == ("2 of 2 units are done, 2 at a time", 1.0)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_worker_of_dask_gives_the_same_bits_and_is_counted_in_the_progress(parts):
+    """In this process: a cluster of processes takes seconds to start, and is in the slow test below."""
+    distributed = pytest.importorskip("distributed")
+    messages, units = [], TINY.units[:1]
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None, "processes": False}
+    with distributed.LocalCluster(**options) as cluster:
+        measured = dict(
+            measured_units(
+                TINY,
+                units,
+                backend="dask",
+                scheduler=cluster.scheduler_address,
+                progress=lambda *message: messages.append(message),
+            )
+        )
+    assert {unit: exactly(study) for unit, study in measured.items()} == {unit: exactly(parts[unit]) for unit in units}
+    assert messages == [("1 of 1 units are done, 1 at a time", 1.0)]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_workers_of_dask_give_the_same_bits_also_when_one_is_killed_in_mid_sweep(parts):
@@ -175,6 +196,29 @@ def test_the_study_of_a_cell_joins_its_seeds_and_the_grid_pools_the_cells(parts)
     assert arm.name == "weight-norm against standard"
     assert not arm.cells
     assert set(arm.missing) == set(grid.cells)
+
+
+def test_of_a_hessian_the_stable_rank_is_split_and_the_second_order_term_has_its_share():
+    pytest.importorskip("statsmodels")
+    settings = replace(TINY, cells=CELLS[:1], seeds=(0, 1, 2), matrices=("ggn", "hessian"), epochs=2)
+    grid = grid_study(settings, {unit: measure_unit(settings, unit) for unit in settings.units})
+    (study,) = grid.cells.values()
+
+    def logs(arm, chart, gauge):
+        rows = study.of(cv.ConditionNumbers, arm=arm, checkpoint="late", matrix="hessian", chart=chart, gauge=gauge)
+        return np.log([m.record["stable_rank"].value for m in sorted(rows, key=lambda m: m.seed)])
+
+    whole = logs("weight-norm", "weight-norm", "checkpoint")
+    by_name = {effect.name: effect for effect in grid.hessian_sources}
+    second = whole - logs("weight-norm", "weight-norm, linear part", "checkpoint")
+    assert np.abs(second).min() > 1e-3
+    assert by_name["second-order term"].estimate == pytest.approx(-second.mean(), rel=1e-12)
+    assert by_name["whole"].estimate == pytest.approx((logs("standard", "standard", "-") - whole).mean(), rel=1e-12)
+    assert "second-order term" not in {effect.name for effect in grid.sources}
+    assert {effect.unit for effect in grid.hessian_sources}.isdisjoint({effect.unit for effect in grid.sources})
+    tables = {table.title: table for table in grid_tables(grid_document(grid, {"threshold": THRESHOLD}, {}))}
+    rows = {row[0]: row[1] for row in tables["Where the difference of the Hessian comes from"].rows}
+    assert rows["second-order term"].startswith(f"{math.exp(second.mean()):.2f}"[:3])
 
 
 def test_an_arm_is_compared_in_its_own_chart_with_the_standard_arm_from_its_start():

@@ -1,6 +1,7 @@
 """The loss along directions: values against the module at moved weights, the model against dense matrices."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,15 @@ def test_eigenvectors_have_their_eigenvalue_as_curvature():
     assert np.allclose(plane.curvatures, np.diag(values.flip(0)[:2].numpy()), atol=1e-6 * float(values[-1]))
     named = cv.landscape(PROBLEM, directions=vectors.vector(-1), chart=STRETCHED, num_points=3)
     assert named.curvatures[0, 0] == pytest.approx(float(values[-1]), rel=1e-6)
+
+
+def test_two_eigenvectors_of_one_eigenvalue_span_a_plane():
+    vectors = cv.spectrum(cv.hessian(PROBLEM), vectors=2).vectors
+    alike = replace(vectors, eigenvalues=np.full(2, vectors.eigenvalues[-1]))
+    plane = cv.landscape(PROBLEM, directions=alike, extent=0.1, num_points=3)
+    value = f"{vectors.eigenvalues[-1]:.4g}"
+    assert plane.directions == (f"eigenvector of {value} 1", f"eigenvector of {value} 2")
+    assert sorted(np.diag(plane.curvatures)) == pytest.approx(sorted(vectors.eigenvalues), rel=1e-10)
 
 
 def test_the_slope_along_the_gradient_is_its_norm():

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from curvature.cli.loading.arrays import as_arguments, as_tensor, divided, load_csv, load_npz, load_pt
 from curvature.cli.loading.code import call, find
-from curvature.cli.loading.files import IN_PARTS, MAX_BYTES, expanded, gigabytes
+from curvature.cli.loading.files import IN_PARTS, MAX_BYTES, expanded, gigabytes, is_folder
 from curvature.cli.loading.images import FOLDERS
-from curvature.cli.loading.streams import has_targets, is_folder, map_folder
+from curvature.cli.loading.streams import has_targets, map_folder
 from curvature.cli.wording import Say, choice, dtype_name
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import losses, materialize, zoo

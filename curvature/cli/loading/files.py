@@ -30,6 +30,7 @@ __all__ = [
     "expanded",
     "gigabytes",
     "is_file",
+    "is_folder",
     "is_torchscript",
     "load_json",
     "load_tensors",
@@ -119,10 +120,27 @@ def is_file(path: Path) -> bool:
     bool
         False also for a name that no file can have.
     """
-    try:
+    with contextlib.suppress(OSError, ValueError):  # a name that is too long, or has a NUL
         return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder exists.
+
+    Parameters
+    ----------
+    path
+        Any path.
+
+    Returns
+    -------
+    bool
+        False also for a name that no folder can have.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_dir()
+    return False
 
 
 def reason(error: OSError | ValueError) -> str:

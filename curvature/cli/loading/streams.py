@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from curvature.cli.loading.arrays import array_header, as_arguments, parts_of
 from curvature.cli.loading.code import call, find
-from curvature.cli.loading.files import existing, expanded
+from curvature.cli.loading.files import existing, expanded, is_folder
 from curvature.cli.wording import Say, first_line
 from curvature.errors import ConfigurationError, InputError
 from curvature.models.data import Stream, open_stream
 from curvature.models.losses import Loss, ModelLoss
 
-__all__ = ["has_targets", "is_folder", "load_stream", "map_folder"]
+__all__ = ["has_targets", "load_stream", "map_folder"]
 
 _FORMS = "package.module:loader, path/file.py:loader, file.npz, or a folder of .npy files"
 _LOCAL_HEADER = 30  # bytes before the name of a member of an archive
@@ -114,25 +114,6 @@ def _refusal(spec: str, path: Path) -> str:
             "are found, and other names with --target."
         )
     return f"--stream reads data in parts, and {spec} is always read as a whole. Leave out --stream, or use {_FORMS}."
-
-
-def is_folder(path: Path) -> bool:
-    """Whether a folder exists.
-
-    Parameters
-    ----------
-    path
-        Any path.
-
-    Returns
-    -------
-    bool
-        False also for a name that no folder can have.
-    """
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def map_folder(folder: Path) -> dict[str, NDArray[Any]]:

@@ -105,9 +105,15 @@ class CrossEntropy(Loss):
     def _prepared_classes(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if targets.dtype == torch.bool or tuple(targets.shape) != _without_classes(outputs):
             axis = {1: " for class_axis=1", -1: " for class_axis=-1"}.get(self.class_axis or 0, "")
+            hint = (
+                " They fit if the classes are on the last axis, where cv.CrossEntropy(class_axis=-1) and a loss by its "
+                "name, 'cross-entropy' or 'nll', find them."
+                if self.class_axis == 1 and targets.shape == outputs.shape[:-1]
+                else ""
+            )
             raise InputError(
                 f"cross-entropy targets must be integers of shape {_without_classes(outputs)}{axis}, got "
-                f"{targets.dtype} of shape {tuple(targets.shape)}."
+                f"{targets.dtype} of shape {tuple(targets.shape)}.{hint}"
             )
         targets = targets.long()
         counted = targets[targets != self.ignore_index]

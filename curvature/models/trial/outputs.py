@@ -19,6 +19,8 @@ from curvature.models.trees import Tensors, shapes
 
 __all__ = ["checked_outputs"]
 
+_NEARBY = 0.1  # of the length of the weights, how far the second point of a model's own loss lies
+_COMPARED = 64  # examples that are compared there: each needs a pass
 _GRAPH = "If the examples are nodes of a graph, the whole graph is one example: pass cv.Packed(inputs, targets)."
 
 
@@ -97,7 +99,8 @@ def checked_outputs(
     outputs = trial.outputs() if reader.scalar else reader(returned).detach()
     _refuse_outputs(outputs, trial.num_examples)
     if reader.scalar:
-        _refuse_other_mean(outputs, reader(returned)[0])
+        _refuse_other_mean(outputs, reader(returned)[0], "")
+        _refuse_other_mean_elsewhere(trial)
     if drawn:
         _refuse_drawing(trial, drawn)
     tolerance = 1e3 * torch.finfo(outputs.dtype).eps * outputs.abs().max()
@@ -160,15 +163,28 @@ def _reader(reader: Reader, returned: Any, num_examples: int) -> tuple[Reader, s
     return replace(reader, scalar=scalar and (num_examples > 1 or value.ndim == 0)), note
 
 
-def _refuse_other_mean(losses: Tensor, together: Tensor) -> None:
+def _refuse_other_mean(losses: Tensor, together: Tensor, place: str) -> None:
     """Refuse a module whose loss for all examples is not the mean of its losses for single ones."""
     if abs(together - losses.mean()) > 1e4 * torch.finfo(losses.dtype).eps * losses.abs().mean():
         raise InputError(
-            f"the loss that the model returns for all {len(losses)} examples is {float(together):.6g}, but the mean of "
-            f"its losses for single examples is {float(losses.mean()):.6g}. It is not a mean over examples: its "
-            "denominator may be the number of tokens that are not ignored, or it may be a sum. Use the outputs, with "
-            "output='logits' (or as they are called) and a loss by name."
+            f"the loss that the model returns for {len(losses)} examples together{place} is {float(together):.6g}, but "
+            f"the mean of its losses for single examples is {float(losses.mean()):.6g}. It is not a mean over "
+            "examples: its denominator may be the number of tokens that are not ignored, or it may be a sum. Use the "
+            "outputs, with output='logits' (or as they are called) and a loss by name."
         )
+
+
+def _refuse_other_mean_elsewhere(trial: _Trial) -> None:
+    """Compare again at weights nearby: at special ones, such as a last layer of zeros, every example has one loss."""
+    step = max(1, trial.num_examples // _COMPARED)
+    some = replace(trial, inputs=trial.inputs[::step])
+    drawn = torch.randn(len(trial.weights), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    length = float(torch.linalg.vector_norm(trial.weights)) or 1.0
+    drawn = drawn.to(trial.weights) * (_NEARBY * length / float(torch.linalg.vector_norm(drawn)))
+    some = replace(some, weights=trial.weights + drawn)
+    losses, together = some.outputs(), some.function.reader(some.returned())[0]
+    if torch.isfinite(losses).all():
+        _refuse_other_mean(losses, together, " at weights nearby")
 
 
 def _refuse_outputs(outputs: object, num_examples: int) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from scipy.special import stdtrit
 
 from curvature.records import ExtremalEigenvalues, Measured, SpectralDensity
-from curvature.report.figures.labels import common_words, labels_of, records_of
+from curvature.report.figures.labels import common_words, given_labels, records_of
 from curvature.report.figures.style import GRAY, Style, add_legend, axes_or_new, finish, styles_of
 
 __all__ = ["plot_density", "plot_extremes"]
@@ -22,6 +22,7 @@ def plot_density(
     densities: Sequence[SpectralDensity | Measured],
     ax: Axes | None = None,
     *,
+    labels: Sequence[str] | None = None,
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
@@ -34,9 +35,11 @@ def plot_density(
     Parameters
     ----------
     densities
-        Records, or measurements of them; the legend names what differs between them.
+        Records, or measurements of them.
     ax
         Where to draw; None opens a new figure.
+    labels
+        One for each record; None: what differs between them.
     legend
         Whether to explain the lines.
     title
@@ -46,11 +49,16 @@ def plot_density(
     -------
     Axes
         With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no record, one of another kind, or not one label for each.
     """
     records = records_of(densities, SpectralDensity)
     ax = axes_or_new(ax)
     peak, least, lowest, references = 0.0, np.inf, np.inf, []
-    for record, label, style in zip(records, labels_of(densities), styles_of(densities), strict=True):
+    for record, label, style in zip(records, given_labels(densities, labels), styles_of(densities), strict=True):
         edges, density, error = record.histogram()
         width = edges[1] - edges[0]
         reference = 1 / (record.dim * width)  # the density of one eigenvalue in a bin
@@ -91,6 +99,7 @@ def plot_extremes(
     extremes: Sequence[ExtremalEigenvalues | Measured],
     ax: Axes | None = None,
     *,
+    labels: Sequence[str] | None = None,
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
@@ -101,9 +110,11 @@ def plot_extremes(
     Parameters
     ----------
     extremes
-        Records, or measurements of them; the legend names what differs between them.
+        Records, or measurements of them.
     ax
         Where to draw; None opens a new figure.
+    labels
+        One for each record; None: what differs between them.
     legend
         Whether to explain the lines.
     title
@@ -113,10 +124,17 @@ def plot_extremes(
     -------
     Axes
         With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no record, one of another kind, or not one label for each.
     """
     records = records_of(extremes, ExtremalEigenvalues)
     ax = axes_or_new(ax)
-    for k, (record, label, style) in enumerate(zip(records, labels_of(extremes), styles_of(extremes), strict=True)):
+    for k, (record, label, style) in enumerate(
+        zip(records, given_labels(extremes, labels), styles_of(extremes), strict=True)
+    ):
         shift = 0.4 * ((k + 0.5) / len(records) - 0.5)  # apart, so that equal values do not hide each other
         _plot_end(ax, record.largest, record.largest_bounds, style, shift)
         _plot_end(ax, record.smallest, record.smallest_bounds, style, shift)

@@ -10,7 +10,16 @@ from curvature.records import Measured
 from curvature.report.words import chart_label, form_of, matrix_name, plain_gauge
 from curvature.text import one_line
 
-__all__ = ["chart_of", "common_words", "labels_of", "measurements_of", "record_of", "records_of", "safe"]
+__all__ = [
+    "chart_of",
+    "common_words",
+    "given_labels",
+    "labels_of",
+    "measurements_of",
+    "record_of",
+    "records_of",
+    "safe",
+]
 
 MAX_LABEL = 60  # characters of a name in a figure
 _PARTS = ("matrix", "gauge", "form", "block", "arm", "checkpoint", "seed")
@@ -145,6 +154,37 @@ def labels_of(items: Sequence[Any], *, without: Sequence[str] = (), chart: bool 
     if "gauge" in without:
         names = [parts | {"gauge": record_of(item).chart} for parts, item in zip(names, items, strict=True)]
     return [safe(", ".join(filter(None, (parts[key] for key in varying)))) for parts in names]
+
+
+def given_labels(items: Sequence[Any], labels: Sequence[str] | None) -> list[str]:
+    """Names that the user has chosen, or what differs between the items.
+
+    Parameters
+    ----------
+    items
+        Measurements or records.
+    labels
+        One for each item; None: those of :func:`labels_of`.
+
+    Returns
+    -------
+    list of str
+        One per item.
+
+    Raises
+    ------
+    ConfigurationError
+        If there are more or fewer labels than items.
+    """
+    if labels is None:
+        return labels_of(items)
+    if isinstance(labels, str) or len(labels) != len(items):
+        what = repr(labels) if isinstance(labels, str) else f"{len(labels)} of them"
+        raise ConfigurationError(
+            f"labels names the lines of the figure, one for each of the {len(items)} records, got "
+            f"{what}. Pass a list with {len(items)} labels."
+        )
+    return [safe(str(label)) for label in labels]
 
 
 def common_words(items: Sequence[Any], keys: Sequence[str] = _PARTS) -> str:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from curvature.arrays import Float64, Int
 from curvature.records import Measured, Spectrum
-from curvature.report.figures.labels import common_words, labels_of, records_of
+from curvature.report.figures.labels import common_words, given_labels, records_of
 from curvature.report.figures.style import (
     EIGENVALUE,
     GRAY,
@@ -95,7 +95,12 @@ def plot_spectrum(
 
 
 def plot_spectra(
-    spectra: Sequence[Spectrum | Measured], ax: Axes | None = None, *, legend: bool = True, title: str | None = None
+    spectra: Sequence[Spectrum | Measured],
+    ax: Axes | None = None,
+    *,
+    labels: Sequence[str] | None = None,
+    legend: bool = True,
+    title: str | None = None,
 ) -> Axes:
     r"""Overlay the eigenvalue decay of several charts, arms or points; negative eigenvalues have hollow markers.
 
@@ -104,9 +109,11 @@ def plot_spectra(
     Parameters
     ----------
     spectra
-        Records, or measurements of them; the legend names what differs between them.
+        Records, or measurements of them.
     ax
         Where to draw; None opens a new figure.
+    labels
+        One for each record; None: what differs between them.
     legend
         Whether to explain the lines.
     title
@@ -116,11 +123,16 @@ def plot_spectra(
     -------
     Axes
         With title, units and legend.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no record, one of another kind, or not one label for each.
     """
     records = records_of(spectra, Spectrum)
     ax = axes_or_new(ax)
     lowest, floors = [], []
-    for spectrum, label, style in zip(records, labels_of(spectra), styles_of(spectra), strict=True):
+    for spectrum, label, style in zip(records, given_labels(spectra, labels), styles_of(spectra), strict=True):
         values, ranks = descending(spectrum)
         above = np.flatnonzero(np.abs(values) > spectrum.noise_floor)
         if not len(above):

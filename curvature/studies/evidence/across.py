@@ -56,26 +56,28 @@ def pooled_verdicts(cells: Mapping[str, Sequence[Verdict]], *, level: float = LE
     return adjust(drafts, level, rule=_decided)
 
 
-def pooled_sources(cells: Mapping[str, Decomposition]) -> tuple[PooledEffect, ...]:
+def pooled_sources(cells: Mapping[str, Decomposition], *, unit: str = _IMPROVES) -> tuple[PooledEffect, ...]:
     """Pool where the difference between two arms comes from, source by source.
 
     Parameters
     ----------
     cells
         From the name of a cell to its decomposition.
+    unit
+        Of minus the log-ratio that was decomposed.
 
     Returns
     -------
     tuple
         The whole and every source that at least one cell has varied on its own. The sign is that of the claim:
-        positive where weight norm improves the condition number.
+        positive where weight norm makes the number smaller, which improves a condition number.
     """
     sources = dict.fromkeys(source for item in cells.values() for source in item.sources)
-    effects = [_pooled_source("whole", cells), *(_pooled_source(source, cells) for source in sources)]
+    effects = [_pooled_source(source, cells, unit) for source in ("whole", *sources)]
     return tuple(effect for effect in effects if effect.cells)
 
 
-def _pooled_source(source: str, cells: Mapping[str, Decomposition]) -> PooledEffect:
+def _pooled_source(source: str, cells: Mapping[str, Decomposition], unit: str) -> PooledEffect:
     numbers, missing = {}, {}
     for cell, item in cells.items():
         column = item.whole if source == "whole" else item.parts[:, item.sources.index(source)]
@@ -85,7 +87,7 @@ def _pooled_source(source: str, cells: Mapping[str, Decomposition]) -> PooledEff
             missing[cell] = f"only {len(column)} of the {MIN_PAIRS} seeds needed"
         else:
             numbers[cell] = -column
-    return pool(numbers, name=source, unit=_IMPROVES, missing=missing)
+    return pool(numbers, name=source, unit=unit, missing=missing)
 
 
 def _draft(verdicts: Mapping[str, Verdict]) -> PooledVerdict:

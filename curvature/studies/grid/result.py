@@ -16,6 +16,7 @@ from curvature.studies.settings import HEADLINE, PUBLISHED
 __all__ = ["GridStudy", "grid_study"]
 
 _BASES = (HEADLINE[0], PUBLISHED[2])  # the standard method from either start
+_STABLE_RANK = "log(stable rank of the Hessian, standard / weight norm)"  # its rank changes, so no ratio on the rank
 _FACTORS = ("optimizer", "architecture", "data", "batch_size")
 
 
@@ -33,7 +34,10 @@ class GridStudy:
         On every claim over all cells.
     sources
         Where the difference between the paper's arms comes from, pooled over the cells; of PyTorch's where the paper's
-        were not trained.
+        were not trained. Of the condition number kappa_80 of the GGN.
+    hessian_sources
+        The same of the stable rank of the Hessian, with the part of the second-order term; empty where the Hessian was
+        not measured.
     arms
         For each further arm, its condition number after its own training against that of the standard method from the
         same start, pooled over the cells; positive where it is lower. No test of a claim.
@@ -46,6 +50,7 @@ class GridStudy:
     cells: Mapping[str, Study] = field(repr=False)
     verdicts: tuple[PooledVerdict, ...]
     sources: tuple[PooledEffect, ...]
+    hessian_sources: tuple[PooledEffect, ...]
     arms: tuple[PooledEffect, ...]
     groups: Mapping[str, tuple[PooledEffect, ...]] = field(repr=False)
 
@@ -68,12 +73,12 @@ def grid_study(settings: GridSettings, parts: Mapping[Unit, Study]) -> GridStudy
     studies = {cell.name: _study_of(settings, cell, parts) for cell in settings.cells}
     decided = {name: study.verdicts for name, study in studies.items()}
     verdicts = pooled_verdicts(decided)
-    split = {name: _published(study) for name, study in studies.items()}
     return GridStudy(
         settings,
         studies,
         verdicts,
-        pooled_sources({name: item for name, item in split.items() if item is not None}),
+        pooled_sources(_published(studies, "ggn")),
+        pooled_sources(_published(studies, "hessian"), unit=_STABLE_RANK),
         tuple(_arm_effect(arm, studies) for arm in settings.arms if arm not in _BASES),
         _groups(settings, studies),
     )
@@ -88,11 +93,15 @@ def _study_of(settings: GridSettings, cell: Cell, parts: Mapping[Unit, Study]) -
     return replace(joined, warnings=tuple(f"{cell.name}: {warning}" for warning in joined.warnings))
 
 
-def _published(study: Study) -> Decomposition | None:
-    """Decomposition of the GGN between the arms of the paper; between PyTorch's where those were not trained."""
-    of_ggn = [item for item in study.decompositions if item.matrix == "ggn"]
-    papers = [item for item in of_ggn if item.arms == PUBLISHED[:2]]
-    return next(iter([*papers, *of_ggn]), None)
+def _published(studies: Mapping[str, Study], matrix: str) -> dict[str, Decomposition]:
+    """By cell, the decomposition between the arms of the paper; between PyTorch's where those were not trained."""
+    chosen = {}
+    for name, study in studies.items():
+        of_matrix = [item for item in study.decompositions if item.matrix == matrix]
+        papers = [item for item in of_matrix if item.arms == PUBLISHED[:2]]
+        if of_matrix:
+            chosen[name] = [*papers, *of_matrix][0]
+    return chosen
 
 
 def _arm_effect(arm: str, studies: Mapping[str, Study]) -> PooledEffect:

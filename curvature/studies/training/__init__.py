@@ -7,7 +7,7 @@ from curvature.studies.training.arms import METHODS, STARTS, Arm, start
 from curvature.studies.training.design import DEFAULT_ARMS, Trajectory, TrajectorySettings, trajectories
 from curvature.studies.training.initialization import Start, paper_start, start_check
 from curvature.studies.training.loop import Checkpoint, Run, train
-from curvature.studies.training.optimizers import SGD, Adam, Optimizer
+from curvature.studies.training.optimizers import SGD, Adam, Optimizer, SecondMoment
 from curvature.studies.training.recursion import NormRecursion
 from curvature.studies.training.schedule import Schedule
 from curvature.studies.training.sweep import learning_rate_sweep, tune_learning_rate
@@ -26,6 +26,7 @@ __all__ = [
     "Optimizer",
     "Run",
     "Schedule",
+    "SecondMoment",
     "Start",
     "Trainable",
     "Trajectory",

@@ -13,7 +13,7 @@ from torch import Tensor
 from curvature.arrays import Float
 from curvature.errors import ConfigurationError
 
-__all__ = ["SGD", "Adam", "Optimizer", "Update"]
+__all__ = ["SGD", "Adam", "Optimizer", "SecondMoment", "Update"]
 
 Update = Callable[[Tensor, Tensor], None]
 """``update(coordinates, gradient)`` moves the coordinates in place."""
@@ -122,16 +122,39 @@ class Adam(Optimizer):
         return (1 + first) / (1 - first) * self._plain_edge
 
     def begin(self, coordinates: Float[Tensor, "coordinates"]) -> Update:
-        mean, square = torch.zeros_like(coordinates), torch.zeros_like(coordinates)
-        (first, second), step = self.betas, 0
+        mean, moment = torch.zeros_like(coordinates), SecondMoment(self, coordinates)
+        first = self.betas[0]
 
         def update(coordinates: Tensor, gradient: Tensor) -> None:
-            nonlocal step
-            step += 1
             self._decay(coordinates)
             mean.lerp_(gradient, 1 - first)
-            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-            spread = square.sqrt().div_((1 - second**step) ** 0.5).add_(self.epsilon)
-            coordinates.addcdiv_(mean, spread, value=-self.learning_rate / (1 - first**step))
+            moment.add(gradient)
+            coordinates.addcdiv_(mean, moment.divisors(), value=-self.learning_rate / (1 - first**moment.step))
 
         return update
+
+
+class SecondMoment:
+    """Adam's running mean of squared gradients, and the divisors that follow from it.
+
+    Parameters
+    ----------
+    rule
+        With its second beta and epsilon.
+    like
+        A vector of the shape, precision and device of the gradients.
+    """
+
+    def __init__(self, rule: Adam, like: Float[Tensor, "coordinates"]):
+        self.rule, self.square, self.step = rule, torch.zeros_like(like), 0
+
+    def add(self, gradient: Float[Tensor, "coordinates"]) -> None:
+        """Take in the gradient of one more step."""
+        self.step += 1
+        second = self.rule.betas[1]
+        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+
+    def divisors(self) -> Float[Tensor, "coordinates"]:
+        r"""$\sqrt{s / (1 - \beta_2^t)} + \epsilon$ after $t$ steps, ``(Q,)``."""
+        unbiased = (1 - self.rule.betas[1] ** self.step) ** 0.5
+        return self.square.sqrt().div_(unbiased).add_(self.rule.epsilon)
