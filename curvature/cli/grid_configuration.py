@@ -116,7 +116,8 @@ class GridConfiguration(BaseModel):
         """
         from itertools import product, starmap
 
-        from curvature.studies.grid import ARMS, Cell, GridSettings, arm_named, unsuited
+        from curvature.studies.grid import ARMS, Cell, GridSettings, unsuited
+        from curvature.studies.training import arm_named
 
         for arm in self.arms:
             arm_named(arm)

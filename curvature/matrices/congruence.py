@@ -121,7 +121,15 @@ class _Move:
         """
         if self.operator.facts.null_space is None or self.bends or self.chart.dim < self.operator.dim:
             return False  # without the rank of the chart, which may need its Jacobian
+        if type(self.chart).null_dim is Chart.null_dim and not self._moves_every_weight():
+            return False  # a frozen weight shows it by one product, without the Jacobian
         return self.chart.dim - self.chart.null_dim == self.operator.dim
+
+    def _moves_every_weight(self) -> bool:
+        """Whether no row of the Jacobian is zero: else its product with a random vector is exactly zero there."""
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(self.chart.dim, 1, generator=generator, dtype=torch.float64).to(self.chart.coordinates)
+        return bool((self.chart.push(drawn) != 0).all())
 
     def push(self, block: Tensor) -> Tensor:
         return self.chart.metric_root(block) if self.horizontal else self.chart.push(block)

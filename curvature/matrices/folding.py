@@ -36,7 +36,7 @@ def fold_norms(problem: Problem, *, gain: float = 1.0) -> Problem:
     problem
         Model, loss and data at a point.
     gain
-        $c$, not zero; 1 is the form in which a network is deployed.
+        $c$, not zero; 1 leaves the normalization without a gain, as networks are deployed.
 
     Returns
     -------

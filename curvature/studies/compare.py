@@ -18,8 +18,11 @@ from curvature.studies.evidence import decomposition, verdicts
 from curvature.studies.progress import Progress, shown
 from curvature.studies.seeds import WHOLE, measured_seeds
 from curvature.studies.settings import HEADLINE, StudySettings, full_settings, quick_settings
+from curvature.studies.training import Arm, arm_named
 
 __all__ = ["StudyOptions", "combined", "run_study", "study"]
+
+_FULL_ONLY = ("tuning_epochs", "arms")
 
 
 class StudyOptions(TypedDict, total=False):
@@ -30,6 +33,7 @@ class StudyOptions(TypedDict, total=False):
     learning_rate: float
     momentum: float
     tuning_epochs: int
+    arms: tuple[str, ...]
     matrices: tuple[str, ...]
     stretches: tuple[float, ...]
     relative_dampings: tuple[float, ...]
@@ -73,7 +77,8 @@ def study(
         (0), ``matrices`` (Hessian, GGN, gradient covariance), ``stretches`` (gauges in which the GGN is measured too),
         ``relative_dampings`` and ``relative_damping`` (of the natural gradient, in units of the mean eigenvalue of the
         Fisher), ``threshold`` (the smallest effect that counts, as a log-ratio: $\log 1.1$), and with ``full``
-        ``tuning_epochs`` (10).
+        ``tuning_epochs`` (10) and ``arms``: names of :class:`~curvature.studies.training.Arm` in the place of the
+        thirteen, with ``"standard"`` and ``"weight-norm"`` among them, e.g. ``("standard", "weight-norm", "sphere")``.
 
     Returns
     -------
@@ -106,16 +111,19 @@ def study(
     >>> study.verdicts[0].name, study.verdicts[0].outcome
     ('C1, own training', 'undecided')
     """
-    known = [name for name in StudyOptions.__annotations__ if full or name != "tuning_epochs"]
+    known = [name for name in StudyOptions.__annotations__ if full or name not in _FULL_ONLY]
     unknown = ", ".join(sorted(options.keys() - set(known)))
     if unknown:
-        needs_full = " (tuning_epochs needs full=True)" if "tuning_epochs" in options else ""
+        limited = [name for name in _FULL_ONLY if name in options]
+        needs_full = f" ({' and '.join(limited)} needs full=True)" if limited and not full else ""
         raise TypeError(
             f"study() has no option {unknown}{needs_full}. Its options are full, num_seeds, jobs, progress, "
             f"{', '.join(known)}."
         )
+    arms = options.pop("arms", None)
     preset: Callable[..., StudySettings] = full_settings if full else quick_settings
     settings = preset(**({} if num_seeds is None else {"seeds": range(num_seeds)}), **options)
+    settings = settings if arms is None else replace(settings, arms=_arms(arms))
     build = _Same(problem) if isinstance(problem, Problem) else problem
     with shown(progress) as report:
         result = run_study(build, settings, jobs=jobs, progress=report)
@@ -123,6 +131,18 @@ def study(
         warning = "every seed starts from the same weights: the seeds differ only in the order of the data."
         result = replace(result, warnings=(*result.warnings, warning))
     return result
+
+
+def _arms(names: Sequence[str]) -> tuple[Arm, ...]:
+    """Arms by their names; the two that the claims compare must be among them."""
+    arms = tuple(map(arm_named, names))
+    if missing := [name for name in HEADLINE if name not in names]:
+        raise ConfigurationError(
+            f"the claims compare the arms {' and '.join(HEADLINE)}: add {' and '.join(missing)} to arms=."
+        )
+    if len(set(arms)) < len(arms):
+        raise ConfigurationError(f"arms must be distinct, got {'; '.join(names)}.")
+    return arms
 
 
 class _Same:

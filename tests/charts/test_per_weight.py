@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import curvature as cv
+from curvature.charts.chart import Chart
 from curvature.layout import Entry, Layout
 from oracles import distance, normal
 
@@ -127,6 +128,17 @@ def test_a_chart_of_fewer_coordinates_than_weights_moves_a_matrix_without_its_me
     monkeypatch.setattr(cv.DoRA, "metric", lambda *_: pytest.fail("the dense metric was built"))
     moved = cv.pullback(cv.ggn(problem), cv.DoRA(1))
     assert torch.isfinite(moved @ torch.ones(moved.dim, 1, dtype=torch.float64)).all()
+
+
+def test_a_chart_that_leaves_weights_frozen_moves_a_matrix_without_its_jacobian(mlp, regression_data, monkeypatch):
+    """Weight norm has one coordinate more for each row, so with the biases frozen there are as many as weights."""
+    problem = cv.Problem.from_module(mlp(3, 4, 2), loss="mse", data=regression_data(8, 3, 2))
+    monkeypatch.setattr(Chart, "_polar", property(lambda _: pytest.fail("the Jacobian is decomposed")))
+    frozen = cv.WeightNorm(stretch=2.0).freeze("bias")
+    moved = cv.pullback(cv.ggn(problem), frozen)
+    assert moved.dim == problem.dim
+    jacobian = frozen.at(problem.layout, problem.weights).push(torch.eye(moved.dim, dtype=torch.float64))
+    assert distance(moved.dense(), jacobian.T @ cv.ggn(problem).dense() @ jacobian) < 1e-14
 
 
 def test_training_moves_the_parts_and_keeps_what_is_frozen():

@@ -23,7 +23,6 @@ from curvature.studies.grid import (
     OPTIMIZERS,
     Cell,
     GridSettings,
-    arm_named,
     cell_problem,
     grid_study,
     measure_unit,
@@ -33,7 +32,7 @@ from curvature.studies.grid import (
 from curvature.studies.grid.result import _arm_effect
 from curvature.studies.shared import Shared
 from curvature.studies.steps import noise_and_steps
-from curvature.studies.training import Arm
+from curvature.studies.training import Arm, arm_named
 
 CELLS = (Cell("wine", "tanh-mlp", "sgd"), Cell("breast-cancer", "residual-mlp", "adam"))
 TINY = GridSettings(

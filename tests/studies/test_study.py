@@ -626,11 +626,36 @@ def test_the_full_study_has_its_own_settings_and_options():
             "study\\(\\) has no option learningrate. Its options are full, num_seeds, jobs, .* epochs",
         ),
         ({"tuning_epochs": 3}, r"no option tuning_epochs \(tuning_epochs needs full=True\)"),
+        ({"arms": ("standard",)}, r"no option arms \(arms needs full=True\)"),
     ],
 )
 def test_options_that_do_not_exist_are_refused_with_those_that_do(options, message):
     with pytest.raises(TypeError, match=message):
         cv.study(problem_of(), **options)
+
+
+def test_the_arms_of_a_full_study_can_be_chosen():
+    """Rows of mean zero need a start of their own, at which the standard arm is trained too."""
+    names = ("standard", "weight-norm", "sphere", "standard, centred start", "weight-standardization, centred start")
+    options = {"epochs": 4, "tuning_epochs": 1, "num_seeds": 1, "matrices": ("ggn", "gradient_covariance")}
+    study = cv.study(problem_of(), full=True, arms=names, **options)
+    assert [curve.arm for curve in study.curves] == list(names)
+    charts = {m.arm: m.record.label for m in study.of(cv.Spectrum) if m.record.chart not in ("standard", "weight-norm")}
+    assert charts["sphere"] == "ggn, sphere (checkpoint)"
+    assert charts["weight-standardization, centred start"] == "ggn, weight-standardization (checkpoint)"
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (("standard", "sphere"), "compare the arms standard and weight-norm: add weight-norm to arms="),
+        (("standard", "weight-norm", "spere"), "must be one of standard, .*got 'spere'"),
+        (("standard", "weight-norm", "weight-norm"), "arms must be distinct"),
+    ],
+)
+def test_arms_that_cannot_be_studied_are_refused(arms, message):
+    with pytest.raises(ConfigurationError, match=message):
+        cv.study(problem_of(), full=True, arms=arms)
 
 
 @pytest.mark.parametrize("build_module", [build(0), build], ids=["module", "function"])

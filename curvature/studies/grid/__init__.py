@@ -3,7 +3,7 @@
 from curvature.studies.grid.cells import ARCHITECTURES, DATA_SETS, OPTIMIZERS, Cell, cell_problem, unsuited
 from curvature.studies.grid.execution import measured_units
 from curvature.studies.grid.result import GridStudy, grid_study
-from curvature.studies.grid.settings import ARMS, GridSettings, Unit, arm_named, measure_unit
+from curvature.studies.grid.settings import ARMS, GridSettings, Unit, measure_unit
 
 __all__ = [
     "ARCHITECTURES",
@@ -14,7 +14,6 @@ __all__ = [
     "GridSettings",
     "GridStudy",
     "Unit",
-    "arm_named",
     "cell_problem",
     "grid_study",
     "measure_unit",

@@ -10,8 +10,9 @@ from curvature.studies.compare import combined
 from curvature.studies.evidence import log_ratio, pool, pooled_sources, pooled_verdicts
 from curvature.studies.evidence.inference import MIN_PAIRS, MOST_MISSING
 from curvature.studies.grid.cells import Cell
-from curvature.studies.grid.settings import GridSettings, Unit, arm_named
+from curvature.studies.grid.settings import GridSettings, Unit
 from curvature.studies.settings import HEADLINE, PUBLISHED
+from curvature.studies.training import arm_named
 
 __all__ = ["GridStudy", "grid_study"]
 

@@ -18,11 +18,10 @@ from curvature.studies.grid.cells import DATA_SETS, OPTIMIZERS, Cell, cell_probl
 from curvature.studies.progress import Progress
 from curvature.studies.seeds import measure_seed
 from curvature.studies.settings import HEADLINE, PUBLISHED, StudySettings
-from curvature.studies.training import Arm, TrajectorySettings
+from curvature.studies.training import TrajectorySettings, arm_named
 
-__all__ = ["ARMS", "GridSettings", "Unit", "arm_named", "measure_unit"]
+__all__ = ["ARMS", "GridSettings", "Unit", "measure_unit"]
 
-_PAPER = ", paper start"
 ARMS = (*HEADLINE, "random-weight-factorization", "placebo", *PUBLISHED[:0:-1], "scaled-standard, paper start")
 _one_unit = threading.Lock()  # a unit limits the threads of its whole process
 
@@ -135,32 +134,6 @@ class GridSettings:
             threshold=self.threshold,
             whole_batches=self.whole_batches,
         )
-
-
-def arm_named(name: str) -> Arm:
-    """Arm of a name, as ``Arm.name`` writes it.
-
-    Parameters
-    ----------
-    name
-        Method, and start unless it is the module's.
-
-    Returns
-    -------
-    Arm
-        With that name.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is no such arm.
-
-    Examples
-    --------
-    >>> arm_named("weight-norm-paper, paper start")
-    Arm(method='weight-norm-paper', start='paper')
-    """
-    return Arm(name.removesuffix(_PAPER), "paper" if name.endswith(_PAPER) else "module")
 
 
 def measure_unit(settings: GridSettings, unit: Unit, *, progress: Progress | None = None) -> Study:

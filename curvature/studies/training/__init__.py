@@ -3,7 +3,7 @@
 :func:`train` runs one arm once; :func:`trajectories` tunes and trains all arms at one seed.
 """
 
-from curvature.studies.training.arms import METHODS, STARTS, Arm, start
+from curvature.studies.training.arms import METHODS, STARTS, Arm, arm_named, start
 from curvature.studies.training.design import DEFAULT_ARMS, Trajectory, TrajectorySettings, trajectories
 from curvature.studies.training.initialization import Start, paper_start, start_check
 from curvature.studies.training.loop import Checkpoint, Run, train
@@ -32,6 +32,7 @@ __all__ = [
     "Trajectory",
     "TrajectorySettings",
     "Whitened",
+    "arm_named",
     "learning_rate_sweep",
     "paper_start",
     "start",

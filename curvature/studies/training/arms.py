@@ -24,7 +24,7 @@ from curvature.precision import full_precision
 from curvature.studies.training.initialization import Start, paper_start
 from curvature.studies.training.trainable import BatchNormalized, Trainable, Whitened
 
-__all__ = ["METHODS", "STARTS", "Arm", "start"]
+__all__ = ["METHODS", "STARTS", "Arm", "arm_named", "start"]
 
 
 def _scaled_standard(start: Start) -> Trainable:
@@ -143,6 +143,33 @@ class Arm:
         if start.name != self.start:
             raise ConfigurationError(f"the arm {self.name!r} starts at {self.start!r} weights, got {start.name!r}.")
         return METHODS[self.method](start)
+
+
+def arm_named(name: str) -> Arm:
+    """Arm of a name, as ``Arm.name`` writes it.
+
+    Parameters
+    ----------
+    name
+        Method, and start unless it is the module's.
+
+    Returns
+    -------
+    Arm
+        With that name.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such arm.
+
+    Examples
+    --------
+    >>> arm_named("weight-norm-paper, paper start")
+    Arm(method='weight-norm-paper', start='paper')
+    """
+    method, comma, beginning = name.partition(", ")
+    return Arm(method, beginning.removesuffix(" start") if comma else "module")
 
 
 @full_precision()
