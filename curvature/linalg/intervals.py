@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from curvature.arrays import Float64
@@ -172,7 +172,7 @@ def quantile(count: int) -> float:
     float
         Above 1.96.
     """
-    return float(student.ppf((1 + LEVEL) / 2, count - 1))
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2))
 
 
 def spread(samples: Float64[np.ndarray, "probes"]) -> float:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import minimize, nnls
 from torch import Tensor
 
 from curvature.arrays import Float
@@ -228,6 +227,8 @@ class _Groups:
 
 def _least_kappa(problem: Problem, groups: _Groups, matrix: Tensor, position: int, starts: Sequence[Tensor]) -> Tensor:
     """Best logarithms of rho that L-BFGS-B meets on its ways from the starts, the starts included."""
+    from scipy.optimize import minimize  # slow to import, and few calls need it
+
     reach = -2 * math.log(_STRETCH_RANGE[0])
     objective = _LogKappa(problem, groups, matrix, position, starts[0])
     for start in starts:
@@ -301,6 +302,8 @@ def _radial_and_tangential(problem: Problem) -> tuple[Tensor, Tensor]:
 
 
 def _most_efficient_rhos(problem: Problem, groups: _Groups, matrix: Tensor, damping: Damping) -> Tensor:
+    from scipy.optimize import nnls  # slow to import, and few calls need it
+
     gradient, (radial, tangential) = problem.gradient(), _radial_and_tangential(problem)
     members = groups.of_weight.to(problem.device)
     columns = torch.zeros(problem.dim, groups.count + 1, dtype=gradient.dtype, device=gradient.device)

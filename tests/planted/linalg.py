@@ -176,8 +176,8 @@ DEFECTS = [
     Defect(
         "quantile with the wrong degrees of freedom",
         "linalg:quantile",
-        "student.ppf((1 + LEVEL) / 2, $count - 1)",
-        "student.ppf((1 + LEVEL) / 2, $count)",
+        "stdtrit($count - 1, (1 + LEVEL) / 2)",
+        "stdtrit($count, (1 + LEVEL) / 2)",
         EVEN_SAMPLES,
     ),
     Defect(

@@ -28,7 +28,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from curvature.arrays import Float64
 from curvature.errors import ConfigurationError
@@ -91,7 +91,7 @@ def paired_interval(differences: Numbers, level: float = LEVEL) -> tuple[float, 
     mean = float(values.mean())
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    half_width = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * _standard_error(values))
+    half_width = float(special.stdtrit(len(values) - 1, (1 + level) / 2) * _standard_error(values))
     return mean - half_width, mean + half_width
 
 
@@ -125,7 +125,7 @@ def median_interval(lows: Numbers, highs: Numbers | None = None, level: float = 
     (-inf, inf)
     """
     left, right = np.sort(lows), np.sort(lows if highs is None else highs)
-    in_tail = stats.binom.cdf(np.arange(len(left)), len(left), 0.5) <= (1 - level) / 2 + 1e-12
+    in_tail = special.bdtr(np.arange(len(left)), len(left), 0.5) <= (1 - level) / 2 + 1e-12
     k = int(in_tail.sum())
     return (float(left[k - 1]), float(right[len(right) - k])) if k else (-math.inf, math.inf)
 
@@ -347,13 +347,13 @@ def _student_p(values: np.ndarray, threshold: float) -> float:
     error = _standard_error(values)
     if error == 0 or np.ptp(values) == 0:  # equal numbers, or differences whose square underflows
         return 0.0 if gap else 1.0
-    return float(2 * stats.t.sf(gap / error, len(values) - 1))
+    return float(2 * special.stdtr(len(values) - 1, -gap / error))
 
 
 def _sign_p(lows: np.ndarray, highs: np.ndarray, threshold: float) -> float:
     """Two-sided sign test of the median; a pair whose bounds enclose the threshold counts for neither side."""
     on_one_side = max(int((lows > threshold).sum()), int((highs < threshold).sum()))
-    return min(1.0, float(2 * stats.binom.sf(on_one_side - 1, len(lows), 0.5)))
+    return min(1.0, float(2 * special.bdtrc(on_one_side - 1, len(lows), 0.5)))
 
 
 def _bounded_median(lows: np.ndarray, highs: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from curvature.errors import ConfigurationError
 from curvature.records import PooledEffect
@@ -114,7 +114,7 @@ def pooled_interval(effect: PooledEffect, level: float = LEVEL) -> tuple[float, 
     freedom = len(effect.cells) - 1
     if freedom < 1:
         return -math.inf, math.inf
-    half_width = float(stats.t.ppf((1 + level) / 2, freedom)) * effect.standard_error
+    half_width = float(special.stdtrit(freedom, (1 + level) / 2)) * effect.standard_error
     return effect.estimate - half_width, effect.estimate + half_width
 
 
@@ -136,7 +136,7 @@ def distance_p(effect: PooledEffect, threshold: float) -> float:
     freedom = len(effect.cells) - 1
     if freedom < 1:
         return math.nan
-    return float(2 * stats.t.sf(abs(effect.estimate - threshold) / effect.standard_error, freedom))
+    return float(2 * special.stdtr(freedom, -abs(effect.estimate - threshold) / effect.standard_error))
 
 
 def _moderated(samples: Mapping[str, np.ndarray], errors: np.ndarray) -> np.ndarray:
@@ -158,10 +158,10 @@ def _random_effects(means: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
         combined = combine_effects(means, errors**2, method_re="pm", maxiter=_MAX_ITERATIONS)
     estimate, tau2 = float(combined.mean_effect_re), float(combined.tau2)
     error = float(max(combined.sd_eff_w_re_hksj, combined.sd_eff_w_re))
-    half_width = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * error
+    half_width = float(special.stdtrit(count - 1, (1 + LEVEL) / 2)) * error
     around = math.inf
     if count > 2:
-        around = float(stats.t.ppf((1 + LEVEL) / 2, count - 2)) * math.hypot(error, math.sqrt(tau2))
+        around = float(special.stdtrit(count - 2, (1 + LEVEL) / 2)) * math.hypot(error, math.sqrt(tau2))
     spread = float(combined.q)
     return {
         "weights": tuple(combined.weights_rel_re.tolist()),
@@ -173,7 +173,7 @@ def _random_effects(means: np.ndarray, errors: np.ndarray) -> dict[str, Any]:
         "prediction_high": estimate + around,
         "tau": math.sqrt(tau2),
         "i2": max(0.0, 1 - (count - 1) / spread) if spread > 0 else 0.0,
-        "heterogeneity_p": float(stats.chi2.sf(max(spread, 0.0), count - 1)),
+        "heterogeneity_p": float(special.chdtrc(count - 1, max(spread, 0.0))),
     }
 
 
