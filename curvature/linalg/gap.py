@@ -46,13 +46,15 @@ class Gap:
     below: float
 
 
-def gap_of(matrix: Float[Tensor, "rows columns"]) -> Gap | None:
+def gap_of(matrix: Float[Tensor, "rows columns"], *, sums: bool = False) -> Gap | None:
     r"""Bound the singular values on both sides of the widest gap.
 
     Parameters
     ----------
     matrix
         ``(m, n)``, on the processor.
+    sums
+        Whether the rows are random sums already: where there are fewer rows than columns, they are not mixed again.
 
     Returns
     -------
@@ -71,8 +73,9 @@ def gap_of(matrix: Float[Tensor, "rows columns"]) -> Gap | None:
     Both hold up to the rounding of $R$, as singular values do that are computed from $R$. Costs one QR decomposition,
     about a third of the time of the singular values.
     """
-    short = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
-    triangle = torch.linalg.qr(_mixed(short), mode="r").R.numpy()
+    wide = matrix.shape[0] < matrix.shape[1]
+    short = matrix.T if wide else matrix
+    triangle = torch.linalg.qr(short if sums and wide else _mixed(short), mode="r").R.numpy()
     scale = float(np.abs(triangle).max())
     count = _widest_step(np.abs(np.diag(triangle)))
     if count is None:

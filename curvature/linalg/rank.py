@@ -337,7 +337,7 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
     # factor. Of a singular value that others hide, the w - r > 50 spare sums keep at least a tenth: below a gap so far
     # under the floor, the factor has none above it either.
     units = 2.2 * singular_units(operator.dim, num_columns, operator.dtype)
-    rank = _rank_of_rows(_summed_columns(operator, width), units, bound, _HIDDEN_IN_SUMS)
+    rank = _rank_of_rows(_summed_columns(operator, width), units, bound, sums=True)
     if rank.resolved:
         return rank
     if num_columns * operator.dim**2 > FACTOR_WORK:
@@ -352,14 +352,14 @@ def _whole_rank(operator: BlockMatrix, bound: int) -> Rank:
     return _rank_of_rows(short_factor(operator), units, bound)
 
 
-def _rank_of_rows(rows: Tensor, units: float, bound: int, hidden: float = _HIDDEN) -> Rank:
+def _rank_of_rows(rows: Tensor, units: float, bound: int, *, sums: bool = False) -> Rank:
     """Rank by the singular values of rows ``(w, D)``: by bounds next to a gap if they resolve it, else by all of them.
 
     Every condition of :func:`_counted` asks for large values above the gap or small ones below it, so what bounds
     resolve the values resolve too.
     """
-    sizes = np.zeros(rows.shape[1])
-    gap = gap_of(rows) if rows.device.type == "cpu" else None
+    sizes, hidden = np.zeros(rows.shape[1]), _HIDDEN_IN_SUMS if sums else _HIDDEN
+    gap = gap_of(rows, sums=sums) if rows.device.type == "cpu" else None
     if gap is not None:
         sizes[: gap.count], sizes[gap.count : min(rows.shape)] = gap.above**2, gap.below**2
         rank = _counted(sizes, (units * gap.largest) ** 2, bound, hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -158,7 +159,10 @@ def measured_spectra(
             # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would
             # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
             move = effective if on_weights and not canonical else pullback
-            record = _spectrum(shared, operator, None if plain else move, chart, gradient=with_gradient)
+            if standard is not None and name in _SECOND_MOMENTS and _is_isometry(problem, chart):
+                record = replace(standard, where=move(operator, chart).where)
+            else:
+                record = _spectrum(shared, operator, None if plain else move, chart, gradient=with_gradient)
             collector.add(place, record)
             standard = record if plain else standard
             if canonical and standard is not None and name in _SECOND_MOMENTS:
@@ -186,6 +190,14 @@ def _spectrum(
         return spectrum(move(operator, chart), gradient=gradient)
     key = (operator.name, gradient, move, chart.rule, chart.stretch, chart.log_scale, chart.layers)
     return shared.once(key, lambda: spectrum(move(operator, chart), gradient=gradient))
+
+
+def _is_isometry(problem: Problem, chart: Parameterization) -> bool:
+    """Whether the gauge that training reached is still the canonical one, so that K = I up to rounding."""
+    if type(chart) is not WeightNorm or chart.v is None:
+        return False
+    stretches = chart.at(problem.layout, problem.weights).stretches
+    return bool(((stretches - 1).abs() <= 8 * torch.finfo(stretches.dtype).eps).all())
 
 
 def _check_canonical(collector: Collector, place: Place, standard: Spectrum, canonical: Spectrum) -> None:
@@ -225,7 +237,10 @@ def _second_order(
         other = effective if chart.gauge == "canonical" else pullback
         collector.add(place, _spectrum(shared, hessian, other, chart))
     if chart.gauge != "canonical":
-        collector.add(place, spectrum(effective(hessian, linear_part(problem, chart))))
+        moved = effective(hessian, linear_part(problem, chart))
+        isometry = _is_isometry(problem, chart)
+        record = replace(_spectrum(shared, hessian, None, chart), where=moved.where) if isometry else spectrum(moved)
+        collector.add(place, record)
 
 
 def gauge_state(collector: Collector, place: Place, problem: Problem, chart: Parameterization) -> None:

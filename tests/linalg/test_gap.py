@@ -57,6 +57,14 @@ def test_zeros_and_entries_that_are_not_finite_have_no_gap(matrix):
     assert gap_of(matrix) is None
 
 
+@pytest.mark.parametrize("shape", [(40, 90), (90, 40)])
+def test_rows_that_are_random_sums_have_the_same_bounds(shape):
+    matrix = with_values(np.geomspace(1, 1e-4, 30), shape, 5)
+    mixed, plain = gap_of(matrix), gap_of(matrix, sums=True)
+    assert plain.count == mixed.count == 30
+    assert plain.above == pytest.approx(mixed.above, rel=1e-6)
+
+
 def test_null_columns_anywhere_are_found():
     """Zero columns between the others: only a mixture of columns brings them to the end."""
     matrix = normal(4, 60, 40)

@@ -284,7 +284,8 @@ def _spread_of(values: Iterable[float]) -> dict[str, Any]:
 def _general(rule: str) -> str:
     """Leave out the value of a threshold, a gap or a floor, which differ from seed to seed."""
     rule = re.sub(r"(above) [\d.e+-]+", r"\1 the noise floor and rounding", rule)
-    rule = re.sub(r"a (factor of [\d.e+-]+|step from [\d.e+-]+ to zero) after", "a factor of 1000 or more after", rule)
+    gap = r"a (factor of (at least )?[\d.e+-]+|step from [\d.e+-]+ to zero) after"
+    rule = re.sub(gap, "a factor of 1000 or more after", rule)
     return re.sub(r"(noise floor) [\d.e+-]+", r"\1", rule)
 
 
