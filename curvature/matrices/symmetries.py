@@ -79,6 +79,8 @@ def symmetries(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, T
     """
     if not [module for module in problem.model.modules() if not _MARKS.isdisjoint(vars(module))]:
         return
+    if not _has_room(problem, 1):
+        return
     double = in_double(problem)  # where a direction that is wrong by little does not hide in the rounding
     for reason, candidates in _sets(double, second_order=second_order):
         for build in candidates:

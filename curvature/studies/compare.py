@@ -26,7 +26,7 @@ _FULL_ONLY = ("tuning_epochs", "arms")
 
 
 class StudyOptions(TypedDict, total=False):
-    """Options of :func:`study`, named as on the command line."""
+    """Options of :func:`study`; all but ``arms`` are named as on the command line."""
 
     epochs: int
     batch_size: int
@@ -52,7 +52,8 @@ def study(
 ) -> Study:
     r"""Train with and without weight normalization, measure along the way, and decide the claims.
 
-    What ``curvature compare`` does (``curvature compare --full`` with ``full=True``), with the same options.
+    What ``curvature compare`` does (``curvature compare --full`` with ``full=True``), with the same options, and
+    ``arms`` besides.
 
     Parameters
     ----------
