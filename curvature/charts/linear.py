@@ -15,7 +15,7 @@ from curvature.charts.rows import PAPER_SCALE, refuse_not_positive, refuse_zero_
 from curvature.errors import ConfigurationError, InputError
 from curvature.layout import Entry, Layout
 
-__all__ = ["AffineChart", "LinearChart", "ScaledStandard", "Standard"]
+__all__ = ["AffineChart", "GivenChart", "LinearChart", "ScaledStandard", "Standard"]
 
 _Indices = Tensor | slice
 _Block = tuple[_Indices, Tensor]  # a symmetric matrix, or a diagonal
@@ -219,10 +219,15 @@ def _refuse_blocks(blocks: Sequence[tuple[Tensor, Tensor]], name: str, dim: int)
             )
 
 
-class AffineChart(Chart):
-    """``w = w_0 + M theta`` with ``M`` symmetric, block-diagonal up to a permutation."""
+class GivenChart(Chart):
+    """An affine chart whose Jacobian the user has given, with the largest entry of it."""
 
     flat = True
+    largest_entry: float
+
+
+class AffineChart(GivenChart):
+    """``w = w_0 + M theta`` with ``M`` symmetric, block-diagonal up to a permutation."""
 
     def __init__(self, parameterization: LinearChart, layout: Layout, weights: Tensor, blocks: Sequence[_Block]):
         self.parameterization = parameterization
@@ -230,6 +235,7 @@ class AffineChart(Chart):
         self.origin = weights
         self.coordinates = torch.zeros_like(weights)
         self.blocks = blocks
+        self.largest_entry = max([1.0, *(float(block.abs().max()) for _, block in blocks if block.numel())])
 
     def moved(self, coordinates: Tensor) -> Parameterization:
         del coordinates  # an affine chart is the same around every point
@@ -301,10 +307,8 @@ class AffineChart(Chart):
     horizontal_transpose = horizontal
 
 
-class _DenseChart(Chart):
+class _DenseChart(GivenChart):
     """``w = w_0 + M theta`` with any dense ``M``."""
-
-    flat = True
 
     def __init__(self, parameterization: LinearChart, layout: Layout, weights: Tensor, factor: Tensor):
         self.parameterization = parameterization
@@ -313,6 +317,7 @@ class _DenseChart(Chart):
         self.layout = layout if square else Layout((Entry("coordinates", (factor.shape[1],), layer=""),))
         self.origin, self.factor = weights, factor
         self.coordinates = weights.new_zeros(factor.shape[1])
+        self.largest_entry = float(factor.abs().max())
 
     def moved(self, coordinates: Tensor) -> Parameterization:
         del coordinates  # an affine chart is the same around every point

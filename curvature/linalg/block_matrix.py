@@ -223,7 +223,7 @@ class BlockMatrix:
         if self.routes.entries is not None:
             with self.one_pool():
                 try:
-                    return symmetrized(self.routes.entries.compute(), self.name)
+                    return symmetrized(self.routes.entries.compute(), self.name, self.routes.entries.terms)
                 except NonFiniteError as error:
                     raise NonFiniteError(f"{self.name} has NaN or infinite entries; {self.diagnosis()}") from error
         columns = []

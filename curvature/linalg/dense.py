@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ __all__ = ["empty_square", "mirrored", "symmetric_product", "symmetrized"]
 _TILE = 512  # rows and columns of a tile: 2 MB in float64, so a tile and its transposed partner fit into cache
 
 
-def symmetrized(matrix: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "dim dim"]:
+def symmetrized(
+    matrix: Float[Tensor, "dim dim"], name: str, terms: Callable[[], float] | None = None
+) -> Float[Tensor, "dim dim"]:
     """Make a matrix that is symmetric up to rounding exactly symmetric, in place.
 
     Parameters
@@ -25,6 +27,9 @@ def symmetrized(matrix: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "d
         ``(D, D)``; overwritten.
     name
         Name of the matrix, for messages.
+    terms
+        Returns the size of the terms whose sums the entries are, where they may cancel; called only if the entries are
+        not symmetric up to rounding of the largest one.
 
     Returns
     -------
@@ -40,8 +45,9 @@ def symmetrized(matrix: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "d
 
     Notes
     -----
-    The tolerance is relative to the largest entry and grows with the square root of the dimension, as the rounding of
-    sums with random signs does. The matrix is read once, in pairs of a tile and its transposed partner.
+    The tolerance is relative to the largest entry, or to the terms of its sum, and grows with the square root of the
+    dimension, as the rounding of sums with random signs does. The matrix is read once, in pairs of a tile and its
+    transposed partner.
     """
     scale = matrix.new_zeros(())
     asymmetry = matrix.new_zeros(())
@@ -58,7 +64,7 @@ def symmetrized(matrix: Float[Tensor, "dim dim"], name: str) -> Float[Tensor, "d
     if not torch.isfinite(scale):
         raise NonFiniteError(f"{name} has NaN or infinite entries; look at the model and the data at this point.")
     allowed = 100 * torch.finfo(matrix.dtype).eps * len(matrix) ** 0.5 * scale
-    if asymmetry > allowed:
+    if asymmetry > allowed and (terms is None or asymmetry > allowed / scale * terms()):
         raise SelfCheckError(
             f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
             f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative: freeze or replace it."

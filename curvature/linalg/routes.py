@@ -41,6 +41,9 @@ class EntriesRoute:
         The entries, if they have been computed and stored.
     seconds
         Estimates the time of what ``multiplications`` does not count; None if it counts everything.
+    terms
+        Returns the size of the terms of the sums that ``compute`` adds up, where they may cancel: the entries are
+        symmetric up to rounding of it. None where that is the largest entry.
     """
 
     compute: Callable[[], Tensor] = field(repr=False)
@@ -48,6 +51,7 @@ class EntriesRoute:
     peak_bytes: float = 0.0
     kept: Float[Tensor, "dim dim"] | None = field(default=None, repr=False)
     seconds: Callable[[], float] | None = field(default=None, repr=False)
+    terms: Callable[[], float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from curvature.charts import Chart, Parameterization
+from curvature.charts.linear import GivenChart
 from curvature.errors import ConfigurationError, SelfCheckError
 from curvature.linalg.facts import Facts, NullSpace
 from curvature.linalg.operator import SymmetricOperator
@@ -156,6 +157,11 @@ class _Move:
         move = self.chart.effective if self.horizontal else self.chart.pulled_back
         return move(self.operator.entries(), self.slope() if self.bends else None)
 
+    def terms(self) -> float:
+        r"""Size of the terms of $J^T A J$: an inverse root that stretches null directions of $A$ amplifies rounding."""
+        assert isinstance(self.chart, GivenChart)
+        return self.chart.largest_entry**2 * float(self.operator.entries().abs().max())
+
     def gradient(self) -> Tensor:
         pulled = self.chart.pull(self.slope()[:, None])
         return (self.chart.horizontal_transpose(pulled) if self.horizontal else pulled)[:, 0]
@@ -176,6 +182,7 @@ class _Move:
             EntriesRoute(self.entries) if routes.entries is None else replace(routes.entries, compute=self.entries)
         )
         peak = max(operator.dense_bytes, (7.0 if self.bends else 4.0) * square)
+        terms = self.terms if isinstance(self.chart, GivenChart) else None
         factor = None
         if routes.factor is not None:
             blocks = routes.factor.blocks
@@ -191,7 +198,7 @@ class _Move:
             )
         column = routes.products.column_bytes + 4 * operator.dtype.itemsize * dim
         return Routes(
-            replace(entries, compute=self.entries, peak_bytes=peak, kept=None),
+            replace(entries, compute=self.entries, peak_bytes=peak, kept=None, terms=terms),
             factor,
             replace(routes.products, column_bytes=column),
             routes.numpy_blas,

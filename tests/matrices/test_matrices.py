@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -1059,3 +1060,20 @@ def test_records_say_what_the_matrix_is(case):
         assert operator.where.num_examples == 7
         assert operator.facts.positive_semidefinite is (name != "hessian")
         assert "\n" not in repr(operator)
+
+
+@pytest.mark.parametrize("damping", [1e-3, 1e-4])
+@pytest.mark.parametrize("move", [cv.pullback, cv.effective])
+def test_an_inverse_root_with_little_damping_multiplies_rounding_and_the_floor_says_how_much(move, damping):
+    inputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    problem = cv.Problem.from_module(cv.zoo.mlp((4, 3, 3)), loss="cross-entropy", data=(inputs, torch.arange(6) % 3))
+    matrix = cv.ggn(problem)
+    values, vectors = torch.linalg.eigh(matrix.dense())
+    root = (vectors * (values.clamp(min=0) + damping * float(values.mean())).rsqrt()) @ vectors.T
+    root = (root + root.T) / 2
+    found = cv.spectrum(move(matrix, cv.LinearChart(root)), method="dense")
+    with mpmath.workdps(40):
+        exact_root, exact = mpmath.matrix(root.tolist()), mpmath.matrix(matrix.dense().tolist())
+        expected = sorted(map(float, mpmath.eigsy(exact_root * exact * exact_root, eigvals_only=True)))
+    assert np.abs(found.eigenvalues - expected).max() < found.noise_floor < 1e-9
+    assert found.rank == 12  # examples times classes less one

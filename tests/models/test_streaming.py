@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -487,3 +489,19 @@ def test_a_checksum_sees_every_single_change_and_no_position(dtype: torch.dtype)
         assert (checksums([changed.reshape(rows.shape)]) != sums).all()
     assert (checksums([rows, rows]) != checksums([rows])).all()
     assert len(np.unique(checksums([torch.randint(0, 256, (5000, 4)).double()]))) > 4990
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages cannot be given back on this system")
+def test_a_mapped_file_does_not_stay_in_the_memory_of_the_process(tmp_path):
+    size = 48 * 2**20
+    inputs = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (384, 2**17))
+    inputs[:, ::4096] = 1  # one byte of each page
+    inputs.flush()
+    del inputs
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r"), np.zeros(384, dtype=int)
+    process = psutil.Process()
+    before = process.memory_info().shared
+    stream = open_stream(mapped)
+    assert stream.count() == 384
+    assert process.memory_info().shared - before < size / 3
+    assert int(stream.read(slice(383, 384))[0].sum()) == 2**17 // 4096

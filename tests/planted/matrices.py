@@ -9,6 +9,13 @@ SEVERAL_THREADS = ("products_by_several_threads_are_those_by_one_and_always_the_
 COMMON_LAYERS = "matrices_are_right_through_common_layers"
 
 DEFECTS = [
+    Defect(
+        "entries that must be as symmetric as their own size after rounding was multiplied",
+        "matrices.congruence:_Move.routes",
+        "self.terms if isinstance(self.chart, GivenChart) else None",
+        "None",
+        ("an_inverse_root_with_little_damping_multiplies_rounding_and_the_floor_says_how_much",),
+    ),
     # ---------------------------------------------------------------------------------------------------- fast paths
     Defect(
         "first derivative for the second",

@@ -83,8 +83,8 @@ DEFECTS = [
     Defect(
         "factors of a forest plot on the wrong side of 1",
         "report.drawings.grid:_cells",
-        "Effect($cell, math.exp(-$mean), math.exp(-$high), math.exp(-$low), $word)",
-        "Effect($cell, math.exp($mean), math.exp($low), math.exp($high), $word)",
+        "Effect($cell, *factors_of($effect.unit, $mean, $low, $high), $word)",
+        "Effect($cell, *factors_of($effect.unit, -$mean, -$high, -$low), $word)",
         ("a_row_is_the_factor_of_its_cell_below_one_where_weight_norm_is_better",),
     ),
     Defect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -187,5 +188,17 @@ def _of_arrays(data: Any, divided: Divide, forward: Callable[..., Any] | None, *
             rows = slice(start, start + _AT_ONCE)
             inputs, targets = (mapped(itemgetter(rows), part) for part in parts)
             yield divided((inputs, targets) if with_targets else inputs, f"examples from {start} on")
+            for row in leaves:  # the stream has copied them
+                _unload(row[1])
 
     return Source("the data", read)
+
+
+def _unload(array: Any) -> None:
+    """Take the pages of a mapped file out of the memory of the process, which would grow to the size of the file.
+
+    They stay in the cache of the system. A private copy (mode "c") would lose what was written into it.
+    """
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # not on every system
+    if advice is not None and isinstance(array, np.memmap) and array.mode in ("r", "r+"):
+        array._mmap.madvise(advice)  # type: ignore[attr-defined]
