@@ -237,7 +237,9 @@ def step_efficiencies(
         $(g^T d)^2 / (d^T A d \; g^T A^{-1} g)$ for each, at most 1 up to rounding.
     """
     best = gradient @ torch.cholesky_solve(gradient[:, None], triangle)[:, 0]
-    return [float((gradient @ step) ** 2 / ((step @ (damped @ step)) * best)) for step in steps]
+    columns = torch.stack(list(steps), dim=1)
+    lengths = (columns * (damped @ columns)).sum(dim=0)
+    return ((gradient @ columns).square() / (lengths * best)).tolist()
 
 
 def _closenesses(charts: Sequence[Chart], damped: Tensor) -> list[dict[str, float]]:

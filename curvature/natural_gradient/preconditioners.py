@@ -185,7 +185,7 @@ class Preconditioners:
             blocks = []
             for indices in self.problem.layout.blocks(by).values():
                 rows = indices.to(self.problem.device)
-                block = self.matrix[rows][:, rows]
+                block = self.matrix.clone() if by == "all" else self.matrix[rows][:, rows]
                 block.diagonal().add_(shift)
                 blocks.append((rows, torch.linalg.cholesky(block)))
             self._factorized[by] = shift, blocks

@@ -21,7 +21,7 @@ from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import LINEAR_PART
 from curvature.studies.progress import FIRST_NUMBERS
 from curvature.studies.settings import StudySettings
-from curvature.studies.shared import Shared
+from curvature.studies.shared import Shared, is_canonical
 from curvature.studies.steps import noise_and_steps
 
 __all__ = [
@@ -159,7 +159,7 @@ def measured_spectra(
             # At the canonical gauge K = I, so the effective matrix is the standard one bit by bit and would
             # test nothing: there the chart's own coordinates are measured, with one more zero per neuron.
             move = effective if on_weights and not canonical else pullback
-            if standard is not None and name in _SECOND_MOMENTS and _is_isometry(problem, chart):
+            if standard is not None and name in _SECOND_MOMENTS and is_canonical(problem, chart):
                 record = replace(standard, where=move(operator, chart).where)
             else:
                 record = _spectrum(shared, operator, None if plain else move, chart, gradient=with_gradient)
@@ -190,14 +190,6 @@ def _spectrum(
         return spectrum(move(operator, chart), gradient=gradient)
     key = (operator.name, gradient, move, chart.rule, chart.stretch, chart.log_scale, chart.layers)
     return shared.once(key, lambda: spectrum(move(operator, chart), gradient=gradient))
-
-
-def _is_isometry(problem: Problem, chart: Parameterization) -> bool:
-    """Whether the gauge that training reached is still the canonical one, so that K = I up to rounding."""
-    if type(chart) is not WeightNorm or chart.v is None:
-        return False
-    stretches = chart.at(problem.layout, problem.weights).stretches
-    return bool(((stretches - 1).abs() <= 8 * torch.finfo(stretches.dtype).eps).all())
 
 
 def _check_canonical(collector: Collector, place: Place, standard: Spectrum, canonical: Spectrum) -> None:
@@ -238,9 +230,8 @@ def _second_order(
         collector.add(place, _spectrum(shared, hessian, other, chart))
     if chart.gauge != "canonical":
         moved = effective(hessian, linear_part(problem, chart))
-        isometry = _is_isometry(problem, chart)
-        record = replace(_spectrum(shared, hessian, None, chart), where=moved.where) if isometry else spectrum(moved)
-        collector.add(place, record)
+        standard = _spectrum(shared, hessian, None, chart) if is_canonical(problem, chart) else None
+        collector.add(place, spectrum(moved) if standard is None else replace(standard, where=moved.where))
 
 
 def gauge_state(collector: Collector, place: Place, problem: Problem, chart: Parameterization) -> None:

@@ -5,9 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["Shared"]
+import torch
+
+from curvature.charts import Parameterization, WeightNorm
+from curvature.models import Problem
+
+__all__ = ["Shared", "is_canonical"]
 
 ResultT = TypeVar("ResultT")
+
+
+def is_canonical(problem: Problem, chart: Parameterization) -> bool:
+    """Whether the gauge that training reached is still the canonical one, up to rounding.
+
+    Then $K = I$: whatever depends on $K$ alone is that of the weights, and is not computed again.
+
+    Parameters
+    ----------
+    problem
+        At the weights of the point.
+    chart
+        In which an arm is trained, at its values there.
+
+    Returns
+    -------
+    bool
+        As at the start of an arm with weight norm.
+    """
+    if type(chart) is not WeightNorm or chart.v is None:
+        return False
+    stretches = chart.at(problem.layout, problem.weights).stretches
+    return bool(((stretches - 1).abs() <= 8 * torch.finfo(stretches.dtype).eps).all())
 
 
 class Shared:

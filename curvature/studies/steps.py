@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,7 +23,7 @@ from curvature.natural_gradient import (
 from curvature.records import Alignment, StepComparison, Whitening
 from curvature.studies.collector import Collector, Place
 from curvature.studies.settings import HEADLINE, StudySettings
-from curvature.studies.shared import Shared
+from curvature.studies.shared import Shared, is_canonical
 
 __all__ = ["noise_and_steps"]
 
@@ -82,7 +83,9 @@ def noise_and_steps(
         charts = control_charts(problem, relative_damping=relative_damping, seed=place.seed, controls=controls)
         steps = shared.once(("steps", relative_damping), partial(compare, charts))
         if (chart.name, chart.gauge) not in {(step.chart, step.gauge) for step in steps}:
-            steps = (*steps[:3], *compare([chart]), *steps[3:])
+            canonical = is_canonical(problem, chart)  # the second of the control charts has the same metric then
+            own = (replace(steps[1], chart=chart.name, gauge=chart.gauge),) if canonical else compare([chart])
+            steps = (*steps[:3], *own, *steps[3:])
         collector.extend(place, steps)
     if place.arm == HEADLINE[1] and place.checkpoint in settings.league_at:
         collector.say(f"seed {place.seed}: whitening league, {place.checkpoint}")
