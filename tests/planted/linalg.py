@@ -217,9 +217,9 @@ DEFECTS = [
     ),
     Defect(
         "columns that are not mixed",
-        "linalg.gap:_mixed",
-        "dct(($matrix * $signs.to($matrix)).contiguous().numpy(), $$rest)",
-        "$matrix.numpy()",
+        "linalg.gap:gap_of",
+        "$short if $sums and $wide else _mixed($short)",
+        "$short",
         ("null_columns_anywhere_are_found",),
     ),
     Defect(
