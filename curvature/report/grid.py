@@ -107,8 +107,8 @@ def _with_words(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _words(verdict: PooledVerdict) -> dict[str, str]:
     """What a report says about a verdict, by the names in ``WORDS``."""
-    words = (verdict.name, label_of(verdict), OUTCOMES[verdict.outcome], _found(verdict))
-    return dict(zip(WORDS, words, strict=True))
+    texts = (verdict.name, label_of(verdict), OUTCOMES[verdict.outcome], _found(verdict))
+    return dict(zip(WORDS, texts, strict=True))
 
 
 def _cell_row(grid: GridStudy, cell: Any) -> dict[str, Any]:
