@@ -24,6 +24,7 @@
 # %%
 import os
 
+import matplotlib.pyplot as plt
 import torch
 
 import curvature as cv
@@ -42,7 +43,16 @@ torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.Tanh(), torch.nn.Linear(8, 10))
 X, y = cv.zoo.digits(300 if fast else 1797)
 problem = cv.Problem.from_module(model, loss="cross-entropy", data=(X, y))
-problem
+print(f"loss of {problem.dim} random weights, mean over {problem.num_examples} images: {problem.value():.3f}")
+figure, panels = plt.subplots(1, 8, figsize=(6.4, 1.1), layout="constrained")
+for ax, image, label in zip(panels, X, y, strict=False):
+    ax.imshow(image.view(8, 8), cmap="gray_r")
+    ax.set_title(int(label), fontsize="small")
+    ax.axis("off")
+
+# %% [markdown]
+# *How to read it.* The first eight images, each with its label. Guessing one of ten classes would have the loss
+# $\log 10 = 2.303$.
 
 # %% [markdown]
 # ## How does curvature show in the loss?
@@ -69,9 +79,6 @@ ax = cv.figures.plot_landscape(line)
 # %%
 ggn = cv.ggn(problem).materialized()  # computed once, used for every chart below
 standard = cv.spectrum(ggn)
-standard
-
-# %%
 print(f"rank {standard.rank} of {standard.dim}: {standard.rank_rule}")
 ax = cv.figures.plot_spectrum(standard)
 
@@ -79,7 +86,7 @@ ax = cv.figures.plot_spectrum(standard)
 # *How to read it.* Each dot is an eigenvalue, the largest at the left; both axes are logarithmic. The dotted line is
 # the *rank*: eigenvalues to its right are zero in exact arithmetic and rounding errors in float64. They are known by a
 # formula here (pixels that are 0 in every image, and a direction that softmax ignores), not chosen by a tolerance.
-# Notebook 3 explains how.
+# Notebook 3 explains how. A cell that ends in `standard` shows the same picture with a table of its main numbers.
 
 # %% [markdown]
 # ## How well conditioned is it?

@@ -59,7 +59,23 @@ def six(problem):
 
 start = cv.zoo.digits_problem(200 if fast else 600, widths=(6,), seed=0)
 matrices = six(start)
-print("traces:", ", ".join(f"{name} {float(A.entries().trace()):.3f}" for name, A in matrices.items()))
+traces = {name: float(A.entries().trace()) for name, A in matrices.items()}
+ratio = traces["empirical_fisher"] / traces["fisher"]
+print(f"trace of the empirical Fisher, over that of the Fisher: {ratio:.2f}")
+
+# %%
+figure, panels = plt.subplots(2, 3, figsize=(6.4, 4.6), layout="constrained")
+output = slice(-70, None)  # 60 weights and 10 biases of the output layer
+for ax, (name, A) in zip(panels.flat, matrices.items(), strict=True):
+    block = A.entries()[output, output]
+    image = ax.imshow(block.sign() * block.abs().sqrt(), cmap="RdBu", vmin=-0.4, vmax=0.4)
+    ax.set_title(matrix_name(name), fontsize="medium")
+    ax.axis("off")
+_ = figure.colorbar(image, ax=panels, label="signed square root of the entry", shrink=0.8)
+
+# %% [markdown]
+# *How to read it.* The block of the output layer, six weights for each of ten outputs and then ten biases. All six
+# matrices have the same pattern; what differs is hard to see in entries. So the next section compares numbers.
 
 # %% [markdown]
 # ## Which of them agree?

@@ -96,20 +96,43 @@ ax = cv.figures.plot_gauge_sweep(numbers, quantity="kappa_80")
 # %%
 chart = cv.WeightNorm(stretch=0.5)
 local = chart.at(problem.layout, problem.weights)
-null = local.layout.unflatten(torch.zeros_like(local.coordinates))
-null["0.weight.v"][0] = local.layout.unflatten(local.coordinates)["0.weight.v"][0]  # of the first neuron
-null = local.layout.flatten(null)
-along_ggn = cv.pullback(ggn, chart) @ null[:, None]
-along_hessian = cv.pullback(hessian, chart) @ null[:, None]
-slope = -local.pull(problem.gradient()[:, None]) * (null != 0)[:, None]
-print(f"|G n| = {float(along_ggn.norm()):.0e}, |H n| = {float(along_hessian.norm()):.4f}")
+parts, columns = local.layout.unflatten(local.coordinates), []
+for name in ("0.weight.v", "2.weight.v"):
+    for row in range(len(parts[name])):
+        null = local.layout.unflatten(torch.zeros_like(local.coordinates))
+        null[name][row] = parts[name][row]
+        columns.append(local.layout.flatten(null))
+nulls = torch.stack(columns, dim=1)  # a column for each neuron
+
+# %%
+along_ggn, along_hessian = (cv.pullback(A, chart) @ nulls for A in (ggn, hessian))
+slope = -local.pull(problem.gradient()[:, None]) * (nulls != 0)
+lengths = {name: (A.norm(dim=0) / nulls.norm(dim=0)).clamp(min=1e-20) for name, A in
+           (("GGN", along_ggn), ("Hessian", along_hessian))}  # fmt: skip
+print(f"smallest |H n| / |n|: {lengths['Hessian'].min():.1e}; largest |G n| / |n|: {lengths['GGN'].max():.0e}")
+figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+for (name, values), color, marker in zip(lengths.items(), (BLUE, VERMILLION), "ox", strict=True):
+    ax.plot(range(1, len(values) + 1), values, color=color, marker=marker, linestyle="none", label=name)
+ax.set(yscale="log")
+ax.legend(fontsize="small")
+ax = finish(ax, "Product with the null direction of each neuron", "neuron", "length of A n over that of n")
+
+# %% [markdown]
+# *How to read it.* One column for each neuron, six hidden ones and ten outputs. The dots are zeros: rounding errors
+# near $10^{-17}$, and exact zeros, drawn at $10^{-20}$. The crosses are not.
+
+# %% [markdown]
+# ## How many negative eigenvalues come from the coordinates?
+#
+# Since $n^T H n = 0$ and $H n \ne 0$, the Hessian in these coordinates has eigenvalues of both signs, whatever the loss
+# is. `effective` leaves the null directions out. Look at the loss in the plane of $n$ and $H n$ of one neuron.
 
 # %%
 in_chart = cv.spectrum(cv.pullback(hessian, chart)).inertia[0]
 horizontal = cv.spectrum(cv.effective(hessian, chart)).inertia[0]  # without the null directions
 print(f"negative eigenvalues of the Hessian: {in_chart}; without the null directions {horizontal}")
-size = 0.9 * float(null.norm())
-plane = {"the null direction": null, "its product with H": along_hessian[:, 0]}
+size = 0.9 * float(nulls[:, 0].norm())
+plane = {"the null direction": nulls[:, 0], "its product with H": along_hessian[:, 0]}
 ax = cv.figures.plot_landscape(cv.landscape(problem, directions=plane, chart=chart, extent=size))
 
 # %% [markdown]
@@ -179,9 +202,8 @@ ax = finish(ax, "Hessian of a weight-normalized network", "index of the eigenval
 # %%
 charts = [cv.Standard(), cv.RandomWeightFactorization(), cv.Sphere(), cv.LoRA(2, init="pissa")]
 others = [cv.spectrum(cv.effective(ggn, chart)) for chart in charts]
-for chart in charts:
-    local = chart.at(problem.layout, problem.weights)
-    print(f"{chart.name}: {local.dim} coordinates reach {local.dim - local.null_dim} of {problem.dim} directions")
+local = charts[-1].at(problem.layout, problem.weights)
+print(f"LoRA: {local.dim} coordinates reach {local.dim - local.null_dim} of {problem.dim} directions")
 ax = cv.figures.plot_spectra(others)
 
 # %% [markdown]
@@ -200,7 +222,7 @@ for stretch, factor in factors.items():
     assert min(1, stretch**-2) * (1 - 1e-9) <= factor.min()
     assert factor.max() <= max(1, stretch**-2) * (1 + 1e-9)
 assert kappas["stretch=4"] > 1.5 * kappas["stretch=1"]
-assert along_ggn.norm() < 1e-13 < 1e-4 < along_hessian.norm()
+assert lengths["GGN"].max() < 1e-13 < 1e-4 < lengths["Hessian"].min()
 assert torch.allclose(along_hessian, slope, rtol=0, atol=1e-12)
 assert in_chart > horizontal
 assert errors["here"] < 1e-8

@@ -148,8 +148,9 @@ starts = {0.5: 0.05, 2.0: 0.5}  # stretch and learning rate
 pairs, edges = {}, {}
 for stretch, rate in starts.items():
     pairs[stretch] = tracked(weight_normalized(stretch), rate, (None, cv.Standard()))
-    edges[stretch] = own, weights = [rate * late(run) for run in pairs[stretch]]
-    print(f"started at stretch {stretch}: {own:.2f} in (g, v), {weights:.2f} on the weights")
+    edges[stretch] = [rate * late(run) for run in pairs[stretch]]
+words = (f"{own:.2f} in (g, v), {weights:.2f} on the weights" for own, weights in edges.values())
+print("rate times largest eigenvalue:", "; ".join(words))
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained", sharey=True)

@@ -49,9 +49,25 @@ def test_cells_are_short_and_follow_a_question(script):
     for before, cell in itertools.pairwise(cells):
         if cell.cell_type == "code":
             assert len(cell.source.splitlines()) <= MOST_LINES, cell.source
-            assert "class " not in cell.source or "nn.Module" in cell.source, "use what the package has"
+            assert not any(line.startswith("class ") for line in cell.source.splitlines()), (
+                "classes belong into a module"
+            )
         if before.cell_type == "markdown" and before.source.startswith("## "):
             assert before.source.splitlines()[0].endswith("?"), before.source
+
+
+@each_script
+def test_a_section_has_one_figure_and_prints_one_number(script):
+    """All but the last, which prints the numbers of the notebook."""
+    sections = []
+    for cell in cells_of(script):
+        if cell["cell_type"] == "markdown" and "".join(cell["source"]).startswith("## "):
+            sections.append(["".join(cell["source"]).splitlines()[0], 0, 0])
+        for output in cell.get("outputs", []) if sections else []:
+            sections[-1][1] += "image/png" in output.get("data", {})
+            sections[-1][2] += len("".join(output.get("text", "")).splitlines())
+    assert len(sections) > 4
+    assert [section for section in sections[:-1] if section[1:] != [1, 1]] == []
 
 
 @each_script
