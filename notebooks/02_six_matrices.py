@@ -65,17 +65,17 @@ print(f"trace of the empirical Fisher, over that of the Fisher: {ratio:.2f}")
 
 # %%
 figure, panels = plt.subplots(2, 3, figsize=(6.4, 4.6), layout="constrained")
-output = slice(-70, None)  # 60 weights and 10 biases of the output layer
+last = slice(-22, None)  # of the output layer: the weights of the last two outputs, and ten biases
 for ax, (name, A) in zip(panels.flat, matrices.items(), strict=True):
-    block = A.entries()[output, output]
+    block = A.entries()[last, last]
     image = ax.imshow(block.sign() * block.abs().sqrt(), cmap="RdBu", vmin=-0.4, vmax=0.4)
     ax.set_title(matrix_name(name), fontsize="medium")
     ax.axis("off")
 _ = figure.colorbar(image, ax=panels, label="signed square root of the entry", shrink=0.8)
 
 # %% [markdown]
-# *How to read it.* The block of the output layer, six weights for each of ten outputs and then ten biases. All six
-# matrices have the same pattern; what differs is hard to see in entries. So the next section compares numbers.
+# *How to read it.* A part of the output layer: six weights of each of the last two outputs, then all ten biases. The
+# six matrices have the same pattern. What differs is hard to see in entries, so the next section compares numbers.
 
 # %% [markdown]
 # ## Which of them agree?

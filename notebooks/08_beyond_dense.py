@@ -230,15 +230,7 @@ print(f"four parts and one matrix differ by {gap:.0e} of the largest eigenvalue"
 figure, ax = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
 for number, values in enumerate(apart):
     ax.plot(range(1, 9), values, color=BLUE, marker="x", linestyle="none", label=None if number else "one part")
-ax.plot(
-    range(1, 9),
-    together.largest,
-    color=BLACK,
-    marker="o",
-    fillstyle="none",
-    linestyle="none",
-    label="averaged products",
-)
+ax.plot(range(1, 9), together.largest, color=BLACK, marker="o", mfc="none", linestyle="none", label="averaged products")
 ax.plot(range(1, 9), ends.largest, color=VERMILLION, marker=".", linestyle="none", label="all data at once")
 ax.legend(fontsize="small")
 ax = finish(ax, "Largest eigenvalues, from parts of the data", "rank", "eigenvalue")
