@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from curvature.linalg.facts import NullSpace
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.matrices.symmetries import MAX_ENTRIES, symmetries
+from curvature.matrices.witnesses import in_double
 from curvature.models import Problem
 from curvature.models.layers import LayerTrace, trace_layers
 from curvature.models.losses import CrossEntropy, Loss
@@ -53,8 +54,12 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
     Notes
     -----
     Costs one forward pass, ``C`` backward passes unless it is for the Hessian, and singular value decompositions of the
-    size of the layers.
+    size of the layers. All of it is done in double precision: in single precision, vectors that are dependent are not
+    told from vectors that nearly are.
     """
+    precision = problem.dtype
+    if problem.dim <= MAX_ENTRIES:  # else no direction would be kept
+        problem = in_double(problem)
     traces: dict[str, LayerTrace] = {}
     if not problem.is_streamed:  # the inputs of a layer for all examples are larger than the data
         traces = trace_layers(problem, None if second_order else _spanning_factor(problem.loss))
@@ -67,7 +72,7 @@ def known_null_space(problem: Problem, *, second_order: bool) -> NullSpace:
         if grown.shape[1] > basis.shape[1]:
             reasons[reason] = reasons.get(reason, 0) + grown.shape[1] - basis.shape[1]
         basis = grown
-    return NullSpace(basis, reasons)
+    return NullSpace(basis.to(precision), reasons)
 
 
 def _spanning_factor(loss: Loss) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -125,7 +130,7 @@ def _extend(basis: Tensor, vectors: Tensor) -> Tensor:
     rounding = 50 * torch.finfo(vectors.dtype).eps
     if not torch.allclose(products, torch.eye(len(products)).to(products), rtol=0, atol=rounding):
         left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
-        vectors = left[:, values > max(1e-8, 100 * torch.finfo(vectors.dtype).eps)]
+        vectors = left[:, values > 1e-8]
         vectors = torch.linalg.qr(vectors - known @ (known.T @ vectors)).Q
     new = basis.new_zeros(len(basis), vectors.shape[1])
     new[support] = vectors

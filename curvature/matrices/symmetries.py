@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from curvature.linalg.rank import MAX_NULL_DIRECTIONS
 from curvature.matrices.affine import Affine, affine_of, affine_parameters, readers_of_norms
 from curvature.matrices.autograd import backward_columns, split_columns, tangent_graph
-from curvature.matrices.witnesses import in_double
 from curvature.models import Problem
 
 __all__ = ["MAX_ENTRIES", "symmetries"]
@@ -68,7 +67,8 @@ def symmetries(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, T
     Parameters
     ----------
     problem
-        Model, loss and data, at a point.
+        Model, loss and data, at a point; in double precision, where a direction that is wrong by little does not hide
+        in the rounding.
     second_order
         Whether for the Hessian, which vanishes only along directions that are the same at every point.
 
@@ -79,14 +79,11 @@ def symmetries(problem: Problem, *, second_order: bool) -> Iterator[tuple[str, T
     """
     if not [module for module in problem.model.modules() if not _MARKS.isdisjoint(vars(module))]:
         return
-    if not _has_room(problem, 1):
-        return
-    double = in_double(problem)  # where a direction that is wrong by little does not hide in the rounding
-    for reason, candidates in _sets(double, second_order=second_order):
+    for reason, candidates in _sets(problem, second_order=second_order):
         for build in candidates:
             vectors = build()
-            if vectors.shape[1] and _stand_still(double, vectors):
-                yield reason, vectors.to(problem.weights)
+            if vectors.shape[1] and _stand_still(problem, vectors):
+                yield reason, vectors
                 break
 
 

@@ -286,9 +286,9 @@ def in_double(problem: Problem) -> Problem:
     Returns
     -------
     Problem
-        The same object where it is in double precision already.
+        The same object where it is in double precision already, or where its device has none.
     """
-    if problem.dtype == torch.float64:
+    if problem.dtype == torch.float64 or problem.device.type == "mps":
         return problem
     return replace(
         problem,

@@ -256,12 +256,8 @@ def test_single_precision_finds_the_directions_of_double_precision(generator, bu
     module = Model(build())
     single = problem_of(module, generator, dtype=torch.float32)
     double = cv.Problem.from_module(module, loss="cross-entropy", data=(single.inputs, single.targets))
-    exact = reasons_of(double)
-    found = reasons_of(single, tolerance=3e-6)
-    assert {reason: exact[reason] for reason in found} == found
-    assert {"of the query-key gauge", "of the value-output gauge", "of scales and shifts of normalization"} <= set(
-        found
-    )
+    assert GAUGES.keys() <= reasons_of(double).keys()
+    assert reasons_of(single, tolerance=3e-6) == reasons_of(double)
     rank = known_null_space(single, second_order=False).dim
     assert f"{single.dim} - {rank} verified null directions" in cv.spectrum(cv.ggn(single)).rank_rule
 

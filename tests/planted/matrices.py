@@ -286,11 +286,11 @@ DEFECTS = [
         ("what_only_looks_like_attention_or_a_normalization_gives_no_directions",),
     ),
     Defect(
-        "symmetries that are looked at in single precision",
-        "matrices:symmetries",
-        "in_double(problem)",
-        "problem",
-        ("what_is_nearly_a_gauge_is_none_in_single_precision",),
+        "null directions that are sought in single precision",
+        "matrices:known_null_space",
+        "in_double($problem)",
+        "$problem",
+        ("single_precision_finds_the_directions_of_double_precision",),
     ),
     Defect(
         "values without the output of every head of queries that reads them",
