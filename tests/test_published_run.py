@@ -59,6 +59,17 @@ def test_the_page_of_findings_has_the_verdict_and_the_numbers_of_every_claim(ver
     assert counts == " / ".join(str(list(verdict.outcomes.values()).count(word)) for word in words)
 
 
+def test_the_page_of_findings_has_the_verdicts_of_the_full_study():
+    page = (ROOT / "docs" / "findings.md").read_text().partition("## Ten seeds")[2]
+    with (ROOT / "evidence" / "full" / "verdicts.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert len(rows) == 18
+    for row in rows:
+        label = row["label"].replace("κ₈₀", "κ80")
+        number = row["number"].replace("|", r"\|")
+        assert f"| {row['claim']} | {label} | **{row['outcome']}** | {number} |" in page
+
+
 def test_the_readme_quotes_the_run():
     found = (ROOT / "README.md").read_text().partition("## What was found")[2].partition("\n## ")[0]
     quoted = {"C1, same weights": "1.", "C1, own training": "2.", "C8": "3."}
