@@ -48,10 +48,8 @@ def number_of(verdict):
 @pytest.mark.parametrize("verdict", VERDICTS, ids=lambda verdict: verdict.name)
 def test_the_page_of_findings_has_the_verdict_and_the_numbers_of_every_claim(verdict):
     label = label_of(verdict).replace("κ₈₀", "κ80")
-    (row,) = [
-        line for line in (ROOT / "docs" / "findings.md").read_text().splitlines()
-        if line.startswith(f"| {verdict.claim} | {label} |")
-    ]  # fmt: skip
+    section = (ROOT / "docs" / "findings.md").read_text().partition("## Ten seeds")[0]
+    (row,) = [line for line in section.splitlines() if line.startswith(f"| {verdict.claim} | {label} |")]
     _, _, _, outcome, number, _, counts, _ = (entry.strip() for entry in row.split("|"))
     assert outcome == f"**{verdict.outcome}**"
     assert number.startswith(number_of(verdict))
