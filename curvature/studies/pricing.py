@@ -100,7 +100,7 @@ def plan_study(problem: Problem, settings: StudySettings) -> StudyPlan:
             spectra["ggn"] += 1 if arm.method in _IN_WEIGHTS else 2
     whole_batches = sum(arm.name in PUBLISHED for arm in arms) if settings.whole_batches else 0
     compared = sum(arm.name in settings.followed for arm in arms) * len(settings.steps_at)
-    leagues = len(settings.league_at) if HEADLINE[1] in {arm.name for arm in arms} else 0
+    leagues = len({*settings.league_at} & {*settings.steps_at}) if HEADLINE[1] in {arm.name for arm in arms} else 0
     dim, num_bytes = _memory(problem, settings)
     per_epoch = math.ceil(problem.num_examples / training.batch_size)
     return StudyPlan(
