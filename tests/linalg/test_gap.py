@@ -70,5 +70,6 @@ def test_null_columns_anywhere_are_found():
     matrix = normal(4, 60, 40)
     matrix[:, ::3] = 0
     gap = gap_of(matrix)
+    assert gap is not None
     assert gap.count == 40 - len(range(0, 40, 3))
     assert gap.above <= float(torch.linalg.svdvals(matrix)[gap.count - 1])
