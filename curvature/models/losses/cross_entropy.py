@@ -106,8 +106,8 @@ class CrossEntropy(Loss):
         if targets.dtype == torch.bool or tuple(targets.shape) != _without_classes(outputs):
             axis = {1: " for class_axis=1", -1: " for class_axis=-1"}.get(self.class_axis or 0, "")
             hint = (
-                " They fit if the classes are on the last axis, where cv.CrossEntropy(class_axis=-1) and a loss by its "
-                "name, 'cross-entropy' or 'nll', find them."
+                " They fit if the classes are on the last axis, where cv.CrossEntropy(class_axis=-1) and the loss by "
+                "its name, 'cross-entropy', find them."
                 if self.class_axis == 1 and targets.shape == outputs.shape[:-1]
                 else ""
             )

@@ -41,20 +41,18 @@ class LinearLoss(Loss):
 class NegativeLogLikelihood(LinearLoss):
     """Minus the log-probability of the class, outputs ``(N, C)``, ``(N, C, ...)`` or ``(N, ..., C)``.
 
+    The axis of the classes is recognised by the shape of the targets.
+
     Attributes
     ----------
     weight
         Class weights ``(C,)``.
     ignore_index
         Targets with this class do not count.
-    class_axis
-        1 for outputs ``(N, C, ...)``, as ``torch.nn.NLLLoss`` has them; -1 for ``(N, ..., C)``; None to recognise the
-        axis by the shape of the targets and, where both fit, by the sums of the probabilities.
     """
 
     weight: Tensor | None = None
     ignore_index: int = -100
-    class_axis: int | None = None
     name: str = "negative-log-likelihood"
     reduction: str = "mean"
 
@@ -65,20 +63,18 @@ class NegativeLogLikelihood(LinearLoss):
     @property
     def _composed(self) -> CrossEntropy:
         """The same function of the logits."""
-        return CrossEntropy(
-            self.weight, self.ignore_index, class_axis=self.class_axis, name=self.name, reduction=self.reduction
-        )
+        return CrossEntropy(self.weight, self.ignore_index, class_axis=1, name=self.name, reduction=self.reduction)
 
     def classes_last(self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]) -> bool:
-        if outputs.ndim < 3 or self.class_axis is not None:
-            return outputs.ndim > 2 and self.class_axis == -1
+        if outputs.ndim < 3:
+            return False
         as_in_pytorch, last = (targets.shape == outputs.select(axis, 0).shape for axis in (1, -1))
         if as_in_pytorch and last and class_dimension(outputs) not in (None, 1):
             raise InputError(
                 f"the outputs {tuple(outputs.shape)} fit the targets with the classes on the second axis, as in "
                 "torch.nn.NLLLoss, and on the last axis, where their probabilities sum to one. Pass "
-                "loss=cv.CrossEntropy(class_axis=-1), which is the same function of log-probabilities, or "
-                "torch.nn.NLLLoss() for the second axis."
+                "loss=cv.CrossEntropy(class_axis=-1), which is the same function of log-probabilities, or move the "
+                "classes to the second axis: outputs.movedim(-1, 1)."
             )
         return last and not as_in_pytorch
 

@@ -171,7 +171,7 @@ _TORCH_LOSSES: dict[type[nn.Module], Callable[..., Loss]] = {
     nn.CrossEntropyLoss: _from_cross_entropy,
     nn.BCEWithLogitsLoss: lambda m: BinaryCrossEntropy(m.weight, m.pos_weight, reduction=m.reduction),
     nn.MSELoss: lambda m: MeanSquaredError(reduction=m.reduction),
-    nn.NLLLoss: lambda m: NegativeLogLikelihood(m.weight, m.ignore_index, class_axis=1, reduction=m.reduction),
+    nn.NLLLoss: lambda m: NegativeLogLikelihood(m.weight, m.ignore_index, reduction=m.reduction),
     nn.KLDivLoss: lambda m: KullbackLeibler(m.log_target, reduction=m.reduction),
     nn.BCELoss: lambda m: BinaryCrossEntropyOfProbabilities(m.weight, reduction=m.reduction),
     nn.PoissonNLLLoss: lambda m: PoissonLikelihood(m.log_input, m.full, m.eps, reduction=m.reduction),
