@@ -790,7 +790,11 @@ def failing(original, types, error):
 
 ROUTES = {  # what fails, and how to get there
     "dense": ((lapack, "eigenvalues", np.linalg.LinAlgError), {"method": "dense"}),
-    "dense, vectors": ((np.linalg, "eigh", np.linalg.LinAlgError), {"method": "dense", "gradient": True}),
+    "dense, gradient": (
+        (lapack, "spectral_measure", np.linalg.LinAlgError),
+        {"method": "dense", "gradient": True},
+    ),
+    "dense, vectors": ((np.linalg, "eigh", np.linalg.LinAlgError), {"method": "dense", "vectors": 2}),
     "gram": ((lapack, "eigenvalues", np.linalg.LinAlgError), {"method": "gram"}),
     "factor": ((np.linalg, "svd", np.linalg.LinAlgError), {"method": "factor"}),
     "factor, vectors": ((torch.linalg, "svd", torch.linalg.LinAlgError), {"method": "factor", "gradient": True}),
