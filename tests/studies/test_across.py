@@ -1,6 +1,8 @@
 """The claims over many cells: pooled and decided as one family, and the decomposition pooled with the claim's sign."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from curvature.records import Verdict
 from curvature.studies.evidence import THRESHOLD, adjust, decide, decompose, pooled_sources, pooled_verdicts
 from curvature.studies.evidence.inference import side_of
+from curvature.studies.grid.result import _published
+from curvature.studies.settings import HEADLINE, PUBLISHED
 
 pytest.importorskip("statsmodels")
 
@@ -126,3 +130,35 @@ def test_pooled_parts_add_up_to_the_whole_where_the_cells_weigh_the_same_and_hav
     )  # weight norm lowers the number: an improvement
     assert pooled["gauge"].estimate == pytest.approx(0.3, abs=1e-3)
     assert pooled["whole"].estimate == pytest.approx(0.5, abs=1e-3)
+
+
+def test_sources_are_pooled_over_one_comparison_and_without_the_cells_that_lack_a_tenth_of_their_seeds():
+    noise = np.linspace(-0.01, 0.01, 10)
+    steps = {
+        frozenset(): noise,
+        frozenset({"trajectory"}): noise - 0.2,
+        frozenset({"trajectory", "gauge"}): noise - 0.5,
+    }
+    whole = decompose(steps, quantity="kappa_80")
+    lacking = decompose({key: np.where(np.arange(10) < 2, np.nan, v) for key, v in steps.items()}, quantity="kappa_80")
+    cells = {"cell 0": whole, "cell 1": whole, "cell 2": lacking, "cell 3": None}
+    for effect in pooled_sources(cells):
+        assert effect.cells == ("cell 0", "cell 1")
+        assert effect.missing == {
+            "cell 2": "2 of 10 pairs have no number",
+            "cell 3": "too few seeds have a number in both arms",
+        }
+
+
+def decomposition(arms):
+    steps = {frozenset(): np.zeros(3), frozenset({"trajectory"}): np.ones(3)}
+    return replace(decompose(steps, quantity="kappa_80"), matrix="ggn", arms=arms)
+
+
+def test_every_cell_of_a_grid_gives_the_same_comparison_to_the_sources():
+    """A cell without that of the paper's arms does not give PyTorch's in its place."""
+    papers, headline = decomposition(PUBLISHED[:2]), decomposition(HEADLINE)
+    both, one = SimpleNamespace(decompositions=(headline, papers)), SimpleNamespace(decompositions=(headline,))
+    assert _published({"a": both, "b": one}, "ggn") == {"a": papers, "b": None}
+    assert _published({"a": one, "b": one}, "ggn") == {"a": headline, "b": headline}
+    assert _published({"a": both}, "hessian") == {}

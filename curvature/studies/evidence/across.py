@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from curvature.records import Decomposition, PooledEffect, PooledVerdict, Verdict
-from curvature.studies.evidence.inference import LEVEL, MIN_PAIRS, adjust, obstacle_of, side_of
+from curvature.studies.evidence.inference import LEVEL, MIN_PAIRS, adjust, obstacle_of, scarcity_of, side_of
 from curvature.studies.evidence.pooling import distance_p, pool, pooled_interval
 
 __all__ = ["MIN_CELLS", "pooled_sources", "pooled_verdicts"]
@@ -56,13 +56,13 @@ def pooled_verdicts(cells: Mapping[str, Sequence[Verdict]], *, level: float = LE
     return adjust(drafts, level, rule=_decided)
 
 
-def pooled_sources(cells: Mapping[str, Decomposition], *, unit: str = _IMPROVES) -> tuple[PooledEffect, ...]:
+def pooled_sources(cells: Mapping[str, Decomposition | None], *, unit: str = _IMPROVES) -> tuple[PooledEffect, ...]:
     """Pool where the difference between two arms comes from, source by source.
 
     Parameters
     ----------
     cells
-        From the name of a cell to its decomposition.
+        From the name of a cell to its decomposition; None where it has too few numbers of it.
     unit
         Of minus the log-ratio that was decomposed.
 
@@ -72,19 +72,22 @@ def pooled_sources(cells: Mapping[str, Decomposition], *, unit: str = _IMPROVES)
         The whole and every source that at least one cell has varied on its own. The sign is that of the claim:
         positive where weight norm makes the number smaller, which improves a condition number.
     """
-    sources = dict.fromkeys(source for item in cells.values() for source in item.sources)
+    sources = dict.fromkeys(source for item in cells.values() if item for source in item.sources)
     effects = [_pooled_source(source, cells, unit) for source in ("whole", *sources)]
     return tuple(effect for effect in effects if effect.cells)
 
 
-def _pooled_source(source: str, cells: Mapping[str, Decomposition], unit: str) -> PooledEffect:
+def _pooled_source(source: str, cells: Mapping[str, Decomposition | None], unit: str) -> PooledEffect:
     numbers, missing = {}, {}
     for cell, item in cells.items():
+        if item is None:
+            missing[cell] = "too few seeds have a number in both arms"
+            continue
         column = item.whole if source == "whole" else item.parts[:, item.sources.index(source)]
         if source in item.held:
             missing[cell] = item.held[source]
-        elif len(column) < MIN_PAIRS:
-            missing[cell] = f"only {len(column)} of the {MIN_PAIRS} seeds needed"
+        elif scarcity := scarcity_of(len(column), item.num_missing):
+            missing[cell] = scarcity
         else:
             numbers[cell] = -column
     return pool(numbers, name=source, unit=unit, missing=missing)

@@ -45,6 +45,7 @@ __all__ = [
     "median_interval",
     "obstacle_of",
     "paired_interval",
+    "scarcity_of",
     "side_of",
 ]
 
@@ -302,13 +303,30 @@ def obstacle_of(verdict: Verdict) -> str:
     str
         Too few pairs, too many without a number, or a control that failed; empty if none of these.
     """
-    num_pairs, num_missing = len(verdict.effects), verdict.num_missing
-    if num_pairs < verdict.min_pairs:
-        return f"only {num_pairs} of the {verdict.min_pairs} pairs needed"
+    if scarcity := scarcity_of(len(verdict.effects), verdict.num_missing, verdict.min_pairs):
+        return scarcity
+    return f"the control failed ({verdict.control})" if verdict.control_passed is False else ""
+
+
+def scarcity_of(num_pairs: int, num_missing: int, min_pairs: int = MIN_PAIRS) -> str:
+    """Say why there are too few pairs for a mean.
+
+    Parameters
+    ----------
+    num_pairs, num_missing
+        Pairs with and without a number.
+    min_pairs
+        Pairs needed.
+
+    Returns
+    -------
+    str
+        Empty if there are enough.
+    """
+    if num_pairs < min_pairs:
+        return f"only {num_pairs} of the {min_pairs} pairs needed"
     if num_missing > MOST_MISSING * (num_pairs + num_missing):
         return f"{num_missing} of {num_pairs + num_missing} pairs have no number"
-    if verdict.control_passed is False:
-        return f"the control failed ({verdict.control})"
     return ""
 
 

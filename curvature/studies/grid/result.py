@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from curvature.records import ConditionNumbers, Decomposition, PooledEffect, PooledVerdict, Study
 from curvature.studies.compare import combined
 from curvature.studies.evidence import log_ratio, pool, pooled_sources, pooled_verdicts
-from curvature.studies.evidence.inference import MIN_PAIRS, MOST_MISSING
+from curvature.studies.evidence.inference import scarcity_of
 from curvature.studies.grid.cells import Cell
 from curvature.studies.grid.settings import GridSettings, Unit
 from curvature.studies.settings import HEADLINE, PUBLISHED
@@ -94,15 +94,17 @@ def _study_of(settings: GridSettings, cell: Cell, parts: Mapping[Unit, Study]) -
     return replace(joined, warnings=tuple(f"{cell.name}: {warning}" for warning in joined.warnings))
 
 
-def _published(studies: Mapping[str, Study], matrix: str) -> dict[str, Decomposition]:
-    """By cell, the decomposition between the arms of the paper; between PyTorch's where those were not trained."""
-    chosen = {}
-    for name, study in studies.items():
-        of_matrix = [item for item in study.decompositions if item.matrix == matrix]
-        papers = [item for item in of_matrix if item.arms == PUBLISHED[:2]]
-        if of_matrix:
-            chosen[name] = [*papers, *of_matrix][0]
-    return chosen
+def _published(studies: Mapping[str, Study], matrix: str) -> dict[str, Decomposition | None]:
+    """By cell, the decomposition between the arms of the paper, or in every cell between PyTorch's.
+
+    None where a cell has too few numbers of it: another comparison does not take its place.
+    """
+    by_cell = {name: [d for d in study.decompositions if d.matrix == matrix] for name, study in studies.items()}
+    compared = {decomposition.arms for decompositions in by_cell.values() for decomposition in decompositions}
+    if not compared:
+        return {}
+    arms = PUBLISHED[:2] if PUBLISHED[:2] in compared else HEADLINE
+    return {name: next((d for d in decompositions if d.arms == arms), None) for name, decompositions in by_cell.items()}
 
 
 def _arm_effect(arm: str, studies: Mapping[str, Study]) -> PooledEffect:
@@ -114,11 +116,11 @@ def _arm_effect(arm: str, studies: Mapping[str, Study]) -> PooledEffect:
         ours, theirs = _in_own_chart(study, arm), _in_own_chart(study, base)
         pairs = [log_ratio(theirs[seed], ours[seed], "kappa_80") for seed in sorted(ours.keys() & theirs.keys())]
         finite = [value for value, reason in pairs if not reason]
-        if len(finite) >= max(MIN_PAIRS, (1 - MOST_MISSING) * num_seeds):
-            numbers[cell] = finite
-        else:
+        if scarcity := scarcity_of(len(finite), num_seeds - len(finite)):
             reasons = [reason for _, reason in pairs if reason]
-            missing[cell] = next(iter(reasons), f"only {len(finite)} of the {MIN_PAIRS} pairs needed")
+            missing[cell] = next(iter(reasons), scarcity)
+        else:
+            numbers[cell] = finite
     unit = f"log(kappa_80 {base} / kappa_80 {arm})"
     return pool(numbers, name=f"{arm} against {base}", unit=unit, missing=missing)
 
