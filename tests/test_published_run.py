@@ -4,6 +4,7 @@ import csv
 import re
 import tomllib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +51,11 @@ def test_the_page_of_findings_has_the_verdict_and_the_numbers_of_every_claim(ver
     label = label_of(verdict).replace("κ₈₀", "κ80")
     section = (ROOT / "docs" / "findings.md").read_text().partition("## Ten seeds")[0]
     (row,) = [line for line in section.splitlines() if line.startswith(f"| {verdict.claim} | {label} |")]
-    _, _, _, outcome, number, _, counts, _ = (entry.strip() for entry in row.split("|"))
+    _, _, _, outcome, number, another, counts, _ = (entry.strip() for entry in row.split("|"))
     assert outcome == f"**{verdict.outcome}**"
     assert number.startswith(number_of(verdict))
+    effect = replace(verdict.effect, low=verdict.effect.prediction_low, high=verdict.effect.prediction_high)
+    assert another == ("" if not effect.cells else number_of(replace(verdict, effect=effect)).partition(" ")[2])
     words = [word for word in OUTCOMES if word != "not tested"]
     assert counts == " / ".join(str(list(verdict.outcomes.values()).count(word)) for word in words)
 
@@ -70,15 +73,27 @@ def test_the_page_of_findings_has_the_verdicts_of_the_full_study():
 
 def test_the_readme_quotes_the_run():
     found = (ROOT / "README.md").read_text().partition("## What was found")[2].partition("\n## ")[0]
-    quoted = {"C1, same weights": "1.", "C1, own training": "2.", "C8": "3."}
-    for verdict in VERDICTS:
-        if verdict.name in quoted:
-            item = found.partition(f"\n{quoted[verdict.name]} ")[2].partition("\n\n")[0]
-            assert number_of(verdict) in item
-            assert f"*{verdict.outcome}*" in " ".join(item.split())
-    outcomes = {verdict.name: verdict.outcome for verdict in VERDICTS}
-    assert outcomes["C7, index"] == outcomes["C7, against random directions"] == "too small"
-    assert outcomes["C2, against the mean input"] == "opposite"
+    quoted = {
+        "C1, same weights": 1,
+        "C1, own training": 2,
+        "C8": 3,
+        "C7, index": 4,
+        "C7, against random directions": 4,
+        "C2, against the mean input": 5,
+    }
+    by_name = {verdict.name: verdict for verdict in VERDICTS}
+    for name, number in quoted.items():
+        item = " ".join(re.split(r"\n(?=\d\. )|\n\n", found.partition(f"\n{number}. ")[2])[0].split())
+        assert number_of(by_name[name]).replace("-", "−") in item
+        assert f"*{by_name[name].outcome}*" in item
+
+
+def test_the_page_of_findings_quotes_the_sources_of_the_difference():
+    section = " ".join((ROOT / "docs" / "findings.md").read_text().partition("## Ten seeds")[0].split())
+    for row in SUMMARY["sources"]:
+        effect = record(PooledEffect, row)
+        assert factor_words(*factors_of(effect.unit, effect.estimate, effect.low, effect.high)) in section
+        assert "digits, residual-mlp, adam" in effect.missing
 
 
 def test_the_effect_of_a_cell_is_the_mean_over_the_numbers_of_its_seeds():
