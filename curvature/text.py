@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["STEERING", "count", "listed", "one_line", "printable", "reason_of"]
+__all__ = ["STEERING", "count", "did_you_mean", "listed", "one_line", "printable", "reason_of"]
 
 STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, direction, unpaired, line breaks
 
@@ -78,6 +79,32 @@ def count(number: int, singular: str, plural: str | None = None) -> str:
     ('1 chart', '2 charts', '2 matrices')
     """
     return f"{number} {singular if number == 1 else plural or singular + 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Suggest the most similar name.
+
+    Parameters
+    ----------
+    name
+        What was typed.
+    known
+        The names to choose from.
+    prefix
+        Shown before the suggestion.
+
+    Returns
+    -------
+    str
+        `` (did you mean ...?)``, or an empty string where no name is similar.
+
+    Examples
+    --------
+    >>> did_you_mean("weigth-norm", ["standard", "weight-norm"]), did_you_mean("x", ["standard"])
+    (' (did you mean weight-norm?)', '')
+    """
+    matches = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {prefix}{matches[0]}?)" if matches else ""
 
 
 def listed(names: Iterable[str], limit: int = 8, *, separator: str = ", ", last: str = " and ") -> str:

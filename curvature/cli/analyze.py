@@ -99,7 +99,7 @@ def _analyzed(
     data = describe_data(config, prepared)
     terminal.note(f"model: {model}: {problem.dim} weights in {count(len(problem.layout.entries), 'tensor')}")
     terminal.note(f"data:  {data}")
-    charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
+    charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, problem.layout, seed=config.seed)
     problem = loading.at_nearest(problem, charts) if config.nearest else problem
     for note in problem.notes:
         terminal.note(f"note: {note}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat
 
-from curvature.cli.wording import nearest
+from curvature.text import did_you_mean
 
 __all__ = [
     "COMPUTE",
@@ -96,7 +96,9 @@ def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
     plain = [name.lower().replace("_", "-").replace("monte-carlo-", "mc-") for name in names]
     for name, spelled in zip(plain, names, strict=True):
         if name not in MATRICES:
-            raise ValueError(f"{spelled!r} is unknown{nearest(name, MATRICES)}; choose among {', '.join(MATRICES)}")
+            raise ValueError(
+                f"{spelled!r} is unknown{did_you_mean(name, MATRICES)}; choose among {', '.join(MATRICES)}"
+            )
     return tuple(dict.fromkeys(plain))
 
 

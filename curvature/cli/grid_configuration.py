@@ -22,8 +22,8 @@ from curvature.cli.fields import (
     Threads,
     Workers,
 )
-from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError
+from curvature.text import did_you_mean
 
 if TYPE_CHECKING:
     from curvature.studies.grid import GridSettings
@@ -94,7 +94,7 @@ class GridConfiguration(BaseModel):
             for name in getattr(self, key):
                 if name not in known:
                     raise ValueError(
-                        f"{key}: {name!r} is unknown{nearest(name, known)}; choose among {', '.join(known)}"
+                        f"{key}: {name!r} is unknown{did_you_mean(name, known)}; choose among {', '.join(known)}"
                     )
         for name in self.rates:
             if name not in self.optimizers:
@@ -186,7 +186,7 @@ def grid_values(name: str) -> dict[str, Any]:
     for key in values:
         if key not in GridConfiguration.model_fields:
             raise ConfigurationError(
-                f"--grid {name}: {key!r} is unknown{nearest(key, GridConfiguration.model_fields)}."
+                f"--grid {name}: {key!r} is unknown{did_you_mean(key, GridConfiguration.model_fields)}."
             )
     return values
 
@@ -195,7 +195,8 @@ def _read(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix != ".toml":
         raise ConfigurationError(
-            f"--grid {name!r} is unknown{nearest(name, PRESETS)}; choose {', '.join(PRESETS)}, or name a .toml file."
+            f"--grid {name!r} is unknown{did_you_mean(name, PRESETS)}; choose {', '.join(PRESETS)}, or name a .toml "
+            "file."
         )
     try:
         with path.open("rb") as stream:

@@ -67,7 +67,7 @@ def _again(run: Path, out: Path | None, *, overwrite: bool) -> Path:
 
     target, overwrite = (run, True) if out is None else (out, overwrite)
     if (run / ROWS).is_file():
-        files = report.checkpoint_files(report.load_rows(run), report.read_sealed(run / "track.json"))
+        files = report.checkpoint_files(report.load_rows(run), report.load_track(run))
     elif (run / ANALYSES).is_file():
         files = report.analysis_files(*report.load_analyses(run))
     elif (run / "summary.json").is_file() and not (run / "result.nc").exists():

@@ -13,9 +13,9 @@ import typer
 
 from curvature.cli.configuration import MATRICES
 from curvature.cli.terminal import Terminal
-from curvature.cli.wording import nearest
 from curvature.errors import ConfigurationError, ExitCode
 from curvature.records.conditioning import QUANTITIES
+from curvature.text import did_you_mean
 
 if TYPE_CHECKING:
     from curvature.records import Analysis, CheckpointSummary, Quantity, Study
@@ -144,7 +144,7 @@ def _parsed(text: str, names: Sequence[str]) -> Rule:
     name, limit = matching["name"], matching["limit"]
     if name not in names:
         raise ConfigurationError(
-            f"--fail-on {text!r}: {name!r} is unknown{nearest(name, names)}; choose among {', '.join(names)}."
+            f"--fail-on {text!r}: {name!r} is unknown{did_you_mean(name, names)}; choose among {', '.join(names)}."
         )
     try:
         number = float(limit)

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from curvature.cli.configuration import KINDS, RENAMED, Configuration, option_name
-from curvature.cli.grid_configuration import GridOptions, grid_values
-from curvature.cli.wording import nearest
+from curvature.cli.grid_configuration import GridConfiguration, GridOptions, grid_values
 from curvature.errors import ConfigurationError
+from curvature.text import did_you_mean
 
 __all__ = ["names_code", "resolve", "resolve_grid"]
 
@@ -156,9 +156,9 @@ def _for_grid(entry: _Entry) -> _Entry:
             "from the grid: --data, --num-seeds, --epochs, --matrix, --set architectures=NAME,NAME, "
             "--set optimizers=NAME, --set arms=NAME,NAME."
         )
-    known = GridOptions.model_fields
+    known = GridConfiguration.model_fields
     raise ConfigurationError(
-        f"{_cut(entry.origin)}: {_cut(key)!r} is unknown{nearest(key, known)}; choose among {', '.join(known)}."
+        f"{_cut(entry.origin)}: {_cut(key)!r} is unknown{did_you_mean(key, known)}; choose among {', '.join(known)}."
     )
 
 
@@ -215,7 +215,7 @@ def _environment_entries(
             yield _Entry(name, _arguments(value.split(), variable) if name == "arg" else value, variable)
         elif RENAMED.get(name, name) not in fields_of_any_command:
             known = [_ENVIRONMENT + field.upper() for field in kind.model_fields]
-            warn(f"the environment variable {variable} is not an option{nearest(variable, known)} and is ignored")
+            warn(f"the environment variable {variable} is not an option{did_you_mean(variable, known)} and is ignored")
 
 
 def _set_entries(settings: Sequence[str]) -> Iterator[_Entry]:
@@ -331,7 +331,7 @@ def _unknown(name: str, command: str, origin: str) -> str:
     for other, kind in KINDS.items():
         if name in kind.model_fields:
             return f"{origin}: {name!r} belongs to `curvature {other}`, not to `curvature {command}`."
-    return f"{_cut(origin)}: {_cut(name)!r} is unknown{nearest(name, fields)}; choose among {', '.join(fields)}."
+    return f"{_cut(origin)}: {_cut(name)!r} is unknown{did_you_mean(name, fields)}; choose among {', '.join(fields)}."
 
 
 def _message(details: Mapping[str, Any], origins: Mapping[str, str]) -> str:

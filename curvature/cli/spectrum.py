@@ -152,7 +152,9 @@ def load_work(config: SpectrumConfiguration, terminal: Terminal) -> Work:
     arguments: dict[str, Any] = {name: getattr(config, name) for name in _SHARED}
     arguments["num_vectors"] = config.save_eigenvectors or 0
     arguments["matrices"] = [MATRICES[name] for name in config.matrix]
-    arguments["charts"] = loading.build_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
+    arguments["charts"] = loading.build_charts(
+        config.chart, config.gauge, problem.chart, problem.layout, seed=config.seed
+    )
     problem = loading.at_nearest(problem, arguments["charts"]) if config.nearest else problem
     words = _describe_model(config), describe_data(config, prepared)
     return Work(config, prepared, problem, SpectrumSettings(**arguments), *words)

@@ -124,7 +124,7 @@ def _print_plan(config: TrackConfiguration, run_options: RunOptions, terminal: T
         checkpoints = loading.find_checkpoints(config.folder, config.pattern)
         prepared = prepare(config.model_copy(update={"key": None, "strip_prefix": None}), terminal, seed=config.seed)
         problem = prepared.problem(prepared.build(config.seed), getattr(torch, config.dtype))
-        for chart in loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed):
+        for chart in loading.chosen_charts(config.chart, config.gauge, problem.chart, problem.layout, seed=config.seed):
             for name in config.matrix:
                 operator = in_chart(matrix_of(problem, MATRICES[name], config.seed, 1), chart)
                 method = "exact" if operator.dim <= _WHOLE_UP_TO[config.method] else "lanczos"
@@ -254,7 +254,7 @@ def _measured_checkpoint(
     problem = prepared.problem(model, getattr(torch, config.dtype))
     notes.update(dict.fromkeys(problem.notes))
     step = loading.training_step(path, name)
-    charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, seed=config.seed)
+    charts = loading.chosen_charts(config.chart, config.gauge, problem.chart, problem.layout, seed=config.seed)
     points = []
     for chart in charts:
         settings = TrackSettings(

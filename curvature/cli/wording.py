@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
@@ -13,7 +12,7 @@ from curvature.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Say", "choice", "dtype_name", "first_line", "listed", "nearest"]
+__all__ = ["Say", "choice", "dtype_name", "first_line", "listed"]
 
 Value = TypeVar("Value")
 Say = Callable[[str], None]  # receives a sentence about what loading did; it may begin with "note: " or "warning: "
@@ -46,30 +45,9 @@ def choice(name: str, known: Mapping[str, Value], kind: str, prefix: str = "") -
     if name not in known:
         names = ", ".join(prefix + known_name for known_name in known)
         raise ConfigurationError(
-            f"{kind} {prefix + name!r} is unknown{nearest(name, known, prefix)}; choose among {names}."
+            f"{kind} {prefix + name!r} is unknown{text.did_you_mean(name, known, prefix)}; choose among {names}."
         )
     return known[name]
-
-
-def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Suggest the most similar name.
-
-    Parameters
-    ----------
-    name
-        What was typed.
-    known
-        The names to choose from.
-    prefix
-        Shown before the suggestion.
-
-    Returns
-    -------
-    str
-        `` (did you mean ...?)``, or an empty string where no name is similar.
-    """
-    matches = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {prefix}{matches[0]}?)" if matches else ""
 
 
 def listed(names: Iterable[str], separator: str = ", ", limit: int = 8) -> str:

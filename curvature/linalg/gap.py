@@ -1,8 +1,11 @@
 r"""Bounds of the singular values next to a gap, without computing any singular value.
 
-The columns of a matrix are mixed by a random orthogonal matrix, so that the first $r$ columns of a matrix of rank $r$
-span its range, up to chance (Demmel, Dumitriu & Holtz 2007, doi:10.1007/s00211-007-0114-x). A QR decomposition of the
-mixture then ends in small rows, and its triangle bounds the singular values on both sides of the step.
+The columns of a matrix are mixed by an orthogonal matrix, so that the first $r$ columns of a matrix of rank $r$ span
+its range. A QR decomposition of the mixture then ends in small rows, and its triangle bounds the singular values on
+both sides of the step. With a matrix from the Haar measure the columns span the range up to chance (Demmel, Dumitriu &
+Holtz 2007, doi:10.1007/s00211-007-0114-x). The mixture here is random signs and a cosine transform, twice: much
+cheaper, and without such a theorem. Once is too little: signs do not change which columns are zero, and of 200 columns
+whose last 100 are zero, one transform leaves a gap after 196. A bad mixture makes the bounds wide, never wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from curvature.arrays import Float
 __all__ = ["Gap", "gap_of"]
 
 # Of the power method. Measured: the largest singular value is then short by 4 % for a geometric decay from 1 to 1e-8,
-# and by 7 % for a matrix of random numbers.
+# by 7 % for a matrix of random numbers, and by 15 to 41 % where many values cluster below the largest.
 _ITERATIONS = 6
 
 
@@ -33,7 +36,7 @@ class Gap:
     count
         Number of singular values above the gap.
     largest
-        The largest singular value by the power method: not more than it, and less by a few per cent at most.
+        Lower and upper bound of the largest singular value.
     above
         Lower bound of singular value ``count``.
     below
@@ -41,7 +44,7 @@ class Gap:
     """
 
     count: int
-    largest: float
+    largest: tuple[float, float]
     above: float
     below: float
 
@@ -70,8 +73,9 @@ def gap_of(matrix: Float[Tensor, "rows columns"], *, sums: bool = False) -> Gap 
     * $\sigma_r \ge 1 / \|G\|_F$, since rows that are left out make no singular value larger;
     * $\sigma_{r+1} \le \|R Z\|$ by Courant & Fischer.
 
-    Both hold up to the rounding of $R$, as singular values do that are computed from $R$. Costs one QR decomposition,
-    about a third of the time of the singular values.
+    The largest singular value is bounded by some steps of the power method from below, and from above by the smaller of
+    $\|R\|_F$ and $\sqrt{\|R\|_1 \|R\|_\infty}$. All hold up to the rounding of $R$, as singular values do that are
+    computed from $R$. Costs one QR decomposition, about a third of the time of the singular values.
     """
     wide = matrix.shape[0] < matrix.shape[1]
     short = matrix.T if wide else matrix
@@ -88,14 +92,18 @@ def gap_of(matrix: Float[Tensor, "rows columns"], *, sums: bool = False) -> Gap 
         null = _null_space(triangle, count)
         inverse -= null @ (null.T @ inverse)
         below = float(np.linalg.norm(triangle @ null, 2))
-    return Gap(count, scale * _norm(triangle), scale / float(np.linalg.norm(inverse)), scale * below)
+    largest = (scale * _norm_at_least(triangle), scale * _norm_at_most(triangle))
+    return Gap(count, largest, scale / float(np.linalg.norm(inverse)), scale * below)
 
 
 def _mixed(matrix: Tensor) -> Tensor:
-    """Multiply by an orthogonal matrix from the right: random signs, then a cosine transform of each row."""
+    """Multiply by an orthogonal matrix from the right: random signs, a cosine transform of each row, and both again."""
     generator = torch.Generator().manual_seed(0)
-    signs = 2.0 * torch.randint(2, (matrix.shape[1],), generator=generator) - 1
-    return torch.from_numpy(dct((matrix * signs.to(matrix)).contiguous().numpy(), norm="ortho", overwrite_x=True))
+    for _ in range(2):
+        signs = 2.0 * torch.randint(2, (matrix.shape[1],), generator=generator) - 1
+        signed = (matrix * signs.to(matrix)).contiguous().numpy()
+        matrix = torch.from_numpy(dct(signed, norm="ortho", overwrite_x=True))
+    return matrix
 
 
 def _null_space(triangle: np.ndarray, count: int) -> np.ndarray:
@@ -119,8 +127,14 @@ def _widest_step(diagonal: np.ndarray) -> int | None:
     return count if ahead[count - 1] > behind[count - 1] else None
 
 
-def _norm(triangle: np.ndarray) -> float:
-    """Largest singular value by the power method; steps have unit length, so that no square under- or overflows."""
+def _norm_at_most(triangle: np.ndarray) -> float:
+    """Upper bound of the largest singular value."""
+    sizes = np.abs(triangle)
+    return min(float(np.linalg.norm(sizes)), float(np.sqrt(sizes.sum(axis=0).max() * sizes.sum(axis=1).max())))
+
+
+def _norm_at_least(triangle: np.ndarray) -> float:
+    """Lower bound of the largest singular value, by the power method, whose steps have unit length."""
     vector, size = np.random.default_rng(0).standard_normal(len(triangle)).astype(triangle.dtype), 1.0
     for _ in range(_ITERATIONS):
         image = triangle @ (vector / np.linalg.norm(vector))

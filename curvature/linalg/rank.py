@@ -352,18 +352,22 @@ def _whole_rank(operator: BlockMatrix, bound: int) -> Rank:
     return _rank_of_rows(short_factor(operator), units, bound)
 
 
+@np.errstate(over="ignore")  # squares that are infinite resolve nothing
 def _rank_of_rows(rows: Tensor, units: float, bound: int, *, sums: bool = False) -> Rank:
     """Rank by the singular values of rows ``(w, D)``: by bounds next to a gap if they resolve it, else by all of them.
 
-    Every condition of :func:`_counted` asks for large values above the gap or small ones below it, so what bounds
-    resolve the values resolve too.
+    Every condition of :func:`_counted` asks for large values above the gap or small ones below it. The former
+    must hold with the upper bound of the floor, the latter with the lower one: so what bounds resolve the values
+    resolve too.
     """
     sizes, hidden = np.zeros(rows.shape[1]), _HIDDEN_IN_SUMS if sums else _HIDDEN
     gap = gap_of(rows, sums=sums) if rows.device.type == "cpu" else None
     if gap is not None:
-        sizes[: gap.count], sizes[gap.count : min(rows.shape)] = gap.above**2, gap.below**2
-        rank = _counted(sizes, (units * gap.largest) ** 2, bound, hidden)
-        if rank.resolved and rank.rank == gap.count:
+        above, below, low, high = np.square([gap.above, gap.below, *(units * size for size in gap.largest)])
+        sizes[: gap.count], sizes[gap.count : min(rows.shape)] = above, below
+        rank = _counted(sizes, float(high), bound, hidden)
+        certain = np.isfinite(above) and (gap.count == bound or below <= low / hidden)
+        if certain and rank.resolved and rank.rank == gap.count:
             return rank
     sizes[: min(rows.shape)] = singular_values(rows).cpu().numpy() ** 2
     return _counted(sizes, units**2 * float(sizes[0]), bound, hidden)

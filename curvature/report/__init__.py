@@ -2,7 +2,7 @@
 
 from curvature.report.analyses import analysis_files, load_analyses
 from curvature.report.atomic import write_texts
-from curvature.report.checkpoints import checkpoint_files, checkpoint_tables, load_rows
+from curvature.report.checkpoints import checkpoint_files, checkpoint_tables, load_rows, load_track
 from curvature.report.directory import load_study, load_summary, study_document, write_run
 from curvature.report.grid import grid_document, grid_files, grid_tables, load_grid
 from curvature.report.parts import (
@@ -39,6 +39,7 @@ __all__ = [
     "load_rows",
     "load_study",
     "load_summary",
+    "load_track",
     "parts_beside",
     "read_sealed",
     "side_by_side",

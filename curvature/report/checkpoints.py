@@ -12,13 +12,13 @@ from curvature.records.sealed import sealed_text
 from curvature.records.storage import from_plain, to_json
 from curvature.report.figures.checkpoints import checkpoints_svg
 from curvature.report.page import checkpoints_page
-from curvature.report.parts import read_sealed
+from curvature.report.parts import read_sealed, repeat_advice
 from curvature.report.plain import json_text, toml_text
 from curvature.report.render import table_csv
 from curvature.report.table import Entry, Table
 from curvature.report.words import factor_words, listed, matrix_name, short_number
 
-__all__ = ["ROWS", "checkpoint_files", "checkpoint_table", "checkpoint_tables", "load_rows"]
+__all__ = ["ROWS", "checkpoint_files", "checkpoint_table", "checkpoint_tables", "load_rows", "load_track"]
 
 ROWS = "checkpoints.json"  # every row exactly, with the hash of its checkpoint: what --resume reads
 
@@ -153,4 +153,29 @@ def load_rows(out: Path) -> list[CheckpointSummary]:
     ConfigurationError
         If the file is damaged.
     """
-    return [from_plain(CheckpointSummary, row) for row in read_sealed(out / ROWS)["rows"]]
+    return [from_plain(CheckpointSummary, row) for row in _sealed(out / ROWS)["rows"]]
+
+
+def load_track(out: Path) -> dict[str, Any]:
+    """Read what the report of a finished run says besides its rows.
+
+    Parameters
+    ----------
+    out
+        The run directory.
+
+    Returns
+    -------
+    dict
+        The document of :func:`checkpoint_files`.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file is damaged.
+    """
+    return _sealed(out / "track.json")
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    return read_sealed(path, repeat_advice(path.parent, "track", "--config"))

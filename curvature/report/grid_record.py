@@ -10,7 +10,7 @@ from typing import Any
 from curvature.errors import ConfigurationError
 from curvature.records import Check, PooledEffect, PooledVerdict, Verdict
 from curvature.records.storage import from_plain
-from curvature.report.parts import read_sealed
+from curvature.report.parts import read_sealed, repeat_advice
 from curvature.report.plain import odd_values
 from curvature.report.target import shown_path
 from curvature.text import reason_of
@@ -118,7 +118,7 @@ def read_grid_summary(directory: Path) -> dict[str, Any]:
         If the file is missing or not the summary of a grid, or one bit of it has changed since it was written.
     """
     path = directory / "summary.json"
-    document = read_sealed(path)
+    document = read_sealed(path, repeat_advice(directory, "compare", "--grid"))
     if document.get("schema") != GRID_SCHEMA:
         raise ConfigurationError(
             f"{shown_path(directory)} has no result.nc, so its report could only be made from the summary of a grid, "

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ __all__ = [
     "load_part",
     "parts_beside",
     "read_sealed",
+    "repeat_advice",
     "write_part",
 ]
 
 _RUN = "run.json"  # what the parts follow from
 _WRITTEN = re.compile(r"[\w.-]+-[0-9a-f]{8,16}\.(nc|nc\.sha256|json|writing)|run\.(json|writing)")
+_MEASURED_AGAIN = "Delete it: it will be measured again."
 _SHOWN = 60  # characters of the name of a part in the name of its file
 
 
@@ -113,7 +116,7 @@ class Parts:
                 f"{shown_path(self.folder)} does not say which run it belongs to: run.json is missing. Start again "
                 "with --overwrite, or choose another --out."
             )
-        before = read_sealed(path)
+        before = read_sealed(path, "Start again with --overwrite, or choose another --out.")
         if differing := differences(before, self._facts):
             raise ConfigurationError(
                 f"{shown_path(self.folder)} belongs to another run, so its parts would not fit. What differs: "
@@ -288,19 +291,40 @@ def _read_record(path: Path, kind: type) -> Any:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
-        f"{shown_path(path)} is damaged ({reason_of(error)}). Delete it: it will be measured again."
-    )
+def _damaged(path: Path, error: Exception, advice: str = _MEASURED_AGAIN) -> ConfigurationError:
+    return ConfigurationError(f"{shown_path(path)} is damaged: {reason_of(error)}. {advice}")
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def repeat_advice(run: Path, *command: str) -> str:
+    """What to do about a damaged file of a finished run, which nothing measures again.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    *command
+        The words after ``curvature`` that read a configuration; they are shown where the run has kept its own.
+
+    Returns
+    -------
+    str
+        Two sentences.
+    """
+    config = run / "config.toml"
+    again = one_line(shlex.join(["curvature", *command, f"{config}", "--out", "NEW"]))
+    how = f": `{again}`" if config.is_file() else ""
+    return f"No report can be made from it. Restore the file, or repeat the run{how}."
+
+
+def read_sealed(path: Path, advice: str = _MEASURED_AGAIN) -> dict[str, Any]:
     """Read a JSON object that ends with its hash.
 
     Parameters
     ----------
     path
         Of the file.
+    advice
+        What to do if it is damaged; the usual one is for the parts of an unfinished run.
 
     Returns
     -------
@@ -316,7 +340,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         values, has_hash = unsealed_text(path.read_bytes().decode())
         require(has_hash, "it has no hash")
     except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, advice) from error
     return values
 
 

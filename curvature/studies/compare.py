@@ -136,6 +136,9 @@ def study(
 
 def _arms(names: Sequence[str]) -> tuple[Arm, ...]:
     """Arms by their names; the two that the claims compare must be among them."""
+    if isinstance(names, str):
+        right = list(dict.fromkeys([*HEADLINE, names]))
+        raise ConfigurationError(f"arms must be a list of names, got {names!r}. Write arms={right}.")
     arms = tuple(map(arm_named, names))
     if missing := [name for name in HEADLINE if name not in names]:
         raise ConfigurationError(

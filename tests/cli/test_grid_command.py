@@ -209,7 +209,10 @@ def test_a_report_that_is_made_again_has_the_numbers_of_the_run_and_the_sentence
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda text: text.replace('"num_seeds": 3', '"num_seeds": 4', 1), "its SHA-256 differs"),
+        (
+            lambda text: text.replace('"num_seeds": 3', '"num_seeds": 4', 1),
+            "its SHA-256 differs). No report can be made from it. Restore the file, or repeat the run.",
+        ),
         (lambda _: sealed_text('{\n "schema": "curvature/result/1"\n}\n'), "instead of 'curvature/grid/1'"),
         (lambda _: sealed_text('{\n "schema": "curvature/grid/1"\n}\n'), "lacks numbers that its report needs"),
     ],
@@ -219,6 +222,15 @@ def test_a_summary_from_which_no_report_can_be_made_is_named(whole, here, damage
     (here / "run" / "summary.json").write_text(damage((whole[0] / "summary.json").read_text()))
     assert message in " ".join(run("report", "run", code=ExitCode.USAGE).stderr.split())
     assert [path.name for path in (here / "run").iterdir()] == ["summary.json"]
+
+
+def test_a_damaged_summary_comes_with_the_command_that_repeats_the_run(whole, here):
+    shutil.copytree(whole[0], here / "run")
+    path = here / "run" / "summary.json"
+    path.write_text(path.read_text().replace('"num_seeds": 3', '"num_seeds": 4', 1))
+    stderr = " ".join(run("report", "run", code=ExitCode.USAGE).stderr.split())
+    assert "or repeat the run: `curvature compare --grid run/config.toml --out NEW`." in stderr
+    assert "Delete it" not in stderr
 
 
 def resolved(monkeypatch, *arguments):
@@ -290,6 +302,14 @@ def test_a_plan_counts_units_and_weights_and_trains_nothing(here):
         (("--grid", "small", "--set", "arms=standard,weight-nrm"), "weight-nrm"),
         (("--grid", "small", "--set", "optimizers=lion"), "optimizers: 'lion' is unknown"),
         (("--grid", "small", "--set", "rates={adam=[0.1]}"), "none of the optimizers of this grid"),
+        (("--grid", "small", "--set", "arms=standard,weigth-norm"), "did you mean weight-norm?"),
+        (("--grid", "small", "--batch-size", "1000000"), "more than the 250 examples of digits"),
+        (("--grid", "small", "--set", "num_weights=1", "--dry-run"), "it needs num_weights="),
+        (
+            ("--grid", "small", "--set", "num_weihgts=9"),
+            "(did you mean num_weights?); choose among data, architectures",
+        ),
+        (("--grid", "small", "--set", "widht=3"), "relative_damping, threshold, whole_batches."),
         (("--grid", "small", "--set", "architecture=cnn"), "did you mean architectures?"),
         (("--grid", "small", "-m", "hesian"), "did you mean hessian?"),
         (("--grid", "small", "--fail-on", "kappa_95 > 1"), "use --strict"),

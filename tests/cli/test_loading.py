@@ -626,6 +626,14 @@ def test_a_rank_is_a_gauge_of_low_rank_adapters_alone():
     assert loading.build_charts(["lora", "weight-norm"], ["paper"])[0].gauge == "rank=8, B = 0"
 
 
+def test_a_rank_above_every_layer_is_refused():
+    problem = zoo.digits_problem(20, widths=(3,))
+    assert loading.build_charts(["lora"], ["rank=3"], problem.chart, problem.layout)[0].rank == 3
+    for names in (["lora"], ["dora"]):
+        with pytest.raises(ConfigurationError, match=r"rank 4 exceeds the smaller side of every layer \(3\)"):
+            loading.chosen_charts(names, ["rank=4"], problem.chart, problem.layout)
+
+
 @pytest.mark.parametrize(
     ("names", "gauges", "words"),
     [

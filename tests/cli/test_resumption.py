@@ -244,7 +244,9 @@ def test_a_damaged_part_and_a_damaged_guard_are_named(here):
         changed = bytearray(content)
         changed[len(content) // 2] ^= 1
         path.write_bytes(changed)
-        assert f"{path.name} is damaged" in run(*COMMANDS["analyze"], "--out", "on", "--resume", code=2).stderr
+        stderr = words(run(*COMMANDS["analyze"], "--out", "on", "--resume", code=2).stderr)
+        assert f"{path.name} is damaged" in stderr
+        assert ("Start again with --overwrite" if path.name == "run.json" else "Delete it") in stderr
         path.write_bytes(content)
     (here / "on.parts" / "run.json").unlink()
     assert "run.json is missing" in run(*COMMANDS["analyze"], "--out", "on", "--resume", code=2).stderr

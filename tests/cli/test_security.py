@@ -317,7 +317,7 @@ def test_a_damaged_part_is_found_and_named(copy, here):
     content = bytearray(part.read_bytes())
     content[-100] ^= 1
     part.write_bytes(content)
-    with pytest.raises(ConfigurationError, match=r"seed-0-abc.nc is damaged .* Delete it"):
+    with pytest.raises(ConfigurationError, match=r"seed-0-abc.nc is damaged: .* Delete it"):
         report.load_part(part)
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import curvature as cv
 from curvature import cli, report
 from curvature.cli import loading, track
-from curvature.errors import ExitCode
+from curvature.errors import ConfigurationError, ExitCode
 from curvature.report.parts import Parts
 
 ROOT = Path(__file__).parents[2]
@@ -351,3 +351,13 @@ def test_a_process_killed_twice_continues_to_the_same_rows(here, number):
         assert process.returncode == (130 if number == signal.SIGINT else -9)
     run(*arguments, "--out", "on", "--resume")
     assert Path("on/checkpoints.json").read_bytes() == Path("whole/checkpoints.json").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "load"), [("checkpoints.json", report.load_rows), ("track.json", report.load_track)])
+def test_what_a_report_is_made_from_is_never_to_be_deleted(tmp_path, name, load):
+    (tmp_path / "config.toml").touch()
+    (tmp_path / name).write_text("{")
+    with pytest.raises(
+        ConfigurationError, match=r"Restore .* repeat the run: `curvature track --config .*toml --out NEW`"
+    ):
+        load(tmp_path)

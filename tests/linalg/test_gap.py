@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from curvature.linalg.gap import gap_of
+from curvature.linalg.rank import _rank_of_rows
 from oracles import normal
 
 
@@ -24,7 +25,9 @@ def test_the_bounds_enclose_the_gap_of_a_graded_matrix(shape, rank):
     assert exact[rank - 1] / 30 < gap.above < exact[rank - 1] + rounding
     assert gap.below <= rounding
     assert (gap.below == 0) == (rank == min(shape))
-    assert gap.largest == pytest.approx(exact[0], rel=0.05)
+    smallest, largest = gap.largest
+    assert smallest == pytest.approx(exact[0], rel=0.05)
+    assert smallest <= exact[0] * (1 + rounding) <= largest * (1 + 2 * rounding)
 
 
 @pytest.mark.parametrize("small", [1e-11, 1e-13])
@@ -43,7 +46,7 @@ def test_bounds_scale_with_the_matrix(scale):
     plain, scaled = gap_of(matrix), gap_of(scale * matrix)
     assert scaled.count == plain.count
     assert scaled.above == pytest.approx(scale * plain.above, rel=1e-6)
-    assert scaled.largest == pytest.approx(scale * plain.largest, rel=1e-6)
+    assert scaled.largest == pytest.approx([scale * size for size in plain.largest], rel=1e-6)
 
 
 def test_in_single_precision_the_gap_ends_at_its_own_rounding():
@@ -73,3 +76,29 @@ def test_null_columns_anywhere_are_found():
     assert gap is not None
     assert gap.count == 40 - len(range(0, 40, 3))
     assert gap.above <= float(torch.linalg.svdvals(matrix)[gap.count - 1])
+
+
+def test_a_block_of_null_columns_is_found():
+    """Signs do not change which columns are zero, so one transform of signed columns leaves a gap after 196."""
+    matrix = normal(4, 200, 200)
+    matrix[:, 100:] = 0
+    gap = gap_of(matrix)
+    exact = torch.linalg.svdvals(matrix)
+    assert gap.count == 100
+    assert float(exact[99]) / 100 < gap.above <= float(exact[99])
+    assert gap.below < 1e-12 * float(exact[0])
+
+
+def test_the_largest_value_is_enclosed_where_others_cluster_below_it():
+    """One value above 99 of 80 % of its size: a few steps of the power method end between them."""
+    matrix = with_values([1.0, *[0.8] * 99], (120, 110), 6)
+    smallest, largest = gap_of(matrix).largest
+    assert 0.8 < smallest < 0.98
+    assert 1 <= largest < 10
+
+
+@pytest.mark.parametrize(("scale", "resolved"), [(1e100, True), (1e160, False)])
+def test_squares_that_overflow_leave_the_rank_open(scale, resolved):
+    rank = _rank_of_rows(scale * with_values(np.geomspace(1, 1e-3, 20), (40, 30), 7), 1e-14, 30)
+    assert rank.resolved == resolved
+    assert rank.rank == (20 if resolved else 30)

@@ -223,6 +223,20 @@ DEFECTS = [
         ("null_columns_anywhere_are_found",),
     ),
     Defect(
+        "columns that are mixed once",
+        "linalg.gap:_mixed",
+        "range(2)",
+        "range(1)",
+        ("a_block_of_null_columns_is_found",),
+    ),
+    Defect(
+        "a rank whose floor rests on a largest value that is too small",
+        "linalg.gap:_norm_at_most",
+        "min(float(np.linalg.norm($sizes)), $other)",
+        "float(np.abs($sizes).max())",
+        ("the_largest_value_is_enclosed_where_others_cluster_below_it",),
+    ),
+    Defect(
         "rounding counted as rank",
         "linalg.rank:_num_above",
         "int(($sizes > max($floor, $known)).sum())",

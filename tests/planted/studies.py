@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "another comparison in the place of one that a cell has not",
+        "studies.grid.result:_published",
+        "next(($d for $d in $decompositions if $d.arms == $arms), None)",
+        "next(($d for $d in $decompositions if $d.arms == $arms), next(iter($decompositions), None))",
+        ("every_cell_of_a_grid_gives_the_same_comparison_to_the_sources",),
+    ),
+    Defect(
         "a league in another gauge than training has reached",
         "studies:noise_and_steps",
         "whitening_league($problem, $chart, relative_damping=$damping, seed=$seed, controls=$controls)",

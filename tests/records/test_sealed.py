@@ -306,7 +306,7 @@ def test_one_flipped_bit_of_a_part_or_of_its_hash_is_an_error(copy, tmp_path):
         content = path.read_bytes()
         for changed in list(flipped(content))[::4]:
             path.write_bytes(changed)
-            refused(report.load_part, part, "is damaged .*Delete it")
+            refused(report.load_part, part, "is damaged: .*Delete it")
         path.write_bytes(content)
     assert report.load_part(part).num_examples == 10
 

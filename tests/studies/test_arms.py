@@ -24,6 +24,7 @@ from curvature.studies.training import (
     Trainable,
     TrajectorySettings,
     Whitened,
+    arm_named,
     paper_start,
     start,
     train,
@@ -615,6 +616,10 @@ def test_impossible_arms_are_refused(nets):
     _, problem = nets["mlp"]
     with pytest.raises(ConfigurationError, match=r"the method of an arm must be one of standard, .* got 'adam'"):
         Arm("adam")
+    with pytest.raises(ConfigurationError, match=r"got 'weigth-norm' \(did you mean weight-norm\?\)\."):
+        arm_named("weigth-norm")
+    with pytest.raises(ConfigurationError, match=r"got 'papre' \(did you mean paper\?\)\."):
+        arm_named("standard, papre start")
     with pytest.raises(
         ConfigurationError, match="the start of an arm must be one of module, paper, centred, got 'zero'"
     ):

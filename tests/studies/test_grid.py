@@ -82,8 +82,17 @@ def test_the_network_of_a_cell_is_the_largest_that_fits(cell):
 def test_an_architecture_that_cannot_take_a_data_set_says_so():
     assert unsuited(Cell("wine", "cnn", "sgd")) == "cnn cannot take wine: an example is a table"
     assert not unsuited(Cell("digits", "cnn", "sgd"))
-    with pytest.raises(ConfigurationError, match="more than 5 weights at its smallest"):
+    with pytest.raises(ConfigurationError, match="more than 5 weights at its smallest: it needs num_weights=20"):
         cell_problem(Cell("wine", "tanh-mlp", "sgd"), 0, num_examples=None, num_weights=5)
+
+
+def test_a_batch_of_more_examples_than_there_are_names_the_data_set():
+    cell = Cell("wine", "tanh-mlp", "sgd", 1_000_000)
+    with pytest.raises(ConfigurationError, match="a batch of 1000000 is more than the 50 examples of wine"):
+        replace(TINY, cells=(cell,))
+    with pytest.raises(ConfigurationError, match=r"more than the 178 examples of wine .* at most 178"):
+        replace(TINY, cells=(cell,), num_examples=None)
+    assert replace(TINY, cells=(replace(cell, batch_size=178),), num_examples=None).cells[0].batch_size == 178
 
 
 def test_a_causal_transformer_does_not_look_ahead():

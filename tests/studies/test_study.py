@@ -659,6 +659,8 @@ def test_the_arms_of_a_full_study_can_be_chosen():
         (("standard", "sphere"), "compare the arms standard and weight-norm: add weight-norm to arms="),
         (("standard", "weight-norm", "spere"), "must be one of standard, .*got 'spere'"),
         (("standard", "weight-norm", "weight-norm"), "arms must be distinct"),
+        ("standard", r"arms must be a list of names, got 'standard'. Write arms=\['standard', 'weight-norm'\]"),
+        ("sphere", r"Write arms=\['standard', 'weight-norm', 'sphere'\]"),
     ],
 )
 def test_arms_that_cannot_be_studied_are_refused(arms, message):

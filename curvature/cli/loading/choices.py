@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from curvature.charts import Parameterization, WeightNorm
+from curvature.charts.per_weight import as_matrix
 from curvature.charts.registry import CHARTS, NamedChart
 from curvature.cli.loading.code import find
 from curvature.cli.wording import Say, choice
 from curvature.errors import ConfigurationError
+from curvature.layout import Layout
 from curvature.models import Problem, losses, nearest
 from curvature.models.losses import Loss, resolve_loss
 
@@ -59,13 +61,13 @@ def load_loss(spec: str, say: Say = lambda _: None) -> Loss:
 
 
 def chosen_charts(
-    charts: Sequence[str], gauges: Sequence[str], model_chart: Parameterization, *, seed: int = 0
+    charts: Sequence[str], gauges: Sequence[str], model_chart: Parameterization, layout: Layout, *, seed: int = 0
 ) -> list[Parameterization]:
     """Build the charts that were chosen; the chart of the model if none was.
 
     Parameters
     ----------
-    charts, gauges, seed
+    charts, gauges, layout, seed
         As for :func:`build_charts`; a gauge alone is one of weight normalization.
     model_chart
         Chart of the model.
@@ -77,11 +79,16 @@ def chosen_charts(
     """
     if not (charts or gauges):
         return [model_chart]
-    return build_charts(charts or ("weight-norm",), gauges, model_chart, seed=seed)
+    return build_charts(charts or ("weight-norm",), gauges, model_chart, layout, seed=seed)
 
 
 def build_charts(
-    charts: Sequence[str], gauges: Sequence[str], model_chart: Parameterization | None = None, *, seed: int = 0
+    charts: Sequence[str],
+    gauges: Sequence[str],
+    model_chart: Parameterization | None = None,
+    layout: Layout | None = None,
+    *,
+    seed: int = 0,
 ) -> list[Parameterization]:
     """Build charts by name; charts of weight normalization and of low rank once for each of their gauges.
 
@@ -93,6 +100,8 @@ def build_charts(
         ``canonical``, ``paper``, ``checkpoint``, a stretch as a number, or ``rank=4`` for charts of low rank.
     model_chart
         Chart of the model, for the gauge ``checkpoint``.
+    layout
+        The weights of the model, which limit the rank.
     seed
         Of the charts that are random. It is that of the whole run, so their gauges do not name it.
 
@@ -108,6 +117,8 @@ def build_charts(
     """
     for gauge in gauges:
         _gauge_option(gauge)
+        if layout is not None and gives_rank(gauge):
+            _refuse_large_rank(_rank(gauge), layout)
     kinds: list[tuple[str, NamedChart]] = [(name, choice(name, CHARTS, "chart")) for name in charts]
     for gauge in gauges:
         if not any(_has_gauge(kind, gauge) for _, kind in kinds):
@@ -202,6 +213,16 @@ def _rank(gauge: str) -> int:
     if rank < 1:
         raise ConfigurationError(f"gauge {gauge!r}: the rank must be a positive whole number, e.g. rank=4.")
     return rank
+
+
+def _refuse_large_rank(rank: int, layout: Layout) -> None:
+    """Refuse a rank that no weight can have: it makes coordinates, up to millions, that move nothing new."""
+    matrices = [as_matrix(entry) for entry in layout.entries if entry.normalized]
+    side = max((min(matrix.num_rows, matrix.numel // matrix.num_rows) for matrix in matrices), default=rank)
+    if rank > side:
+        raise ConfigurationError(
+            f"--gauge rank={rank}: rank {rank} exceeds the smaller side of every layer ({side}): use at most {side}."
+        )
 
 
 def _checkpoint_chart(model_chart: Parameterization | None) -> Parameterization:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from curvature.cli.loading.files import existing
-from curvature.cli.wording import Say, nearest
+from curvature.cli.wording import Say
 from curvature.errors import ConfigurationError, CurvatureError, InputError
+from curvature.text import did_you_mean
 
 __all__ = ["call", "call_seeded", "find", "parameters_of"]
 
@@ -57,7 +58,7 @@ def find(spec: str, kind: str, forms: str, say: Say) -> Callable[..., Any]:
     for part in attribute.split("."):
         if not _has(value, part):
             public = [name for name, entry in vars(module).items() if callable(entry) and not name.startswith("_")]
-            raise InputError(f"{place} has no {attribute!r}{nearest(attribute, public)}.")
+            raise InputError(f"{place} has no {attribute!r}{did_you_mean(attribute, public)}.")
         value = getattr(value, part)
     if not callable(value):
         raise InputError(f"{spec} must be callable, but it is of type {type(value).__name__}.")

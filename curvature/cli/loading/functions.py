@@ -15,9 +15,10 @@ from curvature.cli.loading.arrays import as_tensor
 from curvature.cli.loading.code import call_seeded, find, parameters_of
 from curvature.cli.loading.files import existing, expanded, refuse_large
 from curvature.cli.loading.weights import load_weights
-from curvature.cli.wording import Say, first_line, nearest
+from curvature.cli.wording import Say, first_line
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import Problem
+from curvature.text import did_you_mean
 
 __all__ = ["call_problem", "find_function", "load_parameters"]
 
@@ -114,7 +115,7 @@ def _refuse_unknown(spec: str, function: Callable[..., Any], arguments: Mapping[
     for name in arguments:
         if name not in parameters:
             raise ConfigurationError(
-                f"--arg {name}: {spec} has no argument {name!r}{nearest(name, parameters)}. It takes "
+                f"--arg {name}: {spec} has no argument {name!r}{did_you_mean(name, parameters)}. It takes "
                 f"{', '.join(parameters) or 'none'}."
             )
 

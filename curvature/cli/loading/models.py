@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from curvature.cli.loading.code import call_seeded, find, parameters_of
 from curvature.cli.loading.files import SAVE_WEIGHTS, existing, is_file, is_torchscript, refuse_large, unpickling_error
 from curvature.cli.loading.huggingface import load_folder
-from curvature.cli.wording import Say, choice, listed, nearest
+from curvature.cli.wording import Say, choice, listed
 from curvature.errors import ConfigurationError, InputError
 from curvature.models import zoo
 from curvature.models.module.wrappers import inner_module, wrapper_notes
 from curvature.provenance import hash_file
+from curvature.text import did_you_mean
 
 __all__ = ["Build", "load_model", "takes_images"]
 
@@ -137,7 +138,7 @@ def _refuse_arguments(spec: str, arguments: Mapping[str, Any], parameters: Mappi
         names = ", ".join(name for name in parameters if name != "seed")
         takes = f"It takes {names}: set them with --arg NAME=VALUE." if names else "It takes no arguments: omit --arg."
         unknown = [name for name in arguments if name not in parameters]
-        hint = nearest(unknown[0], parameters) if unknown else ""
+        hint = did_you_mean(unknown[0], parameters) if unknown else ""
         raise ConfigurationError(f"{spec}: {error}{hint}. {takes}") from error
 
 

@@ -12,8 +12,9 @@ from curvature.errors import ConfigurationError
 from curvature.models import Problem, zoo
 from curvature.studies.training import SGD, Adam, Optimizer
 
-__all__ = ["ARCHITECTURES", "DATA_SETS", "OPTIMIZERS", "Cell", "cell_problem", "unsuited"]
+__all__ = ["ARCHITECTURES", "DATA_SETS", "OPTIMIZERS", "Cell", "cell_problem", "refuse_large_batch", "unsuited"]
 
+_USUAL_BATCH = 64  # of fewer examples it is all
 _WIDEST = 256  # width at which the search for a network of a given size ends
 
 Build = Callable[[tuple[int, ...], int, int, int], nn.Module]
@@ -120,13 +121,13 @@ class Cell:
     data: str
     architecture: str
     optimizer: str
-    batch_size: int = 64
+    batch_size: int = _USUAL_BATCH
 
     @property
     def name(self) -> str:
         """The three names, and the size of the batches where it is not the usual one."""
         words = [self.data, self.architecture, self.optimizer]
-        return ", ".join([*words, f"batches of {self.batch_size}"] if self.batch_size != 64 else words)
+        return ", ".join([*words, f"batches of {self.batch_size}"] if self.batch_size != _USUAL_BATCH else words)
 
 
 def unsuited(cell: Cell) -> str:
@@ -147,6 +148,31 @@ def unsuited(cell: Cell) -> str:
         return ""
     kind = {1: "a table", 2: "a sequence", 3: "an image"}[inputs.ndim - 1]
     return f"{cell.architecture} cannot take {cell.data}: an example is {kind}"
+
+
+def refuse_large_batch(cell: Cell, num_examples: int | None) -> None:
+    """Raise an error that names a data set with fewer examples than were asked for in a batch.
+
+    Parameters
+    ----------
+    cell
+        With known names.
+    num_examples
+        As for :func:`cell_problem`.
+
+    Raises
+    ------
+    ConfigurationError
+        If there are fewer, unless the size is the usual one.
+    """
+    if cell.batch_size <= _USUAL_BATCH:
+        return
+    available = len(DATA_SETS[cell.data].load(None)[0][:num_examples])
+    if cell.batch_size > available:
+        raise ConfigurationError(
+            f"a batch of {cell.batch_size} is more than the {available} examples of {cell.data} in this grid. Use a "
+            f"batch size of at most {available}."
+        )
 
 
 def cell_problem(cell: Cell, seed: int, *, num_examples: int | None, num_weights: int) -> Problem:
@@ -180,9 +206,10 @@ def cell_problem(cell: Cell, seed: int, *, num_examples: int | None, num_weights
     build, shape = ARCHITECTURES[cell.architecture].build, tuple(inputs.shape[1:])
     width = _width(lambda width: build(shape, outputs, width, 0), num_weights)
     if not width:
+        smallest = _num_weights(build(shape, outputs, 1, 0))
         raise ConfigurationError(
-            f"{cell.architecture} on {cell.data} has more than {num_weights} weights at its smallest. Raise "
-            "num_weights."
+            f"{cell.architecture} on {cell.data} has more than {num_weights} weights at its smallest: it needs "
+            f"num_weights={smallest}."
         )
     model = build(shape, outputs, width, seed)
     return Problem.from_module(model, loss=data_set.loss, data=(inputs, targets))
@@ -193,6 +220,10 @@ def _width(build: Callable[[int], nn.Module], num_weights: int) -> int:
     low, high = 0, _WIDEST
     while low < high:
         middle = (low + high + 1) // 2
-        fits = sum(parameter.numel() for parameter in build(middle).parameters()) <= num_weights
+        fits = _num_weights(build(middle)) <= num_weights
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
+
+
+def _num_weights(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

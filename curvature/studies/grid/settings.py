@@ -14,7 +14,7 @@ from curvature.errors import ConfigurationError
 from curvature.models import Problem
 from curvature.records import Spectrum, Study
 from curvature.studies.evidence import THRESHOLD
-from curvature.studies.grid.cells import DATA_SETS, OPTIMIZERS, Cell, cell_problem
+from curvature.studies.grid.cells import DATA_SETS, OPTIMIZERS, Cell, cell_problem, refuse_large_batch
 from curvature.studies.progress import Progress
 from curvature.studies.seeds import measure_seed
 from curvature.studies.settings import HEADLINE, PUBLISHED, StudySettings
@@ -68,7 +68,8 @@ class GridSettings:
     Raises
     ------
     ConfigurationError
-        If there is no cell, one is repeated, or an arm of the verdicts is missing.
+        If there is no cell, one is repeated, an arm of the verdicts is missing, or a batch has more examples than a
+        data set.
     """
 
     cells: tuple[Cell, ...]
@@ -95,6 +96,8 @@ class GridSettings:
             )
         for cell in self.cells:
             self.study(cell)  # refuses what it cannot train
+            if self.build is None:
+                refuse_large_batch(cell, self.num_examples)
 
     @property
     def units(self) -> tuple[Unit, ...]:

@@ -23,6 +23,7 @@ from curvature.models import Problem, nearest
 from curvature.precision import full_precision
 from curvature.studies.training.initialization import Start, paper_start
 from curvature.studies.training.trainable import BatchNormalized, Trainable, Whitened
+from curvature.text import did_you_mean
 
 __all__ = ["METHODS", "STARTS", "Arm", "arm_named", "start"]
 
@@ -124,9 +125,15 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigurationError(f"the method of an arm must be one of {', '.join(METHODS)}, got {self.method!r}.")
+            raise ConfigurationError(
+                f"the method of an arm must be one of {', '.join(METHODS)}, got {self.method!r}"
+                f"{did_you_mean(self.method, METHODS)}."
+            )
         if self.start not in STARTS:
-            raise ConfigurationError(f"the start of an arm must be one of {', '.join(STARTS)}, got {self.start!r}.")
+            raise ConfigurationError(
+                f"the start of an arm must be one of {', '.join(STARTS)}, got {self.start!r}"
+                f"{did_you_mean(self.start, STARTS)}."
+            )
         if self.method == _CENTRED_ONLY and self.start != "centred":
             raise ConfigurationError(
                 f"the arm {self.method!r} represents rows of mean zero only, and cannot start at {self.start!r} "
