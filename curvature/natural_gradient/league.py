@@ -95,7 +95,7 @@ def whitening_league(
         Model, loss and data at the point.
     chart
         Weight norm at the gauge that training has reached. None: that of the module, if it has weight norm; otherwise
-        the league has no such entry.
+        the league has no such entry. Another chart is refused: every other entry chooses its own.
     damping
         $\lambda$, added to $F$ on the weights.
     relative_damping
@@ -110,12 +110,13 @@ def whitening_league(
     tuple of LeagueEntry
         One for each method, with its efficiency $E$, $E$ over that of gradient descent, index $R$ and the condition
         number of $K^{1/2} A K^{1/2}$. A method that these weights do not have (an adapter without a layer to adapt, a
-        direction of a row that is zero) has NaN, and the reason in its ``note``.
+        direction of a row that is zero) has NaN, and the reason in its ``note``; so has a condition number that the
+        precision does not resolve.
 
     Raises
     ------
     ConfigurationError
-        If both dampings are given, or the damping is not positive.
+        If ``chart`` is not weight norm, both dampings are given, or the damping is not positive.
     NotDefinedError
         If the gradient is zero, or the loss has no Fisher.
 
@@ -133,10 +134,9 @@ def whitening_league(
     >>> round(league["natural gradient"].efficiency, 6), league["gradient descent"].ratio
     (1.0, 1.0)
     """
+    chart = _weight_norm(problem, chart)
     chosen = Damping.chosen(damping, relative_damping)
     controls = controls or Controls(problem)
-    if chart is None and not isinstance(problem.chart, Standard):
-        chart = problem.chart
     high_chart = _preconditioner(controls, "neuron-block", chosen)
     low, high = _compared(problem, [Standard(), high_chart], chosen, controls)
     ends = {_LOW: low, _HIGH: high}
@@ -149,6 +149,19 @@ def whitening_league(
         else:
             entries.append(_entry(method, step, low, _limit(problem)))
     return (*entries, _muon(problem, low, high, controls), _at_the_nearest(problem, chosen, low))
+
+
+def _weight_norm(problem: Problem, chart: Parameterization | None) -> Parameterization | None:
+    """The weight norm whose gauge the league compares: the one that was passed, or that of the module if it has one."""
+    of_module = problem.chart if chart is None else chart
+    if isinstance(of_module, WeightNorm) and not isinstance(of_module, Placebo):
+        return of_module
+    if chart is None:
+        return None
+    raise ConfigurationError(
+        f"chart must be a WeightNorm, got {chart!r}: the league compares its gauge. Leave it out to use that of the "
+        "model."
+    )
 
 
 def _charts(
@@ -195,6 +208,8 @@ def _compared(
 
 def _entry(method: str, step: StepComparison, standard: StepComparison, limit: float) -> LeagueEntry:
     """The entry of a method, next to gradient descent at the same weights."""
+    resolved = step.kappa < limit
+    power = f"{limit:.2g}".replace("e+0", "e").replace("e+", "e")
     return LeagueEntry(
         method=method,
         relative_damping=step.relative_damping,
@@ -202,8 +217,9 @@ def _entry(method: str, step: StepComparison, standard: StepComparison, limit: f
         efficiency=step.efficiency,
         ratio=step.efficiency / standard.efficiency,
         index=step.index,
-        kappa=step.kappa if step.kappa < limit else math.nan,
+        kappa=step.kappa if resolved else math.nan,
         num_examples=step.num_examples,
+        note="" if resolved else f"condition number above {power}: not resolved.",
     )
 
 

@@ -78,7 +78,7 @@ class LeagueEntry:
     num_examples
         Number of examples in $F$.
     note
-        Why there is no number; empty where there is one.
+        Why there is no efficiency, or why the condition number of $K$ is not resolved; otherwise empty.
     """
 
     method: str

@@ -60,7 +60,7 @@ class Mean:
     count: int
 
 
-def mean_with_interval(values: Iterable[float], *, geometric: bool = False) -> Mean:
+def mean_with_interval(values: Iterable[float], *, geometric: bool = False, highest: float = math.inf) -> Mean:
     """Mean of the finite values with Student's 95 % interval.
 
     Parameters
@@ -68,7 +68,10 @@ def mean_with_interval(values: Iterable[float], *, geometric: bool = False) -> M
     values
         One per seed.
     geometric
-        Of the logarithm: for ratios, which must be positive.
+        Of the logarithm: for ratios, which must not be negative. One that is zero makes the mean zero, without an
+        interval.
+    highest
+        Largest possible value: the interval is cut there.
 
     Returns
     -------
@@ -81,10 +84,12 @@ def mean_with_interval(values: Iterable[float], *, geometric: bool = False) -> M
     2.0
     """
     finite = [value for value in values if math.isfinite(value)]
+    if geometric and 0.0 in finite:
+        return Mean(0.0, math.nan, math.nan, len(finite))
     numbers = [math.log(value) for value in finite] if geometric else finite
     ends = paired_interval(numbers) if len(numbers) > 1 else (math.nan, math.nan)
     three = [float(np.mean(numbers)) if numbers else math.nan, *ends]
-    mean, low, high = map(math.exp, three) if geometric else three
+    mean, low, high = (min(value, highest) for value in (map(math.exp, three) if geometric else three))
     return Mean(mean, low, high, len(numbers))
 
 

@@ -1,5 +1,6 @@
 """The whitening league: against dense metrics and a Fisher by plain autograd, and its words where it has no number."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -110,9 +111,22 @@ def test_methods_that_are_not_onto_have_an_efficiency_and_no_condition_number(ca
     damped = fisher + DAMPING * np.eye(len(fisher))
     sphere = metric_of_rows(problem, lambda *_: 1.0, along=0.0)
     assert league["sphere"].efficiency == pytest.approx(share(gradient, sphere @ gradient, damped), rel=1e-8)
-    for method in ("sphere", "DoRA, rank 2", "Muon (step on matrices)", "weight standardization *"):
+    unresolved = ("sphere", "DoRA, rank 2", "weight standardization *")
+    for method in (*unresolved, "Muon (step on matrices)"):
         assert math.isnan(league[method].kappa)
         assert 0 < league[method].efficiency < 1
+        assert (league[method].note == "condition number above 1e14: not resolved.") == (method in unresolved)
+
+
+def test_the_limit_of_condition_numbers_follows_the_precision():
+    module = weighted(nn.Linear(4, 3).double())
+    problem = cv.Problem.from_module(
+        module, loss="cross-entropy", data=(drawn(9, 4), torch.arange(9) % 3), dtype=torch.float32
+    )
+    league = {entry.method: entry for entry in cv.whitening_league(problem, relative_damping=1e-2)}
+    assert league["sphere"].note == "condition number above 1.9e5: not resolved."
+    assert league["natural gradient"].kappa == pytest.approx(1, rel=1e-3)
+    assert not league["natural gradient"].note
 
 
 def test_the_step_of_muon_is_the_polar_factor_of_every_matrix(case, league):
@@ -143,12 +157,33 @@ def test_weight_standardization_is_compared_at_the_nearest_weights_that_it_repre
 
 def test_the_league_has_every_method_once_and_the_gauge_reached_only_where_there_is_one(case, league):
     assert sorted(league) == sorted(METHODS)
-    assert not any(entry.note for entry in league.values())
+    assert {entry.method for entry in league.values() if entry.note} == {
+        entry.method for entry in league.values() if math.isnan(entry.kappa) and not entry.method.startswith("Muon")
+    }
     plain = [entry.method for entry in cv.whitening_league(case[0], damping=DAMPING)]
     assert sorted([*plain, "weight norm, gauge reached"]) == sorted(METHODS)
     normed = nn.utils.parametrizations.weight_norm(nn.Linear(5, 3).double())
     problem = cv.Problem.from_module(normed, loss="cross-entropy", data=(drawn(9, 5), torch.arange(9) % 3))
     assert "weight norm, gauge reached" in [entry.method for entry in cv.whitening_league(problem)]
+
+
+@pytest.mark.parametrize("chart", [cv.Sphere(), cv.Placebo("paper"), "paper"], ids=["sphere", "placebo", "text"])
+def test_only_weight_norm_has_the_place_of_the_gauge_that_training_has_reached(case, chart):
+    with pytest.raises(cv.ConfigurationError) as refused:
+        cv.whitening_league(case[0], chart, damping=DAMPING)
+    assert str(refused.value) == (
+        f"chart must be a WeightNorm, got {chart!r}: the league compares its gauge. Leave it out to use that of the "
+        "model."
+    )
+
+
+def test_a_module_in_another_chart_has_no_gauge_of_weight_norm_and_the_log_scale_has_one(case):
+    problem = dataclasses.replace(case[0], chart=cv.Sphere())
+    assert "weight norm, gauge reached" not in [entry.method for entry in cv.whitening_league(problem, damping=DAMPING)]
+    own = cv.WeightNorm(stretch=3.0, log_scale=True)
+    entries = {entry.method: entry for entry in cv.whitening_league(case[0], own, damping=DAMPING)}
+    expected = cv.efficiency(case[0], own, damping=DAMPING).efficiency
+    assert entries["weight norm, gauge reached"].efficiency == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_method_that_these_weights_do_not_have_says_why_and_the_others_are_measured():

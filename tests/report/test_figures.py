@@ -396,13 +396,26 @@ def test_the_league_has_the_best_method_on_top_with_its_interval_and_leaves_out_
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["natural gradient", "Adam", "gradient descent"]
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
     adam = ax.containers[1]
-    assert adam.lines[0].get_xydata().tolist() == [[pytest.approx(0.6), 1]]
-    half = 12.706204736432095 * 0.2  # Student's t at one degree of freedom, and the standard error
-    assert adam.lines[2][0].get_segments()[0][:, 0] == pytest.approx([0.6 - half, 0.6 + half])
+    assert adam.lines[0].get_xydata().tolist() == [[pytest.approx(math.sqrt(0.32)), 1]]  # the geometric mean
+    half = 12.706204736432095 * math.log(2) / 2  # Student's t at one degree of freedom, and the standard error
+    assert adam.lines[2][0].get_segments()[0][:, 0] == pytest.approx([math.sqrt(0.32) * math.exp(-half), 1.0])
     assert ax.get_xscale() == "linear"
     assert set(labels(ax)) == {"gradient descent", "optimizer", "inverts the Fisher or parts of it"}
     small = [at(LeagueEntry(name, 1e-3, 0.1, share, 1.0)) for name, share in (("Adam", 0.01), ("SOAP", 0.9))]
     assert figures.plot_league(small, Figure().subplots()).get_xscale() == "log"
+
+
+def test_an_interval_beyond_the_logarithmic_axis_of_the_league_ends_in_an_arrow():
+    shares = {"Adam": (0.01, 0.03), "SOAP": (0.9, 0.9)}
+    entries = [
+        at(LeagueEntry(name, 1e-3, 0.1, share, 1.0), seed=seed)
+        for name, values in shares.items()
+        for seed, share in enumerate(values)
+    ]
+    ax = figures.plot_league(entries, Figure().subplots())
+    arrows = [line for line in ax.get_lines() if line.get_marker() == "<"]
+    assert [line.get_xydata().tolist() for line in arrows] == [[[ax.get_xlim()[0], 1.0]]]  # of Adam, below SOAP
+    assert figures.league_means(entries)["Adam"].low > 0
 
 
 def test_efficiency_orders_charts_and_draws_every_seed(ax):

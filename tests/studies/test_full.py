@@ -130,7 +130,9 @@ def test_the_league_in_the_report_is_in_order_with_means_and_intervals_over_seed
     low, high = (factor_words(best["ratio"][end]) for end in ("low", "high"))
     assert answer.endswith(f"and the natural gradient {factor_words(best['ratio']['mean'])} [{low}, {high}].")
     (table,) = league_tables(document)
-    assert [row[0] for row in table.rows] == [row["method"] for row in rows]
+    assert [getattr(row[0], "value", row[0]) for row in table.rows] == [row["method"] for row in rows]
+    assert table.title == "The whitening league at the end of training (relative damping 0.001)"
+    assert "with one damping on the weights, 0.001 times the mean eigenvalue of the Fisher:" in table.notes[0]
 
 
 def test_every_arm_has_its_sweep_and_its_curve_at_the_chosen_rate(study):

@@ -40,17 +40,19 @@ def draw_league(study: Study) -> Drawing | None:
     methods = list(figures.league_means(next(reversed(points.values()))))
     caption = (
         "Share of the progress of the damped natural gradient that one step of each method makes from the same "
-        "weights, on the quadratic model and with the best length: mean over seeds with its 95 % interval. The most "
-        "efficient method at the last checkpoint is on top. Dotted: gradient descent and the neuron-block natural "
-        "gradient. * At the nearest weights that weight standardization can represent."
+        "weights, on the quadratic model and with the best length: geometric mean over seeds with its 95 % interval, "
+        "which is cut at 1. The most efficient method at the last checkpoint is on top. Dotted: gradient descent and "
+        "the neuron-block natural gradient. * At the nearest weights that weight standardization can represent."
     )
     rows = [
         (point_of_training(name), method, mean.mean, mean.low, mean.high)
         for name, members in points.items()
         for method, mean in figures.league_means(members).items()
     ]
-    table = Table("The whitening league", ("weights", "method", "mean E", "low", "high"), tuple(rows))
+    table = Table("The whitening league", ("weights", "method", "geometric mean E", "low", "high"), tuple(rows))
     wide, narrow = (_figure(points, methods, narrow=narrow) for narrow in (False, True))
+    if wide.axes[0].get_xscale() == "log":
+        caption += " Logarithmic axis: an interval that goes on to the left of it ends in an arrow."
     return Drawing("league", caption, wide, table, narrow)
 
 

@@ -39,7 +39,7 @@ _TICKS = [digit * 10.0**exponent for exponent in range(-9, 0) for digit in (1, 3
 
 
 def league_means(entries: Sequence[LeagueEntry | Measured]) -> dict[str, Mean]:
-    """Mean efficiency of every method with its 95 % interval over seeds.
+    """Geometric mean of the efficiency of every method with its 95 % interval over seeds, which is cut at 1.
 
     Parameters
     ----------
@@ -52,7 +52,10 @@ def league_means(entries: Sequence[LeagueEntry | Measured]) -> dict[str, Mean]:
         By method, the largest first; without the methods that have no number.
     """
     groups = grouped(measurements_of(entries, LeagueEntry), lambda m: m.record.method)
-    means = {method: mean_with_interval(m.record.efficiency for m in group) for method, group in groups.items()}
+    means = {
+        method: mean_with_interval((m.record.efficiency for m in group), geometric=True, highest=1.0)
+        for method, group in groups.items()
+    }
     known = [(method, mean) for method, mean in means.items() if mean.count]
     return dict(sorted(known, key=lambda pair: -pair[1].mean))
 
@@ -66,7 +69,7 @@ def plot_league(
     legend: bool = True,
     title: str | None = None,
 ) -> Axes:
-    r"""Draw the efficiency $E$ of every method of the whitening league: mean over seeds with its 95 % interval.
+    r"""Draw the efficiency $E$ of every method of the whitening league: geometric mean over seeds, 95 % interval.
 
     Parameters
     ----------
@@ -78,7 +81,7 @@ def plot_league(
         Rows from the top; by default the most efficient method first.
     lowest
         Smallest efficiency that the axis holds; by default the smallest of the means. The axis is logarithmic where it
-        is below 0.05.
+        is below 0.05, and an interval that goes on to the left of it ends in an arrow.
     legend
         Whether the families of methods are explained.
     title
@@ -95,27 +98,29 @@ def plot_league(
     for end in _ENDS:
         if end in means:
             ax.axvline(means[end].mean, color=GRAY, linestyle=":", linewidth=1.2, zorder=1)
+    left = _left(means, lowest)
     shown: set[str] = set()
     for row, method in enumerate(methods):
         if method not in means:
             continue
         mean, family = means[method], METHODS.get(method, "")
         color, marker = FAMILIES.get(family, (GRAY, "o"))
-        bars = np.nan_to_num([[mean.mean - mean.low], [mean.high - mean.mean]])
+        bars = np.maximum(np.nan_to_num([[mean.mean - mean.low], [mean.high - mean.mean]]), 0)  # equal up to rounding
         label = None if family in shown else family
         ax.errorbar(
             mean.mean, row, xerr=bars if bars.any() else None, color=color, marker=marker, markersize=6, capsize=2.5,
             linestyle="none", label=label,
         )  # fmt: skip
+        if mean.low < left:
+            ax.plot(left, row, marker="<", markersize=5, color=color, clip_on=False)
         shown.add(family)
     ax.set_yticks(range(len(methods)), [safe(method) for method in methods])
     ax.set_ylim(len(methods) - 0.5, -0.5)
-    lowest = min((mean.mean for mean in means.values() if mean.mean > 0), default=1.0) if lowest is None else lowest
-    if lowest < _SMALL:
+    if left > 0:
         ax.set_xscale("log")
         ax.set_xticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
         ax.minorticks_off()
-        ax.set_xlim(lowest / 1.6, 1.3)
+        ax.set_xlim(left, 1.3)
     else:
         ax.set_xlim(0, 1.04)
     if legend:
@@ -123,3 +128,10 @@ def plot_league(
     finish(ax, title or "The whitening league", "efficiency E  (no unit)", "")
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+def _left(means: Mapping[str, Mean], lowest: float | None) -> float:
+    """Left end of the axis: 0 of a linear one."""
+    if lowest is None:
+        lowest = min((mean.mean for mean in means.values() if mean.mean > 0), default=1.0)
+    return lowest / 1.6 if lowest < _SMALL else 0.0

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from curvature.natural_gradient import METHODS
 from curvature.records import LeagueEntry
 from curvature.report.selection import FIRST, LAST, Selection
-from curvature.report.spread import grouped, mean_with_interval
+from curvature.report.spread import Mean, grouped, mean_with_interval
 from curvature.report.table import Cell, Entry, Row, Table
 from curvature.report.words import capital, factor_words, listed
 
 __all__ = ["league_answer", "league_rows", "league_tables", "point_of_training"]
 
-_NUMBERS = {"efficiency": False, "ratio": True, "index": False, "kappa": True}  # whether its mean is geometric
+_NUMBERS = {"efficiency": True, "ratio": True, "index": False, "kappa": True}  # whether its mean is geometric
 _POINTS = {FIRST: "at the start of training", LAST: "at the end of training", "given": "at these weights"}
 _SUBJECTS = {  # of the answer, the first one that was measured, in words
     "weight norm, gauge reached": "weight norm, at the gauge that training has reached,",
@@ -29,11 +30,13 @@ _COMPARED = {
     "natural gradient": "the natural gradient",
 }
 _READING = (
-    "Every method from the same weights, with one damping on the weights: mean over seeds with its 95 % interval "
-    "(Student t), geometric for ratios. E: progress of one step over that of the damped natural gradient, the best "
-    "length for both. Gain: E over that of gradient descent. R: 0 is gradient descent, 1 the neuron-block natural "
-    "gradient. κ: condition number of the damped Fisher in the metric of the method, 1 for a multiple of its inverse; "
-    "no number where the metric is singular, and for Muon, whose step has none."
+    "Every method from the same weights, with one damping on the weights, {damping:g} times the mean eigenvalue of the "
+    "Fisher: geometric mean over seeds with its 95 % interval (Student t), arithmetic for R. E: progress of one step "
+    "over that of the damped natural gradient, the best length for both; at most 1, where its interval is cut. Gain: E "
+    "over that of gradient descent. R: 0 is gradient descent, 1 the neuron-block natural gradient. κ: condition number "
+    "of the damped Fisher in the metric of the method, 1 for a multiple of its inverse; no number where the metric is "
+    "singular, or its condition number above 1e14 (in double precision), at any seed, and for Muon, whose step has no "
+    "metric."
 )
 _MARKED = (
     "Adam, Shampoo and SOAP have the expectation of their moments at these weights. * Weight standardization cannot "
@@ -58,10 +61,7 @@ def league_rows(selection: Selection) -> list[dict[str, Any]]:
     groups = grouped(selection.study.of(LeagueEntry), lambda m: (m.arm, m.checkpoint, m.record.method))
     for (arm, checkpoint, method), members in groups.items():
         records = [m.record for m in members]
-        means = {
-            name: asdict(mean_with_interval((getattr(record, name) for record in records), geometric=geometric))
-            for name, geometric in _NUMBERS.items()
-        }
+        means = {name: asdict(_mean(records, name)) for name in _NUMBERS}
         notes = dict.fromkeys(record.note for record in records if record.note)
         rows.append(
             {
@@ -76,6 +76,15 @@ def league_rows(selection: Selection) -> list[dict[str, Any]]:
         )
     points = grouped(rows, lambda row: (row["arm"], row["checkpoint"])).values()
     return [row for members in points for row in sorted(members, key=_place)]
+
+
+def _mean(records: Sequence[LeagueEntry], name: str) -> Mean:
+    values = [getattr(record, name) for record in records]
+    highest = 1.0 if name == "efficiency" else math.inf
+    mean = mean_with_interval(values, geometric=_NUMBERS[name], highest=highest)
+    if name == "kappa" and mean.count < sum(math.isfinite(record.efficiency) for record in records):
+        return replace(mean, mean=math.nan, low=math.nan, high=math.nan)  # the seeds without a number have the largest
+    return mean
 
 
 def _place(row: Row) -> tuple[bool, float]:
@@ -102,10 +111,11 @@ def league_tables(document: Row) -> list[Table]:
 
 
 def _table(rows: list[Row], checkpoint: str, folded: bool) -> Table:
-    title = f"The whitening league {point_of_training(checkpoint)} (damping {rows[0]['relative_damping']:g})"
+    damping = rows[0]["relative_damping"]
+    title = f"The whitening league {point_of_training(checkpoint)} (relative damping {damping:g})"
     lines = [(_name(row), *(_cell(row, name) for name in _NUMBERS)) for row in rows]
     header = ("method", "efficiency E", "gain", "index R", "κ")
-    return Table(title, header, tuple(lines), () if folded else (_READING, _MARKED), folded)
+    return Table(title, header, tuple(lines), () if folded else (_READING.format(damping=damping), _MARKED), folded)
 
 
 def _name(row: Row) -> Entry:
@@ -115,7 +125,7 @@ def _name(row: Row) -> Entry:
 def _cell(row: Row, name: str) -> Cell:
     mean = row[name]
     if mean["mean"] is None:
-        return Cell(None)
+        return Cell(f"{mean['count']} of {row['efficiency']['count']} seeds" if mean["count"] else None)
     return Cell(mean["mean"], mean["low"], mean["high"], factor=name == "ratio", signed=name == "index")
 
 
