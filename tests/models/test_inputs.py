@@ -433,7 +433,7 @@ class Summing(Scalar):
 @pytest.mark.parametrize(
     ("build", "options", "error", "message"),
     [
-        (Summing, {"loss": "model"}, cv.InputError, "for 6 examples together is .* but the mean of its losses for single"),
+        (Summing, {"loss": "model"}, cv.InputError, "for 6 examples together is .* but the mean of its losses"),
         (TwoInputs, {}, cv.ConfigurationError, "no loss is given"),
         (WithLoss, {"output": "loss", "loss": "mse"}, cv.ConfigurationError, "no other loss applies"),
     ],
