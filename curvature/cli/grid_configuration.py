@@ -61,7 +61,7 @@ def _split_arms(value: Any) -> list[Any]:
     return [
         part.strip() if isinstance(part, str) else part
         for item in items
-        for part in (re.split(r",(?!\s*paper start)", item) if isinstance(item, str) else [item])
+        for part in (re.split(r",(?!\s*\w+ start\b)", item) if isinstance(item, str) else [item])
     ]
 
 

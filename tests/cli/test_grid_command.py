@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import browser
 from curvature import cli, report
+from curvature.cli.grid_configuration import GridConfiguration
 from curvature.errors import ExitCode
 from curvature.records.sealed import sealed_text
 from curvature.report.parts import Parts
@@ -269,6 +270,13 @@ def test_options_and_set_override_a_preset_and_a_file(here, monkeypatch):
     assert of_file.configuration().model_dump().keys() == of_file.model_dump().keys() - {
         "grid", "jobs", "backend", "scheduler", "threads",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("start", ["paper", "centred"])
+def test_the_comma_of_a_start_belongs_to_the_name_of_its_arm(start):
+    names = ("standard", "weight-norm", f"standard, {start} start")
+    for value in (",".join(names), list(names), [names[0], ", ".join(names[1:])]):
+        assert GridConfiguration(data="digits", architectures="tanh-mlp", optimizers="sgd", arms=value).arms == names
 
 
 def test_a_grid_that_was_changed_by_options_is_repeated_by_its_configuration(here):
