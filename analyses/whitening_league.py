@@ -29,7 +29,7 @@ from matplotlib import pyplot as plt
 
 import curvature as cv
 from analyses._protocol import Plan, command_line, epoch_of, intervals, trained, write
-from curvature.natural_gradient import METHODS
+from curvature.natural_gradient import ENDS, METHODS
 from curvature.report.figures.league import FAMILIES
 from curvature.report.figures.style import finish
 from curvature.studies.training import Arm
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 WIDTHS = (6,)
 FULL = Plan((Arm("weight-norm"),), seeds=(0, 1, 2, 3, 4), epochs=20, checkpoints=(0, 4, 20))
 FAST = Plan((Arm("weight-norm"),), seeds=(0,), epochs=1, checkpoints=(0, 1), tuning_epochs=1, rates=(0.1, 0.2, 0.4))
-ENDS = ("gradient descent", "neuron-block natural gradient")
 
 
 def at_point(problem: cv.Problem, chart: cv.Parameterization, seed: int) -> list[dict]:

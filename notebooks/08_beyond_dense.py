@@ -198,7 +198,7 @@ _ = ax.legend(handles, ["in memory", "streamed", "negative"], fontsize="small")
 # %% [markdown]
 # ## Can many devices share the work?
 #
-# A matrix of the mean loss is the mean of the matrices of its parts. So give each device a part of the data and a copy
+# A matrix of the mean loss is the mean of those of equal parts of the data. So give each device a part and a copy
 # of the model, and average their products. CUDA works asynchronously: a plain loop keeps all devices busy. Here four
 # parts share one processor. Independent runs (seeds, networks, checkpoints) need none of this: `--jobs`, and `--backend
 # dask` for several machines, give each to a process of its own.

@@ -2,7 +2,7 @@
 
 from curvature.natural_gradient.comparison import compare_charts, efficiency
 from curvature.natural_gradient.controls import Controls, control_charts, top_directions
-from curvature.natural_gradient.league import METHODS, whitening_league
+from curvature.natural_gradient.league import ENDS, METHODS, whitening_league
 from curvature.natural_gradient.optimizer_metrics import adam_moments, optimizer_metric
 from curvature.natural_gradient.preconditioners import Preconditioners, preconditioner
 from curvature.natural_gradient.steps import chart_step, muon_step, natural_gradient_step
@@ -10,6 +10,7 @@ from curvature.natural_gradient.stretches import best_stretch, best_stretches
 from curvature.natural_gradient.whitening import alignments, mean_cosine, whitening
 
 __all__ = [
+    "ENDS",
     "METHODS",
     "Controls",
     "Preconditioners",

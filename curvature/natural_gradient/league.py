@@ -37,12 +37,23 @@ from curvature.precision import full_precision
 from curvature.records import LeagueEntry, StepComparison
 from curvature.records.damping import Damping
 
-__all__ = ["METHODS", "whitening_league"]
+__all__ = ["ENDS", "METHODS", "whitening_league"]
 
 _RANK = 2  # of DoRA
-_LOW, _HIGH, _MUON = "gradient descent", "neuron-block natural gradient", "Muon (step on matrices)"
+ENDS = ("gradient descent", "neuron-block natural gradient")  # at which the index R is 0 and 1
+_LOW, _HIGH = ENDS
+_MUON = "Muon (step on matrices)"
 _REACHED, _NEAREST = "weight norm, gauge reached", "weight standardization *"
 _UNRESOLVED = 1e14  # a larger condition number is rounding, in double precision
+_PRECONDITIONERS = {
+    "Jacobi": "jacobi",
+    "PRONG": "prong",
+    "K-FAC": "kfac",
+    "EKFAC": "ekfac",
+    _HIGH: "neuron-block",
+    "layer-block natural gradient": "layer-block",
+    "natural gradient": "full",
+}
 METHODS: Mapping[str, str] = {  # to the family of each
     _LOW: "gradient descent",
     "weight norm, canonical": "weight norm",
@@ -58,22 +69,7 @@ METHODS: Mapping[str, str] = {  # to the family of each
     _MUON: "optimizer",
     "Shampoo": "optimizer",
     "SOAP": "optimizer",
-    "Jacobi": "inverts the Fisher or parts of it",
-    "PRONG": "inverts the Fisher or parts of it",
-    "K-FAC": "inverts the Fisher or parts of it",
-    "EKFAC": "inverts the Fisher or parts of it",
-    _HIGH: "inverts the Fisher or parts of it",
-    "layer-block natural gradient": "inverts the Fisher or parts of it",
-    "natural gradient": "inverts the Fisher or parts of it",
-}
-_PRECONDITIONERS = {
-    "Jacobi": "jacobi",
-    "PRONG": "prong",
-    "K-FAC": "kfac",
-    "EKFAC": "ekfac",
-    _HIGH: "neuron-block",
-    "layer-block natural gradient": "layer-block",
-    "natural gradient": "full",
+    **dict.fromkeys(_PRECONDITIONERS, "inverts the Fisher or parts of it"),
 }
 
 

@@ -150,7 +150,10 @@ def grid_tables(document: Mapping[str, Any]) -> list[Table]:
     list of Table
         For the terminal and the page.
     """
-    grid = grid_record(document)
+    return _tables(grid_record(document))
+
+
+def _tables(grid: GridRecord) -> list[Table]:
     tables = [
         _verdict_table(grid),
         _source_table("Where the difference comes from", grid.sources, _OF_GGN),
@@ -314,7 +317,7 @@ def grid_files(document: Mapping[str, Any]) -> dict[str, str]:
         "summary.json": sealed_text(json_text(document)),
         "summary.csv": table_csv(_summary(grid)),
         "effects.csv": table_csv(_effects(grid)),
-        "report.html": grid_page(document, grid_tables(document), drawings, svgs),
+        "report.html": grid_page(document, _tables(grid), drawings, svgs),
         **svg_files(svgs),
     }
 

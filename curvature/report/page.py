@@ -260,33 +260,27 @@ def _environment() -> Any:
 
 
 def _page(document: dict[str, Any], drawings: Sequence[Drawing], svgs: Mapping[str, str], with_numbers: bool) -> str:
-
     named = {drawing.name: drawing for drawing in drawings}
     pictures = {key: named.pop(name, None) for key, name in _PLACES.items()}
     if pictures["first"] is None and named:
         pictures["first"] = named.pop(next(iter(named)))
     in_order = [drawing for drawing in (*pictures.values(), *named.values()) if drawing is not None]
-    template = _environment().get_template("report.html")
-    return str(
-        template.render(
-            doc=document,
-            pictures=pictures,
-            drawings=list(named.values()),
-            numbers={drawing.name: number for number, drawing in enumerate(in_order, start=1)},
-            svgs=_inlined(svgs),
-            with_numbers=with_numbers,
-            tables=tables_of(document),
-            rules=rank_rules(document),
-            trust=trust_lines(document),
-            why=why_lines(document),
-            league=league_answer(document),
-            passed=sum(check["passed"] for check in document["checks"]),
-            untested=[row for row in document["verdicts"] if row["outcome"] == "not tested"],
-            versions=_versions(document["provenance"]),
-            config=toml_text(document["config"]),
-            max_rows=MAX_ROWS,
-            matrices={row["matrix"] for name in ("table", "extremes", "densities") for row in document[name]},
-        )
+    return _of_one_run(
+        "report.html",
+        document,
+        pictures=pictures,
+        drawings=list(named.values()),
+        numbers={drawing.name: number for number, drawing in enumerate(in_order, start=1)},
+        svgs=_inlined(svgs),
+        with_numbers=with_numbers,
+        tables=tables_of(document),
+        rules=rank_rules(document),
+        trust=trust_lines(document),
+        why=why_lines(document),
+        league=league_answer(document),
+        passed=sum(check["passed"] for check in document["checks"]),
+        untested=[row for row in document["verdicts"] if row["outcome"] == "not tested"],
+        matrices={row["matrix"] for name in ("table", "extremes", "densities") for row in document[name]},
     )
 
 

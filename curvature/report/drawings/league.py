@@ -37,7 +37,10 @@ def draw_league(study: Study) -> Drawing | None:
     points = {name: points[name] for name in checkpoints_of(study) if name in points}
     if not points:
         return None
-    methods = list(figures.league_means(next(reversed(points.values()))))
+    means = {name: figures.league_means(members) for name, members in points.items()}
+    methods = list(next(reversed(means.values())))
+    shares = [mean.mean for by_method in means.values() for mean in by_method.values()]
+    lowest = min(share for share in shares if share > 0)  # one scale for all panels
     caption = (
         "Share of the progress of the damped natural gradient that one step of each method makes from the same "
         "weights, on the quadratic model and with the best length: geometric mean over seeds with its 95 % interval, "
@@ -46,23 +49,21 @@ def draw_league(study: Study) -> Drawing | None:
     )
     rows = [
         (point_of_training(name), method, mean.mean, mean.low, mean.high)
-        for name, members in points.items()
-        for method, mean in figures.league_means(members).items()
+        for name, by_method in means.items()
+        for method, mean in by_method.items()
     ]
     table = Table("The whitening league", ("weights", "method", "geometric mean E", "low", "high"), tuple(rows))
-    wide, narrow = (_figure(points, methods, narrow=narrow) for narrow in (False, True))
+    wide, narrow = (_figure(points, methods, lowest, narrow=narrow) for narrow in (False, True))
     if wide.axes[0].get_xscale() == "log":
         caption += " Logarithmic axis: an interval that goes on to the left of it ends in an arrow."
     return Drawing("league", caption, wide, table, narrow)
 
 
-def _figure(points: Mapping[str, Sequence[Measured]], methods: Sequence[str], *, narrow: bool) -> Figure:
+def _figure(points: Mapping[str, Sequence[Measured]], methods: Sequence[str], lowest: float, *, narrow: bool) -> Figure:
     """The panels next to each other, or on a small screen below each other."""
     shape, height = (len(points), 1) if narrow else (1, len(points)), 0.9 + _ROW * len(methods)
     size = (4.0, height * len(points)) if narrow else (10.0, height)
     figure = Figure(figsize=size, layout="constrained")
-    shares = [mean.mean for members in points.values() for mean in figures.league_means(members).values()]
-    lowest = min(share for share in shares if share > 0)  # one scale for all panels
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, (name, members) in zip(axes, points.items(), strict=True):
         title = capital(point_of_training(name))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from curvature.natural_gradient import METHODS
+from curvature.natural_gradient import ENDS, METHODS
 from curvature.records import LeagueEntry, Measured
 from curvature.report.figures.labels import measurements_of, safe
 from curvature.report.figures.style import (
@@ -33,7 +33,6 @@ FAMILIES: Mapping[str, tuple[str, str]] = {  # colour and marker
     "optimizer": (ORANGE, "D"),
     "inverts the Fisher or parts of it": (GREEN, "s"),
 }
-_ENDS = ("gradient descent", "neuron-block natural gradient")
 _SMALL = 0.05  # an efficiency below it is drawn on a logarithmic axis
 _TICKS = [digit * 10.0**exponent for exponent in range(-9, 0) for digit in (1, 3)] + [1.0]  # of that axis
 
@@ -95,7 +94,7 @@ def plot_league(
     means = league_means(entries)
     methods = list(means) if methods is None else methods
     ax = axes_or_new(ax, height=1.8 + 0.22 * len(methods))
-    for end in _ENDS:
+    for end in ENDS:
         if end in means:
             ax.axvline(means[end].mean, color=GRAY, linestyle=":", linewidth=1.2, zorder=1)
     left = _left(means, lowest)
