@@ -6,7 +6,7 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["STEERING", "count", "did_you_mean", "listed", "one_line", "printable", "reason_of"]
+__all__ = ["STEERING", "count", "cut", "did_you_mean", "listed", "one_line", "printable", "reason_of"]
 
 STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, direction, unpaired, line breaks
 
@@ -156,3 +156,26 @@ def reason_of(error: BaseException) -> str:
         return one_line(error.strerror).lower()
     text = next(iter(str(error).splitlines()), "") or type(error).__name__
     return one_line(f"{text} is missing" if isinstance(error, KeyError) else text).rstrip(".")
+
+
+def cut(text: str, length: int = 100) -> str:
+    """Keep the beginning of a text: a wrong value in a message can be as long as a file.
+
+    Parameters
+    ----------
+    text
+        Any text.
+    length
+        How many characters are kept.
+
+    Returns
+    -------
+    str
+        The text, with an ellipsis where it was longer.
+
+    Examples
+    --------
+    >>> cut("a long text", 6), cut("short")
+    ('a long...', 'short')
+    """
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -22,15 +21,14 @@ from curvature.cli.fields import (
     Threads,
     Workers,
 )
+from curvature.cli.toml_file import read_toml
 from curvature.errors import ConfigurationError
-from curvature.text import did_you_mean
+from curvature.text import cut, did_you_mean
 
 if TYPE_CHECKING:
     from curvature.studies.grid import GridSettings
 
 __all__ = ["PRESETS", "GridConfiguration", "GridOptions", "grid_values"]
-
-_MAX_TOML = 2**20  # bytes
 
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
@@ -186,7 +184,7 @@ def grid_values(name: str) -> dict[str, Any]:
     for key in values:
         if key not in GridConfiguration.model_fields:
             raise ConfigurationError(
-                f"--grid {name}: {key!r} is unknown{did_you_mean(key, GridConfiguration.model_fields)}."
+                f"--grid {name}: {cut(key)!r} is unknown{did_you_mean(key, GridConfiguration.model_fields)}."
             )
     return values
 
@@ -198,15 +196,10 @@ def _read(name: str) -> dict[str, Any]:
             f"--grid {name!r} is unknown{did_you_mean(name, PRESETS)}; choose {', '.join(PRESETS)}, or name a .toml "
             "file."
         )
-    try:
-        with path.open("rb") as stream:
-            values = tomllib.loads(stream.read(_MAX_TOML).decode())
-    except OSError as error:
-        raise ConfigurationError(f"the grid {name} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ConfigurationError(f"the grid {name} is not a TOML file: {error}.") from error
-    values.pop("command", None)  # of the run directory of a grid
+    values = read_toml(path, "compare --grid")
     preset = values.pop("preset", None)
-    if preset is not None and preset not in PRESETS:
-        raise ConfigurationError(f"the grid {name}: preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    if preset is not None and preset not in tuple(PRESETS):  # a list is no key
+        raise ConfigurationError(
+            f"the grid {name}: preset must be one of {', '.join(PRESETS)}, got {cut(repr(preset))}."
+        )
     return {**PRESETS.get(preset, {}), **values}

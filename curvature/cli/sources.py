@@ -14,15 +14,13 @@ from pydantic import BaseModel, ValidationError
 
 from curvature.cli.configuration import KINDS, RENAMED, Configuration, option_name
 from curvature.cli.grid_configuration import GridConfiguration, GridOptions, grid_values
+from curvature.cli.toml_file import read_toml
 from curvature.errors import ConfigurationError
-from curvature.text import did_you_mean
+from curvature.text import cut, did_you_mean
 
 __all__ = ["names_code", "resolve", "resolve_grid"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-_MAX_TOML = 2**20  # bytes; a configuration has some hundreds
-_SHOWN = 100  # characters of a wrong value in a message
 
 _ENVIRONMENT = "CURVATURE_"
 _OTHER_VARIABLES = {"CURVATURE_FAST"}  # read by the notebooks
@@ -158,7 +156,7 @@ def _for_grid(entry: _Entry) -> _Entry:
         )
     known = GridConfiguration.model_fields
     raise ConfigurationError(
-        f"{_cut(entry.origin)}: {_cut(key)!r} is unknown{did_you_mean(key, known)}; choose among {', '.join(known)}."
+        f"{cut(entry.origin)}: {cut(key)!r} is unknown{did_you_mean(key, known)}; choose among {', '.join(known)}."
     )
 
 
@@ -199,7 +197,7 @@ def names_code(config: Configuration) -> bool:
 def _file_entries(file: Path | None, command: str) -> Iterator[_Entry]:
     if file is None:
         return
-    for key, value in _read_toml(file, command).items():
+    for key, value in read_toml(file, command).items():
         yield _Entry(key, value, f"{file}: {key}", from_file=True)
 
 
@@ -266,30 +264,6 @@ def _names_code(key: str, value: str) -> bool:
     return key in ("model", "function") or (":" in value and Path(value).suffix not in {".npz", ".pt", ".pth", ".csv"})
 
 
-def _read_toml(path: Path, command: str) -> dict[str, Any]:
-    try:
-        with path.open("rb") as stream:  # /dev/zero has no end
-            content = stream.read(_MAX_TOML + 1)
-        if len(content) > _MAX_TOML:
-            raise ConfigurationError(
-                f"{path} exceeds the limit of {_MAX_TOML} bytes for a configuration. Is it the right file?"
-            )
-        values = tomllib.loads(content.decode())
-    except OSError as error:
-        raise ConfigurationError(f"the configuration {path} cannot be read: {error.strerror}.") from error
-    except RecursionError as error:
-        raise ConfigurationError(f"{path} is not a configuration: its values are nested too deeply.") from error
-    except ValueError as error:  # not UTF-8, not TOML, or a number with more digits than Python converts
-        why = "a number has too many digits" if "int_max_str_digits" in str(error) else _cut(str(error)).rstrip(".")
-        raise ConfigurationError(f"{path} is not a TOML file: {why}.") from error
-    written_for = values.pop("command", command)
-    if written_for != command:
-        raise ConfigurationError(
-            f"{path} is a configuration for `curvature {_cut(str(written_for))}`, not for `curvature {command}`."
-        )
-    return values
-
-
 def _toml_value(text: str, key: str) -> Any:
     """Read numbers, lists and booleans as TOML does, anything else as a string."""
     if key.partition(".")[0] == "arg" and key != "arg":
@@ -327,11 +301,11 @@ def _argument(text: str) -> Any:
 def _unknown(name: str, command: str, origin: str) -> str:
     fields = KINDS[command].model_fields
     if RENAMED.get(name) in fields:
-        return f"{_cut(origin)}: {name!r} is now called {RENAMED[name]!r}; its meaning is the same."
+        return f"{cut(origin)}: {name!r} is now called {RENAMED[name]!r}; its meaning is the same."
     for other, kind in KINDS.items():
         if name in kind.model_fields:
             return f"{origin}: {name!r} belongs to `curvature {other}`, not to `curvature {command}`."
-    return f"{_cut(origin)}: {_cut(name)!r} is unknown{did_you_mean(name, fields)}; choose among {', '.join(fields)}."
+    return f"{cut(origin)}: {cut(name)!r} is unknown{did_you_mean(name, fields)}; choose among {', '.join(fields)}."
 
 
 def _message(details: Mapping[str, Any], origins: Mapping[str, str]) -> str:
@@ -340,17 +314,12 @@ def _message(details: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     key = str(path[0]) if path else ""
     if key == "arg" and len(path) > 1:  # pydantic reports one value once for every type that it could have had
         return (
-            f"{origins['arg']} ({_cut(str(path[1]))}): should be a finite number, true or false, a text, or a list of "
-            f"those, got {_cut(repr(details['input']))}"
+            f"{origins['arg']} ({cut(str(path[1]))}): should be a finite number, true or false, a text, or a list of "
+            f"those, got {cut(repr(details['input']))}"
         )
     if details["type"] == "missing":
         return f"{key} is missing"
-    message = _cut(details["msg"].removeprefix("Value error, ").removeprefix("Input "), 4 * _SHOWN)
-    shown = "" if details["type"] == "value_error" else f", got {_cut(repr(details['input']))}"
+    message = cut(details["msg"].removeprefix("Value error, ").removeprefix("Input "), 400)
+    shown = "" if details["type"] == "value_error" else f", got {cut(repr(details['input']))}"
     origin = f"{origins.get(key, key)}: " if key else ""
     return f"{origin}{message}{shown}"
-
-
-def _cut(text: str, length: int = _SHOWN) -> str:
-    """Keep the beginning of a text: a wrong value can be as long as a file."""
-    return text if len(text) <= length else f"{text[:length]}..."

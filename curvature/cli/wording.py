@@ -1,4 +1,4 @@
-"""Parts of messages: a suggested name, a shortened list, the first line of an error."""
+"""Parts of messages: a suggested name, a cut list, the first line of an error."""
 
 from __future__ import annotations
 

@@ -341,7 +341,12 @@ def test_a_wrong_option_is_an_error_that_says_what_to_do(arguments, message):
         ("epoch = 3", "'epoch' is unknown (did you mean epochs?)"),
         ("num_seeds = 0", "num_seeds"),
         ('preset = "huge"', "preset must be one of small, full"),
+        ("preset = ['small']", "preset must be one of small, full, got ['small']"),
         ("x = ", "not a TOML file"),
+        pytest.param("data = " + "[" * 100_000, "its values are nested too deeply", id="nested"),
+        pytest.param("#" * 2**20, "exceeds the limit of 1048576 bytes", id="large"),
+        pytest.param("num_seeds = " + "1" * 5000, "a number has too many digits", id="digits"),
+        ("command = 'spectrum'", "a configuration for `curvature spectrum`, not for `curvature compare --grid`"),
     ],
 )
 def test_a_wrong_line_of_a_grid_is_an_error_that_names_it(here, line, message):
