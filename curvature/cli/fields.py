@@ -36,6 +36,7 @@ __all__ = [
     "Threads",
     "Workers",
     "option_name",
+    "split_names",
 ]
 
 # Names on the command line; the library writes them with underscores (curvature.matrices.MATRICES).
@@ -79,8 +80,19 @@ def option_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def _split(value: Any) -> list[Any]:
-    """Read ``a,b`` as two values: an environment variable cannot be repeated."""
+def split_names(value: Any) -> list[Any]:
+    """Read ``a,b`` as two values: an environment variable cannot be repeated.
+
+    Parameters
+    ----------
+    value
+        As it was given: a text, a list of texts, or anything else, which the field refuses.
+
+    Returns
+    -------
+    list
+        The values, not validated.
+    """
     parts: list[Any] = []
     for item in value if isinstance(value, list | tuple) else [value]:
         parts += re.split(r"\s*,\s*", item.strip()) if isinstance(item, str) else [item]
@@ -89,7 +101,7 @@ def _split(value: Any) -> list[Any]:
 
 def _split_gauges(value: Any) -> list[Any]:
     """Read a number as the gauge of that stretch: TOML distinguishes 3 from "3"."""
-    return [f"{item:g}" if isinstance(item, int | float) else item for item in _split(value)]
+    return [f"{item:g}" if isinstance(item, int | float) else item for item in split_names(value)]
 
 
 def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,9 +117,9 @@ def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:
 # Upper limits catch typing errors that would fill the memory with seeds, or the machine with threads.
 Count = Annotated[int, Field(gt=0, le=2**31 - 1)]
 Workers = Annotated[int, Field(gt=0, le=1024)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
-Counts = Annotated[tuple[Count, ...], BeforeValidator(_split)]
-Numbers = Annotated[tuple[PositiveFloat, ...], BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names)]
+Counts = Annotated[tuple[Count, ...], BeforeValidator(split_names)]
+Numbers = Annotated[tuple[PositiveFloat, ...], BeforeValidator(split_names)]
 Argument = bool | int | float | str
 Matrices = Annotated[
     Names,

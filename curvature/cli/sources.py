@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from curvature.cli.configuration import KINDS, RENAMED, Configuration, option_name
+from curvature.cli.fields import split_names
 from curvature.cli.grid_configuration import GridConfiguration, GridOptions, grid_values
 from curvature.cli.toml_file import read_toml
 from curvature.errors import ConfigurationError
@@ -165,7 +166,7 @@ def _rates_in_use(grid: Mapping[str, _Entry], changes: Mapping[str, _Entry]) -> 
     rates = grid.get("rates")
     if rates is None or "optimizers" not in changes or not isinstance(rates.value, Mapping):
         return dict(grid)
-    optimizers = str(changes["optimizers"].value)
+    optimizers = split_names(changes["optimizers"].value)
     return {**grid, "rates": replace(rates, value={name: x for name, x in rates.value.items() if name in optimizers})}
 
 

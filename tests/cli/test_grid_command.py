@@ -18,6 +18,7 @@ from curvature.errors import ExitCode
 from curvature.records.sealed import sealed_text
 from curvature.report.parts import Parts
 from curvature.report.plain import json_text
+from curvature.studies.grid import OPTIMIZERS
 
 pytest.importorskip("statsmodels")
 
@@ -270,6 +271,19 @@ def test_options_and_set_override_a_preset_and_a_file(here, monkeypatch):
     assert of_file.configuration().model_dump().keys() == of_file.model_dump().keys() - {
         "grid", "jobs", "backend", "scheduler", "threads",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizers", ["sgd-slow", "adam,sgd-slow", '["adam", "sgd-slow"]'])
+def test_rates_stay_for_the_optimizers_that_are_named_not_for_those_whose_name_is_part_of_one(
+    here, monkeypatch, optimizers
+):
+    monkeypatch.setitem(OPTIMIZERS, "sgd-slow", OPTIMIZERS["sgd"])
+    seven = "[1, 2, 3, 4, 5, 6, 7]"
+    (here / "rates.toml").write_text(
+        f"{TINY}[rates]\nsgd = {seven}\nadam = {seven}\n".replace('["sgd"]', '["sgd", "adam"]')
+    )
+    rates = resolved(monkeypatch, "--grid", "rates.toml", "--set", f"optimizers={optimizers}").rates
+    assert set(rates) == {"adam"} & set(re.findall("adam", optimizers))
 
 
 @pytest.mark.parametrize("start", ["paper", "centred"])
