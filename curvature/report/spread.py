@@ -12,7 +12,7 @@ import numpy as np
 from curvature.records import Quantity
 from curvature.studies.evidence import paired_interval
 
-__all__ = ["Mean", "Spread", "defined", "grouped", "mean_with_interval", "quartiles", "spread"]
+__all__ = ["Mean", "Spread", "defined", "efficiency_mean", "grouped", "mean_with_interval", "quartiles", "spread"]
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
@@ -91,6 +91,28 @@ def mean_with_interval(values: Iterable[float], *, geometric: bool = False, high
     three = [float(np.mean(numbers)) if numbers else math.nan, *ends]
     mean, low, high = (min(value, highest) for value in (map(math.exp, three) if geometric else three))
     return Mean(mean, low, high, len(numbers))
+
+
+def efficiency_mean(values: Iterable[float]) -> Mean:
+    """Mean of the efficiency of a step, at most 1: geometric, with its 95 % interval, which is cut at 1.
+
+    Parameters
+    ----------
+    values
+        One per seed.
+
+    Returns
+    -------
+    Mean
+        Of those that are finite.
+
+    Examples
+    --------
+    >>> mean = efficiency_mean([0.25, 1.0])
+    >>> mean.mean, mean.high
+    (0.5, 1.0)
+    """
+    return mean_with_interval(values, geometric=True, highest=1.0)
 
 
 def spread(quantities: Iterable[Quantity]) -> Spread:

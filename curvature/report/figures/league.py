@@ -21,7 +21,7 @@ from curvature.report.figures.style import (
     axes_or_new,
     finish,
 )
-from curvature.report.spread import Mean, grouped, mean_with_interval
+from curvature.report.spread import Mean, efficiency_mean, grouped
 
 __all__ = ["FAMILIES", "league_means", "plot_league"]
 
@@ -51,10 +51,7 @@ def league_means(entries: Sequence[LeagueEntry | Measured]) -> dict[str, Mean]:
         By method, the largest first; without the methods that have no number.
     """
     groups = grouped(measurements_of(entries, LeagueEntry), lambda m: m.record.method)
-    means = {
-        method: mean_with_interval((m.record.efficiency for m in group), geometric=True, highest=1.0)
-        for method, group in groups.items()
-    }
+    means = {method: efficiency_mean(m.record.efficiency for m in group) for method, group in groups.items()}
     known = [(method, mean) for method, mean in means.items() if mean.count]
     return dict(sorted(known, key=lambda pair: -pair[1].mean))
 

@@ -10,7 +10,7 @@ from typing import Any
 from curvature.natural_gradient import METHODS
 from curvature.records import LeagueEntry
 from curvature.report.selection import FIRST, LAST, Selection
-from curvature.report.spread import Mean, grouped, mean_with_interval
+from curvature.report.spread import Mean, efficiency_mean, grouped, mean_with_interval
 from curvature.report.table import Cell, Entry, Row, Table
 from curvature.report.words import capital, factor_words, listed
 
@@ -80,8 +80,9 @@ def league_rows(selection: Selection) -> list[dict[str, Any]]:
 
 def _mean(records: Sequence[LeagueEntry], name: str) -> Mean:
     values = [getattr(record, name) for record in records]
-    highest = 1.0 if name == "efficiency" else math.inf
-    mean = mean_with_interval(values, geometric=_NUMBERS[name], highest=highest)
+    if name == "efficiency":
+        return efficiency_mean(values)
+    mean = mean_with_interval(values, geometric=_NUMBERS[name])
     if name == "kappa" and mean.count < sum(math.isfinite(record.efficiency) for record in records):
         return replace(mean, mean=math.nan, low=math.nan, high=math.nan)  # the seeds without a number have the largest
     return mean
