@@ -70,8 +70,9 @@ def measure_point(
     followed = place.arm in settings.followed
     if not followed and place.checkpoint not in _ENDS:
         return
+    every_chart = settings.in_every_chart(place.arm, place.checkpoint)
     charts: list[Parameterization] = [Standard()]
-    charts += [WeightNorm(), WeightNorm("paper")] if followed else []
+    charts += [WeightNorm(), WeightNorm("paper")] if every_chart else []
     charts += [] if isinstance(chart, Standard) else [chart]
     matrices = settings.matrices if followed else ("ggn",)
     operators = measured_spectra(collector, place, problem, matrices, charts, shared=shared)
@@ -81,7 +82,7 @@ def measure_point(
         gauge_state(collector, place, problem, measured_chart)
         if "hessian" in operators and type(measured_chart) is WeightNorm:
             _second_order(collector, place, problem, operators["hessian"], measured_chart, settings, shared)
-    if followed and place.checkpoint in settings.swept_at:
+    if every_chart and place.checkpoint in settings.swept_at:
         for stretch in settings.stretches:
             ggn = _operator(shared, problem, "ggn", place.seed)
             collector.add(place, _spectrum(shared, ggn, effective, WeightNorm(stretch=stretch)))

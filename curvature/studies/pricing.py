@@ -16,6 +16,7 @@ from curvature.precision import full_precision
 from curvature.studies.measuring import matrix_of
 from curvature.studies.seeds import refuse_unsuited
 from curvature.studies.settings import HEADLINE, PUBLISHED, StudySettings
+from curvature.studies.training import Arm
 
 __all__ = ["StudyPlan", "plan_study"]
 
@@ -91,15 +92,13 @@ def plan_study(problem: Problem, settings: StudySettings) -> StudyPlan:
     """
     refuse_unsuited(problem, settings)
     seeds, arms, training = len(settings.seeds), settings.arms, settings.training
-    num_points = len(training.stages) + len(training.levels)
     spectra: Counter[str] = Counter()
     for arm in arms:
-        followed = arm.name in settings.followed
-        spectra.update(_spectra_of_arm(settings, arm.method, num_points if followed else 0))
+        spectra.update(_spectra_of_arm(settings, arm))
         if settings.whole_batches and arm.name in PUBLISHED:
             spectra["ggn"] += 1 if arm.method in _IN_WEIGHTS else 2
     whole_batches = sum(arm.name in PUBLISHED for arm in arms) if settings.whole_batches else 0
-    compared = sum(arm.name in settings.followed for arm in arms) * len(settings.steps_at)
+    compared = sum(settings.in_every_chart(arm.name, point) for arm in arms for point in settings.steps_at)
     leagues = len({*settings.league_at} & {*settings.steps_at}) if HEADLINE[1] in {arm.name for arm in arms} else 0
     dim, num_bytes = _memory(problem, settings)
     per_epoch = math.ceil(problem.num_examples / training.batch_size)
@@ -118,18 +117,22 @@ def plan_study(problem: Problem, settings: StudySettings) -> StudyPlan:
     )
 
 
-def _spectra_of_arm(settings: StudySettings, method: str, num_points: int) -> Counter[str]:
-    """Spectra of one arm at one seed; ``num_points`` is zero for an arm that is not followed."""
-    own = 0 if method in _IN_WEIGHTS else 1
-    if not num_points:
+def _spectra_of_arm(settings: StudySettings, arm: Arm) -> Counter[str]:
+    """Spectra of one arm at one seed."""
+    own = 0 if arm.method in _IN_WEIGHTS else 1
+    if arm.name not in settings.followed:
         return Counter(ggn=_ENDS * (1 + own))
-    # The standard chart, weight norm at the canonical and the paper's gauge, and the arm's own.
-    spectra = Counter(dict.fromkeys(settings.matrices, num_points * (3 + own)))
-    spectra["ggn"] += len(settings.swept_at) * len(settings.stretches)
+    points = [*settings.training.stages, *settings.training.levels]
+    num_points, num_full = len(points), sum(settings.in_every_chart(arm.name, str(point)) for point in points)
+    # The standard chart and the arm's own; in every chart also weight norm at the canonical and the paper's gauge.
+    spectra = Counter(dict.fromkeys(settings.matrices, num_points * (1 + own) + 2 * num_full))
+    num_swept = sum(settings.in_every_chart(arm.name, point) for point in settings.swept_at)
+    spectra["ggn"] += num_swept * len(settings.stretches)
     if "hessian" in settings.matrices:
-        normalized = own if method.startswith("weight-norm") else 0
-        other_form = (1 + normalized) if settings.both_hessians else 0
-        spectra["hessian"] += num_points * (other_form + normalized)  # and the linear part at the gauge of training
+        normalized = own if arm.method.startswith("weight-norm") else 0
+        # At the gauge of training the linear part too.
+        spectra["hessian"] += num_points * normalized
+        spectra["hessian"] += num_full + num_points * normalized if settings.both_hessians else 0
     return +spectra
 
 

@@ -32,16 +32,20 @@ class StudySettings:
     followed
         Names of the arms that are measured at every checkpoint and in every matrix; the others at the first and the
         last one, by the GGN in the standard chart and in their own.
+    own_chart_only
+        Followed arms that are measured in every chart at the start alone, where the arms share weights; later in the
+        standard chart and their own: no stretches, and no steps, which compare charts. Claims at the same weights take
+        those of the weight-norm arm.
     matrices
         Measured along the followed arms.
     both_hessians
         Measure the Hessian of weight norm both in the coordinates of the chart and as an effective matrix.
     stretches
-        Gauges of weight norm in which the GGN of the followed arms is measured too.
+        Gauges of weight norm in which the GGN is measured too, at the weights of the arms with every chart.
     swept_at
         Checkpoints at which it is.
     steps_at
-        Checkpoints at which gradient noise and steps of the followed arms are measured.
+        Checkpoints at which gradient noise of the followed arms is measured, and steps of those with every chart.
     league_at
         Those of them at which the whitening league is measured too, at the weights of the weight-norm arm.
     relative_dampings
@@ -67,6 +71,7 @@ class StudySettings:
     arms: tuple[Arm, ...] = DEFAULT_ARMS
     training: TrajectorySettings = field(default_factory=TrajectorySettings)
     followed: tuple[str, ...] = (*HEADLINE, *PUBLISHED[1:])
+    own_chart_only: tuple[str, ...] = ()
     matrices: tuple[str, ...] = ("hessian", "ggn", "gradient_covariance")
     both_hessians: bool = False
     stretches: tuple[float, ...] = ()
@@ -83,6 +88,10 @@ class StudySettings:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"seeds must be distinct and at least one, got {self.seeds}.")
         known_matrices(self.matrices)
+
+    def in_every_chart(self, arm: str, checkpoint: str) -> bool:
+        """Whether an arm is measured in every chart at a checkpoint, by their names."""
+        return arm in self.followed and (checkpoint == "init" or arm not in self.own_chart_only)
 
     @property
     def published(self) -> tuple[str, str, str] | None:
@@ -110,6 +119,8 @@ def quick_settings(
     **measured: Unpack[MeasuringOptions],
 ) -> StudySettings:
     """Settings of ``curvature compare``: two arms at one learning rate, measured before and after training.
+
+    After training the weight-norm arm is measured in every chart, the standard arm in its own.
 
     Parameters
     ----------
@@ -142,6 +153,7 @@ def quick_settings(
         seeds=tuple(seeds),
         arms=tuple(Arm(name) for name in HEADLINE),
         training=training,
+        own_chart_only=HEADLINE[:1],
         league_at=(),
         closeness_of_controls=False,
         whole_batches=False,

@@ -60,7 +60,8 @@ def noise_and_steps(
         Results at the same weights.
     """
     collector.extend(place, shared.once(("noise",), lambda: _noise(problem, covariance, place.seed)))
-    if not isinstance(chart, Standard) and type(chart) is not WeightNorm:
+    comparable = isinstance(chart, Standard) or type(chart) is WeightNorm
+    if not comparable or not settings.in_every_chart(place.arm, place.checkpoint):
         return
     if not problem.loss.likelihood:
         collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")

@@ -22,6 +22,7 @@ CASES = {
     "quick": QUICK,
     "one matrix": replace(QUICK, seeds=(3,), matrices=("gradient_covariance",), both_hessians=False),
     # Without levels, whose checkpoints only exist if the loss falls so far.
+    "every chart": replace(QUICK, seeds=(1,), own_chart_only=(), both_hessians=True),
     "full": replace(FULL, training=replace(FULL.training, levels=())),
 }
 

@@ -35,6 +35,7 @@ from curvature.studies import (
     run_spectrum,
     run_study,
 )
+from curvature.studies.evidence import LINEAR_PART
 from curvature.studies.training import SGD
 from oracles import drawn
 
@@ -53,6 +54,7 @@ QUICK = quick_settings(
 SETTINGS = dataclasses.replace(
     QUICK,
     training=dataclasses.replace(QUICK.training, stages=STAGES),
+    own_chart_only=(),
     both_hessians=True,
     swept_at=STAGES,
     steps_at=STAGES,
@@ -133,6 +135,24 @@ def test_spectra_are_those_of_each_matrix_in_each_gauge(study, arm, checkpoint):
     for stretch in ("stretch=0.5", "stretch=2"):
         expected["ggn", "weight-norm", stretch, True] += 1
     assert found == expected
+
+
+def test_after_the_start_the_quick_study_measures_the_standard_arm_in_its_own_chart_alone():
+    found = run(dataclasses.replace(QUICK, seeds=(4,)))
+    charts = {
+        (m.arm, m.checkpoint): {other.record.chart for other in found.of(Spectrum, arm=m.arm, checkpoint=m.checkpoint)}
+        for m in found.measurements
+    }
+    everywhere = {"standard", "weight-norm"}
+    assert charts["standard", "init"] == everywhere
+    assert charts["standard", "late"] == {"standard"}
+    assert charts["weight-norm", "late"] == everywhere | {LINEAR_PART}
+    late = found.of(Spectrum, arm="standard", checkpoint="late")
+    assert {m.record.matrix for m in late} == {"hessian", "ggn", "gradient_covariance"}
+    assert found.of(Alignment, arm="standard", checkpoint="late")
+    for kind in (StepComparison, GaugeState):
+        assert {m.arm for m in found.of(kind, checkpoint="late")} == {"weight-norm"}
+    assert {v.name for v in found.verdicts if v.outcome == "not tested" and v.claim not in ("C4", "C8")} == set()
 
 
 def test_every_spectrum_has_its_condition_numbers_and_only_the_ggn_a_gradient(study):

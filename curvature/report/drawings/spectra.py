@@ -182,8 +182,8 @@ def draw_sweep(study: Study) -> Drawing | None:
     last = last_checkpoint(study)
     numbers = [m for m in numbers_of(study) if m.checkpoint == last and m.record.block == "all"]
     numbers = [m for m in numbers if usable(m, _QUANTITY)]
-    matrices = {m.record.matrix for m in numbers if m.record.gauge.startswith("stretch=")}
-    numbers = [m for m in numbers if m.record.matrix in matrices]
+    swept = {(m.arm, m.record.matrix) for m in numbers if m.record.gauge.startswith("stretch=")}
+    numbers = [m for m in numbers if (m.arm, m.record.matrix) in swept]
     if len({stretch_of(m.record.gauge) for m in numbers} - {None}) < 2:
         return None
     groups = grouped(numbers, lambda m: (m.arm, m.record.matrix))
