@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -17,10 +18,11 @@ from curvature.matrices.output_space import OutputSpace, output_space
 from curvature.matrices.weight_space import WeightSpaceMatrix, require_problem
 from curvature.models import Problem
 from curvature.models.losses import ModelLoss
+from curvature.models.trees import Tensors
 from curvature.precision import full_precision
 from curvature.removed import removed
 
-__all__ = ["fisher", "ggn", "monte_carlo_fisher", "require_likelihood"]
+__all__ = ["fisher", "fisher_is_ggn", "ggn", "monte_carlo_fisher", "require_likelihood"]
 
 
 @full_precision()
@@ -120,15 +122,21 @@ def _visible_factor(problem: Problem) -> tuple[OutputFactor, bool] | None:
         return vectors * torch.where(values > rounding, values, 0).sqrt()[:, None] * scale
 
     complete = True
+    for outputs, targets in _in_chunks(problem):
+        values, _, rounding = decomposed(outputs, targets)
+        if (values < -rounding).any():
+            return None
+        complete = complete and bool((values > rounding).all())
+    return factor, complete
+
+
+def _in_chunks(problem: Problem) -> Iterator[tuple[Tensor, Tensors]]:
+    """Outputs and targets of as many examples as fit into memory with a matrix for each."""
     for examples, outputs in problem.evaluated():
         targets = problem.targets[examples]
         for start in range(0, len(outputs), problem.chunk_size):
             rows = slice(start, start + problem.chunk_size)
-            values, _, rounding = decomposed(outputs[rows], targets[rows])
-            if (values < -rounding).any():
-                return None
-            complete = complete and bool((values > rounding).all())
-    return factor, complete
+            yield outputs[rows], targets[rows]
 
 
 @full_precision()
@@ -174,6 +182,41 @@ def fisher(problem: Problem, *, method: str = "auto") -> WeightSpaceMatrix:
         return columns @ columns.mT
 
     return output_space(problem, OutputSpace(factor, second_moment), "fisher", fisher, method=method)
+
+
+@full_precision()
+def fisher_is_ggn(problem: Problem) -> bool:
+    """Find out whether the Fisher is the GGN at this point, so that one matrix can serve as both.
+
+    Parameters
+    ----------
+    problem
+        Model, loss and data, at a point; the loss must be a likelihood.
+
+    Returns
+    -------
+    bool
+        Whether the second moment of the score is the Hessian of the loss in the outputs, for every example and up to
+        rounding.
+
+    Raises
+    ------
+    NotDefinedError
+        As for :func:`fisher`.
+
+    Notes
+    -----
+    Both matrices are compared as numbers: the name of a loss does not say whether its outputs are natural parameters.
+    Costs one forward pass.
+    """
+    require_likelihood(problem)
+    for outputs, targets in _in_chunks(problem):
+        columns = problem.loss.fisher_factor(outputs, targets)
+        moment = columns @ columns.mT
+        rounding = 4 * columns.shape[2] * torch.finfo(moment.dtype).eps * moment.abs().max()
+        if not ((problem.loss.hessian(outputs, targets) - moment).abs() <= rounding).all():
+            return False
+    return True
 
 
 @removed(generator="seed=generator")

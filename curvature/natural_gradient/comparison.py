@@ -19,7 +19,7 @@ from curvature.linalg.lapack import eigenvalues
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.natural_gradient.controls import Controls, control_charts
-from curvature.natural_gradient.preconditioners import absolute_damping
+from curvature.natural_gradient.preconditioners import Preconditioners, absolute_damping
 from curvature.precision import full_precision
 from curvature.records import StepComparison
 from curvature.records.damping import RELATIVE_DAMPING, Damping
@@ -177,8 +177,10 @@ def _compared(
         neuron_block = controls.preconditioners.chart("neuron-block", damping=absolute, relative_damping=relative)
         ends = (Standard(), neuron_block)
         at_weights = [chart.at(problem.layout, problem.weights) for chart in (*ends, *compared)]
-        distances = _closenesses(at_weights[2:], damped) if closeness and block == "all" else [{}] * len(compared)
-        triangles = controls.preconditioners.factorized(block, shift)
+        triangles = controls.preconditioners.factorized(block, shift)  # "all" first: others may be parts of it
+        distances: list[dict[str, float]] = [{}] * len(compared)
+        if closeness and block == "all":
+            distances = [_closeness(chart, damped, controls.preconditioners, shift) for chart in at_weights[2:]]
         for (name, rows), (_, triangle) in zip(blocks.items(), triangles, strict=True):
             local = damped if block == "all" else damped[rows][:, rows]
             values = _efficiencies(at_weights, rows, local, triangle, gradient)
@@ -242,22 +244,13 @@ def step_efficiencies(
     return ((gradient @ columns).square() / (lengths * best)).tolist()
 
 
-def _closenesses(charts: Sequence[Chart], damped: Tensor) -> list[dict[str, float]]:
+def _closeness(chart: Chart, damped: Tensor, preconditioners: Preconditioners, shift: float) -> dict[str, float]:
     """Distances of ``K^(1/2) A K^(1/2)`` from a multiple of the identity, by name of the record's field."""
-    unchanged: dict[str, float] | None = None  # of the charts with K = I to the last bit, decomposed once
-    distances = []
-    for chart in charts:
-        conjugated = chart.similar(damped)
-        same = torch.equal(conjugated, damped)
-        if not same or unchanged is None:
-            distance = _distance((conjugated + conjugated.T) / 2)
-            unchanged = distance if same else unchanged
-        distances.append(unchanged if same and unchanged is not None else distance)
-    return distances
-
-
-def _distance(matrix: Tensor) -> dict[str, float]:
-    values = eigenvalues(matrix.cpu().numpy())
+    conjugated = chart.similar(damped)
+    if torch.equal(conjugated, damped):  # K = I to the last bit: F + lambda I has the eigenvectors of F
+        values = preconditioners.eigenvalues + shift
+    else:
+        values = eigenvalues(((conjugated + conjugated.T) / 2).cpu().numpy())
     if not values[0] > 0:
         return {}  # K is singular: no multiple of it is close to an inverse
     logs = np.log(values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class Controls:
         Model, loss and data at the point.
     fisher, covariance
         The Fisher and the gradient covariance, if they have been computed already.
+    eigenvalues
+        Those of the Fisher, ascending, if they have been computed already.
     """
 
     def __init__(
@@ -36,9 +39,10 @@ class Controls:
         problem: Problem,
         fisher: SymmetricOperator | None = None,
         covariance: SymmetricOperator | None = None,
+        eigenvalues: Float[np.ndarray, "weights"] | None = None,
     ):
         self.problem = problem
-        self.preconditioners = Preconditioners(problem, fisher)
+        self.preconditioners = Preconditioners(problem, fisher, eigenvalues)
         self._covariance = covariance
 
     @cached_property

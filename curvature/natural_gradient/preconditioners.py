@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from curvature.charts import Chart, LinearChart
 from curvature.charts.linear import AffineChart
 from curvature.errors import ConfigurationError
 from curvature.layout import Layout
+from curvature.linalg.lapack import eigenvalues
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
 from curvature.matrices.gradient_moments import scale_words
@@ -119,13 +121,18 @@ class Preconditioners:
     ----------
     problem
         Model, loss and data at the point.
-    fisher
-        The Fisher, if it has been computed already.
+    fisher, eigenvalues
+        The Fisher and its eigenvalues, ascending, if they have been computed already.
     """
 
-    def __init__(self, problem: Problem, fisher: SymmetricOperator | None = None):
+    def __init__(
+        self,
+        problem: Problem,
+        fisher: SymmetricOperator | None = None,
+        eigenvalues: Float[np.ndarray, "weights"] | None = None,
+    ):
         refuse_scale_of_loss(problem, fisher)
-        self.problem, self._fisher = problem, fisher
+        self.problem, self._fisher, self._eigenvalues = problem, fisher, eigenvalues
         self._eigenblocks: dict[str, list[_Eigenblock]] = {}
         self._factorized: dict[str, tuple[float, list[_Block]]] = {}  # with the damping
 
@@ -133,6 +140,11 @@ class Preconditioners:
     def matrix(self) -> Float[Tensor, "weights weights"]:
         """Entries of the Fisher; ``prong`` does not compute them where every parameter is in a layer."""
         return (self._fisher or fisher_matrix(self.problem)).entries()
+
+    @cached_property
+    def eigenvalues(self) -> Float[np.ndarray, "weights"]:
+        """Eigenvalues of the Fisher, ascending."""
+        return eigenvalues(self.matrix.cpu().numpy()) if self._eigenvalues is None else self._eigenvalues
 
     def chart(self, kind: str, *, damping: float | None = None, relative_damping: float | None = None) -> LinearChart:
         """Build the chart of one preconditioner.
@@ -182,12 +194,17 @@ class Preconditioners:
             Indices and lower triangle of each block.
         """
         if self._factorized.get(by, (None, []))[0] != shift:
+            damping, whole = self._factorized.get("all", (None, []))
             blocks = []
             for indices in self.problem.layout.blocks(by).values():
                 rows = indices.to(self.problem.device)
-                block = self.matrix.clone() if by == "all" else self.matrix[rows][:, rows]
-                block.diagonal().add_(shift)
-                blocks.append((rows, torch.linalg.cholesky(block)))
+                if damping == shift and torch.equal(indices, torch.arange(len(indices))):
+                    triangle = whole[0][1][: len(rows), : len(rows)]  # of a leading block, as the first layer is
+                else:
+                    block = self.matrix.clone() if by == "all" else self.matrix[rows][:, rows]
+                    block.diagonal().add_(shift)
+                    triangle = torch.linalg.cholesky(block)
+                blocks.append((rows, triangle))
             self._factorized[by] = shift, blocks
         return self._factorized[by][1]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from curvature.errors import SelfCheckError
 from curvature.linalg.eigen import spectrum
 from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import MATRICES, effective, pullback
+from curvature.matrices.gauss_newton import fisher_is_ggn
 from curvature.models import Problem
+from curvature.natural_gradient import Controls
 from curvature.records import Check, ConditionNumbers, GaugeState, Spectrum
 from curvature.studies.collector import Collector, Place
 from curvature.studies.evidence import LINEAR_PART
@@ -88,7 +91,8 @@ def measure_point(
             collector.add(place, _spectrum(shared, ggn, effective, WeightNorm(stretch=stretch)))
     if followed and place.checkpoint in settings.steps_at:
         covariance = _operator(shared, problem, "gradient_covariance", place.seed)
-        noise_and_steps(collector, place, problem, chart, covariance, settings, shared)
+        controls = partial(_controls, shared, problem, covariance, settings, place.seed)
+        noise_and_steps(collector, place, problem, chart, covariance, controls, settings, shared)
 
 
 def _say_first_numbers(collector: Collector, place: Place) -> None:
@@ -191,6 +195,18 @@ def _spectrum(
         return spectrum(move(operator, chart), gradient=gradient)
     key = (operator.name, gradient, move, chart.rule, chart.stretch, chart.log_scale, chart.layers)
     return shared.once(key, lambda: spectrum(move(operator, chart), gradient=gradient))
+
+
+def _controls(
+    shared: Shared, problem: Problem, covariance: SymmetricOperator, settings: StudySettings, seed: int
+) -> Controls:
+    """What charts are compared with: the Fisher, or the GGN where that is the same matrix and already measured."""
+    is_measured = "fisher" in settings.matrices
+    fisher = _operator(shared, problem, "ggn" if not is_measured and fisher_is_ggn(problem) else "fisher", seed)
+    values = None
+    if fisher.name in settings.matrices:
+        values = _spectrum(shared, fisher, None, Standard(), gradient=True).eigenvalues
+    return Controls(problem, fisher, covariance, values)
 
 
 def _check_canonical(collector: Collector, place: Place, standard: Spectrum, canonical: Spectrum) -> None:

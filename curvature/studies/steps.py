@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,6 @@ import torch
 
 from curvature.charts import Parameterization, Standard, WeightNorm
 from curvature.linalg.operator import SymmetricOperator
-from curvature.matrices import fisher
 from curvature.models import Problem
 from curvature.natural_gradient import (
     Controls,
@@ -37,6 +36,7 @@ def noise_and_steps(
     problem: Problem,
     chart: Parameterization,
     covariance: SymmetricOperator,
+    controls_here: Callable[[], Controls],
     settings: StudySettings,
     shared: Shared,
 ) -> None:
@@ -54,6 +54,8 @@ def noise_and_steps(
         In which the arm was trained, at the gauge that it reached.
     covariance
         The gradient covariance, with its entries.
+    controls_here
+        What builds the controls at these weights, from the Fisher and this covariance; called for a likelihood only.
     settings
         What is measured.
     shared
@@ -66,7 +68,7 @@ def noise_and_steps(
     if not problem.loss.likelihood:
         collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
         return
-    controls = shared.once(("controls",), lambda: Controls(problem, fisher(problem), covariance))
+    controls = shared.once(("controls",), controls_here)
     size = float(controls.preconditioners.matrix.trace()) * float(problem.gradient().abs().max()) ** 2
     if not size > _VANISHING:  # every output is saturated
         collector.warn(f"{place}: no natural-gradient comparison, because the gradient or the Fisher vanishes.")

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 import curvature as cv
+from curvature.matrices.gauss_newton import fisher_is_ggn
 from curvature.models import losses
 from oracles import built, distance
 
@@ -349,6 +350,12 @@ def test_the_fisher_of_a_likelihood_is_the_mean_over_all_of_its_labels(name, red
     expected = reference.fisher()
     for method in ("auto", "generic"):
         assert distance(cv.fisher(reference.problem(), method=method).dense(), expected) < 1e-10
+
+
+@pytest.mark.parametrize(("name", "reduction"), [pair for pair in PAIRS if CASES[pair[0]].labels is not None])
+def test_the_fisher_is_known_to_be_the_ggn_exactly_where_the_two_matrices_agree(name, reduction):
+    reference = Reference(CASES[name], reduction)
+    assert fisher_is_ggn(reference.problem()) == (distance(reference.fisher(), reference.ggn()) < 1e-10)
 
 
 @pytest.mark.parametrize(("name", "reduction"), PAIRS)

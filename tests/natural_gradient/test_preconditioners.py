@@ -133,6 +133,18 @@ def test_the_roots_of_block_preconditioners_agree_with_their_triangles(kind):
     assert distance(torch.linalg.eigvalsh((similar + similar.T) / 2), expected) < ROUNDING
 
 
+@pytest.mark.parametrize("by", ["layer", "neuron"])
+def test_every_block_has_its_own_triangle_also_where_that_is_part_of_the_whole(by):
+    module, problem = classifier()
+    shared, damped = Preconditioners(problem), fisher_by_hand(module, problem.inputs) + DAMPING * identity(problem.dim)
+    shared.factorized("all", DAMPING)
+    triangles = shared.factorized(by, DAMPING)
+    assert len(triangles) == len(problem.layout.blocks(by))
+    for rows, triangle in triangles:
+        assert torch.equal(triangle, triangle.tril())
+        assert distance(triangle @ triangle.T, damped[rows][:, rows]) < ROUNDING
+
+
 def test_kfac_is_the_kronecker_product_of_damped_factors():
     module, problem = classifier()
     shift = DAMPING * float(fisher_by_hand(module, problem.inputs).trace()) / 31

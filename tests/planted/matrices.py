@@ -16,6 +16,13 @@ DEFECTS = [
         "None",
         ("an_inverse_root_with_little_damping_multiplies_rounding_and_the_floor_says_how_much",),
     ),
+    Defect(
+        "the GGN in the place of every Fisher",
+        "matrices:fisher_is_ggn",
+        "($hessian - $moment).abs() <= $rounding",
+        "$moment == $moment",
+        ("the_fisher_is_known_to_be_the_ggn_exactly_where_the_two_matrices_agree",),
+    ),
     # ---------------------------------------------------------------------------------------------------- fast paths
     Defect(
         "first derivative for the second",

@@ -74,6 +74,20 @@ DEFECTS = [
         ("the_roots_of_block_preconditioners_agree_with_their_triangles",),
     ),
     Defect(
+        "the first triangle for every block",
+        "natural_gradient:Preconditioners.factorized",
+        "torch.equal($indices, torch.arange(len($indices)))",
+        "True",
+        ("every_block_has_its_own_triangle_also_where_that_is_part_of_the_whole",),
+    ),
+    Defect(
+        "closeness without the damping where K is the identity",
+        "natural_gradient:_closeness",
+        "$preconditioners.eigenvalues + $shift",
+        "$preconditioners.eigenvalues",
+        ("closeness_is_that_of_the_generalized_eigenvalues_of_k_and_a",),
+    ),
+    Defect(
         "step uphill",
         "natural_gradient:chart_step",
         "-$chart.metric($gradient)[:, 0]",

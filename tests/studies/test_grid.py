@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import curvature as cv
 from curvature.errors import ConfigurationError
+from curvature.natural_gradient import Controls
 from curvature.records import Measured, StepComparison, Study
 from curvature.records.storage import to_plain
 from curvature.report import grid_document, grid_tables
@@ -265,7 +267,8 @@ def test_a_saturated_network_is_measured_without_steps(wrong):
     collector = Collector()
     covariance = cv.gradient_covariance(problem).materialized()
     place, settings = Place("standard", 0, "late", 10), TINY.study(CELLS[0])
-    noise_and_steps(collector, place, problem, cv.Standard(), covariance, settings, Shared())
+    controls = partial(Controls, problem, None, covariance)
+    noise_and_steps(collector, place, problem, cv.Standard(), covariance, controls, settings, Shared())
     assert "the gradient or the Fisher vanishes" in next(iter(collector.warnings))
     assert not any(isinstance(m.record, StepComparison) for m in collector.measurements)
 
