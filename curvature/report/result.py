@@ -32,6 +32,7 @@ from curvature.records import (
 from curvature.records.conditioning import QUANTITIES
 from curvature.records.storage import from_plain, storable, to_plain
 from curvature.records.verdict import present_outcome
+from curvature.report.netcdf import Group, Variables, write_netcdf
 from curvature.report.selection import place_of
 from curvature.report.spread import grouped
 from curvature.text import one_line
@@ -100,43 +101,39 @@ def write_result(study: Study, path: Path) -> None:
     OSError
         If the disk is full or fails.
     """
-    import xarray as xr
-
     attributes = {name: getattr(study, name) for name in _FIELDS}
     attributes |= {"schema": SCHEMA, "warnings": list(study.warnings)}
-    nodes = {"/": xr.Dataset(attrs=_attributes(attributes)), **_measurement_nodes(study)}
-    for name in _ROWS:
-        if rows := getattr(study, name):
-            nodes[f"/{name}"] = _row_table(list(map(to_plain, rows)))
+    tables = _measurement_tables(study)
+    tables |= {f"/{name}": _row_table(list(map(to_plain, rows))) for name in _ROWS if (rows := getattr(study, name))}
+    groups = {"/": Group({}, _attributes(attributes))}
+    groups |= {path: Group(table, {}) for path, table in tables.items()}
     for name, (_, dimensions) in _ITEMS.items():
         for number, item in enumerate(getattr(study, name)):
-            nodes[f"/{name}/{number:04d}"] = _item_node(item, dimensions)
+            groups[f"/{name}/{number:04d}"] = _item_group(item, dimensions)
     for order, m in enumerate(study.measurements):
         if (vectors := getattr(m.record, "vectors", None)) is not None:
-            nodes[f"/vectors/{order}"] = _item_node(vectors, _VECTORS)
+            groups[f"/vectors/{order}"] = _item_group(vectors, _VECTORS)
     try:
-        xr.DataTree.from_dict(nodes).to_netcdf(path, engine="h5netcdf")
+        write_netcdf(groups, path)
     except RuntimeError as error:  # what HDF5 says when the disk fails
         raise OSError(errno.EIO, str(error)) from error
 
 
-def _measurement_nodes(study: Study) -> dict[str, xr.Dataset]:
-    nodes = {}
+def _measurement_tables(study: Study) -> dict[str, Variables]:
+    tables = {}
     kinds = grouped(enumerate(study.measurements), lambda numbered: type(numbered[1].record).__name__)
     for folder, (kind, dimensions) in _ARRAYS.items():
         for number, table in enumerate(_array_tables(kinds.pop(kind.__name__, []), dimensions)):
-            nodes[f"/{folder}/{number:04d}"] = table
+            tables[f"/{folder}/{number:04d}"] = table
     if numbers := kinds.pop(ConditionNumbers.__name__, None):
-        nodes["/condition_numbers"] = _number_table(numbers)
-    return nodes | {f"/{name}": _row_table(list(map(_row, members))) for name, members in kinds.items()}
+        tables["/condition_numbers"] = _number_table(numbers)
+    return tables | {f"/{name}": _row_table(list(map(_row, members))) for name, members in kinds.items()}
 
 
-def _item_node(item: Any, dimensions: Dimensions) -> xr.Dataset:
-    import xarray as xr
-
+def _item_group(item: Any, dimensions: Dimensions) -> Group:
     plain = to_plain(item)
     arrays = {name: (axes, plain.pop(name)) for name, axes in dimensions.items()}
-    return xr.Dataset(arrays, attrs=_attributes(plain))
+    return Group(arrays, _attributes(plain))
 
 
 def _attributes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,10 +153,8 @@ def _row(numbered: Numbered, without: Collection[str] = ()) -> dict[str, Any]:
     return place_of(m) | {"order": order} | fields
 
 
-def _row_table(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
-    import xarray as xr
-
-    columns = {}
+def _row_table(rows: Sequence[Mapping[str, Any]]) -> Variables:
+    columns: Variables = {}
     for name, usual in (("reduction", "mean"), ("penalty", "")):  # left out of records that have the usual one
         if any(name in row for row in rows):
             rows = [{name: usual, **row} for row in rows]
@@ -167,13 +162,13 @@ def _row_table(rows: Sequence[Mapping[str, Any]]) -> xr.Dataset:
         values = [_stored(row[key]) for row in rows]
         if any(isinstance(value, str) for value in values):
             texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
-            columns[key] = ("row", np.array(texts, dtype=object))
+            columns[key] = ("row",), np.array(texts, dtype=object)
         else:
-            columns[key] = ("row", np.array(values))
-    return xr.Dataset(columns)
+            columns[key] = ("row",), np.array(values)
+    return columns
 
 
-def _array_tables(members: Sequence[Numbered], dimensions: Dimensions) -> Iterator[xr.Dataset]:
+def _array_tables(members: Sequence[Numbered], dimensions: Dimensions) -> Iterator[Variables]:
     """One table for each set of array shapes: a node per record is slow to write and to read."""
 
     def shapes_of(numbered: Numbered) -> tuple[tuple[int, ...] | None, ...]:
@@ -181,16 +176,14 @@ def _array_tables(members: Sequence[Numbered], dimensions: Dimensions) -> Iterat
         return tuple(None if array is None else array.shape for array in arrays)
 
     for shapes, alike in grouped(members, shapes_of).items():
-        yield _row_table([_row(numbered, without=dimensions) for numbered in alike]).assign(
-            {
-                name: (("row", *dimensions[name]), np.stack([getattr(m.record, name) for _, m in alike]))
-                for name, shape in zip(dimensions, shapes, strict=True)
-                if shape is not None
-            }
-        )
+        yield _row_table([_row(numbered, without=dimensions) for numbered in alike]) | {
+            name: (("row", *dimensions[name]), np.stack([getattr(m.record, name) for _, m in alike]))
+            for name, shape in zip(dimensions, shapes, strict=True)
+            if shape is not None
+        }
 
 
-def _number_table(members: Sequence[Numbered]) -> xr.Dataset:
+def _number_table(members: Sequence[Numbered]) -> Variables:
     """One row per record, and by the name of the quantity its value, status, note, interval and method."""
     names = list(dict.fromkeys(name for _, m in members for name in m.record.values))
     rows = []
@@ -200,11 +193,11 @@ def _number_table(members: Sequence[Numbered]) -> xr.Dataset:
         rows.append(_row(numbered, without=("values", "damped")) | {"damped": damped})
     missing = Quantity(math.nan, "", "")
     cells = [[m.record.values.get(name, missing) for name in names] for _, m in members]
-    columns: dict[str, Any] = {"quantity": ("quantity", np.array(names, dtype=object))}
+    columns: Variables = {"quantity": (("quantity",), np.array(names, dtype=object))}
     for grid, (name, dtype) in _GRIDS.items():
         values = [[getattr(quantity, name) for quantity in row] for row in cells]
-        columns[grid] = (("row", "quantity"), np.array(values, dtype=dtype))
-    return _row_table(rows).assign(columns)
+        columns[grid] = ("row", "quantity"), np.array(values, dtype=dtype)
+    return _row_table(rows) | columns
 
 
 # --- reading

@@ -111,6 +111,13 @@ DEFECTS = [
         ("one_flipped_bit_in_any_file_of_a_run_is_an_error",),
     ),
     Defect(
+        "zeros of a result file read as missing numbers",
+        "report.netcdf:_dataset",
+        "np.full(1, np.nan, $dtype)",
+        "np.full(1, 0.0, $dtype)",
+        ("the_file_opens_in_xarray_as_one_that_xarray_wrote",),
+    ),
+    Defect(
         "exact zeros shown as below a floor of zero",
         "records:Spectrum.eigenvalue",
         "abs($value) > $floor or $floor == 0",

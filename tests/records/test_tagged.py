@@ -497,7 +497,7 @@ def test_a_run_keeps_intervals_and_a_run_of_an_older_version_is_read(tmp_path):
     assert (back[0].record.rank_bounds, back[0].record.floor_rule) == ((4, 8), record.floor_rule)
     assert back[1].record == numbers
     assert back[1].record["kappa_95"].high == math.inf
-    older = _number_table([(0, places[1])]).drop_vars(["low", "high", "interval_method", "rank_bounds"])
+    older = xr.Dataset(_number_table([(0, places[1])])).drop_vars(["low", "high", "interval_method", "rank_bounds"])
     ((_, measured),) = _numbers(older)
     assert measured.record["kappa_80"] == replace(numbers["kappa_80"], low=None, high=None, method="")
 
