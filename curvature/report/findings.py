@@ -57,6 +57,7 @@ def findings_of(study: Study, document: Row) -> list[dict[str, Any]]:
         *_say_spectra(document),
         *_say_estimates(document),
         *_say_limits(study, document),
+        *_say_own_chart(study),
     ]
 
 
@@ -268,6 +269,17 @@ def _say_limits(study: Study, document: Row) -> Iterable[dict[str, Any]]:
             "limit",
             f"Ranges are the smallest and the largest of {seeds} seeds: they show spread and are not confidence "
             f"intervals. {f'Intervals belong to the {owner}.' if study.verdicts else 'No claim is tested here.'}",
+        )
+
+
+def _say_own_chart(study: Study) -> Iterable[dict[str, Any]]:
+    last = study.of(Spectrum, checkpoint=last_checkpoint(study))
+    charts = {arm: {m.record.chart for m in members} for arm, members in grouped(last, lambda m: m.arm).items()}
+    if charts.get("standard") == {"standard"} and "weight-norm" in charts.get("weight-norm", ()):
+        yield _finding(
+            "limit",
+            "At the weights that the standard arm reached only the standard chart was measured. The full study also "
+            "measures weight norm there.",
         )
 
 

@@ -62,9 +62,10 @@ def study(
         ... Or one problem: its weights are where every seed starts, so that the seeds differ only in the order of the
         data (and a warning in the study says so). An initialization cannot be drawn again from a problem.
     full
-        False: two arms, ``"standard"`` and ``"weight-norm"``, at one learning rate. True: thirteen arms with their
-        controls, each at a learning rate that was tuned for it, from PyTorch's and from the paper's initialization, and
-        the league of :func:`~curvature.whitening_league` at the first and the last weights of ``"weight-norm"``.
+        False: two arms, ``"standard"`` and ``"weight-norm"``, at one learning rate; after training the second is
+        measured in every chart, the first in its own. True: thirteen arms with their controls, each at a learning rate
+        that was tuned for it, from PyTorch's and from the paper's initialization, and the league of
+        :func:`~curvature.whitening_league` at the first and the last weights of ``"weight-norm"``.
     num_seeds
         Paired seeds; the arms share each. None: 3, which show what to expect; with ``full`` 10, which can decide
         about training.

@@ -170,8 +170,8 @@ def decomposition(
     matrix
         Name of the matrix.
     gauge
-        Where weight norm is measured: the gauge that training reached, or a fixed one (``"paper"``), which both arms
-        have, so that gauge and trajectory are averaged over their two orders.
+        Where weight norm is measured: the gauge that training reached, or a fixed one (``"paper"``). The full study
+        measures the latter in both arms, so that gauge and trajectory are averaged over their two orders.
     checkpoint
         None: the last one.
     arms
