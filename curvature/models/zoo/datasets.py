@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,13 +38,25 @@ def digits(
     inputs, labels
         ``(N, 64)``, or ``(N, 1, 8, 8)`` for images, in float64; and classes 0 to 9, ``(N,)``.
     """
-    from sklearn.datasets import load_digits  # slow to import, and not every user needs it
-
-    inputs, targets = load_digits(return_X_y=True)
-    _refuse_count(num_examples, len(inputs))
-    pixels = torch.as_tensor(inputs[:num_examples], dtype=torch.float64) / 16
-    labels = torch.as_tensor(targets[:num_examples])
+    table = _digits_table()
+    _refuse_count(num_examples, len(table))
+    pixels = torch.as_tensor(table[:num_examples, :-1], dtype=torch.float64) / 16
+    labels = torch.as_tensor(table[:num_examples, -1], dtype=torch.int64)
     return (pixels.view(-1, 1, 8, 8) if image else pixels), labels
+
+
+def _digits_table() -> np.ndarray:
+    """Pixels from 0 to 16 and the class, one row for each digit.
+
+    Read from the file of scikit-learn, which takes a twentieth of the time that importing scikit-learn does.
+    """
+    package = find_spec("sklearn")
+    file = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package and package.origin else None
+    if file is not None and file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # which says what is missing, or where its file is now
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 def breast_cancer(num_examples: int | None = None) -> tuple[Float64[Tensor, "examples 30"], Int[Tensor, "examples"]]:
