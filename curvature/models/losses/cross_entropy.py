@@ -150,7 +150,7 @@ class CrossEntropy(Loss):
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
-        return elements.reshape(len(outputs), -1).sum(dim=1)
+        return elements if elements.ndim == 1 else elements.reshape(len(outputs), -1).sum(dim=1)
 
     def denominators(
         self, outputs: Float[Tensor, "examples ..."], targets: Shaped[Tensor, "examples ..."]

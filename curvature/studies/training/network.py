@@ -70,12 +70,14 @@ class Network:
         loss = self.vector.new_zeros(())
         if share:
             with torch.enable_grad():
-                loss = self.loss.terms(self.run(inputs), targets).sum() / share
-                loss.backward()
+                terms = self.loss.terms(self.run(inputs), targets)
+            # From the terms: autograd would walk through their sum and its division too, in as many steps as a layer.
+            terms.backward((terms.new_ones(()) / share).expand_as(terms))
+            loss = terms.detach().sum() / share
         if self.penalty is not None:
             self.gradient += self.penalty.gradient(self.vector)
-            loss = loss.detach() + self.penalty.value(self.vector)
-        return loss.detach(), self.gradient
+            loss = loss + self.penalty.value(self.vector)
+        return loss, self.gradient
 
 
 class BatchNormNetwork(Network):
