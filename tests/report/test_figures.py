@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from matplotlib import rc_context
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from curvature.errors import ConfigurationError
@@ -373,6 +374,19 @@ def test_layers_are_cells_with_their_medians(ax):
     assert np.allclose(ax.images[0].get_array(), np.log10([[10, 20], [1e4, 3e4]]))
 
 
+def test_the_number_in_a_cell_can_be_read_whether_the_page_is_light_or_dark(ax):
+    def luminance(color):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    blocks = [("0", 10.0), ("1", 300.0), ("2", 1e4), ("3", 3e5)]
+    figures.plot_layers([at(condition_numbers(spectrum([1.0, k], block=name))) for name, k in blocks], ax)
+    for text, value in zip(ax.texts, ax.images[0].get_array()[:, 0], strict=True):
+        cell, number = luminance(ax.images[0].to_rgba(value)[:3]), luminance(text.get_color())
+        assert (max(cell, number) + 0.05) / (min(cell, number) + 0.05) > 4.5
+        assert f"fill: {text.get_color()}" in figures.inline_svg(figures.render_svg(ax.figure, "blocks"))
+
+
 # ------------------------------------------------------------------------------------------------ steps, noise, runs
 
 
@@ -582,6 +596,15 @@ def test_names_outside_the_font_are_drawn_without_a_warning():
         warnings.simplefilter("error")
         assert "日本" in figures.render_svg(Figure(), "日本")
         assert "日本" in picture(spectrum(chart="日本"))
+
+
+def test_a_figure_in_a_page_is_ink_on_paper(ax):
+    ax.set_axis_off()
+    ax.patch.set_visible(False)
+    ax.plot([0, 1], [0, 1], color="black", marker="o", markerfacecolor="white", markeredgecolor="black")
+    text = figures.inline_svg(figures.render_svg(ax.figure, "black and white"))
+    assert set(re.findall(r"stroke: ([^;\"]+)", text)) == {"var(--ink)"}
+    assert re.search(r"<use [^>]*fill: var\(--paper\); stroke: var\(--ink\)", text)
 
 
 def test_used_identifiers_stay_and_unused_ones_go(ax):

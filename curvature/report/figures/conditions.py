@@ -36,6 +36,7 @@ from curvature.report.words import (
 
 __all__ = ["plot_conditions_along_training", "plot_gauge_sweep", "plot_layers"]
 
+_ON_DARK, _ON_LIGHT = "#fdfdfd", "#020202"  # no colours of a page, which change places where the page is dark
 _SWEEP_STYLES = [KNOWN["weight-norm", "checkpoint"], KNOWN["placebo", "paper"], *OTHERS]
 
 
@@ -242,7 +243,7 @@ def plot_layers(
         dark = shades[row, column] < (drawn.min() + drawn.max()) / 2 if len(drawn) else False
         ax.text(
             column, row, forms.get(cell.status, "{}").format(short_number(cell.median, 2)), ha="center", va="center",
-            color="white" if dark else "black", fontsize="small",
+            color=_ON_DARK if dark else _ON_LIGHT, fontsize="small",
         )  # fmt: skip
     ax.set_xticks(range(len(labels)), labels=[label.replace(" (", "\n(") for label in labels])
     ax.set_yticks(range(len(rows)), labels=[safe(row) for row in rows])
