@@ -49,6 +49,13 @@ def test_the_band_reaches_from_the_inverse_of_the_factor_to_the_factor():
     assert (band.x0, band.x1) == pytest.approx((0.8, 1.25))
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_side_of_factors_below_one_is_the_one_that_is_named_first(narrow):
+    (ax,) = forest_figure(EFFECTS, favours=("the arm", "standard"), narrow=narrow).axes
+    sides = {text.get_text().strip("◂▸ "): text.xy[0] for text in ax.texts if "favours" in text.get_text()}
+    assert sides == {"favours the arm": 0, "favours standard": 1}  # from the left end of the axis to the right one
+
+
 def test_a_verdict_differs_in_word_marker_and_colour():
     looks = {}
     for outcome in ("supported", "too small", "opposite", "undecided"):

@@ -1,12 +1,14 @@
 """Forest plots of a grid: factors, sides and rows are those of the pooled numbers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from curvature.records import PooledEffect, PooledVerdict
-from curvature.report.drawings.grid import draw_claim, draw_groups, draw_sources, is_ratio
-from curvature.report.grid import _effect_words, _found
+from curvature.records import Check, PooledEffect, PooledVerdict
+from curvature.report.drawings.grid import draw_arms, draw_claim, draw_groups, draw_sources, is_ratio
+from curvature.report.grid import _effect_words, _found, _tables
+from curvature.report.grid_record import CellRecord, GridRecord
 
 EFFECT = PooledEffect(
     "C1",
@@ -32,6 +34,7 @@ VERDICT = PooledVerdict(
     "C1", "own training", "It improves", "undecided", "a rule", math.log(1.1), EFFECT,
     {"a": "supported", "b": "opposite", "c": "undecided", "d": "undecided"},
 )  # fmt: skip
+OTHERS = ("supported", "too small", "opposite")  # verdicts that decide
 
 
 def test_a_row_is_the_factor_of_its_cell_below_one_where_weight_norm_is_better():
@@ -69,3 +72,30 @@ def test_the_words_say_the_effect_another_cell_and_whether_the_cells_differ():
 )
 def test_logarithms_and_decades_are_drawn_as_factors(unit, ratio):
     assert is_ratio(PooledEffect("x", unit, (), (), (), (), (), ())) == ratio
+
+
+def test_the_tables_of_a_grid_have_its_verdicts_its_factors_and_its_counts():
+    failed = Check("symmetry", 1.0, 1e-10)
+    network = CellRecord("wine, mlp, sgd", "wine", "mlp", "sgd", 64, 420, 150, 3, 20, (failed,), ())
+    claims = [replace(VERDICT, outcomes=dict.fromkeys("abcd", "undecided") | {"a": word}) for word in OTHERS]
+    arms = (replace(EFFECT, name="weight norm, paper start"), replace(EFFECT, name="placebo", estimate=-0.13))
+    tables = {table.title: table for table in _tables(GridRecord((network,), 0.1, tuple(claims), (), (), arms, {}))}
+    for row, word in zip(tables["Claims over all cells"].rows, OTHERS, strict=True):
+        counts = dict(zip(tables["Claims over all cells"].header[-4:], row[-4:], strict=True))
+        assert counts == dict.fromkeys(counts, 0) | {f"cells {word}": 1, "cells undecided": 3}
+        assert row[2] == "0.88 [0.38, 2.01]"
+    assert [(row[0], row[1][:4]) for row in tables["Arms"].rows] == [
+        ("weight norm, paper start", "0.88"),
+        ("placebo", "1.14"),
+    ]
+    (row,) = tables["Cells"].rows
+    assert row[:4] == ("wine, mlp, sgd", 420, 150, 3)
+    assert row[4].value == "1 of 20 failed"
+
+
+def test_the_arms_of_a_grid_are_drawn_on_the_side_that_bears_their_name():
+    drawing = draw_arms([replace(EFFECT, name="placebo")], within=1.1)
+    assert drawing.table.rows[0][:2] == ("placebo (3 cells)", pytest.approx(math.exp(-0.13)))
+    (ax,) = drawing.figure.axes
+    sides = {text.get_text().strip("◂▸ "): text.xy[0] for text in ax.texts if "favours" in text.get_text()}
+    assert sides == {"favours the arm": 0, "favours standard": 1}
