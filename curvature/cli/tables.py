@@ -92,9 +92,13 @@ def print_compare(study: Study, document: Mapping[str, Any], verbose: bool) -> N
         Whether to print how each claim was decided, the tables, and all findings.
     """
     from curvature.report.claims import claim_effects
+    from curvature.report.tables.league import league_answer
 
     _echo(f"{document['question']}\n\n{_printable_words(document['answer']['plain'])}\n")
     _print_picture([effect for effect in claim_effects(study) if effect.outcome != "not tested"])
+    league = league_answer(document)
+    if league:
+        _echo(_printable_words(f"whitening league: {league}"))
     untested = [row for row in document["verdicts"] if row["outcome"] == "not tested"]
     if untested:
         _echo(_printable_words(f"not tested: {'; '.join(row['label'] for row in untested)}"))

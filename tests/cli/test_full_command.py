@@ -14,6 +14,7 @@ from curvature.errors import ExitCode
 from curvature.natural_gradient import METHODS
 from curvature.records import LeagueEntry
 from curvature.report.parts import Parts
+from curvature.report.tables.league import league_answer
 
 # One thread: on a busy machine the threads of small matrices wait for each other.
 TINY = ["compare", "--full", "--num-seeds", "2", "--num-examples", "60", "--arg", "widths=2", "--epochs", "4"]
@@ -77,6 +78,9 @@ def assert_bitwise_equal(first, second):
 def test_the_answer_comes_first_and_nothing_is_left_beside_the_run(whole):
     out, result = whole
     assert result.stdout.index("Undecided: ") < result.stdout.index("favours weight norm")
+    (league,) = (line for line in result.stdout.splitlines() if line.startswith("whitening league: "))
+    assert league.removeprefix("whitening league: ") == league_answer(report.load_summary(out))
+    assert "makes" in league
     assert "resume:" not in result.stderr
     assert f"report: {out / 'report.html'}" in result.stderr
     assert [path.name for path in out.parent.iterdir()] == ["whole"]
