@@ -18,7 +18,6 @@ from curvature.linalg.operator import SymmetricOperator
 from curvature.matrices import fisher as fisher_matrix
 from curvature.models import Problem
 from curvature.natural_gradient.preconditioners import absolute_damping
-from curvature.natural_gradient.steps import chart_step
 from curvature.precision import full_precision
 from curvature.records.damping import Damping
 
@@ -94,7 +93,7 @@ def stretch_in_closed_form(problem: Problem, matrix: Float[Tensor, "weights weig
         If the gradient is zero.
     """
     gradient = _nonzero_gradient(problem)
-    radial, tangential = _radial_and_tangential(problem)
+    radial, tangential = _radial_and_tangential(problem, gradient)
     a, b = float(gradient @ radial), float(gradient @ tangential)
 
     def product(x: Tensor, y: Tensor) -> float:
@@ -294,17 +293,18 @@ def _resolved_position(fisher: SymmetricOperator) -> int:
     return position
 
 
-def _radial_and_tangential(problem: Problem) -> tuple[Tensor, Tensor]:
+def _radial_and_tangential(problem: Problem, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """``(p, q)`` with ``K g = p + rho q`` under weight normalization: K = I at rho = 1, so two gauges give both."""
-    gradient = problem.gradient()
-    tangential = (-chart_step(problem, WeightNorm(stretch=0.5)) - gradient) / 3
+    chart = WeightNorm(stretch=0.5).at(problem.layout, problem.weights)
+    tangential = (chart.metric(gradient[:, None])[:, 0] - gradient) / 3
     return gradient - tangential, tangential
 
 
 def _most_efficient_rhos(problem: Problem, groups: _Groups, matrix: Tensor, damping: Damping) -> Tensor:
     from scipy.optimize import nnls  # slow to import, and few calls need it
 
-    gradient, (radial, tangential) = problem.gradient(), _radial_and_tangential(problem)
+    gradient = problem.gradient()
+    radial, tangential = _radial_and_tangential(problem, gradient)
     members = groups.of_weight.to(problem.device)
     columns = torch.zeros(problem.dim, groups.count + 1, dtype=gradient.dtype, device=gradient.device)
     columns[:, 0] = radial

@@ -123,25 +123,24 @@ def whitening(
 
     Notes
     -----
-    Costs the gradient covariance and four eigendecompositions per neuron.
+    Costs the gradient covariance and the eigenvalues of three matrices per neuron.
     """
     generator = generator_of(seed)
     records = []
     for _, neuron, weights, block in _neurons(problem, covariance):
-        top = torch.linalg.eigh(block).eigenvectors[:, -1]
-        projections: dict[str, Tensor | None] = {
-            "none": None,
-            "w": weights,
-            "random": _drawn(weights, generator),
-            "e1": top,
-        }
-        for name, direction in projections.items():
-            if len(block) < 2 and direction is not None:
-                continue
-            if direction is not None and not direction.any():
-                continue
-            kept = block if direction is None else _on_complement(block, direction)
-            values = torch.linalg.eigvalsh(kept).clamp(min=0).cpu().numpy()
+        eigenvalues = torch.linalg.eigvalsh(block)
+        random = _drawn(weights, generator)
+        spectra = {"none": eigenvalues}
+        if len(block) > 1:
+            directions = {"w": weights, "random": random}
+            spectra |= {
+                name: torch.linalg.eigvalsh(_on_complement(block, direction))
+                for name, direction in directions.items()
+                if direction.any()
+            }
+            spectra["e1"] = eigenvalues[:-1]  # without its top eigenvector
+        for name, spectrum in spectra.items():
+            values = spectrum.clamp(min=0).cpu().numpy()
             summary = sphericity(values)
             records.append(
                 Whitening(
