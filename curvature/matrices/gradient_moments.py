@@ -181,7 +181,7 @@ def gradient_covariance(problem: Problem, *, method: str = "auto") -> WeightSpac
 
     def blocks() -> Iterator[Tensor]:
         for examples, block in zip(problem.chunks(), uncentred.blocks(), strict=True):
-            yield block - mean()[:, None] * roots[examples]
+            yield block - torch.outer(roots[examples], mean()).T  # rows of the factor are contiguous, not its columns
 
     factor = replace(uncentred, blocks=blocks, gram=_centred_gram(uncentred, roots))
     bound = min(problem.dim, max(0, int((roots > 0).sum()) - 1))
