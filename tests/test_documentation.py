@@ -61,6 +61,8 @@ def test_the_documentation_builds_without_warnings_opens_offline_and_lists_every
     pages = sorted(tmp_path.rglob("*.html"))
     assert len(pages) > 40
     for page in pages:
+        alternatives = re.findall(r'<img alt="([^"]*)"', page.read_text(encoding="utf-8"))
+        assert not [text for text in alternatives if not text or text.endswith((".png", ".svg"))], page.name
         links, loaded = targets(page)
         assert not dead(page, links + loaded)
         assert not [path for path in loaded if urlsplit(path).scheme], page.name
@@ -77,20 +79,41 @@ def test_the_documentation_builds_without_warnings_opens_offline_and_lists_every
         assert not [flag for part in parsed.params for flag in part.opts if flag[0] == "-" and flag not in section]
 
     if browser.PROGRAM:  # headless Chromium; the checks of the text above need none
-        fits_a_phone(tmp_path, tmp_path / "profile")
+        fits_a_phone(pages, tmp_path / "profile")
 
 
-def fits_a_phone(folder, profile):
+def fits_a_phone(pages, profile):
     """Whether pages are shown without a message, a request to the network, or text that is cut off."""
     window = browser.Browser(profile)
     clipped = browser.CLIPPED.replace("main *, header *", "article *").replace(".scroll, pre", "pre, .table-wrapper")
     try:
-        for name in ("index", "gallery", "concepts/gauges", "reference/charts", "course/01_one_spectrum"):
-            window.open(folder / f"{name}.html", 400, 900)
-            assert (name, window.messages, window.run(clipped)) == (name, [], [])
+        for page in pages:
+            window.open(page, 400, 900)
+            assert (page.name, window.messages, window.run(clipped)) == (page.name, [], [])
+            for dark in (False, True) if browser.AXE else ():
+                window.open(page, 1200, 900, dark=dark)
+                assert (page.name, browser.axe_findings(window)) == (page.name, [])
         assert not [url for url in window.requests if not url.startswith(("file:", "data:"))]
     finally:
         window.close()
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"\tfrac12\|f\|", r"\tfrac{1}{2}\|f\|"),
+        (r"\frac1N\sum_n", r"\frac{1}{N}\sum_n"),
+        (r"\log 10", r"\log\, 10"),
+        (r"l_1, \dots, l_d", r"l_1, \ldots, l_d"),
+    ],
+)
+def test_a_formula_is_read_as_tex_reads_it(written, read, monkeypatch):
+    pytest.importorskip("sphinx", reason="pip install -e '.[docs]' brings what builds the documentation")
+    monkeypatch.syspath_prepend(DOCS / "extensions")
+    from mathematics import as_mathml
+
+    assert "".join(as_mathml(written).split()) == "".join(as_mathml(read).split())
+    assert 'lspace="0" rspace="0">|' in as_mathml("|g|")
 
 
 def test_the_reference_lists_every_public_name():
@@ -121,6 +144,7 @@ def test_every_example_of_the_gallery_is_short_and_says_how_to_read_its_figure()
         title, blank, caption = text.split("\n", 2)
         assert (len(title) < 80, blank) == (True, "")
         assert len(caption) > 80
+        assert not re.search(r"^\d+\. ", caption, re.MULTILINE), f"a list, for Markdown: {path.name}"
         assert len([line for line in code.splitlines() if line]) <= 25, path.name
 
 

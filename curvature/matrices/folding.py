@@ -25,11 +25,11 @@ _SAME = 1e3  # units of rounding within which two outputs are one function
 def fold_norms(problem: Problem, *, gain: float = 1.0) -> Problem:
     r"""Move the gain and the shift of every normalization into the linear layers beside it.
 
-    Of LayerNorm and RMSNorm into the layers that read it, $(\gamma, \beta, W, b) \to (c, 0, W \,\mathrm{diag}(\gamma)
-    / c, b + W \beta)$. Of batch normalization in eval mode, with mean $\mu$ and deviation $\sigma$ frozen, into the
-    linear layer or convolution before it, $(W, b, \gamma, \beta) \to (\mathrm{diag}(\gamma) W / c, \mu + (\gamma (b -
-    \mu) + \sigma \beta) / c, c, 0)$. The function stays the same. This gauge changes every curvature matrix, the
-    Hessian's largest eigenvalue by any factor.
+    With gain $\gamma$ and shift $\beta$, which become $c$ and 0: those of LayerNorm and RMSNorm go into the layers that
+    read it, $W \to W \,\mathrm{diag}(\gamma) / c$ and $b \to b + W \beta$. Those of batch normalization in eval mode,
+    with mean $\mu$ and deviation $\sigma$ frozen, go into the linear layer or convolution before it,
+    $W \to \mathrm{diag}(\gamma) W / c$ and $b \to \mu + (\gamma (b - \mu) + \sigma \beta) / c$. The function stays the
+    same. This gauge changes every curvature matrix, the Hessian's largest eigenvalue by any factor.
 
     Parameters
     ----------

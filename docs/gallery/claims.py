@@ -1,7 +1,7 @@
 """Every claim of a study on one axis.
 
 One row for each claim: the estimate as a factor, with its 95 % interval. Left of the shaded band weight norm is
-better by more than 10 %, right of it worse by more than 10 %; claims that are no ratio have their number in words. A
+better by more than 10 %, right of it worse by more than 10 %; claims that are not ratios have their number in words. A
 filled circle is supported, a square too small to count, a triangle the opposite of the claim, an open circle
 undecided.
 """

@@ -1,4 +1,4 @@
-"""The same, against the damping.
+"""How close a gradient step is to the natural gradient, against the damping.
 
 The damping is the same for all charts, on the weights. A ranking that holds at one damping only says little about the
 charts.

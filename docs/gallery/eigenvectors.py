@@ -1,7 +1,8 @@
 """Which layer an eigenvector belongs to.
 
-Squared components of the eigenvectors of the twenty largest eigenvalues, summed over each parameter; a column sums to
-1. Here the largest ones belong to the weights of the first layer, and the biases of the last layer come after them.
+Squared components of the eigenvectors of the twenty largest eigenvalues, summed over each parameter. The sum of a
+column is 1. Here the largest ones belong to the weights of the first layer, and the biases of the last layer come
+after them.
 """
 
 import numpy as np

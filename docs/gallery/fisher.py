@@ -1,8 +1,8 @@
 """The empirical Fisher is not the Fisher.
 
 Along training, the distance of the empirical Fisher and of the Hessian from the Fisher, relative to it. A distance of
-1 says that nothing is left of it beside the Fisher: where the fit is good, that is the case of the empirical Fisher.
-The Hessian comes closer, since its difference from the Fisher is weighted by the residuals.
+1 says that it is negligible next to the Fisher: where the fit is good, the empirical Fisher is. The Hessian comes
+closer, since its difference from the Fisher is weighted by the residuals.
 """
 
 import torch

@@ -14,7 +14,8 @@ figure, ax = plt.subplots()
 for chart, style in [(cv.Standard(), "k-"), (cv.WeightNorm(stretch=3.0), "C0--"), (cv.WeightNorm("paper"), "C1-.")]:
     spectrum = cv.spectrum(cv.pullback(ggn, chart))
     resolved = spectrum.eigenvalues[::-1][: spectrum.rank]
-    ax.semilogy(100 * np.arange(1, spectrum.rank + 1) / spectrum.rank, resolved[0] / resolved, style, label=repr(chart))
+    share = 100 * np.arange(1, spectrum.rank + 1) / spectrum.rank
+    ax.semilogy(share, resolved[0] / resolved, style, label=spectrum.where.chart_label)
 for percent in (50, 80, 95):
     ax.axvline(percent, color="0.8", linewidth=0.8)
 ax.set(
