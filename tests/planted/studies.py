@@ -95,6 +95,20 @@ DEFECTS = [
         ("a_row_is_the_factor_of_its_cell_below_one_where_weight_norm_is_better",),
     ),
     Defect(
+        "room for the labels of one panel in a row",
+        "report.drawings.placement:PanelLayout.execute",
+        "max($margin[$number], $pixels / $fig.dpi)",
+        "$pixels / $fig.dpi",
+        ("panels_are_placed_where_constrained_layout_places_them",),
+    ),
+    Defect(
+        "ticks at 2 and 5 also where there are only two decades",
+        "report.figures.style:_SeenMinorTicks.tick_values",
+        "range(2, 10)",
+        "(2, 5)",
+        ("a_logarithmic_axis_has_the_visible_ticks_of_matplotlib_and_fewer_between_many_decades",),
+    ),
+    Defect(
         "sources of the GGN in the place of those of the Hessian",
         "studies.grid.result:grid_study",
         "_published($studies, 'hessian')",

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from curvature.records import ConditionNumbers, Measured
+from curvature.report.drawings.placement import PanelLayout
 from curvature.report.figures import render_svg
 from curvature.report.spread import grouped
 from curvature.report.table import Entry, Table
@@ -142,7 +143,7 @@ def panels(
     count = len(groups)
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(6.0, columns * width), rows * height), layout="constrained")
+    figure = Figure(figsize=(max(6.0, columns * width), rows * height), layout=PanelLayout())
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[count:]:
         spare.remove()
@@ -172,7 +173,8 @@ def finished(figure: Figure, *, outer_labels: bool = True) -> Figure:
             continue
         width = figure.get_figwidth() / place.get_gridspec().ncols
         title = ax.get_title(rcParams["axes.titlelocation"])
-        ax.set_title(fill(title, int(11 * width)), fontsize="medium")
+        above = None if ax.get_yscale() == "linear" else 1.0  # only over a linear axis can there be a factor to avoid
+        ax.set_title(fill(title, int(11 * width)), fontsize="medium", y=above)
         if outer_labels and not place.is_first_col():
             ax.set_ylabel("")
         if outer_labels and not place.is_last_row():

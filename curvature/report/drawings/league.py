@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from curvature.records import LeagueEntry, Measured, Study
 from curvature.report import figures
 from curvature.report.drawings.layout import Drawing, finished
+from curvature.report.drawings.placement import PanelLayout
 from curvature.report.selection import checkpoints_of
 from curvature.report.spread import grouped
 from curvature.report.table import Table
@@ -63,7 +64,7 @@ def _figure(points: Mapping[str, Sequence[Measured]], methods: Sequence[str], lo
     """The panels next to each other, or on a small screen below each other."""
     shape, height = (len(points), 1) if narrow else (1, len(points)), 0.9 + _ROW * len(methods)
     size = (4.0, height * len(points)) if narrow else (10.0, height)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=PanelLayout())
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, (name, members) in zip(axes, points.items(), strict=True):
         title = capital(point_of_training(name))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from curvature.records import ConditionNumbers, GaugeState, Measured, Spectrum, Study
 from curvature.report import figures
@@ -228,10 +229,8 @@ def draw_layers(study: Study) -> Drawing | None:
     if not 2 <= count <= 40:
         return None
 
-    def plot(ax: Axes, _: str, members: Sequence[Measured]) -> None:
-        figures.plot_layers(members, ax, title="κ₉₅ of each diagonal block")
-
-    figure, _ = panels({"all": blocks}, plot, width=8.0, height=1.6 + 0.3 * count)
+    figure = Figure(figsize=(8.0, 1.6 + 0.3 * count), layout="constrained")
+    figures.plot_layers(blocks, figure.subplots(), title="κ₉₅ of each diagonal block")
     caption = (
         "Condition number κ₉₅ of every diagonal block, darker is better conditioned; the number in a cell is the "
         "median over seeds. A matrix can be worse conditioned than each of its blocks."

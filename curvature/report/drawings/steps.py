@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from curvature.records import Measured, StepComparison, Study
 from curvature.report import figures
 from curvature.report.drawings.layout import Drawing, chart_of, finished, numbers_table, panels
+from curvature.report.figures.style import label_decades
 from curvature.report.spread import grouped
 from curvature.report.table import Entry
 from curvature.report.words import point_words
@@ -46,7 +47,9 @@ def draw_efficiency(study: Study) -> Drawing | None:
     if "log" in {ax.get_xscale() for ax in axes}:  # one scale for all of them
         lowest = min(m.record.efficiency for m in steps if m.record.efficiency > 0)
         for ax in axes:
-            ax.set_xscale("log")
+            if ax.get_xscale() == "linear":
+                ax.set_xscale("log")
+                label_decades(ax.xaxis)
             ax.set_xlim(lowest / 1.6, 1.4)
     caption = (
         "Share of the progress of the damped natural gradient that one gradient step in each chart makes, on the "

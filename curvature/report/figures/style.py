@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, LogFormatterSciNotation
+from matplotlib.axis import Axis
+from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator
 
 from curvature.arrays import Float64, Int
 from curvature.report.figures.labels import chart_of, safe
@@ -129,6 +130,23 @@ class _PlainLog(LogFormatterSciNotation):
         return re.sub(r"\$|\\mathdefault|[{}]", "", text)
 
 
+class _SeenTicks(LogLocator):
+    """Ticks of a logarithmic axis without those beyond its ends: each that is made costs three lines and two texts."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        low, high = sorted((vmin, vmax))
+        return [value for value in super().tick_values(vmin, vmax) if low <= value <= high]
+
+
+class _SeenMinorTicks(_SeenTicks):
+    """Ticks between decades: all eight, or 2 and 5 where the axis has more than two decades."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        low, high = sorted((vmin, vmax))
+        self.set_params(subs=(2, 5) if high > 100 * low else range(2, 10))
+        return super().tick_values(vmin, vmax)
+
+
 def power_of_ten(exponent: int) -> str:
     """Write a power of ten in plain text, as the labels of logarithmic axes do.
 
@@ -191,9 +209,22 @@ def finish(ax: Axes, title: str, xlabel: str, ylabel: str) -> Axes:
     ax.set_axisbelow(True)
     for axis in (ax.xaxis, ax.yaxis):
         if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
-            axis.set_major_formatter(_PlainLog(labelOnlyBase=True))
-            axis.set_minor_formatter(_PlainLog(minor_thresholds=(1, 0.5)))
+            label_decades(axis)
     return ax
+
+
+def label_decades(axis: Axis) -> None:
+    """Give a logarithmic axis its ticks, and labels that are plain text.
+
+    Parameters
+    ----------
+    axis
+        Horizontal or vertical. A later ``set_xscale`` or ``set_yscale`` takes them away again.
+    """
+    axis.set_major_locator(_SeenTicks())
+    axis.set_minor_locator(_SeenMinorTicks())
+    axis.set_major_formatter(_PlainLog(labelOnlyBase=True))
+    axis.set_minor_formatter(_PlainLog(minor_thresholds=(1, 0.5)))
 
 
 def no_eigenvalue(ax: Axes, floor: float) -> None:
