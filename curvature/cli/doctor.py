@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from curvature.cli.execution import libraries_are_loaded
 from curvature.cli.tables import print_table
 from curvature.cli.terminal import Terminal
 from curvature.errors import ExitCode
@@ -47,6 +48,7 @@ def doctor(terminal: Terminal, *, derivatives: bool, as_json: bool) -> None:
     from curvature import provenance
     from curvature.studies import installation
 
+    libraries_are_loaded()
     machine = provenance.collect()
     terminal.note("public oracles ...")
     oracles = [row for oracle in installation.ORACLES for row in installation.consult(oracle)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shlex
 import sys
@@ -29,7 +30,15 @@ from curvature.errors import ConfigurationError, ExitCode
 if TYPE_CHECKING:
     from curvature.records import Study
 
-__all__ = ["around_user_code", "command_again", "configured", "execute", "exit_if_open", "show_every_character"]
+__all__ = [
+    "around_user_code",
+    "command_again",
+    "configured",
+    "execute",
+    "exit_if_open",
+    "libraries_are_loaded",
+    "show_every_character",
+]
 
 
 def execute(
@@ -157,8 +166,19 @@ def around_user_code(
     """
     with contextlib.redirect_stdout(sys.stderr), short_warnings(terminal, run_options.debug):
         check_out(run_options)
+        libraries_are_loaded()
         with limited_threads(config.threads):
             yield
+
+
+def libraries_are_loaded() -> None:
+    """Collect garbage from now on, and only among objects that are made from now on.
+
+    The objects of PyTorch, SciPy and Matplotlib are half a million, and a full collection looks at each.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _measured(

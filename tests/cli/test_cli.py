@@ -814,6 +814,17 @@ def test_ascii_terminal_gets_the_picture_too():
     assert b"####" in process.stdout
 
 
+def test_garbage_of_user_code_is_collected_and_libraries_are_not_searched_for_it(here):
+    code = "import gc, torch\ndef make():\n    print('collects', gc.isenabled(), gc.get_freeze_count() > 1e5)\n"
+    code += "    return torch.nn.Linear(4, 2)\n"
+    (here / "watched.py").write_text(code)
+    process = subprocess.run(
+        [sys.executable, "-m", "curvature", "spectrum", "--model", "watched.py:make", "--data", "good.npz"],
+        cwd=here, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "collects True True" in process.stderr
+
+
 def test_reader_that_has_gone_is_no_error_of_ours():
     command = f"{sys.executable} -m curvature spectrum {' '.join(SMALL)} -q --block neuron -v | head -n 1"
     process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
