@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
-from curvature.linalg.dense import empty_square
+from curvature.linalg.dense import unfilled
 
 __all__ = ["RowAction", "RowMap", "swept"]
 
@@ -81,7 +81,7 @@ def swept(matrix: Float[Tensor, "weights weights"], maps: Sequence[RowMap], dim:
     -----
     About one pass over the matrix and one over the result.
     """
-    result = empty_square(dim, matrix.dtype, matrix.device)
+    result = unfilled(dim, dim, dtype=matrix.dtype, device=matrix.device)
     for number, current in enumerate(maps):
         rest = maps[number:]
         rows = matrix[current.source, current.source.start :]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
-from curvature.linalg.dense import empty_square, mirrored
+from curvature.linalg.dense import mirrored, unfilled
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
 __all__ = ["curvature", "curvature_bytes"]
@@ -209,7 +209,7 @@ def _assemble(chain: Chain, sums: dict[tuple[int, int], Tensor], crossed: dict[t
     Only the upper triangle is written and then mirrored. Each sum is freed once it is in place.
     """
     problem, layers = chain.problem, chain.layers
-    result = empty_square(problem.dim, problem.dtype, problem.device)
+    result = unfilled(problem.dim, problem.dim, dtype=problem.dtype, device=problem.device)
     for row, col in list(sums):
         first, second = layers[row], layers[col]
         block = sums.pop((row, col))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curvature.arrays import Float
-from curvature.linalg.dense import mirrored
+from curvature.linalg.dense import mirrored, unfilled
 from curvature.matrices.fast.chain import Chain, Layer, forward, matmul
 
 __all__ = ["factor_rows", "gram"]
@@ -45,7 +45,7 @@ def factor_rows(
     problem, layers = chain.problem, chain.layers
     inputs, outputs, slopes = forward(chain, examples, 1)
     signal = factor(outputs[-1], problem.targets[examples], examples).mT  # (n, R, C)
-    rows = torch.empty(*signal.shape[:2], problem.dim, dtype=problem.dtype, device=problem.device)
+    rows = unfilled(*signal.shape[:2], problem.dim, dtype=problem.dtype, device=problem.device)
     for k in range(len(layers) - 1, -1, -1):
         layer = layers[k]
         fan_in = layer.weight.shape[1]
