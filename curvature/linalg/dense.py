@@ -14,6 +14,7 @@ from curvature.errors import NonFiniteError, SelfCheckError
 __all__ = ["mirrored", "symmetric_product", "symmetrized", "unfilled"]
 
 _TILE = 512  # rows and columns of a tile: 2 MB in float64, so a tile and its transposed partner fit into cache
+_STRIPE = 128  # rows that are copied at once into columns: measured half of the time of 512, for 300 to 4096 rows
 
 
 def symmetrized(
@@ -125,7 +126,7 @@ def unfilled(*shape: int, dtype: torch.dtype, device: torch.device) -> Float[Ten
 
 
 def mirrored(matrix: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
-    """Copy the upper triangle into the lower one, in place, tile by tile.
+    """Copy the upper triangle into the lower one, in place, a stripe of rows at a time.
 
     Parameters
     ----------
@@ -137,12 +138,12 @@ def mirrored(matrix: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
     Tensor
         ``matrix``.
     """
-    for rows in _tiles(len(matrix)):
+    for rows in _tiles(len(matrix), size=_STRIPE):
         matrix[rows.stop :, rows] = matrix[rows, rows.stop :].T
         tile = matrix[rows, rows]
         tile.copy_(tile.triu() + tile.triu(1).T)
     return matrix
 
 
-def _tiles(size: int, start: int = 0) -> Iterator[slice]:
-    return (slice(k, min(k + _TILE, size)) for k in range(start, size, _TILE))
+def _tiles(dim: int, start: int = 0, size: int = _TILE) -> Iterator[slice]:
+    return (slice(k, min(k + size, dim)) for k in range(start, dim, size))

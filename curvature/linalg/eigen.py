@@ -15,6 +15,7 @@ from torch import Tensor
 
 from curvature.errors import ConfigurationError, ConvergenceError, ResourceError, SelfCheckError
 from curvature.linalg import lapack
+from curvature.linalg.dense import symmetric_product
 from curvature.linalg.floor import measured_rounding, noise_floor
 from curvature.linalg.operator import SymmetricOperator, require_operator
 from curvature.linalg.planning import choose_exact
@@ -162,8 +163,8 @@ def _by_entries(operator: SymmetricOperator, slope: Tensor | None, num_vectors: 
     passed = operator.checks if checks and by_products else ()  # before D products are computed with a wrong one
     matrix = operator.entries()
     if checks and not by_products:
-        passed = operator.checks_of(lambda block: matrix @ block)
-    trace, size = float(matrix.trace()), float(matrix.abs().sum(dim=0).max())
+        passed = operator.checks_of(partial(symmetric_product, matrix))
+    trace, row_sums = float(matrix.trace()), torch.linalg.vector_norm(matrix, 1, dim=1)
     weights = columns = None
     if slope is None and not num_vectors:
         values, retried = _converged(_eigenvalues, matrix, operator)
@@ -173,11 +174,11 @@ def _by_entries(operator: SymmetricOperator, slope: Tensor | None, num_vectors: 
         (values, columns), retried = _converged(_eigenpairs, matrix, operator)
         weights = None if slope is None else (columns.T @ slope.cpu().numpy()) ** 2
         columns = _largest(columns, num_vectors)
-    if abs(values.sum() - trace) > 100 * len(values) * torch.finfo(operator.dtype).eps * size:
+    if abs(values.sum() - trace) > 100 * len(values) * torch.finfo(operator.dtype).eps * float(row_sums.max()):
         raise SelfCheckError(
             f"the eigenvalues of {operator.name} add up to {values.sum():.6g}, its trace is {trace:.6g}: LAPACK failed."
         )
-    nonzero = int((matrix != 0).any(dim=0).sum()) if operator.facts.error is None else None
+    nonzero = int(row_sums.count_nonzero()) if operator.facts.error is None else None
     return _Decomposition(values, (*passed, *retried), weights, columns, num_nonzero=nonzero)
 
 
