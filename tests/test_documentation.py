@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from html import unescape
@@ -114,6 +115,16 @@ def test_a_formula_is_read_as_tex_reads_it(written, read, monkeypatch):
 
     assert "".join(as_mathml(written).split()) == "".join(as_mathml(read).split())
     assert 'lspace="0" rspace="0">|' in as_mathml("|g|")
+
+
+def test_the_table_of_the_readers_test_is_that_of_its_script():
+    script = runpy.run_path(DOCS / "measure_reading.py")
+    page = (DOCS / "reading_a_report.md").read_text()
+    rows = [line.split(" | ") for line in page.partition(script["HEAD"])[2].splitlines()]
+    assert [row[0].removeprefix("| ") for row in rows] == [question.text for question in script["QUESTIONS"]]
+    speed = script["WORDS_PER_MINUTE"]
+    assert f" {speed} words a minute" in page
+    assert [row[6].removesuffix(" |") for row in rows] == [f"{60 * int(row[4]) / speed:.0f}" for row in rows]
 
 
 def test_the_reference_lists_every_public_name():

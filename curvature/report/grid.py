@@ -244,7 +244,7 @@ def _overview(grid: GridRecord) -> Drawing:
     caption = (
         "One row for each claim: the mean over the networks as a factor, with its 95 % interval, and dotted the "
         "interval in which another network would lie. Left of the shaded band weight norm is better by more than the "
-        "smallest effect that counts, right of it worse; claims that are no ratio have their number in words. As "
+        "smallest effect that counts, right of it worse; claims that are not ratios have their number in words. As "
         "all claims are decided together (Holm), a verdict can ask for more than the interval shown."
     )
     return draw_forest(rows, "Every claim over all networks", caption, name="claims", within=math.exp(grid.threshold))

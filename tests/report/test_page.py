@@ -3,7 +3,9 @@
 import html
 import math
 import re
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,6 +318,20 @@ def test_on_paper_every_fold_is_open(window, run):
     assert window.run(closed) > 10
     window.open(run / "report.html", 1000, 800, media="print")
     assert window.run(closed) == 0
+
+
+def test_the_questions_of_a_reader_are_answered_without_opening_a_fold(window, run):
+    """What the table of docs/reading_a_report.md measures, for the report of a study that was made up."""
+    script = runpy.run_path(Path(__file__).parents[2] / "docs" / "measure_reading.py")
+    window.open(run / "report.html", script["WIDTH"], script["HEIGHT"])
+    questions = [question for question in script["QUESTIONS"] if question.text != "Can I trust the numbers?"]
+    answers = [script["measure"](window, question) for question in questions]
+    assert {answer.click for answer in answers} <= {"none", "link"}
+    assert [answer.screen for answer in answers[:6]] == [1] * 6
+    assert answers[1].answer == "Undecided"
+    beyond = [answer.words for answer in answers if answer.screen > 1 and answer.click == "none"]
+    assert beyond
+    assert max(beyond) < 60  # from the heading of its section
 
 
 @pytest.mark.parametrize("dark", [False, True])

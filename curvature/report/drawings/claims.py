@@ -37,7 +37,7 @@ def draw_claims(study: Study) -> Drawing | None:
     seeds = f" over {' or '.join(map(str, pairs))} paired seeds" if pairs else ""
     caption = (
         "One row for each claim: the estimate as a factor, and its 95 % interval" + seeds + ". Left of the shaded band "
-        "weight norm is better by more than 10 %, right of it worse by more than 10 %; claims that are no ratio have "
+        "weight norm is better by more than 10 %, right of it worse by more than 10 %; claims that are not ratios have "
         "their number in words. A filled circle is supported, a square too small to count, a triangle the opposite of "
         "the claim, an open circle undecided."
     )
