@@ -85,7 +85,8 @@ class BlockMatrix:
         return self._checked(multiply, (self._product_witness(), *self.facts.witnesses))
 
     def _product_witness(self) -> Witness:
-        return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES)
+        terms = None if self.routes.entries is None else self.routes.entries.terms
+        return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES, terms=terms)
 
     @full_precision()
     def _checked(self, multiply: Callable[[Tensor], Tensor], witnesses: tuple[Witness, ...]) -> tuple[Check, ...]:
