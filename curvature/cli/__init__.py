@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr. torch is imported inside the co
 
 from __future__ import annotations
 
+import atexit
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line."""
     gc.disable()  # imports leave no garbage, and to look for it takes half a second; libraries_are_loaded enables it
+    atexit.register(gc.freeze)  # the interpreter looks for it once more before it ends
     run_command_line(_start)
 
 
