@@ -1,5 +1,6 @@
 """The report as a reader meets it: the answer and its picture first, then on a screen of any width, light and dark."""
 
+import base64
 import html
 import math
 import re
@@ -312,12 +313,42 @@ def test_the_page_is_dark_where_the_reader_wants_it_and_light_on_paper(window, r
     assert colors[True, "screen"][0] == "rgb(21, 24, 28)"
 
 
-def test_on_paper_every_fold_is_open(window, run):
-    closed = "[...document.querySelectorAll('details > :not(summary)')].filter(e => !e.checkVisibility()).length"
+def test_on_paper_words_are_unfolded_and_tables_are_left_out_with_a_note_unless_they_are_open(window, run):
+    def hidden(folds):
+        return window.run(
+            f"[...document.querySelectorAll('{folds} > :not(summary)')].filter(e => !e.checkVisibility()).length"
+        )
+
+    def note(selector):
+        return window.run(f"getComputedStyle(document.querySelector('{selector} > summary'), '::after').content")
+
+    words, tables, left_out = "details:not(.data)", "details.data", "document.querySelector('.paper').checkVisibility()"
     window.open(run / "report.html", 1000, 800)
-    assert window.run(closed) > 10
+    assert hidden(words) > 10
+    assert (note(tables), window.run(left_out)) == ("none", False)
     window.open(run / "report.html", 1000, 800, media="print")
-    assert window.run(closed) == 0
+    folded = hidden(tables)
+    assert hidden(words) == 0 < folded == window.run(f"document.querySelectorAll('{tables}').length")
+    assert "not printed" in note(tables)
+    assert window.run(left_out)
+    short = pages_printed(window)
+    window.run(f"document.querySelector('{tables}').open = true")
+    assert hidden(tables) == folded - 1
+    assert note(f"{tables}[open]") == "none"
+    window.run(f"document.querySelectorAll('{tables}').forEach(e => e.open = true)")
+    assert (hidden(tables), window.run(left_out)) == (0, False)
+    assert short < pages_printed(window)
+
+
+def pages_printed(window):
+    return len(re.findall(rb"/Type /Page\b", base64.b64decode(window.send("Page.printToPDF")["data"])))
+
+
+def test_on_paper_no_row_or_figure_is_split_and_no_table_is_wider_than_the_page(window, run):
+    window.open(run / "report.html", 720, 1000, media="print")  # the width of a page between its margins
+    rules = "[...document.querySelectorAll('tr, figure')].every(e => getComputedStyle(e).breakInside == 'avoid')"
+    assert window.run(rules)
+    assert window.run("[...document.querySelectorAll('table')].every(e => e.getBoundingClientRect().right <= 720)")
 
 
 def test_the_questions_of_a_reader_are_answered_without_opening_a_fold(window, run):
