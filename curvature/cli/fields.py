@@ -101,7 +101,7 @@ def split_names(value: Any) -> list[Any]:
 
 def _split_gauges(value: Any) -> list[Any]:
     """Read a number as the gauge of that stretch: TOML distinguishes 3 from "3"."""
-    return [f"{item:g}" if isinstance(item, int | float) else item for item in split_names(value)]
+    return [repr(item).removesuffix(".0") if isinstance(item, int | float) else item for item in split_names(value)]
 
 
 def _known_matrices(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from curvature.arrays import Float
 from curvature.charts import Chart, Parameterization, Standard
+from curvature.charts.distinct import distinct
 from curvature.errors import ConfigurationError, NotDefinedError
 from curvature.linalg.lapack import eigenvalues
 from curvature.linalg.operator import SymmetricOperator
@@ -107,7 +108,8 @@ def compare_charts(
     problem
         Model, loss and data at the point.
     charts
-        None: :func:`~curvature.natural_gradient.controls.control_charts` at each damping.
+        None: :func:`~curvature.natural_gradient.controls.control_charts` at each damping. Different charts of one
+        label are numbered.
     dampings
         $\lambda$, added to $F$ on the weights.
     relative_dampings
@@ -174,6 +176,7 @@ def _compared(
         compared = charts
         if compared is None:
             compared = control_charts(problem, damping=absolute, relative_damping=relative, controls=controls)
+        compared = distinct(compared)
         neuron_block = controls.preconditioners.chart("neuron-block", damping=absolute, relative_damping=relative)
         ends = (Standard(), neuron_block)
         at_weights = [chart.at(problem.layout, problem.weights) for chart in (*ends, *compared)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from curvature.charts import Parameterization, Standard, WeightNorm
+from curvature.charts.distinct import distinct
 from curvature.models import Problem
 from curvature.precision import full_precision
 from curvature.records import Study
@@ -33,7 +34,8 @@ def measure(
     problem
         The model, its weights, loss and data.
     charts
-        None: standard, weight norm at the canonical and the paper's gauge, and the module's own chart.
+        None: standard, weight norm at the canonical and the paper's gauge, and the module's own chart. Different
+        charts of one label are numbered: ``"weight-norm (checkpoint, no. 2)"``.
     matrices
         Names from ``curvature.matrices.MATRICES``.
     effective
@@ -67,6 +69,7 @@ def measure(
     if charts is None:
         charts = [Standard(), WeightNorm(), WeightNorm("paper")]
         charts += [problem.chart] if not isinstance(problem.chart, Standard) else []
+    charts = distinct(charts)
     place, names = Place("given", 0, "given", 0), known_matrices(matrices)
     with shown(progress) as report:
         collector = Collector(report)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from curvature.charts import Parameterization
+from curvature.charts.distinct import distinct
 from curvature.errors import ConfigurationError, ResourceError
 from curvature.linalg.density import spectral_density
 from curvature.linalg.eigen import spectrum
@@ -43,7 +44,7 @@ class SpectrumSettings:
     matrices
         Names from ``curvature.matrices.MATRICES``.
     charts
-        Every matrix is measured in the coordinates of each.
+        Every matrix is measured in the coordinates of each. Different charts of one label are numbered.
     block
         ``"all"``, ``"layer"``, ``"neuron"`` or a pattern of parameter names.
     method
@@ -84,6 +85,7 @@ class SpectrumSettings:
     derivatives: str = "autograd"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "charts", tuple(distinct(self.charts)))
         known_matrices(self.matrices)
         if self.derivatives not in DERIVATIVES:
             raise ConfigurationError(f"derivatives must be one of {', '.join(DERIVATIVES)}, got {self.derivatives!r}.")

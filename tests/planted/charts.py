@@ -6,6 +6,13 @@ PULLBACK = ("pullback_is_the_jacobian_on_both_sides_plus_the_bending_of_the_map"
 
 DEFECTS = [
     Defect(
+        "two gauges of one label taken for one",
+        "charts.distinct:_same",
+        "$sides == $others and torch.equal($first, $second)",
+        "$sides == $others",
+        ("two_charts_of_one_label_are_numbered_and_each_has_its_own_spectrum",),
+    ),
+    Defect(
         "wrong sign in the pullback, entries",
         "charts:NormalizedRows.second_order",
         "-($rows.scale / $rows.length**2)[:, None, None]",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from curvature.charts import Parameterization, WeightNorm
+from curvature.charts.distinct import distinct
 from curvature.charts.per_weight import as_matrix
 from curvature.charts.registry import CHARTS, NamedChart
 from curvature.cli.loading.code import find
@@ -108,7 +109,7 @@ def build_charts(
     Returns
     -------
     list of Parameterization
-        In the order of the names, then of the gauges.
+        In the order of the names, then of the gauges; different ones of one label are numbered.
 
     Raises
     ------
@@ -126,7 +127,7 @@ def build_charts(
             raise ConfigurationError(f"--gauge {gauge} applies to {advice}.")
     if "checkpoint" in gauges:
         _checkpoint_chart(model_chart)
-    return [chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, model_chart, seed)]
+    return distinct([chart for name, kind in kinds for chart in _in_gauges(name, kind, gauges, model_chart, seed)])
 
 
 def gives_rank(gauge: str) -> bool:
