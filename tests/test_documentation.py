@@ -72,6 +72,7 @@ def test_the_documentation_builds_without_warnings_opens_offline_and_lists_every
     reference = "".join(page.read_text(encoding="utf-8") for page in (tmp_path / "reference").glob("*.html"))
     names = set(cv.__all__) - {"__version__", *cv._MODULES}
     assert not {name for name in names if f'id="curvature.{name}"' not in reference}
+    assert not re.findall(r"~\w+\.\w*|\$\$", reference)  # annotations and formulas that were not read
     assert {f'id="curvature.figures.{name}"' in reference for name in cv.figures.__all__ if name.islower()} == {True}
 
     options = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
@@ -86,7 +87,9 @@ def test_the_documentation_builds_without_warnings_opens_offline_and_lists_every
 def fits_a_phone(pages, profile):
     """Whether pages are shown without a message, a request to the network, or text that is cut off."""
     window = browser.Browser(profile)
-    clipped = browser.CLIPPED.replace("main *, header *", "article *").replace(".scroll, pre", "pre, .table-wrapper")
+    clipped = browser.CLIPPED.replace("main *, header *", "article *").replace(
+        ".scroll, pre", "pre, .table-wrapper, .formula"
+    )
     try:
         for page in pages:
             window.open(page, 400, 900)
@@ -133,6 +136,7 @@ def test_the_reference_lists_every_public_name():
     listed = re.findall(r"^\.\. auto(?:function|class|exception):: (\w+)$", pages, re.MULTILINE)
     assert len(set(listed)) == len(listed)
     public = {*cv.__all__, *(name for name in cv.figures.__all__ if name.islower())}
+    public |= {name for name in cv.zoo.__all__ if name.islower()}
     missing = public - {"__version__", *cv._MODULES, *listed}
     assert not missing
 

@@ -10,7 +10,8 @@ from sphinx.application import Sphinx
 
 def mark_formulas(_app: Sphinx, _what: str, name: str, _object: Any, _options: Any, lines: list[str]) -> None:
     """Write the formulas of a docstring as reStructuredText does; give its references names of their own."""
-    text = re.sub(r"(?<![\w$`])\$([^$\n]+(?:\n[^$\n]+)?)\$(?![\w$])", _as_role, "\n".join(lines))
+    text = re.sub(r"^( *)\$\$(.+)\$\$$", r"\1.. math:: \2", "\n".join(lines), flags=re.MULTILINE)
+    text = re.sub(r"(?<![\w$`])\$([^$\n]+(?:\n[^$\n]+)?)\$(?![\w$])", _as_role, text)
     text = re.sub(r"\[(\d)\](?=_)|(?<=\.\. )\[(\d)\]", rf"[#{name.replace('.', '-')}-\1\2]", text)
     lines[:] = _one_by_one(text.split("\n"))
 
@@ -37,9 +38,10 @@ def _one_by_one(lines: list[str]) -> list[str]:
 def name_axes(
     _app: Sphinx, _what: str, _name: str, _object: Any, _options: Any, signature: str | None, returned: str | None
 ) -> tuple[str | None, ...]:
-    """Write ``Tensor['dim columns']`` for ``Annotated[Tensor, 'dim columns']``."""
-    annotation = r"~?(?:typing\.)?Annotated\[([\w.~]+), ('[^']*')\]"
-    return tuple(text and re.sub(annotation, r"\1[\2]", text) for text in (signature, returned))
+    """Write ``Tensor['dim columns']`` for ``Annotated[Tensor, 'dim columns']``, and ``...`` for a made default."""
+    annotation = r"~?(?:\w+\.)*Annotated\[([\w.~]+), ('[^']*')\]"
+    texts = [text and text.replace("<factory>", "...") for text in (signature, returned)]  # else nothing is linked
+    return tuple(text and re.sub(annotation, r"\1[\2]", text) for text in texts)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

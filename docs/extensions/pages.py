@@ -32,7 +32,7 @@ def improve(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _
         context["body"] = context["body"].replace(region, region.replace(tag, f'{tag} tabindex="0"', 1))
     body = context["body"].replace(">Variables<span", ">Attributes<span")
     body = re.sub(r'(<img alt="[^"]*" src="([^"]+)" />)', r'<a class="enlarge" href="\2">\1</a>', body)
-    context["body"] = re.sub(r"(<p>(?:<a [^>]*>)?<strong>[^\n]*?) -- ", r"\1 – ", body)
+    context["body"] = re.sub(r"(<p>(?:<a [^>]*>)?<(?:strong|em)>[^\n]*?) -- ", r"\1 – ", body)
     if "furo_navigation_tree" in context:
         heading = 'role="heading"'
         context["furo_navigation_tree"] = context["furo_navigation_tree"].replace(heading, f'{heading} aria-level="2"')
