@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -320,6 +321,7 @@ def _picture(places: Places) -> tuple[str | None, list[str]]:
             for run, spectra in kept[place].items()
         ]
         plot_spectra(drawn, ax, legend=False, title=f"{matrix_name(place.matrix)}, {place.words}")
+        ax.set_title(fill(ax.get_title(), 55), fontsize="medium")
         for line in ax.lines:
             line.set_label(str(line.get_label()).removesuffix(" arm"))  # runs stand in the place of arms
         add_legend(ax)
