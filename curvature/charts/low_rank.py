@@ -146,7 +146,8 @@ class LoRA(_Adapter, _Product):
 
     Notes
     -----
-    Parameters that have no adapter stay coordinates. ``freeze("bias")`` leaves biases out, as fine-tuning does.
+    Parameters that have no adapter stay coordinates. ``freeze("bias")`` leaves biases out, as fine-tuning does. A rank
+    above the smaller side of a weight is a valid chart, whose product can be any matrix; it is then not of low rank.
 
     Examples
     --------

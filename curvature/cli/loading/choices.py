@@ -217,7 +217,7 @@ def _rank(gauge: str) -> int:
 
 
 def _refuse_large_rank(rank: int, layout: Layout) -> None:
-    """Refuse a rank that no weight can have: it makes coordinates, up to millions, that move nothing new."""
+    """Refuse a rank that no weight can have: a product of a lower rank is any matrix already, and coordinates cost."""
     matrices = [as_matrix(entry) for entry in layout.entries if entry.normalized]
     side = max((min(matrix.num_rows, matrix.numel // matrix.num_rows) for matrix in matrices), default=rank)
     if rank > side:
