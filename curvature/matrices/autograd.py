@@ -15,6 +15,7 @@ from curvature.linalg.routes import ProductCost
 from curvature.matrices.fast.paths import OutputFactor
 from curvature.models import Problem
 from curvature.models.behaviour import graph_nodes
+from curvature.models.derivatives import pulled_back
 from curvature.models.trees import Structure, Tensors, structure_of, tree_of
 
 __all__ = [
@@ -135,9 +136,7 @@ def tangent_graph(
     with torch.enable_grad():
         outputs = problem.predict(named, problem.inputs[examples])
         cotangent = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(
-            outputs, leaves, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-        )
+        pulled = pulled_back([outputs], leaves, [cotangent], create_graph=True)
     return leaves, outputs, cotangent, list(pulled)
 
 
@@ -179,20 +178,23 @@ def backward_columns(
     outputs, columns = (list(part) for part in zip(*with_graph, strict=True))
 
     def pull(cotangents: list[Tensor], lead: tuple[int, ...]) -> Tensor:
-        parts = torch.autograd.grad(
-            outputs,
-            leaves,
-            cotangents,
-            retain_graph=True,
-            is_grads_batched=bool(lead),
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        if lead:
+            parts = torch.autograd.grad(
+                outputs,
+                leaves,
+                cotangents,
+                retain_graph=True,
+                is_grads_batched=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        else:
+            parts = pulled_back(outputs, leaves, cotangents, retain_graph=True)
         if any(part.shape != (*lead, *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)):
             raise RuntimeError("a batched backward pass returned a wrong shape")
         return torch.cat([part.reshape(*lead, -1) for part in parts], dim=-1)
 
-    if at_once and num_columns > 1:
+    if at_once and num_columns > 2:  # with two, a batched pass and the single one are more than two single ones
         try:
             batches = zip(*(column.split(at_once) for column in columns), strict=True)
             rows = torch.cat([pull(list(batch), (len(batch[0]),)) for batch in batches])
@@ -200,7 +202,7 @@ def backward_columns(
                 return rows.T
         except RuntimeError:
             pass  # a layer without batched second derivative: one column at a time works
-    return torch.stack([pull([column[k] for column in columns], ()) for k in range(num_columns)], dim=1)
+    return torch.stack([pull(list(single), ()) for single in zip(*columns, strict=True)], dim=1)
 
 
 def factor_block(problem: Problem, examples: slice, factor: OutputFactor) -> Float[Tensor, "weights width"]:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from curvature.arrays import Float, Int
 from curvature.errors import NotDefinedError
 from curvature.models import Problem
+from curvature.models.derivatives import pulled_back
 from curvature.models.module.replaced import runs_its_type
 
 __all__ = ["LayerTrace", "trace_layers"]
@@ -198,13 +199,8 @@ def _pulled_back(calls: dict[str, _Call], outputs: Tensor, factor: Tensor) -> di
     if not reached:
         return {}
     columns = [
-        torch.autograd.grad(
-            outputs,
-            [calls[path].outputs for path in reached],
-            column.reshape(outputs.shape),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+        pulled_back(
+            [outputs], [calls[path].outputs for path in reached], [column.reshape(outputs.shape)], retain_graph=True
         )
         for column in factor.unbind(dim=2)
     ]

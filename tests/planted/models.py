@@ -4,6 +4,13 @@ from planted import Defect
 
 DEFECTS = [
     Defect(
+        "cotangents added to the outputs",
+        "models.derivatives:pulled_back",
+        "torch.mul",
+        "torch.add",
+        ("cotangents_are_pulled_back_as_by_the_transposed_jacobian",),
+    ),
+    Defect(
         "an adapter without its factor",
         "models:_adapted",
         '$rows + $scale * $parts["b"] @ $parts["a"]',

@@ -18,6 +18,7 @@ from curvature.matrices.fast.chain import Chain, chain_of
 from curvature.matrices.fast.network import Network, network_of
 from curvature.matrices.fast.products import OutputProduct
 from curvature.models import Problem
+from curvature.models.derivatives import pulled_back
 from curvature.models.function import ModelFunction
 
 __all__ = ["FastPath", "OutputFactor", "OutputMatrix", "fast_path"]
@@ -194,7 +195,7 @@ def _agree(problem: Problem, path: FastPath) -> bool:
         return True
     generator = torch.Generator().manual_seed(0)
     cotangent = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    slopes = torch.autograd.grad(outputs, list(leaves.values()), cotangent, allow_unused=True, materialize_grads=True)
+    slopes = pulled_back([outputs], list(leaves.values()), [cotangent])
     computed = []
 
     def factor(values: Tensor, _targets: Tensor, _examples: slice) -> Tensor:

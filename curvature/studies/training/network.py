@@ -71,9 +71,10 @@ class Network:
         if share:
             with torch.enable_grad():
                 terms = self.loss.terms(self.run(inputs), targets)
-            # From the terms: autograd would walk through their sum and its division too, in as many steps as a layer.
-            terms.backward((terms.new_ones(()) / share).expand_as(terms))
-            loss = terms.detach().sum() / share
+                # One step of autograd: their sum and its division take as many as a layer.
+                loss = terms @ (terms.new_ones(()) / share).expand_as(terms)
+                loss.backward()
+            loss = loss.detach()
         if self.penalty is not None:
             self.gradient += self.penalty.gradient(self.vector)
             loss = loss + self.penalty.value(self.vector)
