@@ -44,6 +44,7 @@ from curvature.studies.installation import RAISES, REFUSED, RIGHT, ROUTES, TOLER
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLUMNS = ("curvature", *(name for name in ROUTES if name != "curvature"))
 FAST = (
     "Linear", "Tanh", "LayerNorm", "InstanceNorm1d, affine", "BatchNorm1d, training", "CrossMapLRN2d", "Hardsigmoid",
     "GRUCell",
@@ -67,7 +68,7 @@ by every route. The table shows the others.
 | raises | PyTorch raises an error |
 | refused | this package raises an error that gives the reason; the errors are [listed below](#what-curvature-refuses) |
 
-The words behind a percentage name the two weights of the wrong entry; `upstream` is all weights before the layer.
+The last column names the two weights of the wrong entry; `upstream` is all weights before the layer.
 
 {table}
 
@@ -117,11 +118,14 @@ def exceptional(rows: Sequence[dict]) -> list[dict]:
     ]
 
 
-def cell(answer: dict) -> str:
-    """One answer for the table."""
-    if answer["outcome"] == WRONG:
-        return f"**wrong**: {answer['error']:.0%}" + (f", {_short(answer['block'])}" if answer["block"] else "")
-    return answer["outcome"]
+def line(row: dict) -> str:
+    """One module for the table: this package, the other routes, and where they are wrong."""
+    blocks = {_short(row[name]["block"]) for name in COLUMNS if row[name]["outcome"] == WRONG}
+    return f"| {row['case']} | {' | '.join(_cell(row[name]) for name in COLUMNS)} | {'; '.join(sorted(blocks))} |"
+
+
+def _cell(answer: dict) -> str:
+    return f"**wrong**: {answer['error']:.0%}" if answer["outcome"] == WRONG else answer["outcome"]
 
 
 def _short(block: str) -> str:
@@ -132,8 +136,8 @@ def page(document: dict) -> str:
     """The page of the documentation."""
     rows, version = document["rows"], document["torch"].split("+")[0]
     notable = exceptional(rows)
-    lines = [f"| module | {' | '.join(ROUTES)} |", f"|{'---|' * (len(ROUTES) + 1)}"]
-    lines += [f"| {row['case']} | {' | '.join(cell(row[name]) for name in ROUTES)} |" for row in notable]
+    lines = [f"| module | {' | '.join(COLUMNS)} | wrong entry |", f"|{'---|' * (len(COLUMNS) + 2)}"]
+    lines += map(line, notable)
     right = [row["case"] for row in rows if row not in notable]
     gradients = [f"{row['case']} ({row['gradient_error']:.0e})" for row in rows if row["gradient_error"] > TOLERANCE]
     messages = {f"- {row['case']}: {row['curvature']['message']}" for row in rows if row["curvature"]["message"]}

@@ -84,7 +84,9 @@ def test_a_wrong_entry_is_called_wrong_with_its_size_and_its_block(block):
     assert answer["outcome"] == audit.WRONG
     assert answer["error"] == pytest.approx(0.25)
     assert answer["block"] == f"{point.names[block[0]]} x {point.names[block[1]]}"
-    assert second_derivative_audit.cell(answer) == f"**wrong**: 25%, {answer['block'].replace('layer.', '')}"
+    line = second_derivative_audit.line({"case": "Linear", **dict.fromkeys(audit.ROUTES, answer)})
+    assert line.count("**wrong**: 25%") == len(audit.ROUTES)
+    assert line.endswith(f" **wrong**: 25% | {answer['block'].replace('layer.', '')} |")
 
 
 def test_nan_is_wrong_and_an_exception_is_an_answer():
@@ -164,5 +166,4 @@ def test_page_shows_what_is_found(rows):
     text = PAGE.read_text()
     assert f"{len(CASES)} cases with torch {torch.__version__.split('+')[0]}" in text
     for row in second_derivative_audit.exceptional(list(rows.values())):
-        cells = " | ".join(second_derivative_audit.cell(row[name]) for name in audit.ROUTES)
-        assert f"| {row['case']} | {cells} |" in text
+        assert second_derivative_audit.line(row) in text
