@@ -211,8 +211,8 @@ DEFECTS = [
     Defect(
         "the first solution taken for the null space beside a gap",
         "linalg.gap:_null_space",
-        "range(2)",
-        "range(1)",
+        "$basis[:$count] -= $correction",
+        "$basis[:$count] -= 0 * $correction",
         ("the_bounds_enclose_the_gap_of_a_graded_matrix",),
     ),
     Defect(
