@@ -79,6 +79,13 @@ DEFECTS = [
         ("the_spectral_measure_is_that_of_the_eigenvectors",),
     ),
     Defect(
+        "diagonal entries of the tridiagonal matrix taken for its eigenvalues",
+        "linalg.lapack:eigenvalues",
+        "$values, $info = $solve($diagonal, $off_diagonal)",
+        "$values, $info = $solve($diagonal, 0 * $off_diagonal)",
+        ("one_stage_finds_prescribed_eigenvalues_of_both_signs",),
+    ),
+    Defect(
         "signs of 2 x 2 pivots from their diagonal",
         "linalg.lapack:inertia",
         "np.linalg.eigvalsh(_pairs($blocks))",
