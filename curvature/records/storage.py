@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,6 +18,7 @@ from curvature.records.where import Where
 __all__ = ["from_plain", "storable", "to_json", "to_plain"]
 
 Record = TypeVar("Record")
+_hints: Callable[[type], dict[str, Any]] = functools.cache(get_type_hints)
 
 
 def to_plain(record: Any) -> dict[str, Any]:
@@ -70,8 +72,8 @@ def from_plain(kind: type[Record], plain: Mapping[str, Any]) -> Record:
         If a field is unknown or missing, a value does not fit its type, or the values do not fit together (by the
         method ``validate`` of the record, where it has one).
     """
-    declared = get_type_hints(kind)
-    header = get_type_hints(Where) if "where" in declared else {}
+    declared = _hints(kind)
+    header = _hints(Where) if "where" in declared else {}
     known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
     if unknown := set(plain) - known - set(header):
         raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")

@@ -11,9 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     import h5py
 
-__all__ = ["Group", "Variables", "write_netcdf"]
+__all__ = ["Arrays", "Group", "Variables", "read_netcdf", "write_netcdf"]
 
 Variables: TypeAlias = dict[str, tuple[tuple[str, ...], Any]]  # by name: dimensions, and an array or what makes one
+Arrays: TypeAlias = dict[str, np.ndarray]  # by name
 
 _NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable.%10d"  # the words of the NetCDF library
 
@@ -105,3 +106,29 @@ def _dataset(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:
     dataset = group.create_dataset(name, data=values, fillvalue=missing[0], track_order=True)
     dataset.attrs["_FillValue"] = missing
     return dataset
+
+
+def read_netcdf(group: h5py.Group) -> dict[str, tuple[Arrays, dict[str, Any]]]:
+    """Read what :func:`write_netcdf` or xarray wrote, without the names of the dimensions.
+
+    Parameters
+    ----------
+    group
+        An open file, or a group of it.
+
+    Returns
+    -------
+    dict
+        By the path of each group in the file its arrays, with texts as objects, and its attributes.
+    """
+    import h5py
+
+    attributes = {name: value if isinstance(value, str) else value.item() for name, value in group.attrs.items()}
+    arrays: Arrays = {}
+    groups = {group.name: (arrays, attributes)}
+    for name, item in group.items():
+        if isinstance(item, h5py.Group):
+            groups |= read_netcdf(item)
+        elif not (item.is_scale and h5py.h5ds.get_scale_name(item.id).startswith(_NO_VARIABLE[:-4])):
+            arrays[name] = item.asstr()[...] if item.dtype.kind == "O" else item[...]
+    return groups

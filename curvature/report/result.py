@@ -32,17 +32,18 @@ from curvature.records import (
 from curvature.records.conditioning import QUANTITIES
 from curvature.records.storage import from_plain, storable, to_plain
 from curvature.records.verdict import present_outcome
-from curvature.report.netcdf import Group, Variables, write_netcdf
+from curvature.report.netcdf import Arrays, Group, Variables, read_netcdf, write_netcdf
 from curvature.report.selection import place_of
 from curvature.report.spread import grouped
 from curvature.text import one_line
 
 if TYPE_CHECKING:
-    import xarray as xr
+    import h5py
 
-__all__ = ["SCHEMA", "decoded_study", "read_result", "write_result"]
+__all__ = ["SCHEMA", "read_result", "write_result"]
 
 Dimensions: TypeAlias = Mapping[str, tuple[str, ...]]  # of each array of a record
+Contents: TypeAlias = tuple[Arrays, dict[str, Any]]  # of a group that is read: arrays and attributes
 Numbered: TypeAlias = tuple[int, Measured[Any]]  # a measurement with its place in the study
 
 SCHEMA = "curvature/1"
@@ -228,67 +229,63 @@ def read_result(path: Path, config: dict[str, Any], provenance: dict[str, Any]) 
     ValueError
         If it claims too much memory, or holds a link.
     """
-    import xarray as xr
+    import h5py
 
-    _refuse_claims(path)
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
-        if tree.attrs.get("schema") != SCHEMA:
-            raise ConfigurationError(f"{one_line(path.name)} holds no result of schema {SCHEMA}.")
-        return decoded_study(tree, config, provenance)
+    with h5py.File(path, "r") as file:
+        _refuse_claims(file)
+        groups = read_netcdf(file)
+    if groups["/"][1].get("schema") != SCHEMA:
+        raise ConfigurationError(f"{one_line(path.name)} holds no result of schema {SCHEMA}.")
+    return _decoded(groups, config, provenance)
 
 
-def _refuse_claims(path: Path) -> None:
+def _refuse_claims(file: h5py.File) -> None:
     import h5py
 
     size, seen = 0, set()
-    with h5py.File(path, "r") as file:
-        queue = [file["/"]]
-        while queue:
-            group = queue.pop()
-            for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{name} is a link to another place")  # noqa: TRY004
-                item = group[name]
-                address = h5py.h5o.get_info(item.id).addr
-                if address in seen:
-                    raise ValueError(f"{name} is there twice")
-                seen.add(address)
-                if isinstance(item, h5py.Group):
-                    queue.append(item)
-                elif not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
-                    raise ValueError(f"{name} does not lie in the file")
-                else:
-                    size += item.size * item.dtype.itemsize if item.shape is not None else 0
+    queue = [file["/"]]
+    while queue:
+        group = queue.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link to another place")  # noqa: TRY004
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if address in seen:
+                raise ValueError(f"{name} is there twice")
+            seen.add(address)
+            if isinstance(item, h5py.Group):
+                queue.append(item)
+            elif not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+                raise ValueError(f"{name} does not lie in the file")
+            else:
+                size += item.size * item.dtype.itemsize if item.shape is not None else 0
     if size > MAX_BYTES:
         raise ValueError(f"its arrays claim {size / 2**30:.3g} GB; the limit is {MAX_BYTES / 2**30:.3g} GB")
 
 
-def decoded_study(tree: xr.DataTree, config: dict[str, Any], provenance: dict[str, Any]) -> Study:
-    """Read a study from an open result file.
-
-    Parameters
-    ----------
-    tree
-        The open file.
-    config, provenance
-        Of the study.
-
-    Returns
-    -------
-    Study
-        Its measurements in their old order.
-    """
-    children = {name: [*node.children.values()] for name, node in tree.children.items()}
-    folders = {*_ARRAYS, *_ITEMS, "vectors"}
-    tables = {name: tree[name].to_dataset() for name in tree.children.keys() - folders}
+def _decoded(groups: Mapping[str, Contents], config: dict[str, Any], provenance: dict[str, Any]) -> Study:
+    """The study with its measurements in their old order."""
+    attributes = groups["/"][1]
+    children: dict[str, list[tuple[str, Contents]]] = {}
+    tables = {}
+    for path, contents in groups.items():
+        folder, _, name = path.strip("/").partition("/")
+        if name:
+            children.setdefault(folder, []).append((name, contents))
+        else:
+            tables[folder] = contents[0]
     measured = [
-        numbered for folder in _ARRAYS for node in children.get(folder, ()) for numbered in _arrays(folder, node)
+        numbered
+        for folder in _ARRAYS
+        for _, (arrays, _attributes) in children.get(folder, ())
+        for numbered in _arrays(folder, arrays)
     ]
     if "condition_numbers" in tables:
         measured += _numbers(tables["condition_numbers"])
     for name in _RECORDS.keys() & tables.keys():
         measured += [_measured(_RECORDS[name], row) for row in _rows(tables[name])]
-    fields: dict[str, Any] = {name: kind(tree.attrs[name]) for name, kind in _FIELDS.items()}
+    fields: dict[str, Any] = {name: kind(attributes[name]) for name, kind in _FIELDS.items()}
     for name, row_kind in _ROWS.items():
         fields[name] = tuple(from_plain(row_kind, row) for row in (_rows(tables[name]) if name in tables else ()))
     fields["verdicts"] = tuple(
@@ -296,50 +293,48 @@ def decoded_study(tree: xr.DataTree, config: dict[str, Any], provenance: dict[st
         for verdict in fields["verdicts"]
     )
     for name, (kind, dimensions) in _ITEMS.items():
-        fields[name] = tuple(_item(kind, dimensions, node) for node in children.get(name, ()))
+        fields[name] = tuple(_item(kind, dimensions, contents) for _, contents in children.get(name, ()))
     return Study(
         **fields,
         config=config,
         provenance=provenance,
-        measurements=_with_vectors(measured, tree),
-        warnings=tuple(json.loads(tree.attrs["warnings"])),
+        measurements=_with_vectors(measured, children.get("vectors", ())),
+        warnings=tuple(json.loads(attributes["warnings"])),
     )
 
 
-def _item(kind: type, dimensions: Dimensions, node: xr.DataTree) -> Any:
-    return from_plain(kind, _attributes_of(node) | {array: node[array].to_numpy() for array in dimensions})
+def _item(kind: type, dimensions: Dimensions, contents: Contents) -> Any:
+    arrays, attributes = contents
+    return from_plain(kind, attributes | {name: arrays[name] for name in dimensions})
 
 
-def _with_vectors(measured: Sequence[Numbered], tree: xr.DataTree) -> tuple[Measured[Any], ...]:
+def _with_vectors(measured: Sequence[Numbered], vectors: Sequence[tuple[str, Contents]]) -> tuple[Measured[Any], ...]:
     """Measurements in their old order, each with its eigenvectors."""
     in_order = dict(sorted(measured, key=lambda numbered: numbered[0]))
-    nodes = tree["vectors"].children if "vectors" in tree.children else {}
-    for order, node in nodes.items():
+    for order, contents in vectors:
         m = in_order[int(order)]
-        m = replace(m, record=replace(m.record, vectors=_item(Eigenvectors, _VECTORS, node)))
+        m = replace(m, record=replace(m.record, vectors=_item(Eigenvectors, _VECTORS, contents)))
         m.record.validate()
         in_order[int(order)] = m
     return tuple(in_order.values())
 
 
-def _arrays(folder: str, node: xr.DataTree) -> Iterator[Numbered]:
+def _arrays(folder: str, table: Arrays) -> Iterator[Numbered]:
     """Records of one table, each with its rows of the arrays."""
     kind, dimensions = _ARRAYS[folder]
-    table = node.to_dataset()
-    arrays = {name: table[name].to_numpy() for name in dimensions if name in table}
-    for index, row in enumerate(_rows(table.drop_vars(list(arrays)))):
+    arrays = {name: table[name] for name in dimensions if name in table}
+    for index, row in enumerate(_rows(table, without=arrays)):
         # A copy: a view would keep the arrays of all records alive.
         own = {name: arrays[name][index].copy() if name in arrays else None for name in dimensions}
         yield _measured(kind, row | own)
 
 
-def _numbers(table: xr.Dataset) -> Iterator[Numbered]:
+def _numbers(table: Arrays) -> Iterator[Numbered]:
     known = {name: k for k, name in enumerate(QUANTITIES)}
-    names = [str(name) for name in table["quantity"].to_numpy()]
-    columns = sorted(enumerate(names), key=lambda column: known.get(column[1], len(known)))
-    stored = [grid for grid in _GRIDS if grid in table]  # files of an older version have fewer
-    grids = {_GRIDS[grid][0]: table[grid].to_numpy() for grid in stored}
-    for index, row in enumerate(_rows(table.drop_vars(["quantity", *stored]))):
+    columns = sorted(enumerate(table["quantity"]), key=lambda column: known.get(column[1], len(known)))
+    # Files of an older version have fewer.
+    grids = {field: table[name] for name, (field, _) in _GRIDS.items() if name in table}
+    for index, row in enumerate(_rows(table, without={"quantity", *_GRIDS})):
         values = {
             name: from_plain(Quantity, {key: grid[index, k] for key, grid in grids.items()})
             for k, name in columns
@@ -358,10 +353,6 @@ def _measured(kind: type, row: dict[str, Any]) -> Numbered:
     return order, Measured(**place, record=from_plain(kind, row))
 
 
-def _attributes_of(node: xr.DataTree) -> dict[str, Any]:
-    return {str(name): value for name, value in node.attrs.items()}
-
-
-def _rows(table: xr.Dataset) -> list[dict[str, Any]]:
-    columns = {str(name): table[name].to_numpy().tolist() for name in table.data_vars}
+def _rows(table: Arrays, without: Collection[str] = ()) -> list[dict[str, Any]]:
+    columns = {name: values.tolist() for name, values in table.items() if name not in without}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from curvature.report.netcdf import Group, write_netcdf
+from curvature.report.netcdf import Group, read_netcdf, write_netcdf
 
 TEXTS = np.array(["a", "", "Åß 日本"], dtype=object)
 GROUPS = {
@@ -63,6 +63,20 @@ def test_dimensions_are_those_of_the_netcdf_library(paths):
     assert layouts[0] == layouts[1]
     scales = [layout["number"] for layout in layouts[0].values() if layout.get("is_scale")]
     assert sorted(scales) == list(range(7))
+
+
+def test_what_either_of_both_wrote_is_read_back(paths):
+    for path in paths:
+        with h5py.File(path) as file:
+            contents = read_netcdf(file)
+        assert contents.pop("/arrays") == ({}, {})
+        assert contents.keys() == GROUPS.keys()
+        for name, group in GROUPS.items():
+            arrays, attributes = contents[name]
+            assert {key: value for key, value in attributes.items() if key != "_NCProperties"} == group.attributes
+            assert arrays.keys() == group.variables.keys()
+            for key, (_, values) in group.variables.items():
+                np.testing.assert_array_equal(arrays[key], values, strict=not isinstance(values, list))
 
 
 def _layout(item):
