@@ -362,7 +362,7 @@ def _seconds(operator: SymmetricOperator, methods: Iterable[str], counts: Counts
 
 
 def _rank_seconds(operator: SymmetricOperator, method: str) -> float | None:
-    """Time for the singular values of the factor, which decide a rank that the eigenvalues leave open."""
+    """Time for the bounds at a gap of the factor, which decide a rank that the eigenvalues leave open."""
     work = rank_work(operator) if method in EXACT and method != "factor" else 0.0
     factor = (operator.same_rank or operator).routes.factor
     if not work or factor is None:

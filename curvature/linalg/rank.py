@@ -30,7 +30,6 @@ from curvature.linalg.singular import short_factor, singular_values
 
 __all__ = [
     "FACTOR_DIM",
-    "FACTOR_WORK",
     "MAX_NULL_DIRECTIONS",
     "SPARE_SUMS",
     "Rank",
@@ -47,7 +46,7 @@ _BY_EXAMPLES = "formula: at most {} by the number of examples and outputs"
 # below.
 _GAP, _CLEAR, _HIDDEN = 1e3, 10, 4
 FACTOR_DIM = 4096  # largest dimension at which the rank of the factor is computed
-FACTOR_WORK = 1e11  # multiply-adds of the QR of all columns, some seconds; beyond it only sums of columns are used
+_FACTOR_WORK = 1e11  # multiply-adds of the QR of all columns, some seconds; beyond it only sums of columns are used
 _HIDDEN_IN_SUMS = 2000  # distance from the floor of the largest eigenvalue below a gap of sums of columns
 SPARE_SUMS, _SUMS = 50, 8  # sums of columns beyond the bound of the rank; sums that each column is added to
 
@@ -340,7 +339,7 @@ def _summed_rank(operator: BlockMatrix, width: int, bound: int) -> Rank | None:
     rank = _rank_of_rows(_summed_columns(operator, width), units, bound, sums=True)
     if rank.resolved:
         return rank
-    if num_columns * operator.dim**2 > FACTOR_WORK:
+    if num_columns * operator.dim**2 > _FACTOR_WORK:
         return Rank(bound, rank.low, bound, "sums of the columns of the factor do not decide (method='factor' may)")
     return None
 

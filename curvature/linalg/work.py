@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from curvature.linalg.block_matrix import BlockMatrix
-from curvature.linalg.rank import FACTOR_DIM, FACTOR_WORK, MAX_NULL_DIRECTIONS, SPARE_SUMS
+from curvature.linalg.rank import FACTOR_DIM, MAX_NULL_DIRECTIONS, SPARE_SUMS
 from curvature.linalg.routes import COLUMNS_AT_ONCE, SLOWER
 
 __all__ = [
@@ -27,7 +27,8 @@ __all__ = [
 
 # Measured on two threads for n from 300 to 2410, in units of n^3 multiply-adds of a matrix product: eigenvalues take
 # 1.6 to 4.3, eigenvectors 4 to 39, the triangle of a QR 0.3 to 1.1, singular values of a square matrix 3.6 to 7.
-_EIGENVALUES, _EIGENVECTORS, _QR, _SINGULAR_VALUES = 3.0, 10.0, 1.0, 6.0
+_EIGENVALUES, _EIGENVECTORS, _QR = 3.0, 10.0, 1.0
+_BOUNDS = 2.5  # the QR and the inverse that bound singular values at a gap: measured 2.1 and 2.4 for 1210 and 1810 rows
 _FORMING = 200.0  # for each number of a factor, which is computed, allocated, copied and read by LAPACK
 _COLLECTING = 600.0  # for each number of the known null directions
 # Passes of the self-checks and of the rank over data that are not in memory: measured 3 to 5 for a factor, and 7 or 8
@@ -279,8 +280,8 @@ def rank_work(operator: BlockMatrix) -> float | None:
     -------
     float or None
         Work in multiply-adds of a large matrix product, 0 if there is no factor, and None if its size is not known. For
-        ``r`` columns and a rank of at most ``b``: 200 for each number of the factor, the singular values of ``b + 50``
-        sums of columns, and those of all columns, which the sums may leave undecided.
+        ``r`` columns and a rank of at most ``b``: 200 for each number of the factor, and the bounds at a gap of at most
+        ``b + 50`` sums of columns. Singular values, which are computed where bounds do not decide, are not counted.
     """
     base = operator.same_rank or operator
     factor, dim = base.routes.factor, base.dim
@@ -289,17 +290,8 @@ def rank_work(operator: BlockMatrix) -> float | None:
     if factor is None:
         return None
     columns, bound = factor.num_columns, base.facts.rank_bound
-    width = min(columns, (dim if bound is None else bound) + SPARE_SUMS)
-    forming = _FORMING * columns * dim
-    sums = forming + _singular_work(width, dim) if width < columns else 0.0
-    whole = forming + _singular_work(columns, dim) if not sums or columns * dim**2 <= FACTOR_WORK else 0.0
-    return sums + whole
-
-
-def _singular_work(columns: int, dim: int) -> float:
-    """Multiply-adds of the singular values of a factor, by a QR and those of its triangle."""
-    short, long = min(columns, dim), max(columns, dim)
-    return _QR * short**2 * long + _SINGULAR_VALUES * short**3
+    short, long = sorted((dim, min(columns, (dim if bound is None else bound) + SPARE_SUMS)))
+    return _FORMING * columns * dim + _BOUNDS * short**2 * long
 
 
 def _checking(operator: BlockMatrix) -> float:
