@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 MAX_PANELS = 12  # of eigenvalues; blocks of a large model are better read from the heat map
+_LEGEND_LINE = 1.62 / 72  # inches of one line of a legend for each point of its font
 _NARROW = "-narrow"  # ends the name of a figure in its form for a small screen
 _PLACES: Mapping[str, Callable[[Measured[Any]], str | float]] = {
     "weights": lambda m: m.arm,
@@ -186,12 +187,11 @@ def finished(figure: Figure, *, outer_labels: bool = True) -> Figure:
     if handles:
         longest = max(map(len, handles)) * 0.075 + 0.6  # estimated inches of one entry
         columns = max(1, min(len(handles), int(figure.get_figwidth() / longest)))
-        legend = figure.legend(
+        figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False, handlelength=3
         )
         lines = -(-len(handles) // columns)
-        line = legend.get_window_extent().height / figure.dpi / lines
-        figure.set_figheight(figure.get_figheight() + line * (lines - 1))
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * rcParams["font.size"] * (lines - 1))
     return figure
 
 
