@@ -399,8 +399,8 @@ def test_a_dry_run_of_compare_counts_the_work_and_promises_no_time(monkeypatch):
     )
     found = json.loads(run(*options, "--json").stdout)
     assert found["schema"] == "curvature/plan/1"
-    # Each seed: at two points three charts, and four with that of weight norm; at the end four stretches in both arms.
-    assert found["study"]["num_spectra"] == {"ggn": 3 * (2 * 3 + 2 * 4 + 2 * 4)}
+    # Each seed: the standard arm in three charts and then its own; that of weight norm in four, and at four stretches.
+    assert found["study"]["num_spectra"] == {"ggn": 3 * (3 + 1 + 2 * 4 + 4)}
     assert not Path("runs").exists()
 
 
