@@ -96,6 +96,10 @@ def test_spectrum_marks_rank_and_hatches_below_the_floor(ax):
     (band,) = [patch for patch in ax.patches if patch.get_hatch()]
     assert band.get_label() == "2 below the noise floor"
     assert band.get_y() + band.get_height() == 1e-15
+    assert band.get_y() < 1e-6 * ax.get_ylim()[0]  # below the end of the axis, which other panels may move
+    page = figures.inline_svg(figures.render_svg(ax.figure, "hatched"))
+    assert "var(--band)" in page[page.index("<pattern") : page.index("</pattern")]
+    assert "#f3f3f3" not in page
 
 
 def test_a_floor_far_below_the_eigenvalues_does_not_stretch_the_axis(ax):

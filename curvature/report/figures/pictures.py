@@ -158,5 +158,6 @@ def inline_svg(text: str) -> str:
         page, which differ between light and dark.
     """
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
+    text = re.sub(r'fill="(#\w{6})"', r'style="fill: \1"', text)  # of the ground of a hatch
     colors = rf"(?<=: )(?:{'|'.join(PAGE_COLORS)})(?=[;\"])"
     return re.sub(colors, lambda match: f"var(--{PAGE_COLORS[match[0]]})", text)

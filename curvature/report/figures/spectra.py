@@ -26,6 +26,7 @@ from curvature.report.figures.style import (
 
 __all__ = ["descending", "plot_spectra", "plot_spectrum"]
 
+_FAR = 1e-9
 _FLOOR_ROOM = 1e6  # the floor is drawn if it is at most this far below the smallest eigenvalue drawn
 
 
@@ -186,8 +187,8 @@ def _draw_floor(ax: Axes, sizes: np.ndarray, floor: float, hidden: int | None) -
     bottom = floor / 30 if drawn else low / 3
     ax.set_ylim(bottom, high * 3)
     if drawn:
-        ax.axhspan(
-            bottom, floor, label=f"{count}below the noise floor", hatch="////", facecolor="#f3f3f3",
+        ax.axhspan(  # down to the end of the axis, also where it is made longer than here
+            bottom * _FAR, floor, label=f"{count}below the noise floor", hatch="////", facecolor="#f3f3f3",
             edgecolor="#bdbdbd", linewidth=0, zorder=0,
         )  # fmt: skip
         ax.axhline(floor, color=GRAY, linewidth=0.8)
