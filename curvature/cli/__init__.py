@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 from typing import TYPE_CHECKING, Any
 
 from curvature.cli.interruption import run_command_line
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 
+# PyTorch and NumPy have threads of their own. Those of one that wait, by spinning, take the processor from those of the
+# other that compute: by default for milliseconds. Measured on two cores: `curvature compare` takes 23 s instead of 38.
+_SHORT_WAITS = {"GOMP_SPINCOUNT": "10000", "OPENBLAS_THREAD_TIMEOUT": "16"}
+
+
 def main() -> None:
     """Run the command line."""
+    for name, value in _SHORT_WAITS.items():
+        os.environ.setdefault(name, value)  # read when the libraries are loaded
     gc.disable()  # imports leave no garbage, and to look for it takes half a second; libraries_are_loaded enables it
     atexit.register(gc.freeze)  # the interpreter looks for it once more before it ends
     run_command_line(_start)

@@ -249,7 +249,7 @@ def compare(flags: dict[str, Any], run_options: RunOptions) -> None:
 
     Trains two arms with plain SGD, at paired seeds.
 
-    Without options: a small network on handwritten digits, in about a minute.
+    Without options: a small network on handwritten digits, in half a minute.
 
     With --full: thirteen arms with their controls, each at its own tuned learning rate, from PyTorch's and from the
     paper's initialization, at ten seeds, with a verdict on every claim.

@@ -99,7 +99,7 @@ def study(
 
     Notes
     -----
-    Costs the training, and the eigenvalues of every matrix in every chart at every checkpoint: about a minute for
+    Costs the training, and the eigenvalues of every matrix in every chart at every checkpoint: half a minute for
     the quick study of a network with a thousand weights, hours for the full one.
 
     Examples

@@ -825,6 +825,15 @@ def test_garbage_of_user_code_is_collected_and_libraries_are_not_searched_for_it
     assert "collects True True" in process.stderr
 
 
+def test_threads_of_two_libraries_wait_briefly_for_each_other_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"GOMP_SPINCOUNT": "7"})
+    for name in ("curvature.cli.run_command_line", "atexit.register"):
+        monkeypatch.setattr(name, lambda _action: None)
+    monkeypatch.setattr("gc.disable", lambda: None)
+    cli.main()
+    assert (os.environ["GOMP_SPINCOUNT"], os.environ["OPENBLAS_THREAD_TIMEOUT"]) == ("7", "16")
+
+
 def test_reader_that_has_gone_is_no_error_of_ours():
     command = f"{sys.executable} -m curvature spectrum {' '.join(SMALL)} -q --block neuron -v | head -n 1"
     process = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
