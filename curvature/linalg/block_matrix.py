@@ -85,8 +85,7 @@ class BlockMatrix:
         return self._checked(multiply, (self._product_witness(), *self.facts.witnesses))
 
     def _product_witness(self) -> Witness:
-        terms = None if self.routes.entries is None else self.routes.entries.terms
-        return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES, terms=terms)
+        return Witness("products with vectors", same_form(self.__matmul__), _TWO_ROUTES)
 
     @full_precision()
     def _checked(self, multiply: Callable[[Tensor], Tensor], witnesses: tuple[Witness, ...]) -> tuple[Check, ...]:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from curvature.arrays import Float
 from curvature.errors import SelfCheckError
-from curvature.linalg.dense import entry_rounding
 from curvature.linalg.norms import vector_norms
 from curvature.records import Check
 
@@ -67,9 +66,6 @@ class Witness:
         where the inputs are large.
     tolerance
         Largest relative difference that passes; None: that of rounding.
-    terms
-        Returns the size of the terms whose sums the entries of ``A`` are, where they may cancel; called only if the
-        difference is more than rounding of ``A`` itself.
     """
 
     name: str
@@ -77,7 +73,6 @@ class Witness:
     blame: str | Callable[[], str]
     shrinks: tuple[float, ...] = (1.0,)
     tolerance: float | None = None
-    terms: Callable[[], float] | None = None
 
     def through(self, map_: Callable[[Tensor], Tensor]) -> Witness:
         """Derive a witness of ``M^T A M`` for a linear map ``M``.
@@ -250,9 +245,6 @@ def _agreement(witness: Witness, vectors: Tensor, images: Tensor, scale: float, 
         testimony = witness.testify(vectors, shrink)
         excess = float((testimony.form - form).abs().max()) - testimony.rounding
         values.append(_relative(0.0 if excess <= 0 else excess, scale))  # NaN stays NaN
-        if values[-1] > tolerance and witness.terms is not None and scale > 0:
-            # An entry is wrong by its rounding, entry_rounding; so is v^T A v, for random unit vectors.
-            tolerance = max(tolerance, entry_rounding(vectors, witness.terms()) / scale)
         if values[-1] <= tolerance:
             note = "of V^T A V" if shrink == 1 else f"of V^T A V; with {shrink:.1g} of the usual step"
             if testimony.image is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from curvature.arrays import Float
 from curvature.errors import NonFiniteError, SelfCheckError
 
-__all__ = ["entry_rounding", "mirrored", "symmetric_product", "symmetrized", "unfilled"]
+__all__ = ["mirrored", "symmetric_product", "symmetrized", "unfilled"]
 
 _TILE = 512  # rows and columns of a tile: 2 MB in float64, so a tile and its transposed partner fit into cache
 _STRIPE = 128  # rows that are copied at once into columns: measured half of the time of 512, for 300 to 4096 rows
@@ -64,31 +64,13 @@ def symmetrized(
                 matrix[rows, cols], matrix[cols, rows] = mean, mean.T
     if not torch.isfinite(scale):
         raise NonFiniteError(f"{name} has NaN or infinite entries; look at the model and the data at this point.")
-    allowed = entry_rounding(matrix, float(scale))
-    if asymmetry > allowed and (terms is None or asymmetry > entry_rounding(matrix, terms())):
+    allowed = 100 * torch.finfo(matrix.dtype).eps * len(matrix) ** 0.5 * scale
+    if asymmetry > allowed and (terms is None or asymmetry > allowed / scale * terms()):
         raise SelfCheckError(
             f"{name} is not symmetric: entries differ by {asymmetry / scale:.1e} of the largest, rounding allows "
             f"{allowed / scale:.1e}. A layer has a wrong or a random second derivative: freeze or replace it."
         )
     return matrix
-
-
-def entry_rounding(like: Float[Tensor, "dim columns"], size: float) -> float:
-    """Rounding that an entry may have which is a sum over the rows of a matrix.
-
-    Parameters
-    ----------
-    like
-        A matrix with that many rows, in that precision.
-    size
-        Of the terms of the sum.
-
-    Returns
-    -------
-    float
-        100 units of rounding, times the square root of the number of rows: signs are random.
-    """
-    return 100 * torch.finfo(like.dtype).eps * len(like) ** 0.5 * size
 
 
 def symmetric_product(

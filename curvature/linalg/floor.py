@@ -129,13 +129,9 @@ def noise_floor(
         known, rule = formula
         largest = float(sizes[len(values) - known - 1])
         if largest > (eps if method == "factor" else eps**0.5) * size:
-            entries = operator.routes.entries
-            cancels = entries is not None and entries.terms is not None
-            chart = ", or the Jacobian of the chart multiplies rounding by too much: give it more damping"
             raise SelfCheckError(
                 f"the rank of {operator.name} in {operator.where.chart} is at most {known} ({rule}), but its "
-                f"eigenvalue {known + 1} is {largest:.3g} (largest {size:.3g}): the formula or a derivative is wrong"
-                f"{chart if cancels else ''}."
+                f"eigenvalue {known + 1} is {largest:.3g} (largest {size:.3g}): the formula or a derivative is wrong."
             )
         parts["the known null space"] = largest
     if operator.facts.positive_semidefinite:
