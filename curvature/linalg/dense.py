@@ -101,7 +101,7 @@ def symmetric_product(
     return torch.from_numpy(block.T.contiguous().numpy() @ matrix.numpy()).T
 
 
-def unfilled(*shape: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "*shape"]:
+def unfilled(*shape: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "..."]:
     """Allocate a large tensor without filling it.
 
     Parameters

@@ -96,11 +96,18 @@ def pulled_back(
     tuple of Tensor
         One for each leaf; zeros where no output depends on it.
 
+    Raises
+    ------
+    ValueError
+        If a cotangent has another shape than its output: their product would be broadcast.
+
     Notes
     -----
     Of numbers that are linear in the cotangents: where PyTorch is given the cotangents themselves, it first imports
     SymPy, and the first result comes 0.3 s later.
     """
+    if any(output.shape != cotangent.shape for output, cotangent in zip(outputs, cotangents, strict=True)):
+        raise ValueError("every cotangent must have the shape of its output")
     with torch.enable_grad():
         own = map(torch.clone, cotangents)  # autograd does not keep tensors that were made under inference mode
         numbers = list(map(torch.sum, map(torch.mul, outputs, own)))

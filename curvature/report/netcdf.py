@@ -48,6 +48,8 @@ def write_netcdf(groups: Mapping[str, Group], path: Path) -> None:
     ------
     OSError, RuntimeError
         If the disk is full or fails.
+    ValueError
+        If two arrays of a group have different lengths along one dimension.
 
     Notes
     -----
@@ -77,7 +79,11 @@ def _group(group: h5py.Group, path: str) -> h5py.Group:
 def _write_variables(group: h5py.Group, variables: Variables, num_before: int) -> int:
     """Write the variables of a group, with scales for its dimensions; return how many dimensions it has."""
     arrays = {name: np.asarray(values) for name, (_, values) in variables.items()}
-    sizes = {d: size for name, (axes, _) in variables.items() for d, size in zip(axes, arrays[name].shape, strict=True)}
+    sizes: dict[str, int] = {}
+    for name, (axes, _) in variables.items():
+        for dimension, size in zip(axes, arrays[name].shape, strict=True):
+            if sizes.setdefault(dimension, size) != size:
+                raise ValueError(f"{name} has {size} entries along {dimension}, other arrays have {sizes[dimension]}")
     datasets = {
         dimension: group.create_dataset(dimension, (size,), ">f4", track_order=True)
         for dimension, size in sizes.items()

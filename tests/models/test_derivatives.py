@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from curvature.models.derivatives import pulled_back
@@ -29,6 +30,12 @@ def test_cotangents_are_pulled_back_as_by_the_transposed_jacobian():
     # Linear in the cotangents: the derivative along one of them is a column of the Jacobian, to the last bit or so.
     (tangent,) = torch.autograd.grad(pulled[0][1], cotangents[0])
     assert distance(tangent, jacobians[0][0][:, 1]) < 1e-14
+
+
+def test_a_cotangent_of_another_shape_is_refused_and_not_broadcast():
+    x = drawn(3).requires_grad_()
+    with pytest.raises(ValueError, match="every cotangent must have the shape of its output"):
+        pulled_back([x.sin()[:, None]], [x], [drawn(3, seed=1)])
 
 
 def test_a_spectrum_comes_without_the_import_of_sympy():

@@ -358,6 +358,18 @@ def test_the_fisher_is_known_to_be_the_ggn_exactly_where_the_two_matrices_agree(
     assert fisher_is_ggn(reference.problem()) == (distance(reference.fisher(), reference.ggn()) < 1e-10)
 
 
+def test_one_large_example_does_not_hide_that_the_fisher_is_not_the_ggn():
+    """A Poisson rate of 1e-18 has a Fisher information of 1e18; at the other rates the labels are not the means."""
+    inputs = torch.tensor([[1e-18, 0.0], [0.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
+    rates = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.ones_(rates.weight)
+    loss = torch.nn.PoissonNLLLoss(log_input=False, eps=1e-300)
+    targets = torch.tensor([[1e-18], [5.0], [1.0]], dtype=torch.float64)
+    problem = cv.Problem.from_module(rates, loss=loss, data=(inputs, targets))
+    assert float(cv.ggn(problem).dense()[1, 1]) > 1.5 * float(cv.fisher(problem).dense()[1, 1])
+    assert not fisher_is_ggn(problem)
+
+
 @pytest.mark.parametrize(("name", "reduction"), PAIRS)
 def test_second_moments_of_gradients_are_those_of_single_examples_in_the_scale_of_the_loss(name, reduction):
     reference = Reference(CASES[name], reduction)

@@ -51,6 +51,12 @@ def test_the_file_opens_in_xarray_as_one_that_xarray_wrote(paths):
                 assert ("_FillValue" in encoding) == ("_FillValue" in variable.encoding)
 
 
+def test_arrays_of_different_lengths_along_one_dimension_are_refused(tmp_path):
+    variables = {"steps": (("record",), np.arange(3)), "losses": (("record",), np.zeros(2))}
+    with pytest.raises(ValueError, match="losses has 2 entries along record, other arrays have 3"):
+        write_netcdf({"/": Group(variables, {})}, tmp_path / "result.nc")
+
+
 def test_dimensions_are_those_of_the_netcdf_library(paths):
     """What other readers than xarray go by: scales with their names and numbers, and the scales of every array."""
     layouts = []
