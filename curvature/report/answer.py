@@ -65,7 +65,7 @@ def answer_of(verdicts: Sequence[Row]) -> dict[str, str]:
     if main["factor"] is not None and math.isfinite(main["factor"]):
         text = f"{how}, weight norm multiplies the {subject} by {number}, where below 1 is better"
     else:
-        text = f"{how}, the {subject} gives {number}"
+        text = f"{how}, for the {subject} {number}"
     same = rows.get(_SAME_WEIGHTS)
     if same is not None and same is not main and same["outcome"] in _SAME:
         text += "; " + _SAME[same["outcome"]].format(size=same["smallest_effect"], number=same["number"])

@@ -120,6 +120,14 @@ def test_the_answer_is_one_sentence_in_factors(study):
     )
 
 
+def test_an_answer_without_a_number_is_a_sentence_too(study):
+    (claim, *others) = study.verdicts
+    bare = replace(claim, num_pairs=0, estimate=math.nan, low=math.nan, high=math.nan, outcome="undecided")
+    document = report.study_document(replace(study, verdicts=(bare, *others)))
+    begin = "Undecided: after its own training, for the condition number κ₈₀ of the GGN no pair has a number"
+    assert document["answer"]["plain"].startswith(begin)
+
+
 def test_a_factor_is_below_1_exactly_where_the_effect_favours_weight_norm():
     for unit in ("log(a / b)", "decades of learning rates, weight norm minus standard"):
         assert factor_of(unit, 0.3) < 1 == factor_of(unit, 0.0) < factor_of(unit, -0.3)
