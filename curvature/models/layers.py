@@ -15,6 +15,7 @@ from torch.nn import functional
 from curvature.arrays import Float, Int
 from curvature.errors import NotDefinedError
 from curvature.models import Problem
+from curvature.models.derivatives import pulled_back
 from curvature.models.module.replaced import runs_its_type
 
 __all__ = ["LayerTrace", "trace_layers"]
@@ -198,11 +199,9 @@ def _pulled_back(calls: dict[str, _Call], outputs: Tensor, factor: Tensor) -> di
     if not reached:
         return {}
     layers = [calls[path].outputs for path in reached]
-    with torch.enable_grad():  # numbers and not cotangents, as in pulled_back
-        numbers = [(outputs * column.reshape(outputs.shape)).sum() for column in factor.unbind(dim=2)]
     columns = [
-        torch.autograd.grad(number, layers, retain_graph=True, allow_unused=True, materialize_grads=True)
-        for number in numbers
+        pulled_back([outputs], layers, [column.reshape(outputs.shape)], retain_graph=True)
+        for column in factor.unbind(dim=2)
     ]
     gradients = zip(*columns, strict=True)  # by layer, then by column
     return {path: torch.stack(parts, dim=1).detach() for path, parts in zip(reached, gradients, strict=True)}

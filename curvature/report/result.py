@@ -278,7 +278,7 @@ def _decoded(groups: Mapping[str, Contents], config: dict[str, Any], provenance:
     measured = [
         numbered
         for folder in _ARRAYS
-        for _, (arrays, _attributes) in children.get(folder, ())
+        for _, (arrays, _) in children.get(folder, ())
         for numbered in _arrays(folder, arrays)
     ]
     if "condition_numbers" in tables:
