@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from curvature.studies.evidence import LINEAR_PART
 from curvature.studies.progress import FIRST_NUMBERS
 from curvature.studies.settings import StudySettings
 from curvature.studies.shared import Shared, is_canonical
-from curvature.studies.steps import noise_and_steps
+from curvature.studies.steps import gradient_noise, steps_and_league
 
 __all__ = [
     "CANONICAL_TOLERANCE",
@@ -90,9 +89,7 @@ def measure_point(
             ggn = _operator(shared, problem, "ggn", place.seed)
             collector.add(place, _spectrum(shared, ggn, effective, WeightNorm(stretch=stretch)))
     if followed and place.checkpoint in settings.steps_at:
-        covariance = _operator(shared, problem, "gradient_covariance", place.seed)
-        controls = partial(_controls, shared, problem, covariance, settings, place.seed)
-        noise_and_steps(collector, place, problem, chart, covariance, controls, settings, shared)
+        _noise_and_steps(collector, place, problem, chart, settings, shared)
 
 
 def _say_first_numbers(collector: Collector, place: Place) -> None:
@@ -195,6 +192,27 @@ def _spectrum(
         return spectrum(move(operator, chart), gradient=gradient)
     key = (operator.name, gradient, move, chart.rule, chart.stretch, chart.log_scale, chart.layers)
     return shared.once(key, lambda: spectrum(move(operator, chart), gradient=gradient))
+
+
+def _noise_and_steps(
+    collector: Collector,
+    place: Place,
+    problem: Problem,
+    chart: Parameterization,
+    settings: StudySettings,
+    shared: Shared,
+) -> None:
+    """Measure gradient noise; where charts are compared and the loss has a Fisher, also steps and the league."""
+    covariance = _operator(shared, problem, "gradient_covariance", place.seed)
+    collector.extend(place, shared.once(("noise",), lambda: gradient_noise(problem, covariance, place.seed)))
+    comparable = isinstance(chart, Standard) or type(chart) is WeightNorm
+    if not comparable or not settings.in_every_chart(place.arm, place.checkpoint):
+        return
+    if not problem.loss.likelihood:
+        collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
+        return
+    controls = shared.once(("controls",), lambda: _controls(shared, problem, covariance, settings, place.seed))
+    steps_and_league(collector, place, problem, chart, controls, settings, shared)
 
 
 def _controls(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from curvature.charts import Parameterization, Standard, WeightNorm
+from curvature.charts import Parameterization, Standard
 from curvature.linalg.operator import SymmetricOperator
 from curvature.models import Problem
 from curvature.natural_gradient import (
@@ -24,23 +24,22 @@ from curvature.studies.collector import Collector, Place
 from curvature.studies.settings import HEADLINE, StudySettings
 from curvature.studies.shared import Shared, is_canonical
 
-__all__ = ["noise_and_steps"]
+__all__ = ["gradient_noise", "steps_and_league"]
 
 _VANISHING = 1e-200  # of a squared gradient in the metric of the Fisher: products with it underflow
 ENDS = ("init", "late")  # checkpoints at which closeness is measured: it costs the eigenvalues of every chart
 
 
-def noise_and_steps(
+def steps_and_league(
     collector: Collector,
     place: Place,
     problem: Problem,
     chart: Parameterization,
-    covariance: SymmetricOperator,
-    controls_here: Callable[[], Controls],
+    controls: Controls,
     settings: StudySettings,
     shared: Shared,
 ) -> None:
-    """Measure the gradient noise of every neuron, the step of weight norm against the natural gradient, and the league.
+    """Measure the step of weight norm against the natural gradient, and the league.
 
     Parameters
     ----------
@@ -52,23 +51,13 @@ def noise_and_steps(
         At its weights.
     chart
         In which the arm was trained, at the gauge that it reached.
-    covariance
-        The gradient covariance, with its entries.
-    controls_here
-        What builds the controls at these weights, from the Fisher and this covariance; called for a likelihood only.
+    controls
+        At these weights.
     settings
         What is measured.
     shared
         Results at the same weights.
     """
-    collector.extend(place, shared.once(("noise",), lambda: _noise(problem, covariance, place.seed)))
-    comparable = isinstance(chart, Standard) or type(chart) is WeightNorm
-    if not comparable or not settings.in_every_chart(place.arm, place.checkpoint):
-        return
-    if not problem.loss.likelihood:
-        collector.warn(f"no natural-gradient comparison: the loss {problem.loss.name!r} has no Fisher.")
-        return
-    controls = shared.once(("controls",), controls_here)
     size = float(controls.preconditioners.matrix.trace()) * float(problem.gradient().abs().max()) ** 2
     if not size > _VANISHING:  # every output is saturated
         collector.warn(f"{place}: no natural-gradient comparison, because the gradient or the Fisher vanishes.")
@@ -97,7 +86,23 @@ def noise_and_steps(
         collector.extend(place, league)
 
 
-def _noise(problem: Problem, covariance: SymmetricOperator, seed: int) -> tuple[Alignment | Whitening, ...]:
+def gradient_noise(problem: Problem, covariance: SymmetricOperator, seed: int) -> tuple[Alignment | Whitening, ...]:
+    """Measure the gradient noise of every neuron.
+
+    Parameters
+    ----------
+    problem
+        At the weights of the checkpoint.
+    covariance
+        The gradient covariance, with its entries.
+    seed
+        Of the random directions.
+
+    Returns
+    -------
+    tuple
+        The records.
+    """
     generator = torch.Generator().manual_seed(seed)
     return (
         *alignments(problem, seed=generator, covariance=covariance),

@@ -12,7 +12,7 @@ DEFECTS = [
     ),
     Defect(
         "a league in another gauge than training has reached",
-        "studies:noise_and_steps",
+        "studies:steps_and_league",
         "whitening_league($problem, $chart, relative_damping=$damping, seed=$seed, controls=$controls)",
         "whitening_league($problem, None, relative_damping=$damping, seed=$seed, controls=$controls)",
         ("the_league_is_measured_at_both_ends_of_weight_norm_and_agrees_with_the_steps_of_the_claims",),

@@ -5,7 +5,6 @@ import math
 import os
 import signal
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ from curvature.studies.grid import (
 )
 from curvature.studies.grid.result import _arm_effect
 from curvature.studies.shared import Shared
-from curvature.studies.steps import noise_and_steps
+from curvature.studies.steps import steps_and_league
 from curvature.studies.training import Arm, arm_named
 
 CELLS = (Cell("wine", "tanh-mlp", "sgd"), Cell("breast-cancer", "residual-mlp", "adam"))
@@ -267,8 +266,8 @@ def test_a_saturated_network_is_measured_without_steps(wrong):
     collector = Collector()
     covariance = cv.gradient_covariance(problem).materialized()
     place, settings = Place("standard", 0, "late", 10), TINY.study(CELLS[0])
-    controls = partial(Controls, problem, None, covariance)
-    noise_and_steps(collector, place, problem, cv.Standard(), covariance, controls, settings, Shared())
+    controls = Controls(problem, None, covariance)
+    steps_and_league(collector, place, problem, cv.Standard(), controls, settings, Shared())
     assert "the gradient or the Fisher vanishes" in next(iter(collector.warnings))
     assert not any(isinstance(m.record, StepComparison) for m in collector.measurements)
 
